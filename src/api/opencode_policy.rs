@@ -15,7 +15,7 @@ use crate::opencode::writes::{ForwardedWrite, ProgramRisk, classify};
 use crate::opencode::{UpstreamTarget, rules};
 use crate::store::spool::SpoolArea;
 use crate::workspaces::Workspace;
-use crate::workspaces::record::WorkspaceKind;
+use crate::workspaces::WorkspaceKind;
 
 /// Returns the action that must be approved before a request is proxied, if any.
 ///

@@ -7,7 +7,7 @@ use crate::access::{Login, Scope};
 use crate::base::{Result, limits};
 use crate::http::{Answer, Request, Response};
 use crate::workspaces::Workspace;
-use crate::workspaces::opencode::ConnectionUpdate;
+use crate::workspaces::connection::ConnectionUpdate;
 
 fn now(value: &Value) -> Result<Answer> {
     Ok(Answer::Now(Response::ok(value)))

@@ -1,5 +1,5 @@
-//! A skill's folder as a whole: scripts and data as well as text, with the permission to execute. This is what workspaces
-//! and bundles get. Bounded for each skill by [`limits::SKILL_FILES`] and [`limits::SKILL_BYTES`].
+//! The complete folder of a skill: scripts, data and text, with execute permissions. Workspaces and bundles get this.
+//! Each skill is limited by [`limits::SKILL_FILES`] and [`limits::SKILL_BYTES`].
 
 use std::os::unix::fs::MetadataExt as _;
 
@@ -18,20 +18,20 @@ pub struct SkillPart {
     pub path: String,
     /// Its size when it was listed.
     pub bytes: u64,
-    /// Its owner may execute it.
+    /// The owner's execute permission is set.
     pub executable: bool,
 }
 
-/// A skill's files.
+/// The files of a skill.
 #[derive(Debug, Default)]
 pub struct SkillFolder {
-    /// All files but `SKILL.md`, by path.
+    /// All files except `SKILL.md`, by path.
     pub parts: Vec<SkillPart>,
-    /// Paths of those that do not fit into the limits of a skill, or are no regular files.
+    /// Paths of files that exceed the limits of a skill or are not regular files.
     pub left_out: Vec<String>,
 }
 
-/// The part of a path below a skill.
+/// Checks one component of a path below a skill.
 ///
 /// # Errors
 /// `InvalidName` with the rule.
@@ -53,7 +53,8 @@ pub(super) fn check_part(part: &str) -> Result<()> {
     }
 }
 
-/// Whether a file or folder of this name is never part of a skill: desktops, editors and version control leave them.
+/// Whether files and folders of this name are never part of a skill, because desktops, editors and version control
+/// create them.
 pub fn is_ignored_name(name: &str) -> bool {
     const NAMES: [&str; 10] = [
         ".DS_Store",
@@ -68,7 +69,8 @@ pub fn is_ignored_name(name: &str) -> bool {
         ".localized",
     ];
     let editors = |name: &str| {
-        // vim's `.NAME.swp`, and `.swo` and so on when there are several; emacs's `.#NAME`; a file on its way.
+        // Swap files of vim (`.NAME.swp`, `.swo` and so on), lock files of emacs (`.#NAME`), and files of macOS
+        // (`._NAME`).
         let swap = name.rsplit_once(".sw").is_some_and(|(_, last)| last.len() == 1);
         name.starts_with('.') && (swap || name.starts_with(".#") || name.starts_with("._"))
     };
@@ -76,10 +78,10 @@ pub fn is_ignored_name(name: &str) -> bool {
 }
 
 impl Library {
-    /// The files of a skill.
+    /// Returns the files of a skill.
     ///
     /// # Errors
-    /// `InvalidName`; `InvalidPath` when it has more entries than a folder of the library may have.
+    /// `InvalidName`; `InvalidPath` if it has more entries than a folder of the library may have.
     pub fn skill_folder(&self, name: &str) -> Result<SkillFolder> {
         check_name(name)?;
         let (root, top) = (self.root()?, folder(name));
@@ -101,15 +103,15 @@ impl Library {
         Ok(found)
     }
 
-    /// The bytes of a file of a skill; `None` when it is gone.
+    /// Reads a file of a skill; `None` if it no longer exists.
     ///
     /// # Errors
-    /// `InvalidPath` when it is no regular file or has grown beyond a skill's limit.
+    /// `InvalidPath` if it is not a regular file or exceeds a skill's limit.
     pub fn read_part(&self, name: &str, path: &str) -> Result<Option<Vec<u8>>> {
         self.root()?.read(&format!("{}/{path}", folder(name)), limits::SKILL_BYTES as u64)
     }
 
-    /// Paths of all entries below a folder of the library that are not folders, sorted, hidden ones included.
+    /// Sorted paths of all entries below a folder of the library that are not folders, hidden ones included.
     pub(super) fn all_below(&self, top: &str) -> Result<Vec<String>> {
         let root = self.root()?;
         let (mut files, mut folders) = (Vec::new(), vec![String::new()]);
@@ -123,7 +125,7 @@ impl Library {
                     return Err(Error::new(Code::InvalidPath, format!("{top} has too many files")));
                 }
                 let path = if below.is_empty() { entry } else { format!("{below}/{entry}") };
-                // A link may lead to a folder above it.
+                // The depth is limited because a link may point to a folder above it.
                 let deep = path.split('/').count() > limits::LIBRARY_PATH_PARTS;
                 match root.is_dir(&format!("{top}/{path}")) {
                     _ if deep => {}
@@ -142,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_desktops_and_editors_leave_is_no_part_of_a_skill() {
+    fn files_of_desktops_and_editors_are_ignored() {
         for name in [".DS_Store", "._x", "__MACOSX", ".x.swp", ".SKILL.md.swo", ".#x", ".git"] {
             assert!(is_ignored_name(name), "{name}");
         }
@@ -152,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_names() {
+    fn path_components_are_checked() {
         for good in ["v1..v2.md", "[...slug].tsx", ".hidden", "...", "a b", "日本"] {
             assert!(check_part(good).is_ok(), "{good}");
         }

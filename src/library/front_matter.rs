@@ -1,28 +1,28 @@
-//! The YAML between `---` lines at the top of a Markdown file. Pure.
+//! The YAML front matter of a Markdown file. Pure.
 
 use serde::Deserialize;
 
 use crate::store::front_matter::{self, split};
 
-/// What is read of it; anything else stays as it is.
+/// The fields that berth reads; other fields are kept.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct FrontMatter {
     #[serde(default)]
     pub(super) description: Option<String>,
-    /// Run at the end of a build, before the init script.
+    /// Commands that run at the end of a build, before the init script.
     #[serde(default)]
     pub(super) setup_commands: Vec<String>,
 }
 
-/// Reads the front matter of a text; none is empty.
+/// Reads the front matter of a text; empty if there is none.
 ///
 /// # Errors
-/// What is wrong with it, for a person.
+/// A description of the problem.
 pub(super) fn read(text: &str) -> Result<FrontMatter, String> {
     front_matter::read(text)
 }
 
-/// The text with a `name:` in its front matter: agents find a skill by it.
+/// Adds a `name:` to the front matter, if it has none: agents look up skills by it.
 pub fn with_name(text: &str, name: &str) -> String {
     let quoted = serde_json::Value::from(name);
     match split(text) {
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn front_matter_is_read_and_named() {
+    fn front_matter_is_read_and_gets_a_name() {
         let text = "---\ndescription: \"a: b\"\nsetup_commands:\n  - npm install\n---\n# X\n";
         let read_back = read(text).unwrap();
         assert_eq!(read_back.description.as_deref(), Some("a: b"));

@@ -1,5 +1,5 @@
-//! Skills that come as one file: a `SKILL.md`, or a zip archive with one. Everything is written beside the skills first,
-//! and gets its name by one rename, so a skill is there whole or not at all.
+//! Imports skills from one file: a `SKILL.md` or a zip archive that contains one. Files are first written to a
+//! staging folder that then gets its name by one rename. **Invariant:** a skill is complete or does not exist.
 
 use std::collections::BTreeMap;
 
@@ -14,15 +14,15 @@ use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
 
-/// Entries on their way in or out have names that begin so, beside those that are complete.
+/// The prefix of staging folders, which are beside the complete entries.
 const STAGING_PREFIX: &str = ".importing-";
 
-/// A new name for one.
+/// Returns a new name for a staging folder.
 pub(super) fn staging_name() -> String {
     format!("{STAGING_PREFIX}{}", uuid::Uuid::new_v4())
 }
 
-/// A skill that was made of an archive.
+/// A skill imported from an archive.
 #[derive(Debug, Serialize)]
 pub struct ImportedSkill {
     #[serde(flatten)]
@@ -30,7 +30,7 @@ pub struct ImportedSkill {
     /// Entries of the archive that were left out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     skipped: Vec<String>,
-    /// Why, in the same order.
+    /// The reasons, in the same order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
 }
@@ -40,10 +40,10 @@ fn refused(message: impl Into<String>) -> Error {
 }
 
 impl Library {
-    /// The name that a new skill is to have, and that is still free; case and blanks around it do not count, as observed.
+    /// Checks and normalises the name of a new skill. Case and surrounding blanks are ignored, as in sandboxed.sh.
     ///
     /// # Errors
-    /// `InvalidName`; `Conflict` when there is such a skill.
+    /// `InvalidName`; `Conflict` if the skill exists.
     pub fn new_skill(&self, name: &str) -> Result<String> {
         let name = name.trim().to_lowercase();
         let letters = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
@@ -53,16 +53,16 @@ impl Library {
         }
         check_name(&name)?;
         if self.root()?.identity(&folder(&name))?.is_some() {
-            let message = format!("Skill '{name}' already exists; delete it first, or take another name");
+            let message = format!("Skill '{name}' already exists; delete it first, or choose another name");
             return Err(Error::new(Code::Conflict, message));
         }
         Ok(name)
     }
 
-    /// Makes a skill of an uploaded file, whose name tells what it is.
+    /// Imports a skill from an uploaded file; the file name's extension selects the format.
     ///
     /// # Errors
-    /// As [`Library::new_skill`]; `InvalidSkillContent` with what is wrong with the file; then nothing was written.
+    /// Those of [`Library::new_skill`]; `InvalidSkillContent` with the problem of the file. Nothing is then written.
     pub fn import_skill(&self, name: &str, file_name: &str, bytes: Vec<u8>) -> Result<ImportedSkill> {
         let name = self.new_skill(name)?;
         let kind = file_name.rsplit_once('.').map(|(_, kind)| kind.to_ascii_lowercase());
@@ -71,7 +71,7 @@ impl Library {
             Some("md") => {
                 unpacked.files.insert(MAIN.to_owned(), UnpackedFile { bytes, executable: false });
             }
-            // What Claude exports is a zip archive of this name.
+            // Claude exports zip archives with the extension `.skill`.
             Some("zip" | "skill") => unpacked = normalize_layout(unzip::unpack(bytes).map_err(refused)?)?,
             _ => return Err(refused("Unsupported file type. Please upload a .zip or .md file")),
         }
@@ -99,7 +99,7 @@ impl Library {
         Ok(ImportedSkill { skill: self.skill(&name)?, skipped, warnings })
     }
 
-    /// Removes what a server that was killed in the middle of an import or a deletion left.
+    /// Removes staging folders that a killed server left behind.
     pub(super) fn sweep_stages(&self) -> Result<()> {
         let root = self.root()?;
         let texts = TextKind::ALL.map(TextKind::folder);
@@ -125,18 +125,18 @@ fn write(root: &Root, stage: &str, files: &BTreeMap<String, UnpackedFile>) -> Re
     Ok(())
 }
 
-/// An archive's files as they are to lie in the skill: without the one folder that all of them lie in, and with the main
-/// file's name as agents know it (archives made for Claude call it `Skill.md`, too).
+/// Returns the archive's files as they are stored in the skill: without the archive's only top folder, and with the
+/// main file's name as agents expect it (archives made for Claude also use `Skill.md`).
 fn normalize_layout(unpacked: UnpackedSkill) -> Result<UnpackedSkill> {
     let UnpackedSkill { files, mut skipped } = unpacked;
-    // Hidden files beside the one folder are not the skill's: `.github` of a repository.
+    // Hidden entries beside the top folder are not part of the skill, for example `.github` of a repository.
     let visible = || files.keys().filter(|path| !path.starts_with('.'));
     let first = visible().next().and_then(|path| path.split_once('/')).map(|(top, _)| format!("{top}/"));
     let top = first.filter(|top| visible().all(|path| path.starts_with(top.as_str()))).unwrap_or_default();
     let mut kept = BTreeMap::new();
     for (path, file) in files {
         let Some(below) = path.strip_prefix(&top) else {
-            skipped.push(SkippedEntry { name: path, reason: "it lies beside the skill's folder".into() });
+            skipped.push(SkippedEntry { name: path, reason: "it is outside the skill's folder".into() });
             continue;
         };
         if below.split('/').count() > limits::LIBRARY_PATH_PARTS {
@@ -152,7 +152,7 @@ fn normalize_layout(unpacked: UnpackedSkill) -> Result<UnpackedSkill> {
         return Ok(UnpackedSkill { files: kept, skipped });
     }
     let mut message =
-        "No SKILL.md found in the uploaded archive: it lies at the top, or in the one folder that is there"
+        "No SKILL.md found in the uploaded archive; put it at the top, or in the archive's only folder"
             .to_owned();
     for SkippedEntry { name, reason } in skipped.iter().take(limits::ERROR_TAIL_LINES) {
         message += &format!("; '{}' cannot be used: {reason}", name.escape_debug());
@@ -160,7 +160,7 @@ fn normalize_layout(unpacked: UnpackedSkill) -> Result<UnpackedSkill> {
     Err(refused(message))
 }
 
-/// Whether the library can read the file that makes it a skill.
+/// Checks that the library can read the skill's main file.
 fn check_main(bytes: &[u8]) -> Result<()> {
     if std::str::from_utf8(bytes).is_err() {
         return Err(refused(format!("{MAIN} is not UTF-8 text")));

@@ -1,4 +1,4 @@
-//! `plugins.json` and `mcp/servers.json`: one object each, from a name to what it is.
+//! `plugins.json` and `mcp/servers.json`: objects whose keys are names of entries.
 
 use serde_json::{Map as Object, Value};
 
@@ -7,7 +7,7 @@ use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, redact};
 use crate::store::jsonc;
 
-/// Which of the two.
+/// One of the two files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LibraryMap {
     /// `plugins.json`
@@ -24,7 +24,7 @@ impl LibraryMap {
         }
     }
 
-    /// What is wrong with an entry, if anything.
+    /// The problem of an entry, if it has one.
     pub(crate) fn fault(self, entry: &Value) -> Option<&'static str> {
         let text = |name: &str| entry.get(name).and_then(Value::as_str).is_some_and(|text| !text.is_empty());
         let flag = entry.get("enabled").is_none_or(Value::is_boolean);
@@ -47,10 +47,10 @@ impl LibraryMap {
 }
 
 impl Library {
-    /// The object; empty if there is none yet.
+    /// Reads the object; empty if the file does not exist.
     ///
     /// # Errors
-    /// `InvalidPayload` when somebody has broken the file: the message says where.
+    /// `Conflict` if the file is damaged; the message has the position.
     pub fn map(&self, map: LibraryMap) -> Result<Object<String, Value>> {
         let Some(text) = self.read(map.path())? else { return Ok(Object::new()) };
         let refuse = |why: String| {
@@ -66,10 +66,11 @@ impl Library {
         }
     }
 
-    /// `configs/PROFILE/.opencode/oh-my-opencode.json`; `None` where there is none, or nothing in it that can be used.
+    /// Reads `configs/PROFILE/.opencode/oh-my-opencode.json`. Returns `None` if it is missing or has no usable
+    /// content.
     ///
     /// # Errors
-    /// When the library cannot be read.
+    /// If the library cannot be read.
     pub fn oh_my_opencode(&self, profile: &str) -> Result<Option<Object<String, Value>>> {
         if super::check_name(profile).is_err() {
             return Ok(None);
@@ -80,11 +81,11 @@ impl Library {
             Ok(Value::Object(fields)) if !fields.is_empty() => Ok(Some(fields)),
             Ok(Value::Object(_)) => Ok(None),
             Ok(_) => {
-                log::warn!("{path} in the library is no object and is not used");
+                log::warn!("{path} in the library is not an object and is ignored");
                 Ok(None)
             }
             Err(fault) => {
-                log::warn!("{path} in the library is not used: {}", fault.message);
+                log::warn!("{path} in the library is ignored: {}", fault.message);
                 Ok(None)
             }
         }
@@ -93,7 +94,7 @@ impl Library {
     /// Replaces the object.
     ///
     /// # Errors
-    /// `InvalidPayload` with the entry that cannot be.
+    /// `InvalidPayload` with the invalid entry.
     pub fn put_map(&self, map: LibraryMap, entries: &Object<String, Value>) -> Result<()> {
         for (name, entry) in entries {
             let fault = if name.trim().is_empty() { Some("has no name") } else { map.fault(entry) };

@@ -1,9 +1,10 @@
-//! The library: templates, skills, tools, scripts, commands and agents as plain files in one folder, which may be a git
-//! clone that people edit by hand. Every call reads what is there now, so a hand edit counts at once, and `watch` tells of
-//! it; a broken file is listed with its error and breaks nothing else. Links in it lead nowhere outside (`store::beneath`).
-//! Knows nothing of workspaces.
+//! The library: templates, skills, tools, scripts, commands and agents as plain files in one folder, which may be a
+//! git clone that users edit by hand. Every call reads the current files, so that manual changes take effect at once;
+//! `watch` reports them. A damaged file is listed with its error and does not affect others. Symbolic links cannot
+//! leave the library (`store::beneath`). Must not know workspaces.
 //!
-//! Lock: `writes`, so that of two writers of one thing the later wins whole; below it the list of our own writes, a leaf.
+//! Locks: `writes`, so that concurrent writes of one entry leave one complete version; below it the list of berth's
+//! own writes, a leaf.
 
 mod folder;
 mod front_matter;
@@ -36,7 +37,7 @@ pub use template::{Template, TemplateFields, TemplateSummary};
 pub use text::{LibraryText, TextKind, TextSummary};
 use watch::OwnWrites;
 
-/// The folder.
+/// An open library.
 pub struct Library {
     folder: PathBuf,
     key: LibraryKey,
@@ -45,10 +46,10 @@ pub struct Library {
 }
 
 impl Library {
-    /// The library in `folder`, made if need be.
+    /// Opens the library in `folder`, and creates the folder if necessary.
     ///
     /// # Errors
-    /// When the folder cannot be made.
+    /// If the folder cannot be created.
     pub fn open(folder: &Path, key: LibraryKey) -> Result<Library> {
         if !folder.is_dir() {
             file::create_dir_private(folder)?;
@@ -62,13 +63,13 @@ impl Library {
     fn root(&self) -> Result<Root> {
         if !self.folder.is_dir() {
             let message =
-                format!("The library's folder {} is not there; make it again", self.folder.display());
+                format!("The library's folder {} does not exist; create it again", self.folder.display());
             return Err(Error::new(Code::Unavailable, message));
         }
         Root::open(&self.folder)
     }
 
-    /// A text file of the library; `None` if there is none.
+    /// Reads a text file of the library; `None` if it does not exist.
     fn read(&self, rel: &str) -> Result<Option<String>> {
         let Some(bytes) = self.root()?.read(rel, limits::LIBRARY_FILE_BYTES)? else { return Ok(None) };
         let text = String::from_utf8(bytes);
@@ -96,8 +97,8 @@ impl Library {
         Ok(())
     }
 
-    /// Removes an entry with everything in it, hidden files included; fine if there is none. It loses its name first, so
-    /// it is there whole or not at all, and the next start removes what a crash left of it.
+    /// Removes an entry with all of its files, hidden ones included, if it exists. It is renamed first, so it
+    /// disappears at once, and the next start removes the rest after a crash.
     fn discard(&self, rel: &str) -> Result<()> {
         let root = self.root()?;
         if root.identity(rel)?.is_none() {
@@ -108,7 +109,8 @@ impl Library {
             let message = format!("{} is mounted inside {rel}; unmount it first", mount.display());
             return Err(Error::new(Code::MountedInside, message));
         }
-        // What was there is no news to the watcher. Where there is too much to list, workspaces are synced once more.
+        // So that the watcher ignores this removal. If there are too many files to list, workspaces are synced once
+        // more.
         let below = self.all_below(rel).unwrap_or_default();
         let (folder, _) = rel.rsplit_once('/').unwrap_or(("", rel));
         let aside = format!("{folder}/{}", import::staging_name());
@@ -120,7 +122,7 @@ impl Library {
         Ok(())
     }
 
-    /// The names below `folder` that end with `suffix`, without it, sorted; what no name can be is left out.
+    /// Sorted names of the entries of `folder` that end with `suffix`, without it. Invalid names are left out.
     fn names(&self, folder: &str, suffix: &str) -> Result<Vec<String>> {
         let mut names: Vec<String> = self
             .root()?
@@ -134,10 +136,10 @@ impl Library {
     }
 }
 
-/// A name of something in the library, which becomes part of a file's name.
+/// Checks the name of an entry, which becomes part of a file name.
 ///
 /// # Errors
-/// `InvalidName` with the rule; sandboxed.sh answers 500 here.
+/// `InvalidName` with the rule. sandboxed.sh responds with status 500 here.
 pub fn check_name(name: &str) -> Result<()> {
     Label::parse(name)?;
     if name.len() > limits::LIBRARY_NAME_BYTES {
@@ -147,7 +149,7 @@ pub fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// A file's path below a skill: its parts are names.
+/// Checks a file's path below a skill.
 ///
 /// # Errors
 /// `InvalidName`.
@@ -161,7 +163,7 @@ pub fn check_path(path: &str) -> Result<()> {
     })
 }
 
-/// Whether a thing of the library is there but cannot be used, which is no reason to do without the others.
+/// Whether an entry exists but cannot be used. Other entries are still used then.
 pub fn is_broken(error: &Error) -> bool {
     matches!(error.code(), Code::InvalidPath | Code::Conflict)
 }

@@ -1,7 +1,7 @@
-//! Secrets in templates, sealed at rest: AES-256-GCM with a random nonce, in the form that sandboxed.sh writes, so that
-//! a library can be taken over with its key.
+//! Encryption of secrets in templates: AES-256-GCM with a random nonce, in the format of sandboxed.sh, so that its
+//! library can be used with its key.
 //!
-//! Lock: the key's cell, while it is made.
+//! Lock: the key's cell, while the key is read or created.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ const OPEN: &str = "<encrypted v=\"1\">";
 const CLOSE: &str = "</encrypted>";
 const NONCE_BYTES: usize = 12;
 
-/// What seals and opens: given, or kept in a file that is made with the first secret.
+/// The key: supplied at the start, or stored in a file that is created with the first secret.
 pub struct LibraryKey {
     file: PathBuf,
     bytes: Mutex<Option<[u8; 32]>>,
@@ -33,10 +33,10 @@ impl fmt::Debug for LibraryKey {
 }
 
 impl LibraryKey {
-    /// The key in `given`, or else in `file`.
+    /// Uses the key in `given`, or otherwise the key in `file`.
     ///
     /// # Errors
-    /// `Config` when `given` is no key.
+    /// `Config` if `given` is not a key.
     pub fn new(given: Option<&str>, file: &Path) -> Result<LibraryKey> {
         let bytes = given
             .map(|text| {
@@ -48,7 +48,7 @@ impl LibraryKey {
         Ok(LibraryKey { file: file.to_owned(), bytes: Mutex::new(bytes) })
     }
 
-    /// Reads the key, or makes it if `make`.
+    /// Reads the key; creates it if `make` is set.
     fn bytes(&self, make: bool) -> Result<Option<[u8; 32]>> {
         let mut cell = lock(&self.bytes);
         if cell.is_none() {
@@ -74,10 +74,10 @@ impl LibraryKey {
         Ok(*cell)
     }
 
-    /// Seals a text; one that is sealed already stays as it is.
+    /// Encrypts a text. An encrypted text is returned unchanged.
     ///
     /// # Errors
-    /// When the key cannot be read or kept.
+    /// If the key cannot be read or stored.
     pub(super) fn seal(&self, text: &str) -> Result<String> {
         if is_sealed(text) {
             return Ok(text.to_owned());
@@ -93,7 +93,7 @@ impl LibraryKey {
         Ok(format!("{OPEN}{}{CLOSE}", BASE64_STANDARD.encode(bytes)))
     }
 
-    /// Opens a sealed text; `None` when this key does not, or somebody has changed it.
+    /// Decrypts a text. Returns `None` if it was encrypted with another key or was modified.
     pub(super) fn open(&self, text: &str) -> Option<String> {
         let inner = text.strip_prefix(OPEN)?.strip_suffix(CLOSE)?;
         let bytes = BASE64_STANDARD.decode(inner.trim()).ok()?;
@@ -104,7 +104,7 @@ impl LibraryKey {
     }
 }
 
-/// Whether a text has the form of a sealed one.
+/// Whether a text has the format of an encrypted one.
 pub(super) fn is_sealed(text: &str) -> bool {
     text.starts_with(OPEN) && text.ends_with(CLOSE)
 }
@@ -126,7 +126,7 @@ mod tests {
     use crate::store::scratch::TestFolder;
 
     #[test]
-    fn what_is_sealed_opens_with_its_key_only() {
+    fn secrets_decrypt_only_with_their_key() {
         let folder = TestFolder::new();
         let key = LibraryKey::new(None, &folder.join("key")).unwrap();
         let sealed = key.seal("s3cret é").unwrap();

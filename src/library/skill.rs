@@ -1,4 +1,4 @@
-//! Skills: a folder each, `SKILL.md` and whatever lies beside it.
+//! Skills: one folder each, with a `SKILL.md` and other files.
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -7,22 +7,21 @@ use super::{Library, check_name, check_path, front_matter, is_broken, missing};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result};
 
-/// A row of the list.
+/// A list entry for a skill.
 #[derive(Debug, Serialize)]
 pub struct SkillSummary {
-    /// Its name.
     pub name: String,
     /// From the front matter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     /// Its folder below the library.
     pub path: String,
-    /// Where it came from; kept for sandboxed.sh's clients.
+    /// A fixed value, for sandboxed.sh's clients.
     pub source: Value,
-    /// Run at the end of a build.
+    /// Commands that run at the end of a build.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub setup_commands: Vec<String>,
-    /// Why its front matter cannot be read.
+    /// Why the front matter cannot be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -30,24 +29,23 @@ pub struct SkillSummary {
 /// A Markdown file beside `SKILL.md`.
 #[derive(Debug, Serialize)]
 pub struct SkillFile {
-    /// Its own name.
+    /// Its file name.
     pub name: String,
     /// Its path below the skill.
     pub path: String,
-    /// Its text.
     pub content: String,
     /// Why it cannot be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
-/// A skill, whole.
+/// A skill with its files.
 #[derive(Debug, Serialize)]
 pub struct LibrarySkill {
-    /// What the list has too.
+    /// The fields of the list entry.
     #[serde(flatten)]
     pub listed: SkillSummary,
-    /// `SKILL.md`.
+    /// The text of `SKILL.md`.
     pub content: String,
     /// The Markdown files beside it.
     pub files: Vec<SkillFile>,
@@ -67,7 +65,7 @@ impl Library {
     /// All skills, sorted by name.
     ///
     /// # Errors
-    /// When the library cannot be read.
+    /// If the library cannot be read.
     pub fn skills(&self) -> Result<Vec<SkillSummary>> {
         let mut rows = Vec::new();
         for name in self.names(FOLDER, "")? {
@@ -83,15 +81,15 @@ impl Library {
         Ok(rows)
     }
 
-    /// Whether there is a skill of this name, be it broken.
+    /// Whether there is a skill of this name, damaged or not.
     pub fn has_skill(&self, name: &str) -> bool {
         check_name(name).is_ok() && !matches!(self.read(&format!("{}/{MAIN}", folder(name))), Ok(None))
     }
 
-    /// One skill.
+    /// Returns a skill.
     ///
     /// # Errors
-    /// `InvalidName`, `NotInLibrary`; `InvalidPath` for a file in it that cannot be read as text.
+    /// `InvalidName`, `NotInLibrary`; `InvalidPath` for a file that cannot be read as text.
     pub fn skill(&self, name: &str) -> Result<LibrarySkill> {
         check_name(name)?;
         let content =
@@ -125,7 +123,7 @@ impl Library {
         self.put_skill_file(name, MAIN, content)
     }
 
-    /// Removes a skill with all its files; fine if there is none.
+    /// Removes a skill with all of its files, if it exists.
     ///
     /// # Errors
     /// `InvalidName`; `MountedInside`.
@@ -135,10 +133,10 @@ impl Library {
         self.discard(&folder(name))
     }
 
-    /// What a skill wants to have run; an unknown one wants nothing.
+    /// The setup commands of a skill; none for an unknown skill.
     ///
     /// # Errors
-    /// `InvalidPath` or `Conflict` when it cannot be read: the message says why.
+    /// `InvalidPath` or `Conflict` with the reason if it cannot be read.
     pub fn setup_commands(&self, name: &str) -> Result<Vec<String>> {
         if check_name(name).is_err() {
             return Ok(Vec::new());
@@ -151,10 +149,10 @@ impl Library {
         }
     }
 
-    /// A file of a skill, as text.
+    /// Reads a text file of a skill.
     ///
     /// # Errors
-    /// `InvalidName`, `NotInLibrary`, `InvalidPath` when it is not text.
+    /// `InvalidName`, `NotInLibrary`, `InvalidPath` if it is not text.
     pub fn skill_file(&self, name: &str, path: &str) -> Result<String> {
         check_name(name)?;
         check_path(path)?;
@@ -173,10 +171,10 @@ impl Library {
         self.write(&format!("{}/{path}", folder(name)), content)
     }
 
-    /// Removes a file of a skill; fine if there is none.
+    /// Removes a file of a skill, if it exists.
     ///
     /// # Errors
-    /// `InvalidName`; `InvalidPath` for `SKILL.md`, without which there is no skill.
+    /// `InvalidName`; `InvalidPath` for `SKILL.md`, which every skill must have.
     pub fn delete_skill_file(&self, name: &str, path: &str) -> Result<()> {
         check_name(name)?;
         check_path(path)?;

@@ -1,4 +1,4 @@
-//! Templates: how a container workspace is made, as one JSON file each. Secrets in it are sealed on disk (`seal`).
+//! Templates for container workspaces, one JSON file each. Secrets are encrypted on disk (`seal`).
 
 use std::collections::BTreeMap;
 
@@ -12,45 +12,43 @@ use crate::base::{Code, Error, Result, limits, object};
 use crate::store::allowlist::{self, MountRequest};
 use crate::store::jsonc;
 
-/// A template's file, and the body that writes it. What is missing is empty.
+/// A template's file, and the body that writes it. Missing fields are empty.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TemplateFields {
-    /// For people.
+    /// A description for users.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// As given: aliases stay.
+    /// As given; aliases are kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub distro: Option<String>,
-    /// Image instead of a distribution's, by name or id.
+    /// An image, by name or id, that replaces the distribution's image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// Library skills.
     pub skills: Vec<String>,
     /// Library tools.
     pub tools: Vec<String>,
-    /// Plugins.
     pub plugins: Vec<String>,
-    /// Variables of every command.
+    /// Environment variables of every command.
     pub env_vars: BTreeMap<String, String>,
-    /// Which of them are sealed on disk.
+    /// The names of the variables that are encrypted on disk.
     pub encrypted_keys: Vec<String>,
-    /// Fragments that run before the init script.
+    /// Library fragments that run before the init script.
     pub init_scripts: Vec<String>,
-    /// Runs at the end of the build.
+    /// A script that runs at the end of a build.
     pub init_script: String,
-    /// What the container sees of the network.
+    /// The container's network.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
-    /// The same in sandboxed.sh's words.
+    /// sandboxed.sh's field for the same setting.
     pub shared_network: Option<bool>,
-    /// Folders of the host in the container.
+    /// Host folders mounted in the container.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "object::list")]
     pub mounts: Vec<MountRequest>,
     /// Kept for sandboxed.sh's clients.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tailscale_mode: Option<String>,
-    /// MCP servers.
     pub mcps: Vec<String>,
     /// Kept for sandboxed.sh's clients.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,7 +56,7 @@ pub struct TemplateFields {
 }
 
 impl TemplateFields {
-    /// Returns the fields that a body may have; `resources` are those of a workspace's resources.
+    /// The fields that a body may contain. `resources` are the fields of a workspace's resources.
     pub fn known(resources: Known) -> Known {
         Known::from_type::<TemplateFields>()
             .with_nested("resources", resources)
@@ -66,37 +64,33 @@ impl TemplateFields {
     }
 }
 
-/// A template, whole, with its secrets opened.
+/// A template with its secrets decrypted.
 #[derive(Clone, Debug, Serialize)]
 pub struct Template {
-    /// Its name.
     pub name: String,
     /// Its file below the library.
     pub path: String,
-    /// What the file says.
+    /// The content of the file.
     #[serde(flatten)]
     pub fields: TemplateFields,
 }
 
-/// A row of the list.
+/// A list entry for a template.
 #[derive(Debug, Default, Serialize)]
 pub struct TemplateSummary {
-    /// Its name.
     pub name: String,
-    /// For people.
+    /// A description for users.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     /// Its file below the library.
     pub path: String,
-    /// Distribution.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub distro: Option<String>,
-    /// Image instead of a distribution's.
+    /// An image that replaces the distribution's image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// Library skills.
     pub skills: Vec<String>,
-    /// Fragments.
     pub init_scripts: Vec<String>,
     /// Why the file cannot be used.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -104,7 +98,7 @@ pub struct TemplateSummary {
 }
 
 pub(super) const FOLDER: &str = "workspace-template";
-/// What stands before a value that could not be opened, as observed.
+/// The prefix of a value that could not be decrypted, as in sandboxed.sh.
 const UNOPENED: &str = "[DECRYPTION_FAILED]";
 
 fn path(name: &str) -> String {
@@ -112,10 +106,10 @@ fn path(name: &str) -> String {
 }
 
 impl Template {
-    /// The variables, for a workspace.
+    /// The variables for a workspace.
     ///
     /// # Errors
-    /// `Conflict` when one of them cannot be opened: a workspace with a broken secret helps nobody.
+    /// `Conflict` if one cannot be decrypted, since commands would get a wrong secret.
     pub fn variables(&self) -> Result<&BTreeMap<String, String>> {
         match self.fields.env_vars.iter().find(|(_, value)| value.starts_with(UNOPENED)) {
             None => Ok(&self.fields.env_vars),
@@ -123,7 +117,7 @@ impl Template {
                 Code::Conflict,
                 format!(
                     "The variable {name} of template {} cannot be decrypted with this server's key; \
-                     set it again, or start berth with the key that sealed it (PRIVATE_KEY)",
+                     set it again, or start berth with the key that encrypted it (PRIVATE_KEY)",
                     self.name
                 ),
             )),
@@ -132,10 +126,10 @@ impl Template {
 }
 
 impl Library {
-    /// All templates, sorted by name; a broken one with its error.
+    /// All templates, sorted by name. A damaged one has its error.
     ///
     /// # Errors
-    /// When the library cannot be read.
+    /// If the library cannot be read.
     pub fn templates(&self) -> Result<Vec<TemplateSummary>> {
         let row = |name: String| match self.stored(&name) {
             Ok(fields) => TemplateSummary {
@@ -158,10 +152,10 @@ impl Library {
         Ok(self.names(FOLDER, ".json")?.into_iter().map(row).collect())
     }
 
-    /// One template.
+    /// Returns a template.
     ///
     /// # Errors
-    /// `InvalidName`, `NotInLibrary`, `Conflict` for a file that is broken.
+    /// `InvalidName`, `NotInLibrary`, `Conflict` for a damaged file.
     pub fn template(&self, name: &str) -> Result<Template> {
         check_name(name)?;
         let mut fields = self.stored(name)?;
@@ -187,7 +181,7 @@ impl Library {
         }
         fields.image = fields.image.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty());
         fields.image.as_deref().map(Label::parse).transpose()?;
-        // A value that could not be opened comes back as it was shown; what was stored is what counts.
+        // Clients send back values that could not be decrypted; the stored value is kept.
         for value in fields.env_vars.values_mut() {
             if let Some(sealed) = value.strip_prefix(UNOPENED).filter(|rest| seal::is_sealed(rest)) {
                 *value = sealed.to_owned();
@@ -211,7 +205,7 @@ impl Library {
         self.write(&path(name), &text)
     }
 
-    /// Removes a template; fine if there is none, as observed.
+    /// Removes a template, if it exists, as sandboxed.sh does.
     ///
     /// # Errors
     /// `InvalidName`.
@@ -225,13 +219,13 @@ impl Library {
         let text = self.read(&path(name))?.ok_or_else(|| missing("Workspace template", name))?;
         let refuse =
             |why: String| Error::new(Code::Conflict, format!("{} is not a template: {why}", path(name)));
-        // People write these files by hand: comments and a byte order mark are no fault.
+        // Users write these files by hand, so comments and a byte order mark are accepted.
         let value = jsonc::parse(&text).map_err(|fault| refuse(fault.message))?;
         serde_json::from_value(value).map_err(|error| refuse(error.to_string()))
     }
 }
 
-/// The file: the name stands in it too, as sandboxed.sh writes it.
+/// The file's content. It includes the name, as in sandboxed.sh.
 #[derive(Serialize)]
 struct StoredTemplate {
     name: String,

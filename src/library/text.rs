@@ -1,4 +1,4 @@
-//! What is one text for each name: tools, init scripts, commands, agents.
+//! Library entries that are one text each: tools, init scripts, commands and agents.
 
 use serde::Serialize;
 
@@ -6,7 +6,6 @@ use super::{Library, check_name, front_matter, missing};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result};
 
-/// A kind of text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TextKind {
     /// `tool/NAME.ts`
@@ -19,28 +18,26 @@ pub enum TextKind {
     Agent,
 }
 
-/// A row of a list.
+/// A list entry for a text.
 #[derive(Debug, Serialize)]
 pub struct TextSummary {
-    /// Its name.
     pub name: String,
-    /// What its head says of it.
+    /// From the head of the text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// The file below the library.
+    /// Its file below the library.
     pub path: String,
     /// Why it cannot be used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
-/// One of them, whole.
+/// A text with its content.
 #[derive(Debug, Serialize)]
 pub struct LibraryText {
-    /// What the list has too.
+    /// The fields of the list entry.
     #[serde(flatten)]
     pub listed: TextSummary,
-    /// The file's text.
     pub content: String,
 }
 
@@ -57,7 +54,7 @@ impl TextKind {
         }
     }
 
-    /// What follows a name in its file's.
+    /// The part of the file's path after the name.
     fn suffix(self) -> &'static str {
         match self {
             TextKind::Tool => ".ts",
@@ -80,7 +77,7 @@ impl TextKind {
         missing(what, name)
     }
 
-    /// How a sentence to the client names it.
+    /// The kind's name in messages.
     pub fn title(self) -> &'static str {
         match self {
             TextKind::Tool => "Tool",
@@ -99,7 +96,7 @@ impl TextKind {
     }
 }
 
-/// The first `/** … */`, joined to one line.
+/// The first `/** … */` comment, joined to one line.
 fn block_comment(text: &str) -> Option<String> {
     let (_, rest) = text.split_once("/**")?;
     let (comment, _) = rest.split_once("*/")?;
@@ -111,7 +108,7 @@ fn block_comment(text: &str) -> Option<String> {
     (!words.is_empty()).then(|| words.join(" "))
 }
 
-/// The first comment line behind the shebang.
+/// The first line after the shebang, if it is a comment.
 fn first_comment(text: &str) -> Option<String> {
     let line = text.lines().find(|line| !line.trim().is_empty() && !line.starts_with("#!"))?;
     let comment = line.trim().strip_prefix('#')?.trim();
@@ -120,10 +117,10 @@ fn first_comment(text: &str) -> Option<String> {
 }
 
 impl Library {
-    /// All of a kind, sorted by name.
+    /// All texts of a kind, sorted by name.
     ///
     /// # Errors
-    /// When the library cannot be read.
+    /// If the library cannot be read.
     pub fn texts(&self, kind: TextKind) -> Result<Vec<TextSummary>> {
         // An init script is a folder; the others are files.
         let suffix = if kind == TextKind::InitScript { "" } else { kind.suffix() };
@@ -131,7 +128,7 @@ impl Library {
         for name in self.names(kind.folder(), suffix)? {
             match self.text(kind, &name) {
                 Ok(text) => rows.push(text.listed),
-                // A folder without a script in it.
+                // A folder without a script.
                 Err(error) if error.code() == Code::NotInLibrary => {}
                 Err(error) => rows.push(TextSummary {
                     path: kind.path(&name),
@@ -144,7 +141,7 @@ impl Library {
         Ok(rows)
     }
 
-    /// One of a kind.
+    /// Returns a text.
     ///
     /// # Errors
     /// `InvalidName`, `NotInLibrary`.
@@ -159,7 +156,7 @@ impl Library {
         Ok(LibraryText { listed: TextSummary { name: name.to_owned(), description, path, error }, content })
     }
 
-    /// Writes one of a kind.
+    /// Writes a text.
     ///
     /// # Errors
     /// `InvalidName`, `InvalidPayload`.
@@ -169,14 +166,14 @@ impl Library {
         self.write(&kind.path(name), content)
     }
 
-    /// Removes one of a kind; fine if there is none, as observed.
+    /// Removes a text, if it exists, as sandboxed.sh does.
     ///
     /// # Errors
     /// `InvalidName`.
     pub fn delete_text(&self, kind: TextKind, name: &str) -> Result<()> {
         check_name(name)?;
         let _writes = lock(&self.writes);
-        // An init script is a folder, with whatever lies beside the script.
+        // An init script is a folder, removed with all of its files.
         self.discard(&match kind {
             TextKind::InitScript => format!("{}/{name}", kind.folder()),
             _ => kind.path(name),
@@ -189,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn descriptions_come_from_the_head() {
+    fn descriptions_are_read_from_the_head() {
         let tool = "// x\n/**\n * Opens a\n * door\n */\nexport {}";
         assert_eq!(TextKind::Tool.describe(tool), Ok(Some("Opens a door".into())));
         let script = "#!/bin/bash\n\n# Description: installs node\nset -e\n";

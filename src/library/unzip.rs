@@ -1,7 +1,7 @@
-//! A zip archive from a client, as a list of its files. All of it is checked before any of it is used. An entry that cannot
-//! be used is left out and named; one that could do harm, or that different readers understand differently, makes the
-//! whole archive unusable: links and devices, names that lead out, two files of one name, overlapping data, too much data.
-//! Pure.
+//! Unpacks a zip archive from a client. The whole archive is checked before any of its files is used. Entries that
+//! cannot be used are left out and reported. An archive is refused if an entry could do harm or if readers could
+//! interpret it differently: links and devices, names that leave the folder, duplicate names, overlapping data, too
+//! much data. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -12,7 +12,7 @@ use super::folder::{check_part, is_ignored_name};
 use super::zip_names;
 use crate::base::limits;
 
-/// An archive's files, and what it has beside them.
+/// The files of an archive, and the entries that were left out.
 #[derive(Debug, Default)]
 pub(super) struct UnpackedSkill {
     pub(super) files: BTreeMap<String, UnpackedFile>,
@@ -32,15 +32,15 @@ pub(super) struct SkippedEntry {
     pub(super) reason: String,
 }
 
-/// Entries of an archive, folders and hidden files of desktops included.
+/// The most entries of an archive, folders and files of desktops included.
 const ENTRIES: usize = 10 * limits::SKILL_FILES;
 
-/// The files of an archive by their paths. Folders are left out, and what desktops add.
+/// Returns the files of an archive by path, without folders and files of desktops.
 ///
 /// # Errors
-/// What is wrong with the archive, for a person.
+/// The problem of the archive.
 pub(super) fn unpack(mut archive: Vec<u8>) -> Result<UnpackedSkill, String> {
-    let broken = |error: rawzip::Error| format!("It is not a zip archive that can be read: {error}");
+    let broken = |error: rawzip::Error| format!("The zip archive cannot be read: {error}");
     cut_comment(&mut archive);
     let zip = ZipArchive::from_slice(&archive).map_err(broken)?;
     let mut entries = zip.entries();
@@ -49,11 +49,11 @@ pub(super) fn unpack(mut archive: Vec<u8>) -> Result<UnpackedSkill, String> {
     while let Some(entry) = entries.next_entry().map_err(broken)? {
         count += 1;
         if count > ENTRIES {
-            return Err(format!("It has more than {ENTRIES} entries"));
+            return Err(format!("The archive has more than {ENTRIES} entries"));
         }
         let packed = zip.get_entry(entry.wayfinder()).map_err(broken)?;
         if packed.local_header().file_path().as_bytes() != entry.file_path().as_bytes() {
-            return Err("It calls one file by two names".to_owned());
+            return Err("The archive has an entry with two different names".to_owned());
         }
         ranges.push(packed.compressed_data_range());
         let name = zip_names::read(&entry)?;
@@ -70,43 +70,43 @@ pub(super) fn unpack(mut archive: Vec<u8>) -> Result<UnpackedSkill, String> {
             continue;
         }
         if unpacked.files.len() == limits::SKILL_FILES {
-            return Err(format!("It has more than {} files", limits::SKILL_FILES));
+            return Err(format!("The archive has more than {} files", limits::SKILL_FILES));
         }
         let path = name.path;
         let plain: Box<dyn Read> = match entry.compression_method() {
             CompressionMethod::STORE => Box::new(packed.data()),
             _ => Box::new(flate2::bufread::DeflateDecoder::new(packed.data())),
         };
-        // What an archive says of its sizes decides nothing.
+        // The sizes stated in the archive are not trusted.
         let (mut bytes, most) = (Vec::new(), left.saturating_add(1));
         let read = packed.verifying_reader(plain).take(most as u64).read_to_end(&mut bytes);
         if bytes.len() > left {
-            return Err(format!("Unpacked it is larger than {} bytes", limits::SKILL_BYTES));
+            return Err(format!("The unpacked archive is larger than {} bytes", limits::SKILL_BYTES));
         }
         read.map_err(|error| format!("{path} is damaged: {error}"))?;
         left -= bytes.len();
         if unpacked.files.contains_key(&path) {
-            return Err(format!("It has {path} twice"));
+            return Err(format!("The archive contains {path} twice"));
         }
         let executable = (entry.external_attributes() >> 16) & 0o111 != 0;
         unpacked.files.insert(path, UnpackedFile { bytes, executable });
     }
     if zip.entries_hint() != count as u64 {
-        return Err("It says of itself that it has another number of entries than it has".to_owned());
+        return Err("The archive's entry count does not match its contents".to_owned());
     }
     ranges.sort_unstable();
     if ranges.windows(2).any(|pair| pair[0].1 > pair[1].0) {
-        return Err("Files lie over each other in it, as in archives that are made to burst".to_owned());
+        return Err("Entries of the archive overlap, as in a zip bomb".to_owned());
     }
     let above = unpacked.files.keys().flat_map(|path| above(path));
     let folders: BTreeSet<&str> = above.chain(folders.iter().map(String::as_str)).collect();
     match unpacked.files.keys().find(|path| folders.contains(path.as_str())) {
-        Some(path) => Err(format!("{path} is a file and a folder in it")),
+        Some(path) => Err(format!("{path} is both a file and a folder in the archive")),
         None => Ok(unpacked),
     }
 }
 
-/// Removes the archive's comment, which may hold the signature by which readers find the archive's end (`PK\5\6`).
+/// Removes the archive's comment, which may contain the signature that marks the end of an archive (`PK\5\6`).
 fn cut_comment(archive: &mut Vec<u8>) {
     const END: &[u8] = b"PK\x05\x06";
     const LENGTH: usize = 22;
@@ -127,14 +127,15 @@ enum ZipEntryKind {
     Folder,
 }
 
-/// What an entry is by its attributes. Those of Unix are read whichever system they are said to be from, as unzip(1) does.
+/// The type of an entry by its attributes. Unix attributes are used whatever system the entry names, as unzip(1)
+/// does.
 fn kind(entry: &ZipFileHeaderRecord<'_>, path: &str) -> Result<ZipEntryKind, String> {
     let attributes = entry.external_attributes();
     let dos = !matches!(entry.version_made_by().creator_system(), CreatorSystem::UNIX | CreatorSystem::MACOS);
     match (attributes >> 16) & 0o170_000 {
         0o040_000 => Ok(ZipEntryKind::Folder),
         0o100_000 => Ok(ZipEntryKind::File),
-        // Java and .NET write no attributes, others permissions without a type.
+        // Java and .NET write no attributes; other tools write permissions without a type.
         0 if dos && attributes & DOS_FOLDER != 0 && entry.uncompressed_size_hint() == 0 => {
             Ok(ZipEntryKind::Folder)
         }
@@ -147,14 +148,14 @@ fn kind(entry: &ZipFileHeaderRecord<'_>, path: &str) -> Result<ZipEntryKind, Str
     }
 }
 
-/// The attribute of a folder in MS-DOS.
+/// The MS-DOS attribute of a folder.
 const DOS_FOLDER: u32 = 0x10;
 
-/// Why an entry cannot be used, though it does no harm.
+/// Why a harmless entry cannot be used.
 fn skip_reason(entry: &ZipFileHeaderRecord<'_>, name: &zip_names::EntryName) -> Option<String> {
     if name.undecodable {
         let reason = match entry.flags().is_utf8() {
-            true => "its name is not UTF-8, as the archive states",
+            true => "its name is not valid UTF-8, although the archive declares UTF-8",
             false => {
                 "its name is in a character set that the archive does not state; pack it again with UTF-8 names"
             }

@@ -1,9 +1,8 @@
-//! Notices what people change in the library by hand, with an editor or with git, so that it reaches the workspaces that
-//! use it. inotify(7) only says that it is worth looking; what has changed is found by comparing two looks. What berth
-//! itself has written is no news.
+//! Detects manual changes of the library, made with an editor or git, so that the workspaces that use it are synced.
+//! inotify(7) only triggers a scan; two scans are compared to find the changes. berth's own writes are ignored.
 //!
-//! Thread: `library-watch`. Lock: the list of our own writes, a leaf. Links in the library are not followed out of it; hidden files do not count,
-//! but those of a skill.
+//! Thread: `library-watch`. Lock: the list of berth's own writes, a leaf. Symbolic links that leave the library are
+//! not followed. Hidden files are ignored, except in skills.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::Metadata;
@@ -26,24 +25,24 @@ use crate::store::beneath::Root;
 use crate::store::file;
 use crate::store::folder_watcher::{FolderChange, FolderWatcher};
 
-/// What has changed in the library.
+/// A change of the library.
 #[derive(Debug, PartialEq, Eq)]
 pub enum LibraryChange {
-    /// Skills or tools of these names.
+    /// Skills or tools with these names.
     Named(BTreeSet<String>),
-    /// What all get whose agents berth configures: commands, agents, plugins, MCP servers, profiles.
+    /// Entries that all workspaces with configured agents get: commands, agents, plugins, MCP servers, profiles.
     Agents,
-    /// Perhaps all of it.
+    /// Possibly the whole library.
     Everything,
 }
 
 impl LibraryChange {
-    /// The skill or tool of this name.
+    /// A change of the skill or tool with this name.
     pub fn named(name: &str) -> LibraryChange {
         LibraryChange::Named(BTreeSet::from([name.to_owned()]))
     }
 
-    /// What files with these paths mean; `None`: nothing that is in a workspace.
+    /// The change that these paths stand for; `None` if no workspace has a copy of them.
     fn from_paths<'a>(paths: impl Iterator<Item = &'a str>) -> Option<LibraryChange> {
         let (mut names, mut agents) = (BTreeSet::new(), false);
         for path in paths {
@@ -51,7 +50,7 @@ impl LibraryChange {
             match kind {
                 "skill" => names.extend(rest.split('/').next().map(str::to_owned)),
                 "tool" => names.extend(rest.strip_suffix(".ts").map(str::to_owned)),
-                // Whoever builds or creates reads them.
+                // These are read when a workspace is created or built.
                 "workspace-template" | "init-script" => {}
                 _ => agents = true,
             }
@@ -65,7 +64,7 @@ impl LibraryChange {
     }
 }
 
-/// The watching, until this is dropped.
+/// Watches the library until dropped.
 #[derive(Debug)]
 pub struct LibraryWatch {
     ends: Arc<AtomicBool>,
@@ -80,26 +79,26 @@ impl Drop for LibraryWatch {
     }
 }
 
-/// What tells one content of a file from another.
+/// The identity and version of a file.
 type LibraryStamp = (u64, u64, i64, i64, bool);
-/// The files by path.
+/// The stamps of all files, by path.
 type LibrarySnapshot = BTreeMap<String, LibraryStamp>;
 
 fn stamp(file: &Metadata) -> LibraryStamp {
     (file.ino(), file.size(), file.mtime(), file.mtime_nsec(), file.mode() & 0o100 != 0)
 }
 
-/// What berth has written itself since the last look, by path; nothing: it has removed it.
+/// The files that berth itself has written since the last scan; `None` for a removed file.
 #[derive(Clone, Debug, Default)]
 pub(super) struct OwnWrites(Arc<Mutex<BTreeMap<String, Option<LibraryStamp>>>>);
 
 impl OwnWrites {
-    /// A file was just written or removed.
+    /// Records a file that was just written or removed.
     pub(super) fn note(&self, root: &Root, rel: &str) {
         let now = root.metadata(rel).ok().flatten().filter(Metadata::is_file);
         let mut own = lock(&self.0);
         if own.len() >= limits::LIBRARY_WATCHED {
-            // Nobody looks, it seems. What is forgotten is synced once more.
+            // No scan has run for a long time. Forgotten files are synced once more.
             own.clear();
         }
         own.insert(rel.to_owned(), now.as_ref().map(stamp));
@@ -108,11 +107,11 @@ impl OwnWrites {
 
 struct LibraryWatcher<F> {
     folder: PathBuf,
-    /// What the library was like at the last look lies here, so that the next server knows what changed in between.
+    /// The file with the digest of the last scan, so that the next server can detect changes in the meantime.
     memory: PathBuf,
     changes: FolderWatcher,
     watches: HashSet<i32>,
-    /// The folder in which the library lies: the library itself may be replaced.
+    /// The watch on the parent folder, since the library itself may be replaced.
     above: Option<i32>,
     seen: LibrarySnapshot,
     own: OwnWrites,
@@ -120,10 +119,11 @@ struct LibraryWatcher<F> {
     changed: F,
 }
 
-/// Begins to watch the library; `changed` is told what is new, and how to see whether to go on.
+/// Starts watching the library. `changed` is called with each change, and with a function that returns whether to
+/// continue.
 ///
 /// # Errors
-/// When the kernel has no inotify left for this user, or no thread.
+/// If the user has no inotify instances left, or a thread cannot be started.
 pub fn start(
     library: &Library,
     memory: &Path,
@@ -146,14 +146,14 @@ pub fn start(
     let body = move || {
         watcher.begin();
         if let Err(error) = watcher.run(&bell) {
-            log::error!("changes by hand in the library are not noticed any more: {error}");
+            log::error!("manual changes in the library are no longer detected: {error}");
         }
     };
     Ok(LibraryWatch { ends, bells, _thread: thread::spawn("library-watch".into(), limits::STACK, body)? })
 }
 
 impl<F: Fn(&LibraryChange, &dyn Fn() -> bool)> LibraryWatcher<F> {
-    /// The first look: what changed while no server was there, as far as one was there before.
+    /// The first scan, which detects changes since the last server.
     fn begin(&mut self) {
         let above = self.folder.parent().and_then(|above| Root::open(above).ok());
         self.above = above.and_then(|above| self.changes.watch(&above.open_folder("").ok()?).ok());
@@ -188,7 +188,7 @@ impl<F: Fn(&LibraryChange, &dyn Fn() -> bool)> LibraryWatcher<F> {
         }
     }
 
-    /// Whether something has happened that is worth a look.
+    /// Reads events. Returns whether any of them requires a scan.
     fn read(&mut self) -> Result<bool> {
         let own = self.folder.file_name().and_then(|name| name.to_str());
         let mut worth = false;
@@ -235,7 +235,7 @@ impl<F: Fn(&LibraryChange, &dyn Fn() -> bool)> LibraryWatcher<F> {
     }
 
     fn store_digest(&self) {
-        // Not when it was told to stop in the middle: the next server goes on.
+        // If the server stops during the callback, the next server repeats it.
         if !self.ends.load(Ordering::SeqCst)
             && let Err(error) = file::replace(&self.memory, self.digest().as_bytes(), 0o600)
         {
@@ -243,16 +243,16 @@ impl<F: Fn(&LibraryChange, &dyn Fn() -> bool)> LibraryWatcher<F> {
         }
     }
 
-    /// All files, and watches on all folders: each is watched before it is read, so that nothing is missed in between.
+    /// Scans all files and watches all folders. A folder is watched before it is read, so that no change is missed.
     fn scan(&mut self) -> LibrarySnapshot {
         let mut seen = LibrarySnapshot::new();
         let before = std::mem::take(&mut self.watches);
-        // One that is just being replaced comes back, and then the folder above tells.
+        // If the library is being replaced, the watch on the parent folder reports it.
         if let Ok(root) = Root::open(&self.folder) {
             let mut folders = vec![String::new()];
             while let Some(folder) = folders.pop() {
                 if self.watches.len() + seen.len() >= limits::LIBRARY_WATCHED {
-                    log::warn!("The library is too large to be watched whole");
+                    log::warn!("The library is too large; changes in some of its folders are not detected");
                     break;
                 }
                 let watch = root.open_folder(&folder).ok().and_then(|fd| self.changes.watch(&fd).ok());
@@ -266,7 +266,7 @@ impl<F: Fn(&LibraryChange, &dyn Fn() -> bool)> LibraryWatcher<F> {
                         continue;
                     }
                     let path = if folder.is_empty() { entry } else { format!("{folder}/{entry}") };
-                    // A link may lead to a folder above it.
+                    // The depth is limited because a link may point to a folder above it.
                     let deep = path.split('/').count() > limits::LIBRARY_PATH_PARTS + 2;
                     match root.metadata(&path) {
                         Ok(Some(found)) if found.is_file() => drop(seen.insert(path, stamp(&found))),
@@ -282,8 +282,8 @@ impl<F: Fn(&LibraryChange, &dyn Fn() -> bool)> LibraryWatcher<F> {
         seen
     }
 
-    /// The same for the same files in the same place: agents' configuration names folders, so workspaces in a data folder
-    /// that was moved are synced again.
+    /// A digest of all files and of the data folder's path: agents' configuration contains absolute paths, so
+    /// workspaces are synced after the data folder was moved.
     fn digest(&self) -> String {
         let mut hash = Sha256::new();
         hash.update(self.memory.as_os_str().as_encoded_bytes());
@@ -299,7 +299,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_say_who_is_concerned() {
+    fn paths_determine_the_affected_entries() {
         let by = |paths: &[&str]| LibraryChange::from_paths(paths.iter().copied());
         assert_eq!(by(&["skill/a/SKILL.md", "skill/a/x/y.md"]), Some(LibraryChange::named("a")));
         assert_eq!(by(&["tool/b.ts"]), Some(LibraryChange::named("b")));

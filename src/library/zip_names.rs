@@ -1,4 +1,4 @@
-//! Names in zip archives: which characters the bytes of a name are, and which path that is. Pure.
+//! Names in zip archives: decodes their bytes and normalises the path. Pure.
 
 use rawzip::ZipFileHeaderRecord;
 use rawzip::extra_fields::ExtraFieldId;
@@ -6,29 +6,29 @@ use rawzip::extra_fields::ExtraFieldId;
 /// Bytes 0x80 to 0xFF of code page 437, the character set of names without bit 11 (APPNOTE.TXT, appendix D).
 const CP437: &str = "ÇüéâäàåçêëèïîìÄÅÉæÆôöòûùÿÖÜ¢£¥₧ƒáíóúñÑªº¿⌐¬½¼¡«»░▒▓│┤╡╢╖╕╣║╗╝╜╛┐└┴┬├─┼╞╟╚╔╩╦╠═╬╧╨╤╥╙╘╒╓╫╪┘┌█▄▌▐▀αßΓπΣσµτΦΘΩδ∞φε∩≡±≥≤⌠⌡÷≈°∙·√ⁿ²■\u{a0}";
 
-/// The path of an entry, with slashes between its parts.
+/// The path of an entry, with `/` as separator.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct EntryName {
     pub(super) path: String,
-    /// It ends with a slash, so it is the name of a folder.
+    /// It ends with a slash, so it names a folder.
     pub(super) folder: bool,
-    /// Its bytes are not text in the character set that the archive states.
+    /// The bytes are invalid in the character set that the archive declares.
     pub(super) undecodable: bool,
 }
 
 /// Why a name makes the whole archive unusable.
 pub(super) const LEADS_OUT: &str = "leads out of the skill's folder: it is absolute or has '..' as a part";
 
-/// Reads an entry's name.
+/// Reads the name of an entry.
 ///
 /// # Errors
-/// [`LEADS_OUT`], with the name, when any reader could take it for a path outside.
+/// [`LEADS_OUT`], with the name, if any reader could resolve it to a path outside.
 pub(super) fn read(entry: &ZipFileHeaderRecord<'_>) -> Result<EntryName, String> {
     let raw = entry.file_path();
     let unicode = entry.extra_fields().find(|(id, _)| *id == ExtraFieldId::INFO_ZIP_UNICODE_PATH);
     let (text, undecodable) =
         decode(raw.as_bytes(), entry.flags().is_utf8(), unicode.map(|(_, field)| field));
-    // What follows the raw bytes is checked too: a reader that knows neither character set may use those.
+    // The raw bytes are checked too, for readers that support neither character set.
     for name in [&*text, &*String::from_utf8_lossy(raw.as_bytes())] {
         if leads_out(name) {
             return Err(format!("'{}' {LEADS_OUT}", name.escape_debug()));
@@ -38,8 +38,9 @@ pub(super) fn read(entry: &ZipFileHeaderRecord<'_>) -> Result<EntryName, String>
     Ok(EntryName { path, folder, undecodable })
 }
 
-/// The text of a name, and whether it is not text. `unicode`: the Info-ZIP field 0x7075, which counts only with the checksum
-/// of this very name: a tool that renames the entry without knowing the field leaves a stale one.
+/// Returns the text of a name, and whether it is undecodable. `unicode` is the Info-ZIP field 0x7075. It is used only
+/// if its checksum matches this name, because a tool that renames an entry without supporting the field leaves a
+/// stale value.
 fn decode(raw: &[u8], utf8: bool, unicode: Option<&[u8]>) -> (String, bool) {
     if let Some([1, rest @ ..]) = unicode
         && let Some((checksum, name)) = rest.split_first_chunk::<4>()
@@ -50,11 +51,13 @@ fn decode(raw: &[u8], utf8: bool, unicode: Option<&[u8]>) -> (String, bool) {
         return (name.to_owned(), false);
     }
     match std::str::from_utf8(raw) {
-        // Also without bit 11: macOS writes UTF-8 and does not say so, and no text in CP437 looks like that by chance.
+        // Also without bit 11: macOS writes UTF-8 without setting it, and text in CP437 is practically never valid
+        // UTF-8.
         Ok(text) => (text.to_owned(), false),
         Err(_) if utf8 => (String::from_utf8_lossy(raw).into_owned(), true),
-        // Names have no box drawings: these bytes are letters of another code page, such as GBK, of which the archive says
-        // nothing. unzip(1) and 7-Zip take the machine's own then, and a server has none that means anything.
+        // Names do not contain box-drawing characters: these bytes are letters of another code page, such as GBK,
+        // which the archive does not declare. unzip(1) and 7-Zip then use the machine's locale, which means nothing
+        // on a server.
         Err(_) => (cp437(raw), raw.iter().any(|byte| (0xb0..=0xdf).contains(byte))),
     }
 }
@@ -68,7 +71,7 @@ fn cp437(raw: &[u8]) -> String {
     raw.iter().map(letter).collect()
 }
 
-/// Windows takes a backslash for a slash, and so do archives from PowerShell 5.1.
+/// Windows accepts both separators, and PowerShell 5.1 writes backslashes.
 const SLASHES: [char; 2] = ['/', '\\'];
 
 fn leads_out(name: &str) -> bool {
@@ -79,7 +82,7 @@ fn leads_out(name: &str) -> bool {
         || (drive && first.next().is_some_and(|c| SLASHES.contains(&c)))
 }
 
-/// A path without empty parts and `.`, and whether it names a folder.
+/// Removes empty components and `.`. Also returns whether the path names a folder.
 fn normal(name: &str) -> (String, bool) {
     let parts: Vec<&str> = name.split(SLASHES).filter(|part| !matches!(*part, "" | ".")).collect();
     (parts.join("/"), name.ends_with(SLASHES) || parts.is_empty())
@@ -90,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_decoded_as_the_archive_states() {
+    fn names_are_decoded_with_the_declared_character_set() {
         assert_eq!(CP437.chars().count(), 128);
         let name = |raw: &[u8], utf8, unicode: Option<&[u8]>| decode(raw, utf8, unicode);
         assert_eq!(name("für.md".as_bytes(), true, None), ("für.md".into(), false));
@@ -109,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn only_parts_of_two_dots_and_absolute_names_lead_out() {
+    fn parent_components_and_absolute_names_lead_out() {
         for name in
             ["..", "../x", "a/../b", "a/..", "/x", "\\x", "..\\x", "a\\..\\b", "C:\\x", "c:/x", "\\\\host\\x"]
         {
@@ -121,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_have_no_detours() {
+    fn paths_are_normalised() {
         for (name, path, folder) in [
             ("a\\b\\c.md", "a/b/c.md", false),
             ("a\\b\\", "a/b", true),

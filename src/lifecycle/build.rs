@@ -1,5 +1,6 @@
-//! Builds: one at a time for each workspace, journaled, cancellable, told step by step ([`super::feed`]). A root appears
-//! complete; an existing one is only given up for `rebuild`, and only once the image of the new one is there.
+//! Builds: one at a time per workspace, journaled, cancellable, and reported step by step ([`super::feed`]).
+//! **Invariant:** a root appears complete, and an existing root is discarded only for `rebuild`, after the image for
+//! the new one is available.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -24,25 +25,25 @@ use crate::workspaces::{
     ContainerBase, Workspace, WorkspaceJob, WorkspaceKind, WorkspaceRecord, WorkspaceStatus,
 };
 
-/// What a client may say of a build.
+/// The options of a build.
 #[derive(Clone, Debug)]
 pub struct BuildRequest {
-    /// Another base than so far.
+    /// The new base, if it changes.
     pub base: Option<ContainerBase>,
-    /// A root that is there is given up.
+    /// Discards an existing root.
     pub rebuild: bool,
-    /// Whether the distribution's image may be made.
+    /// Whether a distribution's image may be built.
     pub pull: Pull,
 }
 
 impl Lifecycle {
-    /// Accepts a build and returns the workspace as `building`; the work goes on in the background. A ready workspace has
-    /// what a build would make: the answer is the same, as observed, and nothing is done but a sync of skills and tools, so
-    /// that commands go on and no init script runs twice.
+    /// Accepts a build and returns the workspace as `building`; a worker does the work. For a ready workspace the
+    /// answer is the same, as in sandboxed.sh, but only skills and tools are synced, so that commands keep running
+    /// and no init script runs twice.
     ///
     /// # Errors
-    /// `NotAContainer`, `BuildRunning`, `RebuildRequired`, `ImageNotFound`, `Busy`, `WorkspaceNotFound`; `InvalidPayload`
-    /// when an imported image is to be pulled.
+    /// `NotAContainer`, `BuildRunning`, `RebuildRequired`, `ImageNotFound`, `Busy`, `WorkspaceNotFound`;
+    /// `InvalidPayload` if an imported image is to be pulled.
     pub fn start_build(
         self: &Arc<Self>,
         id: Uuid,
@@ -54,7 +55,7 @@ impl Lifecycle {
         if workspace.record().view.network() == Network::Private {
             self.engine.networks().check()?;
         }
-        let entered = self.enter_job(&workspace, true)?;
+        let guard = self.enter_job(&workspace, true)?;
         let before = workspace.record();
         let BuildRequest { base, rebuild, pull } = asked;
         let has_root = self.has_root(&workspace, &before);
@@ -65,19 +66,19 @@ impl Lifecycle {
         if has_root && !rebuild && before.view.status == WorkspaceStatus::Ready {
             let mut accepted = WorkspaceRecord::clone(&before);
             begin(&mut accepted)?;
-            drop(entered);
+            drop(guard);
             self.new_feed(id);
             self.sync_or_warn(&workspace);
             self.build_ended(&workspace.record());
             return Ok(Arc::new(accepted));
         }
         workspace.update(begin)?;
-        entered.remember(before.clone());
+        guard.remember(before.clone());
         let accepted = workspace.record();
         let feed = self.new_feed(id);
         let job = {
             let (lifecycle, workspace, before) = (self.clone(), workspace.clone(), before.clone());
-            move || lifecycle.build(&workspace, &before, pull, entered, &feed)
+            move || lifecycle.build(&workspace, &before, pull, guard, &feed)
         };
         if let Err(refused) = self.builder.submit(party, job) {
             workspace.update(|record| {
@@ -91,41 +92,41 @@ impl Lifecycle {
         Ok(accepted)
     }
 
-    /// The job on a builder's thread.
+    /// Runs a build on a worker thread.
     fn build(
         &self,
         workspace: &Workspace,
         before: &WorkspaceRecord,
         pull: Pull,
-        entered: JobGuard,
+        guard: JobGuard,
         feed: &Arc<BuildFeed>,
     ) {
-        // Else it was cancelled, or the workspace deleted, while it waited for its turn.
-        if entered.begin() {
+        // Otherwise it was cancelled while queued, or its workspace was deleted.
+        if guard.begin() {
             let mut done = BuildProgress::Unchanged;
-            let result = self.build_steps(workspace, pull, &entered.cancel, feed, &mut done);
+            let result = self.build_steps(workspace, pull, &guard.cancel, feed, &mut done);
             feed.end(result.as_ref().err());
             if let Err(error) = &result {
                 log::warn!("build of workspace {}: {error}", workspace.id());
             }
-            self.finish_build(workspace, before, entered, result, done);
+            self.finish_build(workspace, before, guard, result, done);
             self.build_ended(&workspace.record());
         }
     }
 
-    /// Records how a build ended. What a cancelled one has made is taken away again.
+    /// Records the outcome of a build. Undoes a cancelled one.
     fn finish_build(
         &self,
         workspace: &Workspace,
         before: &WorkspaceRecord,
-        entered: JobGuard,
+        guard: JobGuard,
         result: Result<()>,
         done: BuildProgress,
     ) {
         if self.closing.load(Ordering::SeqCst) && result.as_ref().is_err_and(|e| e.code() == Code::Cancelled)
         {
-            // Nobody has asked for its end, so it is not undone: it stays journaled, and the next start says that it was
-            // interrupted, as it does after a crash.
+            // No client cancelled it, so it is not undone. It stays journaled, and the next start reports it as
+            // interrupted, as after a crash.
             return;
         }
         let (status, message) = match result {
@@ -151,13 +152,15 @@ impl Lifecycle {
                 }
             },
         };
-        // Whoever sees the new status may begin the next build; until then the record refuses it.
-        drop(entered);
+        // Release the guard first: a client that sees the new status may begin a build at once. Until then the record
+        // refuses one.
+        drop(guard);
         update_until_saved(workspace, |record| {
             record.job = None;
             record.view.status = status;
             record.view.error_message.clone_from(&message);
         });
+        self.jobs.outcome_recorded();
     }
 
     fn build_steps(
@@ -192,13 +195,13 @@ impl Lifecycle {
             let from = record.view.image.as_deref().unwrap_or(distro.as_str());
             log.note(format!("Building container with {from}"));
             feed.begin(BuildStep::Image);
-            // Before the old root is given up: where there is no image and none can be made, it stays.
+            // Before the old root is discarded, so that it is kept if no image is available.
             let image = self.image_of(&record, pull, &mut log, cancel)?;
             go_on()?;
             feed.begin(BuildStep::Root);
-            // New runs are refused since the status changed; those under way hold the old root.
+            // The status refuses new runs; running ones still use the old root.
             if !self.runs.end_all(workspace.id(), END_RUNS_TIMEOUT) {
-                return Err(Error::internal("A command in the workspace could not be ended"));
+                return Err(Error::internal("A command in the workspace could not be stopped"));
             }
             self.engine.remove(&workspace.machine_name());
             self.discard_root(&site)?;
@@ -224,14 +227,14 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// Gives an old root up: into the trash where that is one rename, else removed on the spot.
+    /// Discards a root: moves it into the trash if a rename can do so, otherwise removes it now.
     pub(super) fn discard_root(&self, site: &RootLocation) -> Result<()> {
         self.roots.discard(site, |root| self.discard_folder(root))?;
         self.empty_trash();
         Ok(())
     }
 
-    /// Gets a folder out of the way, which need not exist.
+    /// Discards a folder, if it exists.
     pub(super) fn discard_folder(&self, folder: &Path) -> Result<()> {
         if folder.symlink_metadata().is_err() {
             return Ok(());
@@ -249,7 +252,8 @@ impl Lifecycle {
         remove_in_place(folder)
     }
 
-    /// What an existing root says of itself; the workload may have changed it, so it decides nothing but a question.
+    /// The distribution according to the root's os-release. The workload can change that file, so it only decides
+    /// whether `rebuild` is required.
     fn built_distro(&self, workspace: &Workspace) -> Option<Distro> {
         if self.roots.uses_host_programs(&site(workspace, &workspace.record())) {
             return Some(Distro::Host);
@@ -272,24 +276,24 @@ impl Lifecycle {
 fn remove_in_place(path: &Path) -> Result<()> {
     match (path.parent(), path.file_name().and_then(|name| name.to_str())) {
         (Some(parent), Some(name)) => tree::remove_tree(parent, name),
-        _ => Err(Error::internal("a root without a name")),
+        _ => Err(Error::internal("the root's path has no file name")),
     }
 }
 
-/// How far a build has come.
+/// The progress of a build, for undoing it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BuildProgress {
-    /// The workspace is as it was.
+    /// Nothing was changed.
     Unchanged,
-    /// There is no root.
+    /// The old root was discarded.
     RootRemoved,
-    /// There is a new one.
+    /// A new root exists.
     RootCreated,
-    /// The one that was there stays.
+    /// The existing root was kept.
     RootKept,
 }
 
-/// What the log says between the fragments and the workspace's own script.
+/// The log line between the library's fragments and the workspace's own script.
 pub(super) const OWN_SCRIPT: &str = "[berth] Running the workspace's own init script";
 
 /// Records the end of a job.
@@ -297,8 +301,8 @@ pub(super) fn finish_job(workspace: &Workspace, error: Option<String>) {
     update_until_saved(workspace, |record| record.finish(error.clone()));
 }
 
-/// Changes a record that must change. A full disk may refuse it for a while; memory and disk must not disagree, so it is
-/// tried again, and after a restart the start-up repair says what is true.
+/// Applies a change that must not be lost. A full disk can refuse it, and memory and disk must agree, so it is
+/// retried. If all attempts fail, the repair at the next start corrects the record.
 pub(super) fn update_until_saved(workspace: &Workspace, change: impl Fn(&mut WorkspaceRecord)) {
     const TRIES: u32 = 60;
     for _ in 0..TRIES {

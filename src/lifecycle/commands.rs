@@ -1,4 +1,4 @@
-//! Commands in a workspace: where they run, and that they may.
+//! Checks and starts commands in a workspace.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::runs::spool::OutputWriter;
 use crate::runs::{ActiveRun, ExecRequest, HostLauncher, Live, Run, exec, keeper, user};
 use crate::workspaces::{Workspace, WorkspaceKind, WorkspaceRecord, WorkspaceStatus};
 
-/// A run that was accepted and waits for its worker.
+/// A run that waits for its worker.
 pub struct AcceptedRun {
     lifecycle: Arc<Lifecycle>,
     workspace: Arc<Workspace>,
@@ -26,24 +26,22 @@ pub struct AcceptedRun {
     plan: LaunchPlan,
 }
 
-/// A run that was started.
+/// A started run.
 pub enum StartedRun {
-    /// Somebody here has to watch it.
+    /// A thread of this server must watch it.
     Attached {
-        /// Its entry.
         running: ActiveRun,
-        /// Takes its output.
+        /// Receives its output.
         writer: OutputWriter,
-        /// The command.
         live: Box<Live>,
     },
-    /// It has a keeper.
+    /// A keeper process watches it.
     Detached,
 }
 
 impl Lifecycle {
-    /// Checks a command and returns the step that runs it, for a worker, and what ends it before its time. The step's
-    /// second value is to be dropped once the answer has gone.
+    /// Checks a command. Returns the step that runs it on a worker, and the cancellation that stops it. The caller
+    /// drops the second value of the step's result after the response is sent.
     ///
     /// # Errors
     /// 400s that name the field; `NotReady`; `WorkspaceNotFound`.
@@ -70,7 +68,7 @@ impl Lifecycle {
         Ok((work, cancel))
     }
 
-    /// Checks a run and enters it. `timeout`: how long it may take.
+    /// Checks a run and registers it. `timeout` is its time limit.
     ///
     /// # Errors
     /// 400s that name the field; `NotReady`; `WorkspaceNotFound`; `DiskFull`.
@@ -109,7 +107,7 @@ impl Lifecycle {
         Ok(plan)
     }
 
-    /// Who a command is to be, as the workspace's own files have it.
+    /// Resolves the user of a command in the workspace's own passwd file.
     pub(super) fn account(
         &self,
         workspace: &Workspace,
@@ -119,8 +117,8 @@ impl Lifecycle {
         user.map(|user| user::resolve(user, self.launcher(workspace, record)?.as_ref())).transpose()
     }
 
-    /// Where the workspace's commands start, looked up again now that the run is entered: whoever changed the state
-    /// since will find and end it.
+    /// Looks up the launcher after the run is registered. An operation that has changed the status since the first
+    /// check finds the run and stops it.
     fn launcher_now(&self, workspace: &Workspace) -> Result<Box<dyn Launcher>> {
         let record = workspace.record();
         workspace.check_alive()?;
@@ -145,15 +143,14 @@ impl Lifecycle {
 }
 
 impl AcceptedRun {
-    /// The run.
     pub fn run(&self) -> &Arc<Run> {
         &self.running.run
     }
 
-    /// Starts it.
+    /// Starts the run.
     ///
     /// # Errors
-    /// When it could not be started: then nothing has run, and it is forgotten.
+    /// If it could not be started: then no command has run, and the run is removed.
     pub fn start(self) -> Result<StartedRun> {
         let AcceptedRun { lifecycle, workspace, running, writer, window, plan } = self;
         let launcher = lifecycle.launcher_now(&workspace)?;
@@ -166,7 +163,7 @@ impl AcceptedRun {
                 },
                 WorkspaceKind::Container => keeper::LaunchTarget::Launcher(launcher.as_ref()),
             };
-            // Its keeper writes.
+            // The keeper writes its output.
             drop(writer);
             lifecycle.runs.start_kept(running, place, window, plan)?;
             return Ok(StartedRun::Detached);
@@ -177,7 +174,7 @@ impl AcceptedRun {
 }
 
 impl StartedRun {
-    /// Watches it to its end, on this thread, if nobody else does.
+    /// Watches an attached run to its end on this thread.
     pub fn watch(self) {
         if let StartedRun::Attached { running, writer, live } = self {
             live.spool_to_end(&running.run, writer);
@@ -194,7 +191,7 @@ pub(super) fn check_ready(record: &WorkspaceRecord) -> Result<()> {
         WorkspaceStatus::Building => "Building",
         WorkspaceStatus::Ready | WorkspaceStatus::Error => "Error",
     };
-    // The first two sentences are the observed server's.
+    // The first two sentences are those of sandboxed.sh.
     if record.view.status == WorkspaceStatus::Building {
         let message = format!(
             "Container workspace is not ready (status: {status}). Wait for its build or init script to end: GET …/build/events"
@@ -210,7 +207,7 @@ pub(super) fn check_ready(record: &WorkspaceRecord) -> Result<()> {
     .detail("status", status.to_ascii_lowercase()))
 }
 
-/// Absolute means inside; a path below the root as the host names it is taken too, as observed.
+/// Absolute paths are paths inside the container. As in sandboxed.sh, a host path below the root is translated.
 pub(super) fn cwd_inside(cwd: &str, root: &str) -> String {
     match Path::new(cwd).strip_prefix(root) {
         Ok(below) => format!("/{}", below.display()),

@@ -1,5 +1,5 @@
-//! What a person needs to see why a build or an init script failed. Reads a root that the workload can change:
-//! everything is opened beneath it.
+//! Information for finding out why a build or an init script failed. The workload can change the root, so every file
+//! is opened beneath it.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use crate::roots::RootKind;
 use crate::store::file;
 use crate::workspaces::{WorkspaceKind, WorkspaceStatus};
 
-/// The answer of `debug`.
+/// The response of `debug`.
 #[derive(Debug, Serialize)]
 pub struct WorkspaceDebug {
     id: Uuid,
@@ -23,26 +23,26 @@ pub struct WorkspaceDebug {
     status: WorkspaceStatus,
     path: String,
     path_exists: bool,
-    /// Of a container's files; a measurement that is renewed in the background while somebody asks.
+    /// The size of a container's files. Measured again in the background while clients ask.
     size_bytes: Option<u64>,
-    /// Of these, what no other workspace shares.
+    /// The part of `size_bytes` that no other workspace shares.
     own_bytes: Option<u64>,
-    /// When that was measured.
+    /// When the size was measured.
     size_measured_at: Option<String>,
     directories: Vec<DebugDirectory>,
     has_bash: bool,
     init_script_exists: bool,
     init_script_modified: Option<String>,
     distro: Option<Distro>,
-    /// How a container's files are there; null without any.
+    /// How a container's root is stored; null without a root.
     root_kind: Option<RootKind>,
     last_error: Option<String>,
     running: bool,
-    /// The container; null on the host.
+    /// The container; null for a host workspace.
     machine: Option<container::ContainerStatus>,
     /// Whether and how this host enforces limits.
     enforcement: Enforcements,
-    /// What was asked for and does not hold here.
+    /// Requested settings that this host cannot apply.
     warnings: Vec<String>,
 }
 
@@ -53,7 +53,7 @@ struct DebugDirectory {
     file_count: Option<u64>,
 }
 
-/// The answer of `init-log`.
+/// The response of `init-log`.
 #[derive(Debug, Serialize)]
 pub struct InitLog {
     exists: bool,
@@ -62,7 +62,7 @@ pub struct InitLog {
     log_path: String,
 }
 
-/// Those that `debug` of sandboxed.sh shows, in its order.
+/// The folders that `debug` of sandboxed.sh reports, in its order.
 const DIRECTORIES: [&str; 7] = ["bin", "usr", "etc", "var", "var/log", "root", "tmp"];
 
 impl Lifecycle {
@@ -85,8 +85,8 @@ impl Lifecycle {
         let mut warnings = self.warnings(&workspace, &record);
         for bound in machine.iter().flat_map(|machine| &machine.mounts).filter(|bound| !bound.mapped) {
             warnings.push(format!(
-                "Files in {} belong to nobody in the container: neither kernel, file system nor systemd-nspawn could \
-                 map their owner; they can be used as far as everybody may use them",
+                "Files in {} belong to the user `nobody` in the container, because neither the kernel, the file system nor \
+                 systemd-nspawn could map their owner; only the permissions for others apply",
                 bound.mount.target
             ));
         }
@@ -102,7 +102,7 @@ impl Lifecycle {
             directories: DIRECTORIES
                 .map(|path| {
                     let file_count = match path {
-                        // Bound into its container.
+                        // Mounted from the host.
                         "usr" if on_host => std::fs::read_dir("/usr").ok().map(|all| all.count() as u64),
                         _ => count(path),
                     };
@@ -124,16 +124,16 @@ impl Lifecycle {
         })
     }
 
-    /// The last lines of the init script's log, or of the build's while there is none.
+    /// The last lines of the init script's log, or of the build log if there is none.
     ///
     /// # Errors
-    /// `WorkspaceNotFound`; `Internal` when a log exists and cannot be read.
+    /// `WorkspaceNotFound`; `Internal` if a log exists but cannot be read.
     pub fn init_log(&self, id: Uuid) -> Result<InitLog> {
         let workspace = self.registry.get(id)?;
         let log_path = format!("/{}", init::LOG);
         if let Ok(root) = self.files(&workspace) {
             for file in [init::LOG, init::OLD_LOG] {
-                // A device, a folder or a loop of links in the log's place is no log.
+                // A device, a folder or a loop of links at the log's path is ignored.
                 let Ok(Some(tail)) = root.read_tail(file, limits::INIT_LOG_BYTES) else { continue };
                 let total = root.count_lines(file).ok().flatten();
                 return Ok(log_view(&tail.bytes, tail.complete, total, log_path));
@@ -154,7 +154,7 @@ fn log_view(bytes: &[u8], complete: bool, total_lines: Option<u64>, log_path: St
     let text = String::from_utf8_lossy(bytes);
     let mut lines: Vec<&str> = text.lines().collect();
     if !complete && !lines.is_empty() {
-        // The first line of a tail is a piece of one.
+        // The first line of an incomplete tail is cut off.
         lines.remove(0);
     }
     let skip = lines.len().saturating_sub(limits::INIT_LOG_LINES);

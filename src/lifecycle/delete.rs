@@ -1,4 +1,4 @@
-//! Deletion: first out of sight, then everything inside ends, then the files go into the trash by one rename.
+//! Deletion: hides the workspace, ends its processes, then moves its files into the trash by one rename.
 
 use std::path::Path;
 
@@ -11,11 +11,11 @@ use crate::store::tree;
 use crate::workspaces::{Workspace, WorkspaceKind};
 
 impl Lifecycle {
-    /// Deletes a workspace: exactly its own tree. A host workspace's folder that berth did not make stays.
+    /// Deletes a workspace with exactly its own tree. A host workspace's folder that berth did not create is kept.
     ///
     /// # Errors
-    /// `DefaultWorkspace`, `WorkspaceNotFound`, `MountedInside`; the workspace is as it was then, except that its
-    /// commands have been ended.
+    /// `DefaultWorkspace`, `WorkspaceNotFound`, `MountedInside`. The workspace is then unchanged, except that its
+    /// commands were stopped.
     pub fn delete(&self, id: Uuid) -> Result<()> {
         let workspace = self.registry.get(id)?;
         workspace.begin_delete()?;
@@ -41,7 +41,7 @@ impl Lifecycle {
         }
         self.end_job(workspace.id(), END_RUNS_TIMEOUT)?;
         if !self.runs.end_all(workspace.id(), END_RUNS_TIMEOUT) {
-            return Err(Error::internal("A command in the workspace could not be ended"));
+            return Err(Error::internal("A command in the workspace could not be stopped"));
         }
         self.runs.forget_all(workspace.id());
         self.engine.remove(&workspace.machine_name());
@@ -51,7 +51,7 @@ impl Lifecycle {
             let site = site(workspace, &record);
             self.roots.sweep(&site)?;
             self.roots.remove_home(&site)?;
-            // Where earlier versions wrote it.
+            // The location in earlier versions.
             let _ = std::fs::remove_file(format!("{}.build.log", record.view.path));
         }
         self.registry.discard(workspace)?;

@@ -1,5 +1,5 @@
-//! What a build tells those who watch it: its steps, the lines of its log, its end. One topic of the bus for each build;
-//! those of the last ones are kept, so that who comes late reads how it went.
+//! Events of a build: its steps, the lines of its log, its end. Each build has a topic of the bus. The topics of the
+//! last builds are kept, so that a late subscriber can read them.
 //!
 //! Locks: `feeds`, and the step of one feed; leaves.
 
@@ -16,12 +16,12 @@ use crate::base::{Error, clock, limits};
 use crate::events::Topic;
 use crate::workspaces::WorkspaceRecord;
 
-/// A part of a build.
+/// A step of a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BuildStep {
-    /// The base image, made if there is none.
+    /// The base image, built if it does not exist.
     Image,
-    /// The root, made from the image.
+    /// The root, created from the image.
     Root,
     /// Skills and tools of the library.
     Sync,
@@ -45,7 +45,7 @@ impl BuildStep {
     const COUNT: usize = 5;
 }
 
-/// One build's story.
+/// The event feed of one build.
 #[derive(Debug)]
 pub(super) struct BuildFeed {
     topic: Arc<Topic>,
@@ -56,7 +56,7 @@ pub(super) struct BuildFeed {
 pub(super) type BuildFeeds = Mutex<VecDeque<(Uuid, Arc<Topic>)>>;
 
 impl Lifecycle {
-    /// The events of the workspace's last build; one that has ended already where there was none since the start.
+    /// The events of the workspace's last build, or an ended topic if there was no build since the start.
     pub fn build_events(&self, id: Uuid) -> Arc<Topic> {
         let known = lock(&self.feeds).iter().find(|(of, _)| *of == id).map(|(_, topic)| topic.clone());
         known.unwrap_or_else(|| {
@@ -66,11 +66,12 @@ impl Lifecycle {
         })
     }
 
-    /// The feed of a build that was accepted.
+    /// Creates the feed of an accepted build.
     pub(super) fn new_feed(&self, id: Uuid) -> Arc<BuildFeed> {
         let mut feeds = lock(&self.feeds);
         let old = feeds.iter().position(|(of, _)| *of == id).and_then(|at| feeds.remove(at));
-        // The numbers go on: whoever resumes behind an event of an earlier build misses nothing of this one.
+        // Numbering continues, so that a subscriber that resumes after an event of an earlier build misses none of
+        // this one.
         let last = old.map_or_else(clock::now_unix_ms, |(_, topic)| topic.last());
         let topic = Topic::new(last, limits::TOPIC_EVENTS);
         self.bus.put(&format!("build-{id}"), &topic);
@@ -80,7 +81,7 @@ impl Lifecycle {
         Arc::new(BuildFeed { topic, step: Mutex::new(None) })
     }
 
-    /// Says how a build ended, and that nothing more comes.
+    /// Publishes the outcome of a build and ends its topic.
     pub(super) fn build_ended(&self, record: &WorkspaceRecord) {
         let topic = self.build_events(record.view.id);
         topic.publish("result", result(record));
@@ -88,14 +89,14 @@ impl Lifecycle {
     }
 }
 
-/// What a build has come to.
+/// The outcome of a build.
 pub fn result(record: &WorkspaceRecord) -> Map<String, Value> {
     let shown = &record.view;
     object(json!({"status": shown.status, "error_message": shown.error_message}))
 }
 
 impl BuildFeed {
-    /// The step before is done, this one begins.
+    /// Ends the previous step and begins this one.
     pub(super) fn begin(&self, step: BuildStep) {
         self.end(None);
         *lock(&self.step) = Some((step, Instant::now()));
@@ -104,7 +105,7 @@ impl BuildFeed {
         self.topic.publish("step", object(data));
     }
 
-    /// The present step is over, well or with an error.
+    /// Ends the current step, with an error if it failed.
     pub(super) fn end(&self, error: Option<&Error>) {
         let Some((step, begun)) = lock(&self.step).take() else { return };
         let mut data = json!({
@@ -120,7 +121,7 @@ impl BuildFeed {
         self.topic.publish("step", object(data));
     }
 
-    /// A line of the log.
+    /// Publishes a line of the log.
     pub(super) fn line(&self, line: &str) {
         let most = line.len().min(limits::BUILD_LINE_BYTES);
         let end = (0..=most).rev().find(|at| line.is_char_boundary(*at)).unwrap_or(0);

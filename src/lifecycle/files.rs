@@ -1,4 +1,4 @@
-//! A workspace's files, for whoever reads and writes them from outside of its commands: the only way to them.
+//! Access to a workspace's files from outside its commands. All other code opens them through this file.
 
 use std::path::Path;
 
@@ -8,18 +8,18 @@ use crate::store::beneath::Root;
 use crate::workspaces::{Workspace, WorkspaceKind, WorkspaceStatus};
 
 impl Lifecycle {
-    /// The folder of a host workspace, opened without waiting for a file system; `None` where that cannot be.
+    /// Opens the folder of a host workspace if that needs no waiting for a file system.
     pub fn mounted_files(&self, workspace: &Workspace) -> Option<Root> {
         let record = workspace.record();
         let host = record.view.workspace_type == WorkspaceKind::Host;
         host.then(|| Root::open_cached(Path::new(&record.view.path)))?
     }
 
-    /// The folder of a host workspace, or a container's root. The workload can change everything in it at any moment:
-    /// nothing there is opened but beneath what this returns.
+    /// Opens the folder of a host workspace, or a container's root. **Invariant:** the workload can change any entry
+    /// at any moment, so files are opened only beneath the returned root.
     ///
     /// # Errors
-    /// `NotReady` for a container that was not built; `Internal` when a host workspace's folder is gone.
+    /// `NotReady` for a container that was not built; `Internal` if a host workspace's folder no longer exists.
     pub fn files(&self, workspace: &Workspace) -> Result<Root> {
         let record = workspace.record();
         if record.view.workspace_type == WorkspaceKind::Host {

@@ -1,4 +1,4 @@
-//! Which image a workspace is made from: the one that it names, else its distribution's.
+//! Chooses the image of a workspace: the image that it names, or its distribution's.
 
 use super::Lifecycle;
 use crate::base::ids::Distro;
@@ -10,7 +10,7 @@ use crate::workspaces::create::WorkspaceFields;
 use crate::workspaces::{ContainerBase, WorkspaceJob, WorkspaceRecord};
 
 impl Lifecycle {
-    /// Checks the image that a client names. A `distro` that is none, but an image's name or id, means that image.
+    /// Checks the image that a client names. A `distro` that is the name or id of an image selects that image.
     ///
     /// # Errors
     /// `ImageNotFound`.
@@ -26,7 +26,7 @@ impl Lifecycle {
         if Distro::parse(distro).is_err() {
             match self.images.find(distro) {
                 Ok(_) => fields.image = fields.distro.take().map(|name| name.trim().to_owned()),
-                // What is no image either is refused as a distribution, with the list of those.
+                // Refused later as an unknown distribution, with the list of distributions.
                 Err(error) if error.code() == Code::ImageNotFound => {}
                 Err(error) => return Err(error),
             }
@@ -34,7 +34,7 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// What a build is to be made of, by the same rules.
+    /// Chooses the base of a build by the same rules.
     ///
     /// # Errors
     /// `ImageNotFound`, `InvalidDistro`.
@@ -53,7 +53,7 @@ impl Lifecycle {
         }
     }
 
-    /// Whether that is this machine's own system.
+    /// Whether the base is this machine's own system.
     pub fn is_own_system(&self, base: &ContainerBase) -> bool {
         match base {
             ContainerBase::Distro(distro) => *distro == Distro::Host,
@@ -63,21 +63,21 @@ impl Lifecycle {
         }
     }
 
-    /// Whether a build that has just been accepted can have its image.
+    /// Checks that an accepted build can get its image.
     ///
     /// # Errors
-    /// `ImageNotFound`; `RebuildRequired` when a root is there that a new image would replace; `InvalidPayload` when an
+    /// `ImageNotFound`; `RebuildRequired` if a new image would replace an existing root; `InvalidPayload` if an
     /// imported image is to be pulled.
     pub(super) fn check_image(&self, record: &WorkspaceRecord, pull: Pull) -> Result<()> {
         let fresh = matches!(record.job, Some(WorkspaceJob::Build { fresh: true }));
         let image = record.view.image.as_deref();
         if pull == Pull::Always {
             if let Some(name) = image {
-                let message = format!("The image {name} was imported; only a distribution's can be pulled");
+                let message = format!("Image {name} was imported; only a distribution's image can be pulled");
                 return Err(Error::new(Code::InvalidPayload, message));
             }
             if !fresh {
-                let message = "A new image makes a new container, which destroys the files of this one. Pass \"rebuild\": true if that is wanted";
+                let message = "A new image replaces the container and destroys its files. Pass \"rebuild\": true to rebuild it";
                 return Err(Error::new(Code::RebuildRequired, message));
             }
         }
@@ -88,10 +88,10 @@ impl Lifecycle {
         }
     }
 
-    /// The image that the workspace's root is to be made from; a distribution's is made if there is none.
+    /// Returns the image for the workspace's root. Builds a distribution's image if it does not exist.
     ///
     /// # Errors
-    /// As [`crate::images::Images::base`] and [`crate::images::Images::find`].
+    /// Those of [`crate::images::Images::base`] and [`crate::images::Images::find`].
     pub(super) fn image_of(
         &self,
         record: &WorkspaceRecord,

@@ -1,5 +1,5 @@
-//! The init script: in the container, with the workspace's variables, its own shebang, a deadline and a log inside.
-//! Every file it needs is opened beneath the root: the workload may have put links in their place.
+//! Runs the init script in the container, with the workspace's variables, its own shebang, a deadline, and a log
+//! inside the container. The workload may have replaced any file by a link, so every file is opened beneath the root.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,37 +23,36 @@ use crate::runs::request::{environment, in_shell};
 use crate::store::beneath::Root;
 use crate::workspaces::{Workspace, WorkspaceRecord};
 
-/// The script's place inside, while it runs.
+/// The script's file in the root while it runs.
 pub const SCRIPT: &str = "sandboxed-init.sh";
-/// Where the library's fragments stand, while they run.
+/// The file of the library's fragments in the root while they run.
 pub const FRAGMENTS: &str = "sandboxed-init-fragments.sh";
-/// The log's place inside (assets/docs/compatibility.md#builds-and-init-scripts).
+/// The log's file in the root (assets/docs/compatibility.md#builds-and-init-scripts).
 pub const LOG: &str = "var/log/sandboxed.sh-init.log";
-/// Where sandboxed.sh itself wrote it.
+/// The log's file in earlier versions of sandboxed.sh.
 pub const OLD_LOG: &str = "var/log/sandboxed-init.log";
 
-/// The answer of `rerun-init`.
+/// The response of `rerun-init`.
 #[derive(Debug, Serialize)]
 pub struct InitResult {
-    /// It ended with 0.
+    /// Whether it exited with code 0.
     pub success: bool,
-    /// -1 when a signal or the deadline ended it.
+    /// -1 if it was killed by a signal or at the deadline.
     pub exit_code: i32,
-    /// Head and tail.
+    /// Head and tail of standard output.
     pub stdout: String,
-    /// Head and tail.
+    /// Head and tail of standard error.
     pub stderr: String,
-    /// Its deadline ended it, with everything that it had started.
+    /// It was killed at the deadline, with all of its processes.
     pub timed_out: bool,
-    /// How long it took.
     pub duration_secs: f64,
-    /// Why it could not run, where that can be told, and what to do.
+    /// Why it could not run, if that can be determined, and how to correct it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
 }
 
 impl Lifecycle {
-    /// Checks and journals another run of the init script; the returned step does it, on a worker.
+    /// Checks and journals another run of the init script. Returns the step that runs it on a worker.
     ///
     /// # Errors
     /// `NotAContainer`, `NotReady`, `NoInitScript`, `BuildRunning`, `WorkspaceNotFound`.
@@ -75,7 +74,7 @@ impl Lifecycle {
             let message = match &result {
                 Ok(result) if result.success => None,
                 Ok(result) => Some(failure(result, lifecycle.policy.init_timeout)),
-                // Nothing of it has run, and the workspace stays what it was.
+                // No part of it has run, so the workspace keeps its status.
                 Err(error) if matches!(error.code(), Code::ContainerFull | Code::ContainerSilent) => {
                     return result;
                 }
@@ -86,7 +85,7 @@ impl Lifecycle {
         })
     }
 
-    /// The last step of a build.
+    /// Runs the init script as the last step of a build.
     pub(super) fn run_init_in_build(
         &self,
         workspace: &Workspace,
@@ -108,8 +107,8 @@ impl Lifecycle {
         Err(Error::new(Code::BuildFailed, failure(&result, self.policy.init_timeout)))
     }
 
-    /// What runs in the end: the library's fragments and the skills' setup commands, if there are any, as one shell
-    /// script, which then becomes the workspace's own script.
+    /// Assembles the script: the library's fragments and the skills' setup commands become one shell script, which
+    /// finally execs the workspace's own script.
     fn init_script(&self, record: &WorkspaceRecord) -> Result<InitScript> {
         let shown = &record.view;
         let mut before = String::new();
@@ -149,7 +148,7 @@ impl Lifecycle {
             files.push((SCRIPT, own.clone()));
         }
         if !script.before.is_empty() {
-            // The own script keeps its shebang, and what the fragments exported.
+            // The own script keeps its shebang and inherits the variables that the fragments exported.
             let said = build_log.is_some();
             let then = script.own.as_deref().map(|own| runner(own, said)).unwrap_or_default();
             files.push((FRAGMENTS, format!("#!/usr/bin/env bash\n{}{then}", script.before)));
@@ -189,7 +188,7 @@ impl Lifecycle {
         cancel: &Cancel,
     ) -> Result<InitResult> {
         let inside = format!("/{name}");
-        // The kernel itself reads the shebang (execve(2)); without one the file is a shell script.
+        // The kernel reads the shebang itself (execve(2)). A file without one is a shell script.
         let attempts = if script.starts_with("#!") {
             vec![vec![c_string(&inside, Code::Internal, "init script's path")?]]
         } else {
@@ -205,7 +204,8 @@ impl Lifecycle {
             account: false,
             patience: None,
         };
-        // A log that cannot be opened (the workload put a folder or a link in its place) must not stop the script.
+        // A log that cannot be opened, for example because the workload put a folder in its place, must not stop the
+        // script.
         let init_log = root.write_new(LOG, b"", 0o644).and_then(|()| root.append_open(LOG));
         if let Err(error) = &init_log {
             log::warn!("workspace {}: the init log cannot be written: {error}", workspace.id());
@@ -242,11 +242,11 @@ impl Lifecycle {
     }
 }
 
-/// What runs at the end of a build.
+/// The scripts that run at the end of a build.
 struct InitScript {
     /// Fragments and setup commands, for bash.
     before: String,
-    /// The workspace's own, whatever it is written in.
+    /// The workspace's own script, in any language.
     own: Option<String>,
 }
 
@@ -256,7 +256,7 @@ impl InitScript {
     }
 }
 
-/// Stands in a script for what the library does not have or cannot read: said in the log, and no reason to stop.
+/// Returns a command that reports an entry missing from the library or unreadable. The script continues after it.
 fn skip_missing(workspace: Uuid, error: Error, what: &str) -> Result<String> {
     if !is_broken(&error) && !matches!(error.code(), Code::NotInLibrary | Code::InvalidName) {
         return Err(error);
@@ -266,24 +266,24 @@ fn skip_missing(workspace: Uuid, error: Error, what: &str) -> Result<String> {
     Ok(format!("echo '{quoted}; skipped' >&2"))
 }
 
-/// A part of the assembled script, without its shebang.
+/// A section of the assembled script, without its shebang.
 fn section(name: &str, text: &str) -> String {
     let text = match text.split_once('\n') {
         Some((first, rest)) if first.starts_with("#!") => rest,
         _ => text,
     };
-    // A name has no line breaks (`Label`), so it cannot leave its comment.
+    // A name contains no line breaks (`Label`), so it cannot end the comment.
     format!("\n# === {name} ===\n{text}\n")
 }
 
-/// The last line of the fragments: becomes the workspace's own script. `said`: the log is told.
+/// The last lines of the fragments, which exec the workspace's own script. `said`: print [`OWN_SCRIPT`] first.
 fn runner(own: &str, said: bool) -> String {
     let shell = if own.starts_with("#!") { "" } else { "bash " };
     let say = if said { format!("echo \"{OWN_SCRIPT}\"\n") } else { String::new() };
     format!("\n# === Custom Script ===\n{say}exec {shell}/{SCRIPT}\n")
 }
 
-/// What an error message says of a script that failed: its last words, wherever it wrote them.
+/// The error message for a failed script, with the last lines that it printed.
 fn failure(result: &InitResult, deadline: Duration) -> String {
     let last = |text: &str| {
         let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
@@ -296,17 +296,17 @@ fn failure(result: &InitResult, deadline: Duration) -> String {
     };
     let how = match result.exit_code {
         _ if result.timed_out => format!(
-            "took longer than {} s (--init-timeout) and was ended with all that it had started",
+            "took longer than {} s (--init-timeout) and was killed with all of its processes",
             deadline.as_secs()
         ),
-        -1 => "was ended by a signal".to_owned(),
+        -1 => "was killed by a signal".to_owned(),
         code => format!("exited with code {code}"),
     };
     let hint = result.hint.as_ref().map(|hint| format!(" ({hint})")).unwrap_or_default();
     format!("Init script {how}: {words}{hint}")
 }
 
-/// Keeps a stream and passes it on to both logs.
+/// Captures a stream and copies it to both logs.
 struct ScriptOutput<'a, 'b> {
     logs: &'a std::cell::RefCell<(Option<BuildLog>, Option<&'b mut BuildLog>)>,
     kept: OutputCapture,

@@ -1,9 +1,9 @@
-//! Why an init script could not run, where the script itself or the container shows it.
+//! Explains why an init script could not run, from the script itself and the container's files.
 
 use crate::store::beneath::Root;
 
-/// What is wrong with a script that has failed, and what to do; `None` when nothing of it can be told from outside. `own` is
-/// the workspace's script, `before` what bash runs first.
+/// Explains a failed script and how to correct it, or returns `None` if no cause is visible. `own` is the workspace's
+/// script, `before` the part that bash runs first.
 pub(super) fn help(root: &Root, own: Option<&str>, before: &str) -> Option<String> {
     if !before.is_empty() && !has_program(root, "bash") {
         return Some(
@@ -20,7 +20,7 @@ pub(super) fn help(root: &Root, own: Option<&str>, before: &str) -> Option<Strin
     }
     if !crlf.is_empty() {
         return Some(format!(
-            "{} has Windows line endings (CRLF), which Linux takes for a part of each command; save it with LF only, \
+            "{} has Windows line endings (CRLF), which Linux treats as part of each command; save it with LF only, \
              for example with `sed -i 's/\\r$//' FILE`",
             crlf.join(" and ")
         ));
@@ -35,7 +35,7 @@ pub(super) fn help(root: &Root, own: Option<&str>, before: &str) -> Option<Strin
 
 const CRLF: &str = "\r\n";
 
-/// The program that the first line of a script names (execve(2)); behind `env`, the one that it is to find.
+/// The program in the shebang of a script (execve(2)). For `env`, the program that it looks up.
 fn interpreter(script: &str) -> Option<&str> {
     let line = script.strip_prefix("#!")?.lines().next()?;
     let mut words = line.split_whitespace();
@@ -47,7 +47,7 @@ fn interpreter(script: &str) -> Option<&str> {
     Some(found.unwrap_or(program))
 }
 
-/// Whether the container has a program: at this path, or in one of the folders of `PATH`.
+/// Whether the container has a program, at this path or in a folder of `PATH`.
 fn has_program(root: &Root, program: &str) -> bool {
     const PATH: [&str; 6] = ["usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin", "sbin", "bin"];
     let there =
@@ -65,7 +65,7 @@ mod tests {
     use crate::store::scratch::TestFolder;
 
     #[test]
-    fn line_endings_and_interpreters_are_named() {
+    fn crlf_and_missing_interpreters_are_explained() {
         let dir = TestFolder::new();
         std::fs::create_dir_all(dir.join("usr/bin")).unwrap();
         std::os::unix::fs::symlink("usr/bin", dir.join("bin")).unwrap();

@@ -1,10 +1,12 @@
-//! What excludes each other in one workspace: builds, init scripts, snapshots, restores. Whoever begins such work enters it
-//! here first, so that a second one is refused, and deletion, `DELETE …/build` and the server's end find and end it.
+//! Exclusive jobs of a workspace: builds, init scripts, snapshots, restores. A job is registered before it begins. A second
+//! one is refused, and deletion, `DELETE …/build` and the server's shutdown can find and stop it.
 //!
-//! Lock: `builds`, a leaf.
+//! Lock: the table of [`Jobs`], a leaf. Its condition variable is notified when a job leaves the table and when the outcome
+//! of a job was recorded.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -16,17 +18,31 @@ use crate::base::{Code, Error, Result, limits};
 use crate::proc::Cancel;
 use crate::workspaces::{Workspace, WorkspaceRecord};
 
-/// Work that was accepted.
-pub(super) struct ActiveJob {
+/// The registered jobs of all workspaces.
+#[derive(Default)]
+pub(super) struct Jobs {
+    table: Mutex<JobTable>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct JobTable {
+    active: HashMap<Uuid, ActiveJob>,
+    /// The number of outcomes recorded so far. A waiter compares it to notice that a record may have changed.
+    recorded: u64,
+}
+
+/// A registered job.
+struct ActiveJob {
     number: u64,
-    pub(super) cancel: Cancel,
-    /// A worker has it; before that, taking it out of the table is enough to cancel it.
+    cancel: Cancel,
+    /// A worker runs it. A job that has not started is cancelled by removing it from the table.
     started: bool,
-    /// What the record was before a build that waits for a worker.
+    /// The record before a build that is still queued.
     before: Option<Arc<WorkspaceRecord>>,
 }
 
-/// The work's place in the table, for as long as it lasts.
+/// Keeps a job registered until dropped.
 pub(super) struct JobGuard {
     lifecycle: Arc<Lifecycle>,
     workspace: Uuid,
@@ -36,16 +52,47 @@ pub(super) struct JobGuard {
 
 static NUMBERS: AtomicU64 = AtomicU64::new(0);
 
+impl Jobs {
+    /// Whether a job of the workspace is registered.
+    pub(super) fn has(&self, workspace: Uuid) -> bool {
+        lock(&self.table).active.contains_key(&workspace)
+    }
+
+    /// Cancels all jobs, for the server's shutdown.
+    pub(super) fn cancel_all(&self) {
+        lock(&self.table).active.values().for_each(|job| job.cancel.cancel());
+    }
+
+    /// Wakes the waiters for a job's outcome, which is in its record now.
+    pub(super) fn outcome_recorded(&self) {
+        lock(&self.table).recorded += 1;
+        self.changed.notify_all();
+    }
+
+    /// Waits until `is_recorded` returns true, which is called without the lock after each recorded outcome.
+    fn wait_for_outcome(&self, deadline: Instant, is_recorded: impl Fn() -> bool) {
+        loop {
+            let seen = lock(&self.table).recorded;
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            if is_recorded() || remaining.is_zero() {
+                return;
+            }
+            let is_same = |table: &mut JobTable| table.recorded == seen;
+            drop(self.changed.wait_timeout_while(lock(&self.table), remaining, is_same));
+        }
+    }
+}
+
 impl Lifecycle {
-    /// Enters work on a workspace. `waits`: it waits for a worker, which says [`Entered::begin`].
+    /// Registers a job. `waits`: it is queued for a worker, which calls [`JobGuard::begin`].
     ///
     /// # Errors
-    /// `BuildRunning` while there is other such work.
+    /// `BuildRunning` while another job is registered.
     pub(super) fn enter_job(self: &Arc<Self>, workspace: &Workspace, waits: bool) -> Result<JobGuard> {
         self.enter_job_with(workspace, waits, Cancel::new()?)
     }
 
-    /// The same for work that is to end with other work.
+    /// Registers a job that shares the cancellation of another one.
     pub(super) fn enter_job_with(
         self: &Arc<Self>,
         workspace: &Workspace,
@@ -53,28 +100,28 @@ impl Lifecycle {
         cancel: Cancel,
     ) -> Result<JobGuard> {
         let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
-        let mut builds = lock(&self.builds); // LOCK: leaf
-        if builds.contains_key(&workspace.id()) {
+        let mut table = lock(&self.jobs.table); // LOCK: leaf
+        if table.active.contains_key(&workspace.id()) {
             return Err(Error::new(Code::BuildRunning, "Workspace build already in progress"));
         }
-        let build = ActiveJob { number, cancel: cancel.clone(), started: !waits, before: None };
-        builds.insert(workspace.id(), build);
-        drop(builds);
+        let job = ActiveJob { number, cancel: cancel.clone(), started: !waits, before: None };
+        table.active.insert(workspace.id(), job);
+        drop(table);
         if workspace.check_alive().is_err() {
-            // Deletion began between: it may have looked for work before this was entered.
+            // Deletion has begun, perhaps after it looked for jobs.
             cancel.cancel();
         }
         Ok(JobGuard { lifecycle: self.clone(), workspace: workspace.id(), number, cancel })
     }
 
-    /// Ends a build or init script before its time, and returns when it has let go of the workspace.
+    /// Cancels a build or init script, and returns once it has stopped using the workspace.
     ///
     /// # Errors
-    /// `Conflict` when there is none; `Busy` when it does not end in time; `WorkspaceNotFound`.
+    /// `Conflict` if there is none; `Busy` if it does not stop in time; `WorkspaceNotFound`.
     pub fn cancel_build(&self, id: Uuid) -> Result<Arc<WorkspaceRecord>> {
         let workspace = self.registry.get(id)?;
-        if !lock(&self.builds).contains_key(&id) {
-            return Err(Error::new(Code::Conflict, "No build of this workspace is under way"));
+        if !self.jobs.has(id) {
+            return Err(Error::new(Code::Conflict, "No build of this workspace is running"));
         }
         if let Some(before) = self.end_job(id, limits::CANCEL_BUILD)? {
             workspace.update(|record| {
@@ -83,62 +130,57 @@ impl Lifecycle {
             })?;
             self.build_ended(&workspace.record());
         }
-        // The last thing that a build does is to say how it ended.
+        // Recording the outcome is the last step of a build.
         let deadline = Instant::now() + limits::CANCEL_BUILD;
-        while workspace.record().job.is_some() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        self.jobs.wait_for_outcome(deadline, || workspace.record().job.is_none());
         Ok(workspace.record())
     }
 
-    /// Ends a workspace's work, and returns when it has ended; what its record was, if no worker had begun.
+    /// Stops a workspace's job, and returns once it has ended. The result is the record before the job, if no worker had
+    /// started it.
     ///
     /// # Errors
-    /// `BuildRunning` when it does not end in time.
+    /// `BuildRunning` if it does not stop in time.
     pub(super) fn end_job(&self, id: Uuid, within: Duration) -> Result<Option<Arc<WorkspaceRecord>>> {
         let deadline = Instant::now() + within;
+        let mut table = lock(&self.jobs.table); // LOCK: leaf
         loop {
-            {
-                let mut builds = lock(&self.builds); // LOCK: leaf
-                match builds.get(&id) {
-                    None => return Ok(None),
-                    Some(build) if build.started => build.cancel.cancel(),
-                    Some(_) => return Ok(builds.remove(&id).and_then(|build| build.before)),
-                }
+            match table.active.get(&id) {
+                None => return Ok(None),
+                Some(job) if job.started => job.cancel.cancel(),
+                Some(_) => return Ok(table.active.remove(&id).and_then(|job| job.before)),
             }
-            if Instant::now() >= deadline {
-                return Err(Error::new(
-                    Code::BuildRunning,
-                    "The build could not be ended in time; try again",
-                ));
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            if remaining.is_zero() {
+                return Err(Error::new(Code::BuildRunning, "The build did not stop in time; try again"));
             }
-            std::thread::sleep(Duration::from_millis(2));
+            let woken = self.jobs.changed.wait_timeout(table, remaining);
+            table = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
 
 impl JobGuard {
-    /// What the record is to be again if the work is cancelled before a worker has it.
+    /// Stores the record to restore if the job is cancelled while queued.
     pub(super) fn remember(&self, before: Arc<WorkspaceRecord>) {
-        if let Some(build) = lock(&self.lifecycle.builds).get_mut(&self.workspace) {
-            build.before = Some(before);
+        if let Some(job) = lock(&self.lifecycle.jobs.table).active.get_mut(&self.workspace) {
+            job.before = Some(before);
         }
     }
 
-    /// A worker has it; `false`: it was cancelled while it waited.
+    /// Marks the job as started. Returns `false` if it was cancelled while queued.
     pub(super) fn begin(&self) -> bool {
-        let mut builds = lock(&self.lifecycle.builds); // LOCK: leaf
-        let ours = builds.get_mut(&self.workspace).filter(|build| build.number == self.number);
-        ours.map(|build| build.started = true).is_some()
+        let mut table = lock(&self.lifecycle.jobs.table); // LOCK: leaf
+        let own = table.active.get_mut(&self.workspace).filter(|job| job.number == self.number);
+        own.map(|job| job.started = true).is_some()
     }
-}
 
-impl JobGuard {
-    /// Gives the place back before the value goes.
+    /// Removes the job from the table before the guard is dropped.
     pub(super) fn leave(&self) {
-        let mut builds = lock(&self.lifecycle.builds); // LOCK: leaf
-        if builds.get(&self.workspace).is_some_and(|build| build.number == self.number) {
-            builds.remove(&self.workspace);
+        let mut table = lock(&self.lifecycle.jobs.table); // LOCK: leaf
+        if table.active.get(&self.workspace).is_some_and(|job| job.number == self.number) {
+            table.active.remove(&self.workspace);
+            self.lifecycle.jobs.changed.notify_all();
         }
     }
 }
@@ -149,8 +191,8 @@ impl Drop for JobGuard {
     }
 }
 
-/// Work that is journaled in the record. What is not ended leaves the workspace as it was: work that no worker took, or that
-/// failed and has changed nothing.
+/// A job that is journaled in the record. If it is dropped without [`JournaledJob::end`], the record is restored: no worker
+/// ran the job, or it failed without changing anything.
 pub(super) struct JournaledJob {
     pub(super) workspace: Arc<Workspace>,
     pub(super) guard: JobGuard,
@@ -158,25 +200,25 @@ pub(super) struct JournaledJob {
 }
 
 impl Lifecycle {
-    /// Enters work, and has `begin` check and note it in the record.
+    /// Registers a job and journals it: `begin` checks and updates the record.
     ///
     /// # Errors
-    /// `BuildRunning`; what `begin` said.
+    /// `BuildRunning`; those of `begin`.
     pub(super) fn journal(
         self: &Arc<Self>,
         workspace: Arc<Workspace>,
         begin: impl FnOnce(&Workspace, &mut WorkspaceRecord) -> Result<()>,
     ) -> Result<JournaledJob> {
-        let entered = self.enter_job(&workspace, false)?;
-        JournaledJob::begin(workspace, entered, begin)
+        let guard = self.enter_job(&workspace, false)?;
+        JournaledJob::begin(workspace, guard, begin)
     }
 }
 
 impl JournaledJob {
-    /// The same for work that was entered.
+    /// Journals a job that is already registered.
     pub(super) fn begin(
         workspace: Arc<Workspace>,
-        entered: JobGuard,
+        guard: JobGuard,
         begin: impl FnOnce(&Workspace, &mut WorkspaceRecord) -> Result<()>,
     ) -> Result<JournaledJob> {
         let before = workspace.update(|record| {
@@ -184,15 +226,16 @@ impl JournaledJob {
             begin(&workspace, record)?;
             Ok(before)
         })?;
-        Ok(JournaledJob { workspace, guard: entered, before: Some(before) })
+        Ok(JournaledJob { workspace, guard, before: Some(before) })
     }
 
-    /// Notes how it ended.
+    /// Records the outcome.
     pub(super) fn end(mut self, change: impl Fn(&mut WorkspaceRecord)) {
         self.before = None;
-        // Whoever sees the new status may begin the next work; until then the record refuses it.
+        // Leave the table first: a client that sees the new status may begin a job at once. Until then the record refuses one.
         self.guard.leave();
         update_until_saved(&self.workspace, change);
+        self.guard.lifecycle.jobs.outcome_recorded();
     }
 }
 
@@ -205,5 +248,6 @@ impl Drop for JournaledJob {
             record.view.status = before.view.status;
             record.view.error_message.clone_from(&before.view.error_message);
         });
+        self.guard.lifecycle.jobs.outcome_recorded();
     }
 }

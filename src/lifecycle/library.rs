@@ -1,5 +1,5 @@
-//! Workspaces and the library: one made from a template, skills and tools written into one, and into all that use what
-//! has just changed.
+//! Workspaces and the library: creates workspaces from templates, and syncs skills and tools into one workspace or
+//! into all that use a changed entry.
 
 use std::sync::Arc;
 
@@ -19,20 +19,18 @@ use crate::workspaces::create::CreateWorkspace;
 use crate::workspaces::sync::{self, SyncOutcome};
 use crate::workspaces::{Workspace, WorkspaceKind, WorkspaceRecord, WorkspaceStatus, WorkspaceView};
 
-/// Names of templates in an error.
+/// The most template names listed in an error.
 const TEMPLATES_IN_ERROR: usize = 100;
 
 impl Lifecycle {
-    /// The library.
     pub fn library(&self) -> &Library {
         &self.library
     }
 
-    /// Makes a workspace as a client asked for it; one from a template is a container whose build begins at once, and may
-    /// `pull`.
+    /// Creates a workspace from a request. From a template it is a container whose build begins at once, with `pull`.
     ///
     /// # Errors
-    /// 400s that name the field, `NotInLibrary` for an unknown template; nothing remains of a refused workspace.
+    /// 400s that name the field, `NotInLibrary` for an unknown template. A refused workspace leaves nothing behind.
     pub fn create(
         self: &Arc<Self>,
         mut request: CreateWorkspace,
@@ -50,7 +48,7 @@ impl Lifecycle {
             return Ok(workspace.record());
         }
         let asked = BuildRequest { base: None, rebuild: false, pull };
-        // Only unlimited owners make workspaces.
+        // Only unlimited owners create workspaces.
         self.start_build(workspace.id(), asked, Party::OWNER).inspect_err(|_| {
             if let Err(error) = self.delete(workspace.id()) {
                 log::error!("workspace {}: {error}", workspace.id());
@@ -58,7 +56,7 @@ impl Lifecycle {
         })
     }
 
-    /// The template, or an error that says which there are.
+    /// Returns the template, or an error that lists the existing ones.
     fn template(&self, name: &str) -> Result<Template> {
         self.library.template(name).map_err(|error| {
             if error.code() != Code::NotInLibrary {
@@ -71,22 +69,22 @@ impl Lifecycle {
         })
     }
 
-    /// Whether a container may have these folders of the host now; each start of it asks again.
+    /// Checks that a container may mount these host folders now. Each start of the container checks again.
     pub(super) fn check_mounts(&self, mounts: &[MountRequest]) -> Result<()> {
         allowlist::check(mounts)?;
         self.engine.allowlist().open(mounts).map(drop)
     }
 
-    /// Writes skills and tools into a workspace.
+    /// Syncs skills and tools into a workspace.
     ///
     /// # Errors
-    /// `WorkspaceNotFound`; `BuildRunning`; `NotReady` for a container without a root; when the workspace's files stand
-    /// in the way.
+    /// `WorkspaceNotFound`; `BuildRunning`; `NotReady` for a container without a root; those of the workspace's
+    /// files.
     pub fn sync(&self, id: Uuid) -> Result<Arc<WorkspaceRecord>> {
         let workspace = self.registry.get(id)?;
         let record = workspace.record();
         if record.view.status == WorkspaceStatus::Building {
-            return Err(Error::new(Code::BuildRunning, "The build that is under way syncs as well"));
+            return Err(Error::new(Code::BuildRunning, "A build is running, and it syncs the workspace too"));
         }
         if record.view.workspace_type == WorkspaceKind::Container && !self.has_root(&workspace, &record) {
             return Err(Error::new(Code::NotReady, "Container doesn't exist yet. Build it first."));
@@ -95,14 +93,14 @@ impl Lifecycle {
         Ok(workspace.record())
     }
 
-    /// Has the workspaces that use what has changed get its present form, one after the other, as long as `go_on` says so.
+    /// Syncs the workspaces that use a changed entry, one after the other, while `go_on` returns true.
     pub fn library_changed(&self, changed: &LibraryChange, go_on: impl Fn() -> bool) {
         let workspaces = self.registry.all();
         let concerned = workspaces.iter().filter(|workspace| affects(changed, &workspace.record().view));
         concerned.take_while(|_| go_on()).for_each(|workspace| self.sync_or_warn(workspace));
     }
 
-    /// A build does it itself, behind the root.
+    /// Syncs a workspace and logs a failure. A build syncs by itself after it has created the root.
     pub(super) fn sync_or_warn(&self, workspace: &Workspace) {
         let record = workspace.record();
         let shown = &record.view;
@@ -122,7 +120,7 @@ impl Lifecycle {
     }
 }
 
-/// Whether a workspace has, or should get, something of this.
+/// Whether a change affects the files of a workspace.
 fn affects(changed: &LibraryChange, shown: &WorkspaceView) -> bool {
     let all = shown.id.is_nil() && (shown.skills.is_empty() || shown.tools.is_empty());
     match changed {

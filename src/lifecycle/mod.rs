@@ -1,7 +1,8 @@
-//! What happens to a workspace: builds, init scripts, commands, deletion. Brings together the records
-//! (`workspaces`), the containers and the runs, none of which knows the others. Knows nothing of HTTP.
+//! Operations on workspaces: builds, init scripts, commands, deletion. Combines the records (`workspaces`), the
+//! containers and the runs, which do not know each other. Must not know HTTP.
 //!
-//! Threads: `build-N`, `trash`. Locks: `builds`, `feeds` and `host_groups`, leaves; `syncing`, held while files are written.
+//! Threads: `build-N`, `trash`. Locks: the table of `jobs`, `feeds` and `host_groups`, leaves; `syncing`, held while files are
+//! written.
 
 pub mod build;
 pub mod commands;
@@ -48,22 +49,22 @@ use crate::store::beneath::Root;
 use crate::terminals::Terminals;
 use crate::workspaces::{Registry, Workspace, WorkspaceKind, WorkspaceRecord};
 
-/// What the start decided about commands.
+/// Settings for commands, decided at the start.
 #[derive(Clone, Debug)]
 pub struct CommandPolicy {
-    /// HOME of host commands.
+    /// HOME of commands in host workspaces.
     pub home: String,
     /// Bytes kept of each stream of an exec.
     pub output_limit: usize,
     /// Bytes kept of each stream of a run.
     pub run_output_limit: u64,
-    /// How long an init script may take.
+    /// The time limit of init scripts.
     pub init_timeout: Duration,
-    /// After so long without commands and terminals a container is stopped; zero: never.
+    /// A container without commands and terminals is stopped after this time; zero: never.
     pub idle_timeout: Duration,
 }
 
-/// Everything that can happen to workspaces.
+/// The service for all operations on workspaces.
 pub struct Lifecycle {
     registry: Arc<Registry>,
     engine: Engine,
@@ -73,28 +74,29 @@ pub struct Lifecycle {
     terminals: Terminals,
     library: Library,
     policy: CommandPolicy,
-    /// One sync at a time: two of one workspace would undo each other.
+    /// One sync at a time: two syncs of one workspace would undo each other's changes.
     syncing: Mutex<()>,
-    builds: Mutex<HashMap<Uuid, jobs::ActiveJob>>,
-    /// The server ends, and with it what is under way.
+    jobs: jobs::Jobs,
+    /// The server is shutting down, and cancels all jobs.
     closing: AtomicBool,
     bus: Arc<Bus>,
     feeds: feed::BuildFeeds,
     host_groups: Mutex<HashMap<Uuid, Group>>,
     builder: Pool,
-    // Closing it ends the thread; the thread is let go at exit, since what it has not removed waits for the next start.
+    // Closing the channel ends the thread. At exit the thread is detached, since the next start removes the remaining
+    // trash.
     emptied: Option<Sender<()>>,
     trash: Option<JoinOnDrop>,
 }
 
-/// How long a deletion or rebuild waits for what it ended to be gone.
+/// How long a deletion or rebuild waits for processes to exit.
 const END_RUNS_TIMEOUT: Duration = Duration::from_secs(15);
 
 impl Lifecycle {
-    /// Starts the builder and the trash's thread, and repairs what a crash left.
+    /// Starts the workers and the trash thread, and repairs workspaces after a crash.
     ///
     /// # Errors
-    /// When a thread cannot be started.
+    /// If a thread cannot be started.
     pub fn new(
         registry: Arc<Registry>,
         engine: Engine,
@@ -105,13 +107,13 @@ impl Lifecycle {
         policy: CommandPolicy,
     ) -> Result<Arc<Lifecycle>> {
         let roots = engine.roots().clone();
-        // Full: somebody has asked already.
+        // If the channel is full, a request is already pending.
         let (emptied, wanted) = bounded(1);
         let trash = spawn("trash".into(), limits::STACK, {
             let (registry, roots) = (registry.clone(), roots.clone());
             move || {
                 let mut begun = false;
-                // The first time containers have been taken over, with their roots.
+                // By the first request, the containers of an earlier server have been adopted with their roots.
                 for () in wanted {
                     if !std::mem::replace(&mut begun, true) {
                         sweep_inboxes(&registry, &roots);
@@ -132,7 +134,7 @@ impl Lifecycle {
             library,
             policy,
             syncing: Mutex::default(),
-            builds: Mutex::default(),
+            jobs: jobs::Jobs::default(),
             closing: AtomicBool::new(false),
             bus,
             feeds: feed::BuildFeeds::default(),
@@ -146,17 +148,14 @@ impl Lifecycle {
         Ok(Arc::new(lifecycle))
     }
 
-    /// The records.
     pub fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// The images.
     pub fn images(&self) -> &Arc<Images> {
         &self.images
     }
 
-    /// The runs.
     pub fn runs(&self) -> &Arc<Runs> {
         &self.runs
     }
@@ -167,7 +166,8 @@ impl Lifecycle {
         }
     }
 
-    /// Whether the container has a root. It appears complete, and what its workload removes of it changes nothing.
+    /// Whether the container has a root. A root appears complete, and remains one even if the workload removes files
+    /// from it.
     pub(crate) fn has_root(&self, workspace: &Workspace, record: &WorkspaceRecord) -> bool {
         self.roots.kind(&site(workspace, record)).is_some()
     }
@@ -193,25 +193,23 @@ impl Lifecycle {
         })
     }
 
-    /// The server is about to stop.
+    /// Announces the server's shutdown.
     pub fn stop_soon(&self) {
         self.runs.announce_stop();
     }
 
-    /// berth's own program as a file that containers can mount.
+    /// A copy of berth's own program that containers can mount.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// If it cannot be written.
     pub fn own_program(&self) -> Result<std::path::PathBuf> {
         self.engine.agent_binary()
     }
 
-    /// Ends the server's work: no new runs, those under way may go on until `deadline`; builds are cancelled.
+    /// Shuts down: refuses new runs, lets running ones continue until `deadline`, and cancels jobs.
     pub fn close(&self, deadline: Instant) {
         self.closing.store(true, Ordering::SeqCst);
-        for build in lock(&self.builds).values() {
-            build.cancel.cancel();
-        }
+        self.jobs.cancel_all();
         self.runs.close(deadline);
         self.engine.stop_all(&|name| self.runs_on(name));
         lock(&self.host_groups).clear();
@@ -228,14 +226,14 @@ impl Drop for Lifecycle {
     }
 }
 
-/// Removes half uploads that a killed server has left.
+/// Removes partial uploads that a killed server left behind.
 fn sweep_inboxes(registry: &Registry, roots: &Roots) {
     for workspace in registry.all() {
         let record = workspace.record();
         let site = site(&workspace, &record);
         let root = match record.view.workspace_type {
             WorkspaceKind::Host => Root::open(&site.root),
-            // No root is put together just to see that there is nothing.
+            // Skips unchanged containers, whose roots would have to be mounted.
             WorkspaceKind::Container if roots.has_changes(&site, trays::TrayKind::Inbox.folder()) => {
                 roots.files(&site)
             }
@@ -247,17 +245,18 @@ fn sweep_inboxes(registry: &Registry, roots: &Roots) {
     }
 }
 
-/// In the workspace's own folder: another user may own the folder above the owner's `path`, and put a link there.
+/// The build log is in the workspace's own folder: another user may own the parent folder of the owner's `path` and
+/// could put a link there.
 pub(crate) fn build_log_path(workspace: &Workspace) -> PathBuf {
     workspace.folder().join("root.build.log")
 }
 
-/// Where a container's root belongs.
+/// The paths of a container's root.
 pub(crate) fn site(workspace: &Workspace, record: &WorkspaceRecord) -> RootLocation {
     RootLocation { folder: workspace.folder().to_owned(), root: PathBuf::from(&record.view.path) }
 }
 
-/// Environment of commands in a workspace, before the request's own.
+/// The environment of all commands in a workspace, before that of the request.
 pub(crate) fn variables(record: &WorkspaceRecord) -> &BTreeMap<String, String> {
     &record.view.env_vars
 }

@@ -1,18 +1,17 @@
-//! Starting and stopping a container on demand.
+//! Starts and stops containers on demand.
 
 use uuid::Uuid;
 
 use super::{END_RUNS_TIMEOUT, Lifecycle};
-use crate::base::thread::lock;
 use crate::base::{Code, Error, Result};
 use crate::containers::container::ContainerStatus;
 use crate::workspaces::{WorkspaceKind, WorkspaceRecord};
 
 impl Lifecycle {
-    /// Starts a container that does not run; commands do so by themselves.
+    /// Starts a container that is not running. Commands start it automatically.
     ///
     /// # Errors
-    /// `NotAContainer`, `NotReady`, `WorkspaceNotFound`, `ContainerStopped` with nspawn's last words.
+    /// `NotAContainer`, `NotReady`, `WorkspaceNotFound`, `ContainerStopped` with the last output of nspawn.
     pub fn start(&self, id: Uuid) -> Result<ContainerStatus> {
         let workspace = self.registry.get(id)?;
         let record = workspace.record();
@@ -23,21 +22,21 @@ impl Lifecycle {
         Ok(machine.status())
     }
 
-    /// Ends every command and terminal in a container, then the container. The next command starts it again.
+    /// Ends all commands and terminals in a container, then the container. The next command starts it again.
     ///
     /// # Errors
-    /// `NotAContainer`, `WorkspaceNotFound`; `BuildRunning` while a build or init script needs it.
+    /// `NotAContainer`, `WorkspaceNotFound`; `BuildRunning` while a build or init script uses it.
     pub fn stop(&self, id: Uuid) -> Result<ContainerStatus> {
         let workspace = self.registry.get(id)?;
         check_container(&workspace.record())?;
-        if lock(&self.builds).contains_key(&id) {
+        if self.jobs.has(id) {
             return Err(Error::new(
                 Code::BuildRunning,
-                "A build or init script of the workspace is under way; wait for its end, or delete the workspace",
+                "A build or init script of the workspace is running; wait for it to end, or delete the workspace",
             ));
         }
         if !self.runs.end_all(id, END_RUNS_TIMEOUT) {
-            return Err(Error::internal("A command in the workspace could not be ended"));
+            return Err(Error::internal("A command in the workspace could not be stopped"));
         }
         self.engine.stop_container(&workspace.machine_name());
         Ok(self.engine.status(&workspace.machine_name()))

@@ -1,5 +1,5 @@
-//! What a start does about what an earlier server left: containers that still run are taken over, everything else that
-//! runs is ended, and work that was cut off is said to be.
+//! Repairs at the start, after an earlier server: adopts containers that are still running, ends all other processes,
+//! and reports interrupted jobs.
 
 use super::build::finish_job;
 use super::{Lifecycle, init, site};
@@ -13,12 +13,12 @@ impl Lifecycle {
             match self.adopt(&workspace) {
                 Ok(true) => adopted.push(workspace.machine_name()),
                 Ok(false) => {}
-                Err(error) => log::warn!("container of workspace {} is ended: {error}", workspace.id()),
+                Err(error) => log::warn!("container of workspace {} is stopped: {error}", workspace.id()),
             }
         }
         let kept = self.runs.kept_groups().into_iter().map(|(_, group)| group);
         self.engine.cgroups().sweep(&adopted.into_iter().chain(kept).collect::<Vec<_>>());
-        // Behind the groups: what they ended held links.
+        // After the groups, whose processes held network links.
         self.engine.networks().sweep();
         self.runs.resume_kept(|id| {
             let workspace = self.registry.get(id).ok()?;
@@ -33,7 +33,7 @@ impl Lifecycle {
         }
     }
 
-    /// Takes over a workspace's container, if it runs and its root is not half made.
+    /// Adopts a workspace's running container, unless its root is incomplete.
     fn adopt(&self, workspace: &Workspace) -> Result<bool> {
         let record = workspace.record();
         if record.view.workspace_type != WorkspaceKind::Container
@@ -49,15 +49,14 @@ impl Lifecycle {
             .adopt(self.container_spec(workspace, &record)?, &|group| kept.iter().any(|kept| kept == group))
     }
 
-    /// The groups of commands in a workspace's container that were started to outlive the server, as
-    /// `runs/NUMBER`.
+    /// The cgroups, as `runs/NUMBER`, of detached commands in a workspace's container.
     pub(super) fn detached(&self, workspace: &Workspace) -> Vec<String> {
         let inside = format!("{}/", workspace.machine_name());
         let groups = self.runs.kept_groups().into_iter().filter(|(id, _)| *id == workspace.id());
         groups.filter_map(|(_, group)| Some(group.strip_prefix(&inside)?.to_owned())).collect()
     }
 
-    /// Whether a container stays when the server ends, for what was started in it to outlive the server.
+    /// Whether a container keeps running after the server ends, for its detached commands.
     pub(super) fn runs_on(&self, machine: &str) -> bool {
         let all = self.registry.all();
         let workspace = all.iter().find(|workspace| workspace.machine_name() == machine);
@@ -73,13 +72,13 @@ impl Lifecycle {
         self.roots.sweep(&site)?;
         let Some(job) = record.job else { return Ok(()) };
         if job == WorkspaceJob::Clone {
-            // Whoever asked for it has got no answer.
+            // The client that requested it got no response.
             return self.delete(workspace.id());
         }
-        // A copy is not bounded while it is made.
+        // A copy has no disk limit while it is made.
         self.bound_disk(workspace, &record);
         let what = match job {
-            // A root is there whole or not at all. It may be the one from before, so it stays in any case.
+            // A root exists completely or not at all. It may be the old one, so it is kept.
             WorkspaceJob::Build { .. } => "the build; build it again",
             WorkspaceJob::RerunInit => "the init script; run it again",
             WorkspaceJob::Restore | WorkspaceJob::Clone => {

@@ -1,6 +1,8 @@
-//! What a workspace's commands may use together, what they use, and what of it this host can enforce.
+//! Resource limits of a workspace: the limits in effect, the current usage, and the limits that this host can
+//! enforce.
 //!
-//! Lock: `host_groups`, a leaf: the groups of host workspaces that have limits, kept so that the limits are.
+//! Lock: `host_groups`, a leaf. It keeps the cgroups of host workspaces with limits, so that the limits stay in
+//! effect.
 
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
@@ -17,21 +19,21 @@ use crate::proc::{Capacity, CurrentUsage, Enforcement, Limits, Usage};
 use crate::workspaces::create::UpdateWorkspace;
 use crate::workspaces::{Resources, Workspace, WorkspaceKind, WorkspaceRecord};
 
-/// The answer of `resources`.
+/// The response of `resources`.
 #[derive(Debug, Serialize)]
 pub struct ResourcesReport {
-    /// What holds now, or will from the next start on: asked for, else the default.
+    /// The limits in effect, or from the next start on: the requested ones, otherwise the defaults.
     limits: Resources,
-    /// What was asked for.
+    /// The requested limits.
     asked: Option<Resources>,
     used: ResourceUsage,
     /// Whether and how each limit is enforced.
     enforcement: Enforcements,
-    /// In words, what was asked for and does not hold here.
+    /// Requested limits that this host cannot enforce, in words.
     warnings: Vec<String>,
-    /// What there is on this machine for everything together.
+    /// The capacity of this machine.
     machine: Capacity,
-    /// What all workloads of this server may use together.
+    /// The limits for all workloads of this server together.
     all_workloads: Limits,
 }
 
@@ -53,12 +55,12 @@ pub struct Enforcements {
 }
 
 impl Lifecycle {
-    /// Changes a workspace as a client asked for it, its limits at once. What was changed in its skills and tools is
-    /// written into it; the change stands also where that fails, and a sync by hand says why.
+    /// Applies a client's changes; limits take effect at once. Changed skills and tools are synced. If that fails,
+    /// the change still stands, and a manual sync reports the reason.
     ///
     /// # Errors
-    /// 400s that name the field; `Conflict` when the kernel cannot take back now what is in use; `WorkspaceNotFound`.
-    /// Nothing has changed then.
+    /// 400s that name the field; `Conflict` if the kernel cannot reclaim resources in use; `WorkspaceNotFound`. The
+    /// workspace is then unchanged.
     pub fn change(&self, id: Uuid, mut update: UpdateWorkspace) -> Result<Arc<WorkspaceRecord>> {
         self.choose_image(&mut update.fields)?;
         let workspace = self.registry.get(id)?;
@@ -75,13 +77,13 @@ impl Lifecycle {
         });
         if let Ok(record) = &changed {
             if record.view.workspace_type == WorkspaceKind::Container {
-                // What holds from the next start on, and its idle time at once.
+                // The settings for the next start, and the idle timeout at once.
                 self.machine(&workspace, record)?;
                 self.engine.recheck_idle();
             }
         }
         if changed.is_err() && workspace.check_alive().is_ok() {
-            // The record could not be written, so what it still says must hold.
+            // The record could not be written, so the limits of the old record must apply.
             if let Err(error) = self.apply(&workspace, &workspace.record()) {
                 log::error!("workspace {id}: {error}");
             }
@@ -92,7 +94,7 @@ impl Lifecycle {
         changed
     }
 
-    /// What a workspace may use and uses.
+    /// The limits and the usage of a workspace.
     ///
     /// # Errors
     /// `WorkspaceNotFound`.
@@ -130,7 +132,7 @@ impl Lifecycle {
         })
     }
 
-    /// What was asked for and does not hold on this host, in words.
+    /// Requested settings that this host cannot apply, in words.
     pub(super) fn warnings(&self, workspace: &Workspace, record: &WorkspaceRecord) -> Vec<String> {
         let mut all = Vec::new();
         if record.view.network() == Network::Private {
@@ -156,20 +158,19 @@ impl Lifecycle {
         match record.view.workspace_type {
             WorkspaceKind::Container => self.roots.disk_limit_status(&super::site(workspace, record)),
             WorkspaceKind::Host => {
-                let how =
-                    "the files of a host workspace are the host's; only a container's are bounded".into();
+                let how = "a host workspace's files are the host's; only a container's can be limited".into();
                 Enforced { enforced: false, how }
             }
         }
     }
 
-    /// Bounds what a container's files take.
+    /// Sets the disk limit of a container's root.
     pub(super) fn bound_disk(&self, workspace: &Workspace, record: &WorkspaceRecord) {
         let bytes = record.view.resources.and_then(|resources| resources.disk_bytes);
         self.roots.set_disk_limit(&super::site(workspace, record), bytes);
     }
 
-    /// What holds for a workspace: what was asked for, for a container else the machine's defaults.
+    /// The limits of a workspace. A container without its own limits has the machine's defaults.
     pub(super) fn limits_of(&self, record: &WorkspaceRecord) -> Limits {
         let asked = record.view.resources.map(|resources| resources.limits()).unwrap_or_default();
         match record.view.workspace_type {
@@ -178,7 +179,7 @@ impl Lifecycle {
         }
     }
 
-    /// The group in which a host workspace's commands get theirs.
+    /// The name of the cgroup for the commands of a host workspace. Creates the group if the workspace has limits.
     pub(super) fn host_group(&self, workspace: &Workspace, record: &WorkspaceRecord) -> Result<String> {
         let mut groups = lock(&self.host_groups);
         let name = format!("host-{}", workspace.machine_name());
@@ -194,7 +195,7 @@ impl Lifecycle {
         Ok(name)
     }
 
-    /// Puts the limits of `record` on what runs already.
+    /// Applies the limits of `record` to running processes.
     fn apply(&self, workspace: &Workspace, record: &WorkspaceRecord) -> Result<()> {
         let limits = self.limits_of(record);
         match record.view.workspace_type {
@@ -210,7 +211,7 @@ impl Lifecycle {
         }
     }
 
-    /// Says in a build's log what will not hold.
+    /// Writes the warnings to the build log.
     pub(super) fn log_warnings(
         &self,
         workspace: &Workspace,

@@ -1,6 +1,5 @@
-//! The container in which the server's own OpenCode runs: an ordinary container workspace that is made once for a folder,
-//! with that folder and OpenCode's program mounted, and used again by later starts. What OpenCode keeps in its home stays in
-//! its root.
+//! The container for the server's own OpenCode: an ordinary container workspace that is created once per folder, with
+//! the folder and OpenCode's program mounted, and reused by later starts. Files in OpenCode's home stay in its root.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -19,42 +18,41 @@ use crate::workspaces::create::{CreateWorkspace, UpdateWorkspace, WorkspaceField
 use crate::workspaces::resources::Resources;
 use crate::workspaces::{Workspace, WorkspaceKind, WorkspaceStatus};
 
-/// Where the folder is inside.
+/// The mount point of the folder.
 pub const FOLDER: &str = "/workspace";
-/// OpenCode's program inside.
+/// The mount point of OpenCode's program.
 pub const PROGRAM: &str = "/opt/opencode/opencode";
-/// How often the state of its build is looked at.
+/// How often the status of the build is polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// How long the container's address may take to be known.
+/// How long the container may take to get an address.
 const ADDRESS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What it is made of.
+/// The settings of the container.
 #[derive(Clone, Debug)]
 pub struct SandboxSpec {
     /// An image by name or id, or a distribution.
     pub image: String,
-    /// The folder of the host that it works on.
+    /// The host folder in which OpenCode works.
     pub folder: PathBuf,
     /// OpenCode's program on the host.
     pub program: PathBuf,
-    /// Further folders.
+    /// Further mounts.
     pub mounts: Vec<MountRequest>,
-    /// The most memory that everything in it may use.
+    /// The memory limit of all of its processes together.
     pub memory_bytes: Option<u64>,
-    /// Processors.
     pub cpus: Option<f64>,
-    /// Processes and threads.
+    /// The limit of processes and threads.
     pub pids: Option<u64>,
 }
 
-/// The container.
+/// The container of the server's own OpenCode.
 pub struct Sandbox {
     lifecycle: Arc<Lifecycle>,
     spec: SandboxSpec,
 }
 
 impl SandboxSpec {
-    /// What it mounts.
+    /// All mounts, including the folder and the program.
     fn mounts(&self) -> Vec<MountRequest> {
         let mount = |source: &Path, target: &str, read_only| MountRequest {
             source: source.to_string_lossy().into_owned(),
@@ -66,7 +64,7 @@ impl SandboxSpec {
         all
     }
 
-    /// Its workspace's name: the same at every start for the same folder.
+    /// The name of its workspace, the same at every start for the same folder.
     fn name(&self) -> String {
         let digest = crate::access::credentials::hash(&self.folder.to_string_lossy());
         format!("opencode-{}", &digest[..12])
@@ -74,15 +72,15 @@ impl SandboxSpec {
 }
 
 impl Sandbox {
-    /// Nothing is made yet.
+    /// Creates the handle. The container is created by [`Sandbox::prepare`].
     pub fn new(lifecycle: Arc<Lifecycle>, spec: SandboxSpec) -> Sandbox {
         Sandbox { lifecycle, spec }
     }
 
-    /// Makes it and builds it, if it is not there.
+    /// Creates and builds the container, if it does not exist, and waits for the build.
     ///
     /// # Errors
-    /// Why it cannot be made; `Cancelled`.
+    /// If it cannot be built; `Cancelled`.
     pub fn prepare(&self, stop: &Cancel) -> Result<()> {
         let workspace = match self.find() {
             Some(workspace) => workspace,
@@ -109,7 +107,7 @@ impl Sandbox {
                     return Err(Error::internal(format!("The sandbox could not be built: {why}")));
                 }
                 WorkspaceStatus::Pending | WorkspaceStatus::Building if stop.is_cancelled() => {
-                    return Err(Error::new(Code::Cancelled, "The server is going down"));
+                    return Err(Error::new(Code::Cancelled, "The server is shutting down"));
                 }
                 WorkspaceStatus::Pending | WorkspaceStatus::Building => std::thread::sleep(POLL_INTERVAL),
             }
@@ -135,7 +133,7 @@ impl Sandbox {
         let distro = crate::base::ids::Distro::parse(&self.spec.image).is_ok();
         let image = self.spec.image.clone();
         log::info!(
-            "Making the sandbox from {image}; the first time its image is made too, which takes a minute or more"
+            "Creating the sandbox from {image}; the first time its image is built too, which takes a minute or more"
         );
         let (image, distro) = if distro { (None, Some(image)) } else { (Some(image), None) };
         let resources = self.resources();
@@ -144,7 +142,7 @@ impl Sandbox {
             distro,
             mounts: Some(self.spec.mounts()),
             network: Some(Network::Private),
-            // It runs for as long as OpenCode does, and that is no command of a client.
+            // It runs as long as OpenCode does, which is not a client's command.
             idle_timeout_secs: Some(0),
             resources: Some(resources),
             ..WorkspaceFields::default()
@@ -160,19 +158,19 @@ impl Sandbox {
         self.lifecycle.registry().get(record.view.id)
     }
 
-    /// Starts a command in it.
+    /// Starts a command in the container.
     ///
     /// # Errors
-    /// When the container or the command cannot be started.
+    /// If the container or the command cannot be started.
     pub fn launch(&self, id: &str, command: &CommandSpec, stdio: Stdio) -> Result<Box<dyn Process>> {
         let workspace = self.workspace()?;
         self.lifecycle.launcher(&workspace, &workspace.record())?.launch(id, command, stdio)
     }
 
-    /// Where its programs can be reached from the host.
+    /// The container's address on the host's network.
     ///
     /// # Errors
-    /// When it has no address.
+    /// If it has no address.
     pub fn address(&self) -> Result<IpAddr> {
         let workspace = self.workspace()?;
         let machine = self.lifecycle.machine(&workspace, &workspace.record())?;
@@ -182,14 +180,14 @@ impl Sandbox {
             match link {
                 Some(link) => return Ok(link.address.into()),
                 None if Instant::now() >= deadline => {
-                    return Err(Error::internal("The sandbox has no address; its container does not run"));
+                    return Err(Error::internal("The sandbox has no address; its container is not running"));
                 }
                 None => std::thread::sleep(POLL_INTERVAL),
             }
         }
     }
 
-    /// Ends everything in it.
+    /// Stops the container with all of its processes.
     pub fn stop(&self) {
         let machine =
             self.workspace().and_then(|workspace| self.lifecycle.machine(&workspace, &workspace.record()));

@@ -1,9 +1,9 @@
-//! Snapshots of a container's files, going back to one, and another workspace made of them. All of it excludes builds, init
-//! scripts and each other ([`super::jobs`]); while a snapshot is taken nothing in the container changes: it is stopped if
-//! nothing runs in it, else it stands still.
+//! Snapshots of a container's files, restores, and clones. All of them are exclusive jobs ([`super::jobs`]). While a
+//! snapshot is taken, the container's files do not change: the container is stopped if it runs no commands, otherwise
+//! frozen.
 //!
-//! With the files go the list of what a sync has written there and the distribution that they are of. A restore is in the
-//! record while it lasts, as a build is; a clone that was cut off is removed by the next start.
+//! A snapshot includes the sync manifest and the base of the files. A restore is journaled in the record, as a build
+//! is; an interrupted clone is removed at the next start.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,15 +21,15 @@ use crate::store::{file, tree};
 use crate::workspaces::sync::{self, SyncManifest};
 use crate::workspaces::{Workspace, WorkspaceKind, WorkspaceRecord};
 
-/// The body of a snapshot's creation.
+/// The body of a request for a snapshot.
 #[derive(Debug, Default, Deserialize)]
 pub struct TakeSnapshotRequest {
-    /// Default: the time.
+    /// Default: the current time.
     name: Option<String>,
-    /// End what runs in the container, so that nothing has to be copied.
+    /// Ends running commands, so that no files have to be copied.
     #[serde(default)]
     stop: bool,
-    /// Copy what the workspace has changed instead of making it a layer of the workspace, whose root stays as it is.
+    /// Copies changed files, instead of making them a layer of the workspace. The root stays as it is.
     #[serde(default)]
     copy: bool,
 }
@@ -37,20 +37,20 @@ pub struct TakeSnapshotRequest {
 /// The body of `clone`.
 #[derive(Debug, Default, Deserialize)]
 pub struct CloneRequest {
-    /// Default: that of the original.
+    /// Default: the original's name.
     name: Option<String>,
-    /// As it was then, not as it is now.
+    /// Clones this snapshot instead of the current files.
     snapshot: Option<Uuid>,
 }
 
-/// A snapshot as it is shown.
+/// A snapshot in API responses.
 #[derive(Debug, Serialize)]
 pub struct SnapshotView {
     id: Uuid,
     name: String,
     created_at: String,
     root_kind: RootKind,
-    /// Nothing was copied.
+    /// No files were copied.
     instant: bool,
 }
 
@@ -61,7 +61,7 @@ impl From<RootSnapshot> for SnapshotView {
     }
 }
 
-/// What belongs to files beside them.
+/// The settings that belong to the files of a snapshot.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct SnapshotSettings {
     distro: Option<Distro>,
@@ -69,7 +69,7 @@ struct SnapshotSettings {
     synced: SyncManifest,
 }
 
-/// Its file in a snapshot's folder.
+/// The file of these settings in a snapshot's folder.
 const SETTINGS_FILE: &str = "kept.json";
 
 impl SnapshotSettings {
@@ -98,32 +98,32 @@ impl Lifecycle {
     /// Takes a snapshot.
     ///
     /// # Errors
-    /// `NotAContainer`, `NotReady`, `BuildRunning`, `InvalidName`, `Busy`, `Conflict` for too many, `DiskFull`,
-    /// `Cancelled`, `WorkspaceNotFound`.
+    /// `NotAContainer`, `NotReady`, `BuildRunning`, `InvalidName`, `Busy`, `Conflict` for too many snapshots,
+    /// `DiskFull`, `Cancelled`, `WorkspaceNotFound`.
     pub fn take_snapshot(self: &Arc<Self>, id: Uuid, asked: TakeSnapshotRequest) -> Result<SnapshotView> {
         let name = match asked.name {
             Some(name) => Label::parse(&name)?.as_str().to_owned(),
             None => clock::now_rfc3339(),
         };
         let workspace = self.built_workspace(id)?;
-        let entered = self.enter_job(&workspace, false)?;
+        let guard = self.enter_job(&workspace, false)?;
         let record = workspace.record();
         record.check_idle()?;
         if asked.stop && !self.runs.end_all(id, END_RUNS_TIMEOUT) {
-            return Err(Error::internal("A command in the workspace could not be ended"));
+            return Err(Error::internal("A command in the workspace could not be stopped"));
         }
         let (site, before) = (site(&workspace, &record), sync::read_manifest(workspace.folder())?);
         self.engine
             .quiesce(self.container_spec(&workspace, &record)?, asked.stop, |running| {
                 let keep =
                     |folder: &Path| self.snapshot_settings(&workspace, &record, &before)?.write(folder);
-                self.roots.snapshot(&site, &name, running || asked.copy, keep, &entered.cancel)
+                self.roots.snapshot(&site, &name, running || asked.copy, keep, &guard.cancel)
             })
             .map(SnapshotView::from)
     }
 
-    /// What goes with the files. A sync may be under way, which first notes what it will write and in the end forgets what it
-    /// has removed: `before` the files were copied and now, together, miss nothing.
+    /// The settings for a snapshot. A concurrent sync first lists the files that it will write and finally drops the
+    /// files that it has removed, so the manifest `before` the copy and the current one together list all files.
     fn snapshot_settings(
         &self,
         workspace: &Workspace,
@@ -134,7 +134,7 @@ impl Lifecycle {
         Ok(SnapshotSettings { distro: record.view.distro, image: record.view.image.clone(), synced })
     }
 
-    /// All snapshots of a workspace, the oldest first.
+    /// All snapshots of a workspace, oldest first.
     ///
     /// # Errors
     /// `NotAContainer`, `WorkspaceNotFound`.
@@ -150,18 +150,19 @@ impl Lifecycle {
     /// `NotFound`, `BuildRunning`, `NotAContainer`, `WorkspaceNotFound`.
     pub fn remove_snapshot(self: &Arc<Self>, id: Uuid, snapshot: Uuid) -> Result<()> {
         let workspace = self.container_workspace(id)?;
-        let _entered = self.enter_job(&workspace, false)?;
+        let _guard = self.enter_job(&workspace, false)?;
         let site = site(&workspace, &workspace.record());
         self.roots.delete_snapshot(&site, snapshot, |folder| self.discard_folder(folder))?;
         self.empty_trash();
         Ok(())
     }
 
-    /// Checks and journals a restore; the returned step does it, on a worker. It ends everything that runs in the workspace.
+    /// Checks and journals a restore. Returns the step that performs it on a worker and first ends all processes of
+    /// the workspace.
     ///
     /// # Errors
     /// `NotAContainer`, `NotFound`, `BuildRunning`, `WorkspaceNotFound`. The step: `Busy`, `DiskFull`, `Cancelled`,
-    /// `MountedInside`; the files are as they were then.
+    /// `MountedInside`; the files are then unchanged.
     pub fn start_restore(
         self: &Arc<Self>,
         id: Uuid,
@@ -183,16 +184,16 @@ impl Lifecycle {
             let message = format!("{} is mounted inside the workspace; unmount it first", mount.display());
             return Err(Error::new(Code::MountedInside, message));
         }
-        // Deleted since it was accepted?
+        // It may have been deleted since the request was accepted.
         self.roots.find_snapshot(&site, snapshot)?;
         let kept = SnapshotSettings::read(&self.roots.snapshot_folder(&site, snapshot))?;
         if !self.runs.end_all(workspace.id(), END_RUNS_TIMEOUT) {
-            return Err(Error::internal("A command in the workspace could not be ended"));
+            return Err(Error::internal("A command in the workspace could not be stopped"));
         }
-        // New syncs are refused since the status changed; this waits for the end of one that had begun.
+        // The status refuses new syncs; this waits for a running one.
         let syncing = lock(&self.syncing);
         let before = sync::read_manifest(workspace.folder())?;
-        // Names of too many files for a moment, so that no file is ever there that berth wrote and does not know.
+        // For a moment the manifest lists too many files, so that every file written by berth is listed at all times.
         sync::write_manifest(workspace.folder(), &before.with(&kept.synced))?;
         drop(syncing);
         let restored = self.engine.quiesce(self.container_spec(&workspace, &record)?, true, |_| {
@@ -209,13 +210,14 @@ impl Lifecycle {
         Ok(workspace.record())
     }
 
-    /// Makes another workspace with the same files and settings.
+    /// Creates another workspace with the same files and settings.
     ///
     /// # Errors
-    /// `NotFound` for the snapshot; else as [`Lifecycle::take_snapshot`]. Nothing is left of the new workspace then.
+    /// `NotFound` for the snapshot; otherwise those of [`Lifecycle::take_snapshot`]. The new workspace is then
+    /// removed.
     pub fn clone_workspace(self: &Arc<Self>, id: Uuid, asked: CloneRequest) -> Result<Arc<WorkspaceRecord>> {
         let workspace = match asked.snapshot {
-            // There may be nothing else.
+            // A snapshot can exist without a root.
             Some(_) => self.container_workspace(id)?,
             None => self.built_workspace(id)?,
         };
@@ -228,12 +230,12 @@ impl Lifecycle {
         if let Some(snapshot) = asked.snapshot {
             self.roots.find_snapshot(&from, snapshot)?;
         }
-        let entered = self.enter_job(&workspace, false)?;
+        let guard = self.enter_job(&workspace, false)?;
         let record = workspace.record();
         record.check_idle()?;
         let made = self.registry.copy_of(&record, name)?;
-        let cloned = self.fill_clone(&workspace, &record, &from, &made, asked.snapshot, &entered);
-        drop(entered);
+        let cloned = self.fill_clone(&workspace, &record, &from, &made, asked.snapshot, &guard);
+        drop(guard);
         match cloned {
             Ok(record) => Ok(record),
             Err(error) => {
@@ -245,7 +247,7 @@ impl Lifecycle {
         }
     }
 
-    /// Gives a new workspace its files.
+    /// Copies the files into a new workspace.
     fn fill_clone(
         self: &Arc<Self>,
         workspace: &Workspace,
@@ -253,27 +255,27 @@ impl Lifecycle {
         from: &RootLocation,
         made: &Arc<Workspace>,
         snapshot: Option<Uuid>,
-        entered: &super::jobs::JobGuard,
+        guard: &super::jobs::JobGuard,
     ) -> Result<Arc<WorkspaceRecord>> {
-        // Whoever deletes it meanwhile waits for us.
-        let own = self.enter_job_with(made, false, entered.cancel.clone())?;
+        // A deletion of the new workspace waits for this job.
+        let own = self.enter_job_with(made, false, guard.cancel.clone())?;
         let own = JournaledJob::begin(made.clone(), own, |_, _| Ok(()))?;
         let to = site(made, &made.record());
         let before = sync::read_manifest(workspace.folder())?;
         let kept = match snapshot {
             Some(snapshot) => {
-                self.roots.clone_root(from, Some(snapshot), &to, false, &entered.cancel)?;
+                self.roots.clone_root(from, Some(snapshot), &to, false, &guard.cancel)?;
                 SnapshotSettings::read(&self.roots.snapshot_folder(from, snapshot))?
             }
             None => {
                 self.engine.quiesce(self.container_spec(workspace, record)?, false, |running| {
-                    self.roots.clone_root(from, None, &to, running, &entered.cancel)
+                    self.roots.clone_root(from, None, &to, running, &guard.cancel)
                 })?;
                 self.snapshot_settings(workspace, record, &before)?
             }
         };
-        if entered.cancel.is_cancelled() {
-            return Err(Error::new(Code::Cancelled, "It was cancelled; there is no new workspace"));
+        if guard.cancel.is_cancelled() {
+            return Err(Error::new(Code::Cancelled, "The clone was cancelled; no workspace was created"));
         }
         self.bound_disk(made, &made.record());
         sync::write_manifest(made.folder(), &kept.synced)?;

@@ -1,4 +1,4 @@
-//! Terminals in a workspace: where they run, and that they may.
+//! Checks and starts terminals in a workspace.
 
 use std::sync::Arc;
 
@@ -13,13 +13,12 @@ use crate::terminals::{Terminal, TerminalKind, TerminalRequest, TerminalSpec, Te
 use crate::workspaces::{Workspace, WorkspaceKind};
 
 impl Lifecycle {
-    /// All terminals.
     pub fn terminals(&self) -> &Terminals {
         &self.terminals
     }
 
-    /// Checks a request for a terminal and returns the step that starts it, for a worker: a container may have to be
-    /// started for it.
+    /// Checks a request for a terminal. Returns the step that starts it on a worker, since a container may have to be
+    /// started first.
     ///
     /// # Errors
     /// 400s that name the field; `NotReady`; `WorkspaceNotFound`.
@@ -35,11 +34,11 @@ impl Lifecycle {
         Ok(move || lifecycle.start_planned(&workspace, plan, party))
     }
 
-    /// The same for the shell of whoever holds the credential `owner`: the one that still runs, else a new one of
-    /// this size.
+    /// Like [`Lifecycle::start_terminal`], for the shell of the credential `owner`: returns its running shell, or
+    /// starts one of this size.
     ///
     /// # Errors
-    /// As above.
+    /// Those of [`Lifecycle::start_terminal`].
     pub fn start_shell(
         self: &Arc<Self>,
         id: Uuid,
@@ -83,7 +82,7 @@ impl Lifecycle {
         party: Party,
     ) -> Result<Arc<Terminal>> {
         let running = self.runs.enter_terminal(workspace.id())?;
-        // Now that it is entered: whoever changed the state since the check will find and end it.
+        // The run is registered, so an operation that changes the status from now on finds it and stops it.
         let record = workspace.record();
         workspace.check_alive()?;
         check_ready(&record)?;

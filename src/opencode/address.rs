@@ -1,27 +1,27 @@
-//! Which addresses an upstream may have. Checked when a connection is made, on the address that it is made to: a name
-//! can lead elsewhere the next time. Pure, but for the look at a connected socket.
+//! Rules for the addresses that an upstream may have. They are checked against the address of each new connection,
+//! because a name can resolve to another address later. Pure, except that [`ListenAddresses::is_peer_of`] reads the
+//! addresses of a connected socket.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 
-/// Why our own address is refused.
-pub(super) const OWN_ADDRESS: &str = "that is this server itself";
+/// The reason for refusing an address on which this server listens.
+pub(super) const OWN_ADDRESS: &str = "the address belongs to this server";
 
-const LINK_LOCAL: &str = "link-local addresses, among them those of cloud metadata services, are refused";
+const LINK_LOCAL: &str = "link-local addresses, which include cloud metadata services, are refused";
 const METADATA: &str = "the addresses of cloud metadata services are refused";
-const NOT_ONE_HOST: &str = "that is not the address of one machine";
+const NOT_ONE_HOST: &str = "the address does not identify a single host";
 
-/// Where this server listens.
+/// The addresses on which this server listens.
 #[derive(Clone, Debug, Default)]
 pub struct ListenAddresses(Vec<SocketAddr>);
 
 impl ListenAddresses {
-    /// These.
     pub fn new(listening: Vec<SocketAddr>) -> ListenAddresses {
         ListenAddresses(listening)
     }
 
-    /// Why no upstream can be there; `None` when one can.
+    /// Returns why no upstream may have this address, or `None` if one may.
     pub(super) fn refusal(&self, address: SocketAddr) -> Option<&'static str> {
         let ip = plain(address.ip());
         let ours = self.0.iter().any(|own| {
@@ -31,7 +31,7 @@ impl ListenAddresses {
         if ours { Some(OWN_ADDRESS) } else { refused(ip) }
     }
 
-    /// Whether a connection leads back to us by one of this machine's other addresses.
+    /// Whether a connection leads back to this server by another address of this machine.
     pub(super) fn is_peer_of(&self, stream: &TcpStream) -> io::Result<bool> {
         let (peer, local) = (stream.peer_addr()?, stream.local_addr()?);
         let everywhere = |own: &SocketAddr| own.port() == peer.port() && own.ip().is_unspecified();
@@ -39,7 +39,8 @@ impl ListenAddresses {
     }
 }
 
-/// An IPv4 address, where an IPv6 one reaches that machine itself (RFC 4291, 2.5.5.2; RFC 6052).
+/// Returns the IPv4 address that an IPv6 address stands for (RFC 4291, 2.5.5.2; RFC 6052), and any other address
+/// unchanged.
 fn plain(ip: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = ip else { return ip };
     if let Some(v4) = v6.to_ipv4_mapped() {
@@ -51,8 +52,8 @@ fn plain(ip: IpAddr) -> IpAddr {
     }
 }
 
-/// The IPv4 addresses to which a translator or a tunnel could take packets for an IPv6 one. An address can look like
-/// several, so all are checked.
+/// The IPv4 addresses to which a translator or tunnel could forward packets for an IPv6 address. An address can match
+/// several formats, so all matches are returned.
 fn embedded(v6: Ipv6Addr) -> Vec<Ipv4Addr> {
     let o = v6.octets();
     let mut found = Vec::new();
@@ -88,7 +89,7 @@ fn embedded(v6: Ipv6Addr) -> Vec<Ipv4Addr> {
 
 fn refused(ip: IpAddr) -> Option<&'static str> {
     match ip {
-        // RFC 1122, 3.2.1.3: all of 0/8, which Linux takes for this machine.
+        // RFC 1122, 3.2.1.3: all of 0/8, which Linux treats as this machine.
         IpAddr::V4(v4) if v4.octets()[0] == 0 || v4.is_multicast() || v4.is_broadcast() => Some(NOT_ONE_HOST),
         IpAddr::V6(v6) if v6.is_unspecified() || v6.is_multicast() => Some(NOT_ONE_HOST),
         IpAddr::V4(v4) => forbidden(v4),
@@ -97,7 +98,7 @@ fn refused(ip: IpAddr) -> Option<&'static str> {
 }
 
 fn forbidden(v4: Ipv4Addr) -> Option<&'static str> {
-    /// Of Alibaba, Oracle and Azure; the others are link-local.
+    /// Alibaba, Oracle and Azure. The services of other providers have link-local addresses.
     const SERVICES: [Ipv4Addr; 3] =
         [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(192, 0, 0, 192), Ipv4Addr::new(168, 63, 129, 16)];
     match v4 {
@@ -110,7 +111,7 @@ fn forbidden(v4: Ipv4Addr) -> Option<&'static str> {
 fn forbidden_v6(v6: Ipv6Addr) -> Option<&'static str> {
     match v6.segments() {
         _ if v6.is_unicast_link_local() => Some(LINK_LOCAL),
-        // AWS keeps its instance metadata (::254), credentials of pods (::23), time and names in this prefix.
+        // AWS uses this prefix for instance metadata (::254), pod credentials (::23), time and DNS.
         [0xfd00, 0xec2, ..]
         // Google Cloud.
         | [0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254]
@@ -125,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn where_no_upstream_can_be() {
+    fn own_link_local_and_metadata_addresses_are_refused() {
         let own = ListenAddresses::new(vec!["0.0.0.0:8787".parse().unwrap(), "[::1]:99".parse().unwrap()]);
         for (address, want) in [
             ("127.0.0.1:8787", Some(OWN_ADDRESS)),

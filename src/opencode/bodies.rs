@@ -1,6 +1,6 @@
-//! The parts of request bodies that could make OpenCode run a program or read a file: a command and its arguments, start
-//! commands, rules of a session, directories, files. Read as OpenCode reads them; what only one of the two could read is
-//! refused. Pure, but for the checks of paths, which ask the file system.
+//! Parts of request bodies that could make OpenCode run a program or read a file: commands and their arguments, start
+//! commands, permission rules, directories and files. Bodies are parsed as OpenCode parses them; a body that the two
+//! could read differently is refused. Pure, except for path checks, which use the file system.
 
 use std::cell::RefCell;
 use std::io::{self, Read};
@@ -12,25 +12,24 @@ use super::fields::{CheckedBody, FieldNames, FieldScanner};
 use super::rules;
 use crate::base::{Code, Error, Result};
 
-/// The largest body that is looked into, of a request that is neither a prompt nor a command.
+/// The largest body that is inspected, for a request that is neither a prompt nor a command.
 pub const INSPECTED_BYTES: usize = 1 << 20;
 
-/// The largest body of a command, with the files attached to it. Beyond a small size it is spooled to disk.
+/// The largest body of a command, attachments included. Larger bodies than a few KiB are spooled to disk.
 pub const COMMAND_BYTES: u64 = 64 << 20;
 
-/// The body of `POST /session/:id/command`, as far as it decides what runs.
+/// The fields of a `POST /session/:id/command` body that decide which program runs.
 #[derive(Debug, Default)]
 pub struct CommandInvocation {
-    /// Its name.
     pub command: String,
-    /// What its template gets.
+    /// The text that replaces the placeholders of the command's template.
     pub arguments: String,
 }
 
-/// Reads a body. Its attachments are skipped.
+/// Reads a command body. Attachments are skipped.
 ///
 /// # Errors
-/// `InvalidPayload` for what OpenCode could read in another way: no strings, or a key twice.
+/// `InvalidPayload` for a body that OpenCode could read differently: values that are not strings, or a duplicate key.
 pub fn command(body: &mut dyn Read) -> Result<CommandInvocation> {
     let wrong = |what: &str| {
         let message =
@@ -43,7 +42,7 @@ pub fn command(body: &mut dyn Read) -> Result<CommandInvocation> {
         match value {
             Some(Value::String(text)) if slot.is_none() => *slot = Some(text),
             Some(Value::String(_)) => return Err(wrong(&format!("duplicate field `{name}`"))),
-            _ => return Err(wrong(&format!("`{name}` is no string of at most 64 KiB"))),
+            _ => return Err(wrong(&format!("`{name}` is not a string of at most 64 KiB"))),
         }
         Ok(())
     };
@@ -53,7 +52,9 @@ pub fn command(body: &mut dyn Read) -> Result<CommandInvocation> {
     if let Some(refusal) = checked.refusal.take() {
         return Err(refusal);
     }
-    read.map_err(|error| Error::new(Code::InvalidRequest, "The body broke off").with_source(error))?;
+    read.map_err(|error| {
+        Error::new(Code::InvalidRequest, "The request body ended early").with_source(error)
+    })?;
     match found.take() {
         [Some(command), Some(arguments)] => Ok(CommandInvocation { command, arguments }),
         [None, _] => Err(wrong("missing field `command`")),
@@ -61,7 +62,7 @@ pub fn command(body: &mut dyn Read) -> Result<CommandInvocation> {
     }
 }
 
-/// Whether a body has a start command, or could have one that only OpenCode reads.
+/// Whether a body contains a start command, or cannot be parsed and so might contain one for OpenCode.
 pub fn starts_program(body: &[u8]) -> bool {
     fn within(value: &Value) -> bool {
         match value {
@@ -85,15 +86,15 @@ pub fn starts_program(body: &[u8]) -> bool {
         && serde_json::from_slice(body).map_or(true, |value| within(&value))
 }
 
-/// The fields of a session, a prompt or a move that are looked at. Files are attached by `url` (messages and commands) or
+/// The fields of a session, prompt or move that are inspected. Files are attached by `url` (messages and commands) or
 /// `uri` (prompts of 1.18).
 pub const SESSION_FIELDS: FieldNames = FieldNames {
     top: &["permission", "tools", "location", "destination", "directory"],
     nested: &["url", "uri"],
 };
 
-/// Whether a field of a session or a prompt allows tools without asking: a rule of `permission` that does not deny, or one
-/// of `tools` that is on, which OpenCode turns into such a rule.
+/// Whether a field of a session or prompt lets tools run without asking: a `permission` rule that does not deny, or
+/// an enabled entry of `tools`, which OpenCode turns into such a rule.
 pub fn grants_permission(name: &str, value: Option<&Value>) -> bool {
     let denies = |rule: &Value| rule["action"] == "deny";
     match (name, value) {
@@ -104,10 +105,11 @@ pub fn grants_permission(name: &str, value: Option<&Value>) -> bool {
     }
 }
 
-/// The directory in such a field: where a session of 1.18 is made or moved to, or its events are replayed.
+/// Returns the directory in such a field. OpenCode 1.18 creates or moves a session there, or replays its events
+/// there.
 ///
 /// # Errors
-/// `InvalidPayload` for a field that cannot be read.
+/// `InvalidPayload` for a field that cannot be parsed.
 pub fn directory<'a>(name: &str, value: Option<&'a Value>) -> Result<Option<&'a str>> {
     match (name, value) {
         ("location" | "destination", Some(value)) => Ok(value["directory"].as_str()),
@@ -120,15 +122,15 @@ pub fn directory<'a>(name: &str, value: Option<&'a Value>) -> Result<Option<&'a 
     }
 }
 
-/// Whether the text that OpenCode makes of a template and arguments can have a part that a shell runs: `` !`…` ``. In
-/// doubt it can: the parts may also meet where a placeholder was.
+/// Whether expanding `template` with `arguments` can produce a part that a shell runs: `` !`…` ``. Errs on the side
+/// of `true`: the two characters may come from different pieces.
 pub fn runs_shell(template: &str, arguments: &str) -> bool {
     const SHELL: &str = "!`";
     let (pieces, adjacent) = pieces(template);
     let has = |c: char| arguments.contains(c);
     let before = pieces.iter().rev().skip(1).any(|piece| piece.ends_with('!'));
     let behind = pieces.iter().skip(1).any(|piece| piece.starts_with('`'));
-    // JavaScript's replaceAll() puts what stands before or behind the placeholder for these.
+    // JavaScript's replaceAll() replaces these with the text before or after the placeholder.
     let spliced = template.contains("$ARGUMENTS") && (arguments.contains("$`") || arguments.contains("$'"));
     template.contains(SHELL)
         || pieces.concat().contains(SHELL)
@@ -137,11 +139,11 @@ pub fn runs_shell(template: &str, arguments: &str) -> bool {
         || (behind && has('!'))
         || (adjacent && has('!') && has('`'))
         || spliced
-        // The arguments would be put into the arguments.
+        // OpenCode would expand the arguments a second time.
         || arguments.contains("ARGUMENTS")
 }
 
-/// The text between placeholders (`$1`, `$ARGUMENTS`), and whether two of them touch.
+/// Splits a template at its placeholders (`$1`, `$ARGUMENTS`). The flag is true if two placeholders are adjacent.
 fn pieces(template: &str) -> (Vec<&str>, bool) {
     let (mut pieces, mut rest, mut from) = (Vec::new(), template, 0);
     while let Some(at) = rest[from..].find('$').map(|at| from + at) {
@@ -161,8 +163,8 @@ fn pieces(template: &str) -> (Vec<&str>, bool) {
     (pieces, adjacent)
 }
 
-/// The text that OpenCode looks for references to files (`@path`) in, as far as the arguments decide it: the arguments
-/// themselves, and each word of them behind the `@…` that a placeholder follows.
+/// The strings in which OpenCode looks for file references (`@path`) and that depend on the arguments: the arguments
+/// themselves, and each of their words after an `@…` that ends at a placeholder.
 fn references<'a>(template: &str, arguments: &'a str) -> impl Iterator<Item = String> + use<'a> {
     let (pieces, _) = pieces(template);
     let inner = pieces.len().saturating_sub(1);
@@ -180,8 +182,8 @@ fn references<'a>(template: &str, arguments: &'a str) -> impl Iterator<Item = St
     })
 }
 
-/// A file outside of `base` that the arguments of a command would have OpenCode read. It resolves `@path` against the root
-/// of the repository, which is `/` where there is none, and against the home directory for `~/`.
+/// Returns a file outside `base` that the arguments of a command would make OpenCode read. OpenCode resolves `@path`
+/// against the root of the repository, which is `/` outside a repository, and `~/` against the home directory.
 pub fn reference_outside(template: &str, arguments: &str, base: &Path, is_here: bool) -> Option<String> {
     let leads_out = |name: &str| {
         let path = Path::new(name.trim_end_matches([',', '.', ':', ';', ')', '!', '?']));
@@ -199,11 +201,11 @@ pub fn reference_outside(template: &str, arguments: &str, base: &Path, is_here: 
     references(template, arguments).find(|name| leads_out(name))
 }
 
-/// The path of a `file:` URL in a prompt; `None` for a URL that names no file. OpenCode reads these files itself, without
-/// asking for a permission.
+/// The path of a `file:` URL in a prompt, or `None` for other URLs. OpenCode reads these files itself, without asking
+/// for permission.
 ///
 /// # Errors
-/// `InvalidPayload` for a URL that cannot be read as OpenCode would.
+/// `InvalidPayload` for a URL that cannot be parsed as OpenCode parses it.
 pub fn file_path(value: Option<&Value>) -> Result<Option<String>> {
     let unread = |what: &str| {
         let message = format!("A `url` or `uri` of the request body {what}");
@@ -214,7 +216,7 @@ pub fn file_path(value: Option<&Value>) -> Result<Option<String>> {
         Some(_) => return Ok(None),
         None => return Err(unread("cannot be read")),
     };
-    // WHATWG URL: tabs and line breaks are dropped, and so are spaces and control characters at the ends.
+    // The URL standard drops tabs and line breaks, and spaces and control characters at both ends.
     let plain: String = url.chars().filter(|c| !matches!(c, '\t' | '\n' | '\r')).collect();
     let plain = plain.trim_matches(|c: char| c <= ' ');
     let Some((scheme, rest)) = plain.split_once(':') else { return Ok(None) };
@@ -241,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shell_parts_are_found_wherever_they_come_from() {
+    fn shell_parts_are_found_in_templates_and_arguments() {
         for (template, arguments) in [
             ("Look: !`id`", ""),
             ("Look at $ARGUMENTS", "!`id`"),

@@ -1,6 +1,6 @@
-//! Fields of a JSON object, found while its bytes pass: a prompt can carry many megabytes, and what it contains about
-//! permissions, directories and files must be known before OpenCode has all of it. Right for JSON that OpenCode accepts; of
-//! any other it accepts nothing. Pure.
+//! Finds fields of a JSON object while its bytes stream through: a prompt can be many megabytes long, and its
+//! permissions, directories and files must be checked before OpenCode has the whole body. Correct for all JSON that
+//! OpenCode accepts; OpenCode rejects any other body. Pure.
 
 use std::io::{self, Read};
 
@@ -8,13 +8,13 @@ use serde_json::Value;
 
 use crate::base::{Error, Result};
 
-/// The longest value that is read; a longer one is reported as unreadable.
+/// The longest value that is parsed. A longer one is reported as unreadable.
 const VALUE_BYTES: usize = 64 << 10;
 
-/// The longest key that is compared, with room for one whose every letter is an escape.
+/// The longest key that is compared. It has room for a key whose every letter is escaped.
 const KEY_BYTES: usize = 256;
 
-/// How much of a longer string is reported: enough for the scheme of a URL.
+/// The length of the prefix that is reported for a long string: enough for the scheme of a URL.
 const PREFIX_BYTES: usize = 64;
 
 enum FieldCapture {
@@ -25,16 +25,16 @@ enum FieldCapture {
     Value(&'static str, u32),
 }
 
-/// The names to look for.
+/// The names of the fields to report.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FieldNames {
-    /// Of fields of the outermost object.
+    /// Fields of the outermost object.
     pub top: &'static [&'static str],
-    /// Of fields of any object inside it whose values are strings. Of a long value only the start is reported.
+    /// Fields of any nested object with string values. For a long value only a prefix is reported.
     pub nested: &'static [&'static str],
 }
 
-/// Finds fields by name.
+/// A streaming scanner that reports fields by name.
 pub struct FieldScanner {
     names: FieldNames,
     depth: u32,
@@ -44,20 +44,19 @@ pub struct FieldScanner {
     token: Vec<u8>,
 }
 
-/// What is done with each field that is found; `None` stands for a value that cannot be read.
+/// Called for each field that is found. `None` stands for a value that cannot be parsed.
 pub type FieldCheck<'a> = dyn Fn(&'static str, Option<Value>) -> Result<()> + 'a;
 
 impl FieldScanner {
-    /// Looks for these fields.
     pub fn new(names: FieldNames) -> FieldScanner {
         let (capture, token) = (FieldCapture::Nothing, Vec::new());
         FieldScanner { names, depth: 0, in_string: false, escaped: false, capture, token }
     }
 
-    /// Takes the next bytes.
+    /// Scans the next bytes.
     ///
     /// # Errors
-    /// That of `check`.
+    /// Those of `check`.
     pub fn scan(&mut self, bytes: &[u8], check: &FieldCheck<'_>) -> Result<()> {
         for byte in bytes {
             self.step(*byte, check)?;
@@ -112,13 +111,13 @@ impl FieldScanner {
             FieldCapture::Text => KEY_BYTES,
             FieldCapture::Value(..) => VALUE_BYTES,
         };
-        // One more tells that it is too long.
+        // One byte over the limit marks the token as too long.
         if self.token.len() <= most {
             self.token.push(byte);
         }
     }
 
-    /// The name of the field whose key was read just now.
+    /// The name of the field, if the token before this `:` is one of the names.
     fn named(&self) -> Option<&'static str> {
         let names = if self.depth == 1 { self.names.top } else { self.names.nested };
         if !matches!(self.capture, FieldCapture::Text) || names.is_empty() || self.token.len() > KEY_BYTES {
@@ -157,17 +156,17 @@ impl FieldScanner {
     }
 }
 
-/// A body whose fields are checked while it is read. A refusal ends it with an error, so that it is never complete.
+/// A body whose fields are checked while it is read. If a field is refused, reading fails, so the receiver never gets
+/// a complete body.
 pub struct CheckedBody<'a> {
     body: &'a mut dyn Read,
     scanner: FieldScanner,
     check: &'a FieldCheck<'a>,
-    /// Why it was refused.
+    /// The error of the check that refused the body.
     pub refusal: Option<Error>,
 }
 
 impl<'a> CheckedBody<'a> {
-    /// Has each field that `scanner` finds in `body` checked.
     pub fn new(body: &'a mut dyn Read, scanner: FieldScanner, check: &'a FieldCheck<'a>) -> CheckedBody<'a> {
         CheckedBody { body, scanner, check, refusal: None }
     }

@@ -1,13 +1,14 @@
-//! Which headers are passed on. Names as they came; values are never changed, but for the subprotocols of a WebSocket,
-//! which may carry a token of ours. Pure.
+//! Decides which headers are forwarded. Names are forwarded as received. Values are never changed, except that
+//! WebSocket subprotocols with a token of this server are removed. Pure.
 
-/// Whether a client's header goes to the upstream. What is for one hop only the gate has taken out already (RFC 9110,
-/// 7.6.1); the rest are credentials of ours, what we write ourselves, and what claims to know who sent the request.
+/// Whether a client's header is forwarded to the upstream. The gate has already removed hop-by-hop headers (RFC 9110,
+/// 7.6.1). This also removes this server's credentials, headers that berth sets itself, and headers that claim to
+/// identify the sender.
 pub(super) fn is_request_header_forwarded(name: &str) -> bool {
     let is = |known: &str| name.eq_ignore_ascii_case(known);
     let starts = |known: &str| name.get(..known.len()).is_some_and(|start| start.eq_ignore_ascii_case(known));
     match name.as_bytes().first().map_or(0, u8::to_ascii_lowercase) {
-        // Observed: a cookie for this server's origin means nothing to the upstream, and may be another service's secret.
+        // A cookie for this server's origin means nothing to the upstream and may be the secret of another service.
         b'c' => !(is("Cookie") || is("Connection") || is("Content-Length")),
         b'a' => !is("Authorization"),
         b'e' => !is("Expect"),
@@ -30,11 +31,12 @@ pub(super) fn is_request_header_forwarded(name: &str) -> bool {
     }
 }
 
-/// Tells OpenCode its directory.
+/// The header that gives OpenCode the directory of a request.
 pub const DIRECTORY: &str = "x-opencode-directory";
 
-/// Whether an upstream's header goes to the client. Cross-origin rules are ours to make, and a cookie of the upstream
-/// would be one of this server's origin, sent to all workspaces. What `named` says of the connection is for this hop.
+/// Whether an upstream's header is forwarded to the client. This server sets the cross-origin rules itself. A cookie
+/// of one upstream would belong to this server's origin, so browsers would send it to all workspaces. `named` holds
+/// the names listed in `Connection`, which are hop-by-hop.
 pub(super) fn is_response_header_forwarded(name: &str, named: &[String]) -> bool {
     let is = |known: &str| name.eq_ignore_ascii_case(known);
     let starts = |known: &str| name.get(..known.len()).is_some_and(|start| start.eq_ignore_ascii_case(known));
@@ -46,7 +48,7 @@ pub(super) fn is_response_header_forwarded(name: &str, named: &[String]) -> bool
         b's' => !is("Set-Cookie"),
         b't' => !(is("TE") || is("Trailer") || is("Transfer-Encoding")),
         b'u' => !is("Upgrade"),
-        // A browser would ask its user for the workspace's password, and send it to us.
+        // A browser would ask its user for the workspace's password and send it to this server.
         b'w' => !is("WWW-Authenticate"),
         b'x' => !starts("X-Berth-"),
         _ => true,
@@ -54,7 +56,7 @@ pub(super) fn is_response_header_forwarded(name: &str, named: &[String]) -> bool
     kept && !named.iter().any(|named| is(named))
 }
 
-/// The subprotocols that a client offers, without those that carry its token.
+/// Returns the subprotocols offered by a client, without those that carry its token.
 pub(super) fn subprotocols<'a>(offered: impl Iterator<Item = &'a str>) -> Option<String> {
     let kept: Vec<&str> =
         offered.filter(|protocol| !protocol.is_empty() && !protocol.starts_with("jwt.")).collect();
@@ -66,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_passes() {
+    fn credentials_and_hop_by_hop_headers_are_not_forwarded() {
         for name in
             ["Accept", "accept-encoding", "User-Agent", "X-OpenCode-Workspace", "Range", "Content-Type", "é"]
         {

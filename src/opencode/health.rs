@@ -1,5 +1,6 @@
-//! Whether an OpenCode answers: `/global/health`, with a deadline for the whole answer. OpenCode accepts requests before it
-//! can answer them, and 1.18.34 never answers some that arrive during its first start.
+//! Checks whether an OpenCode is healthy, with a deadline for the whole response to `/global/health`. OpenCode
+//! accepts connections before it can answer them, and 1.18.34 never answers some requests that arrive during its
+//! first start.
 
 use std::io::Read as _;
 use std::time::{Duration, Instant};
@@ -11,13 +12,13 @@ use super::upstream::{Payload, ResponseContent, UpstreamCall, UpstreamResponse, 
 use crate::base::{Code, Error, Result};
 use crate::proc::Cancel;
 
-/// More than any version's answer.
+/// Larger than the response of any version.
 const ANSWER_BYTES: u64 = 64 << 10;
 
-/// The version of an OpenCode that answers within `patience`.
+/// Returns the version of an OpenCode that responds within `patience`.
 ///
 /// # Errors
-/// `OpencodeUnreachable` with the answer's status where it is not that of a healthy OpenCode; those of
+/// `OpencodeUnreachable` with the status if the response is not that of a healthy OpenCode; those of
 /// [`Upstreams::call`].
 pub fn version(
     upstreams: &Upstreams,
@@ -39,13 +40,13 @@ pub fn version(
     let mut bytes = Vec::new();
     if let ResponseContent::Body(body, _) = rest {
         body.take(ANSWER_BYTES).read_to_end(&mut bytes).map_err(|error| {
-            Error::new(Code::OpencodeUnreachable, "/global/health broke off").with_source(error)
+            Error::new(Code::OpencodeUnreachable, "The response to /global/health ended early")
+                .with_source(error)
         })?;
     }
     let answer: Value = serde_json::from_slice(&bytes).unwrap_or_default();
     if status != 200 || answer["healthy"] != true {
-        let message =
-            format!("/global/health answered {status}, which is not the answer of a healthy OpenCode");
+        let message = format!("/global/health returned status {status} without `healthy: true`");
         return Err(Error::new(Code::OpencodeUnreachable, message));
     }
     Ok(answer["version"].as_str().map(|version| version.chars().take(64).collect()))

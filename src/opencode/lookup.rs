@@ -1,6 +1,6 @@
-//! The addresses of a host name, as this machine's own `getent` finds them: by every way that its nsswitch.conf names. A
-//! static binary's getaddrinfo(3) knows two of them, for the others are libraries that only the machine's own programs
-//! can load, and is 0.2 MB. Knows nothing of what an address may be.
+//! Resolves host names with the machine's `getent`, which uses every source in nsswitch.conf. The getaddrinfo(3) of a
+//! static binary supports only two of them, since the others are shared libraries, and adds 0.2 MB. Does not decide
+//! which addresses are allowed.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -15,22 +15,23 @@ use crate::base::{self, Code, Error, limits};
 use crate::proc::tools;
 use crate::proc::{Cancel, Cgroups, Exit, ProcessOutcome, Spec};
 
-/// Looks names up.
+/// A resolver that runs getent.
 #[derive(Debug)]
 pub struct HostLookup {
     cgroups: Cgroups,
 }
 
 impl HostLookup {
-    /// getent runs in one of `cgroups`.
+    /// Runs getent in one of `cgroups`.
     pub fn new(cgroups: Cgroups) -> HostLookup {
         HostLookup { cgroups }
     }
 
-    /// Where `host` is, the best first; none when there is no such host. Numbers and `localhost` need nobody's help.
+    /// Returns the addresses of `host`, best first; empty if there is no such host. Numeric addresses and `localhost`
+    /// are answered without getent.
     ///
     /// # Errors
-    /// `MissingTool` without getent, `Unavailable` when it failed or took too long.
+    /// `MissingTool` without getent, `Unavailable` if it failed or timed out.
     pub(super) fn addresses(&self, host: &str, port: u16, cancel: &Cancel) -> base::Result<Vec<SocketAddr>> {
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
         let found = if let Ok(address) = bare.parse::<IpAddr>() {
@@ -50,16 +51,17 @@ impl HostLookup {
             spec.run_for_output(place, limits::LOOKUP_OUTPUT_BYTES, limits::UPSTREAM_CONNECT, cancel)?;
         match ended {
             ProcessOutcome::Exited(Exit::Code(0)) => Ok(addresses(&text)),
-            // getent(1): the key could not be found.
+            // getent(1): the key was not found.
             ProcessOutcome::Exited(Exit::Code(2)) => Ok(Vec::new()),
-            ended => {
-                Err(Error::new(Code::Unavailable, format!("The host could not be looked up: {ended:?}")))
-            }
+            ended => Err(Error::new(
+                Code::Unavailable,
+                format!("The host name could not be resolved; getent ended with {ended:?}"),
+            )),
         }
     }
 }
 
-/// For a client of ureq's own kind, which has no server behind it.
+/// For clients that use ureq directly, outside a server.
 impl Resolver for HostLookup {
     fn resolve(&self, uri: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, UreqError> {
         let authority = uri.authority().ok_or(UreqError::HostNotFound)?;
@@ -74,7 +76,7 @@ impl Resolver for HostLookup {
     }
 }
 
-/// Each address has a line for every kind of socket: `192.0.2.1  STREAM name`.
+/// getent prints a line per socket type for each address: `192.0.2.1  STREAM name`.
 fn addresses(printed: &str) -> Vec<IpAddr> {
     let mut found = Vec::new();
     for address in printed.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok()) {
@@ -91,17 +93,17 @@ mod tests {
     use crate::proc::CgroupsHandle;
 
     #[test]
-    fn each_address_is_there_once_and_in_order() {
+    fn addresses_are_deduplicated_in_order() {
         let printed = "2001:db8::1     STREAM a.example\n2001:db8::1     DGRAM  \n192.0.2.7 STREAM \nfe80::1%eth0 RAW\n\n";
         let found = addresses(printed);
         assert_eq!(found, ["2001:db8::1".parse::<IpAddr>().unwrap(), "192.0.2.7".parse().unwrap()]);
     }
 
     #[test]
-    fn names_are_looked_up_as_the_machine_does_it() {
+    fn getent_resolves_short_unknown_and_odd_names() {
         let lookup = HostLookup::new(Cgroups::from_handle(CgroupsHandle::default()));
         let ask = |host: &str| lookup.addresses(host, 80, &Cancel::new().unwrap()).unwrap();
-        // Short for 127.0.0.1 (inet_aton(3)), whatever the machine's files and servers say.
+        // Short for 127.0.0.1 (inet_aton(3)), independent of the machine's files and servers.
         assert_eq!(ask("127.1"), ["127.0.0.1:80".parse().unwrap()]);
         assert_eq!(ask("no-such-host.invalid"), []);
         assert_eq!(ask("-x"), []);

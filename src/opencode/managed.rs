@@ -1,5 +1,5 @@
-//! The OpenCode that this server runs itself, as all its callers see it: where it answers at this moment, or why it does
-//! not. `host` starts it, watches it and keeps this up to date.
+//! The state of the OpenCode that this server runs itself, as seen by all callers: its address if it is running, or
+//! the reason why it is not. `host` starts it, monitors it and updates this state.
 //!
 //! Threads: any. Lock: the state, a leaf.
 
@@ -13,21 +13,20 @@ use crate::base::thread::lock;
 use crate::base::{Code, Error, Result};
 use crate::proc::Waker;
 
-/// Whether it can be called.
+/// The phase of the process's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// It has been started, or will be at the end of a pause, and does not answer yet.
+    /// Started, or waiting for its next start, and not responding yet.
     Starting,
-    /// It answers.
+    /// Responding to requests.
     Running,
-    /// It is not started again by itself.
+    /// Not restarted automatically.
     Failed,
-    /// The server is stopping.
     Stopped,
 }
 
 impl Phase {
-    /// The word of replies and events.
+    /// The name in API replies and events.
     pub fn as_str(self) -> &'static str {
         match self {
             Phase::Starting => "starting",
@@ -38,41 +37,38 @@ impl Phase {
     }
 }
 
-/// What is known of it at this moment.
+/// A snapshot of the process's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManagedState {
-    /// Whether it can be called.
     pub phase: Phase,
-    /// Where it answers, or answered last.
+    /// The current or last address.
     pub url: Option<String>,
-    /// Its version.
     pub version: Option<String>,
-    /// Its process.
     pub pid: Option<i32>,
-    /// How often it was started.
+    /// The number of starts.
     pub starts: u64,
-    /// Why it ended last, or why its start failed. Secrets are hidden.
+    /// Why it exited last, or why its start failed. Secrets are redacted.
     pub reason: Option<String>,
 }
 
-/// The host name in the address of an OpenCode that is reached by a [`UpstreamRoute`] and not over a network. RFC 2606 keeps it from
-/// being one anywhere else.
+/// The host name in the address of an OpenCode that is reached through an [`UpstreamRoute`] instead of a network. RFC
+/// 2606 reserves `.invalid`, so no real host has this name.
 pub const ROUTED: &str = "opencode.sandbox.invalid";
 
-/// The way to an OpenCode whose port no address leads to.
+/// Connects to an OpenCode whose port has no network address.
 pub trait UpstreamRoute: Send + Sync {
-    /// Asks for a connection to this port. The returned stream does not block; its first byte shows whether the connection
-    /// was made, and its end that it was not.
+    /// Requests a connection to this port. The returned stream is non-blocking. Its first byte reports the result;
+    /// EOF instead means that the connection failed.
     ///
     /// # Errors
-    /// When the other side does not take connections.
+    /// If the other side does not accept connections.
     fn connect(&self, port: u16) -> io::Result<UnixStream>;
 
-    /// Whether this first byte means a connection.
+    /// Whether this first byte reports success.
     fn is_connected(&self, answer: u8) -> bool;
 }
 
-/// Its state, and what is the same for each of its starts.
+/// The state of the server's own OpenCode, and the settings that are the same for each of its starts.
 pub struct Managed {
     username: String,
     password: String,
@@ -92,11 +88,12 @@ impl fmt::Debug for Managed {
 }
 
 impl Managed {
-    /// One that has not been started. `password_is_shared`: the caller that started the server passed the password in, and
-    /// may see it. `directory`: the folder that it works on as it calls it, where it does not see the host's files.
+    /// Creates the state before the first start. `password_is_shared`: the caller that started the server supplied
+    /// the password and may read it back. `directory`: its working directory inside its container, if it does not see
+    /// the host's files.
     ///
     /// # Errors
-    /// When the process is out of file descriptors.
+    /// If the process is out of file descriptors.
     pub fn new(
         (username, password): (String, String),
         password_is_shared: bool,
@@ -124,71 +121,71 @@ impl Managed {
         })
     }
 
-    /// User and password for basic authentication.
+    /// User name and password for basic authentication.
     pub fn credential(&self) -> (&str, &str) {
         (&self.username, &self.password)
     }
 
-    /// Whether the orchestrator that passed the password in may see it again.
+    /// Whether the orchestrator that supplied the password may read it back.
     pub fn password_is_shared(&self) -> bool {
         self.password_is_shared
     }
 
-    /// The most memory that it may use with all it starts, where this machine can enforce that.
+    /// The memory limit for OpenCode and its children, if this machine can enforce one.
     pub fn memory_bytes(&self) -> Option<u64> {
         self.memory_bytes
     }
 
-    /// The folder that it works on, as it calls it, where it does not see the host's files; it has that one only.
+    /// Its working directory inside its container, if it does not see the host's files. It serves only this
+    /// directory.
     pub fn directory(&self) -> Option<&str> {
         self.directory.as_deref()
     }
 
-    /// The way to it, where that is no network.
+    /// The route to it, if it is not reached over a network.
     pub(super) fn route(&self) -> Option<Arc<dyn UpstreamRoute>> {
         lock(&self.route).clone()
     }
 
-    /// Sets the way to it.
     pub fn set_route(&self, route: Arc<dyn UpstreamRoute>) {
         *lock(&self.route) = Some(route);
     }
 
-    /// Its address, where one leads to it.
+    /// Its URL, if it is reached over a network.
     pub fn direct_url(&self) -> Option<String> {
         self.state().url.filter(|_| self.route().is_none())
     }
 
-    /// As of now.
+    /// Returns a snapshot.
     pub fn state(&self) -> ManagedState {
         lock(&self.state).clone()
     }
 
-    /// Changes the state and wakes all who wait for a change.
+    /// Changes the state and wakes all waiters.
     pub fn update(&self, change: impl FnOnce(&mut ManagedState)) {
         change(&mut lock(&self.state));
         self.changed.notify_all();
     }
 
-    /// Refuses a call while there is nothing to call.
+    /// Refuses a call while OpenCode is not running.
     ///
     /// # Errors
-    /// `OpencodeStarting`, `OpencodeFailed`.
+    /// `OpencodeStarting`, `OpencodeFailed`, `ShuttingDown`.
     pub fn check(&self) -> Result<()> {
         let state = lock(&self.state);
         match state.phase {
             Phase::Running => Ok(()),
             Phase::Starting => Err(starting()),
-            Phase::Stopped => Err(Error::new(Code::ShuttingDown, "The server is going down")),
+            Phase::Stopped => Err(Error::new(Code::ShuttingDown, "The server is shutting down")),
             Phase::Failed => Err(Error::new(
                 Code::OpencodeFailed,
                 "OpenCode failed and is not restarted; POST /workspace/ID/engine/reload starts it again, GET /status and \
-                 host/opencode.log in the data folder show why it ended",
+                 host/opencode.log in the data folder show why it exited",
             )),
         }
     }
 
-    /// Has a failed OpenCode started again.
+    /// Requests another start of a failed OpenCode.
     pub fn request_restart(&self) {
         self.update(|state| {
             if state.phase == Phase::Failed {
@@ -198,22 +195,22 @@ impl Managed {
         self.again.wake();
     }
 
-    /// Readable once [`Managed::request_restart`] was called, until cleared.
+    /// Readable from a call of [`Managed::request_restart`] until it is cleared.
     pub fn restart_waker(&self) -> &Waker {
         &self.again
     }
 
-    /// Waits until the state is not `seen` any more.
+    /// Waits until the state differs from `seen`, and returns it.
     pub fn changed_since(&self, seen: &ManagedState) -> ManagedState {
         let state = lock(&self.state);
         let same = |state: &mut ManagedState| state == seen;
         self.changed.wait_while(state, same).unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits until it answers or has failed.
+    /// Waits until OpenCode responds or has failed.
     ///
     /// # Errors
-    /// As [`Managed::check`].
+    /// Those of [`Managed::check`].
     pub fn wait(&self, deadline: Instant) -> Result<()> {
         let mut state = lock(&self.state);
         while state.phase == Phase::Starting {
@@ -229,7 +226,7 @@ impl Managed {
     }
 }
 
-/// What a call is refused with until there is something to call.
+/// The error for calls that arrive before OpenCode responds.
 pub(super) fn starting() -> Error {
     Error::new(Code::OpencodeStarting, "OpenCode is starting; try again in a moment")
 }

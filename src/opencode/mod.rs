@@ -1,12 +1,12 @@
-//! The way to the OpenCode behind a workspace. In reading order: `target` (where it is), `rules` and `headers` (what is
-//! passed on), `sessions` (what reaches beyond a request's directory), `writes`, `bodies` and `fields` (what could make
-//! OpenCode run a program or read a file), `upstream` (a call and its answer), `inquiry` (what OpenCode is asked first),
-//! `wire` and `watch` (the connection, and what ends a wait for it), `lookup` and `address` (where a name is, and where no
-//! upstream can be), `relay` (after an upgrade), `reload`, `health`, `managed` (the state of one that the server runs
-//! itself).
+//! Connections to the OpenCode behind a workspace. In reading order: `target` (its address), `rules` and `headers`
+//! (which requests and headers are forwarded), `sessions` (requests that reach beyond their directory), `writes`,
+//! `bodies` and `fields` (requests that could make OpenCode run a program or read a file), `upstream` (a call and its
+//! response), `queries` (berth's own requests before a call), `wire` and `watch` (the connection, and the events that
+//! end a wait for it), `lookup` and `address` (name resolution and refused addresses), `relay` (after a protocol
+//! upgrade), `reload`, `health`, `managed` (the state of the OpenCode that the server runs itself).
 //!
-//! Knows no routes, no requests of ours and no workspaces. Threads: the caller's. A call belongs to one thread: it waits
-//! there for the upstream, its client, its credential and the server's end at once.
+//! Must not know routes, this server's request type or workspaces. Threads: the caller's. A call belongs to one
+//! thread, which waits at once for the upstream, the client, the expiry of its credential and the server's shutdown.
 
 pub mod address;
 pub mod bodies;

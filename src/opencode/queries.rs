@@ -1,12 +1,13 @@
-//! Questions of berth's own to an OpenCode about a request, before it is passed on: where a session works, what the
-//! template of a command is.
+//! berth's own queries to OpenCode about a request that is about to be forwarded: the directory of a session, the
+//! template of a command.
 //!
-//! Between such a question and the request the answer can change. That gives a client nothing: a session moves only with
-//! routes that take an owner ([`super::sessions::moves`]), and who can change a template (`POST /workspace/:id/commands`,
-//! a file of the workspace, OpenCode's configuration) can write the same folder's `mcp` and `plugin`, which OpenCode starts
-//! as programs; in manual mode a person is asked for each of them, and for the command itself.
+//! The result can change between the query and the request. A client gains nothing by that: sessions move only by
+//! routes that require an owner token ([`super::sessions::moves`]), and a client that can change a template (`POST
+//! /workspace/:id/commands`, a file of the workspace, OpenCode's configuration) can also write `mcp` and `plugin`
+//! entries, which OpenCode starts as programs. In manual mode a person approves each of these writes, and the command
+//! itself.
 //!
-//! Threads: the caller's, which waits for the upstream. Lock: the known sessions, a leaf.
+//! Threads: the caller's, which waits for the upstream. Lock: the session cache, a leaf.
 
 use std::collections::HashMap;
 use std::io::Read as _;
@@ -24,19 +25,19 @@ use crate::base::thread::lock;
 use crate::base::{Code, Error, Result};
 use crate::proc::Cancel;
 
-/// The largest answer that is read.
+/// The largest response that is read.
 const ANSWER_BYTES: u64 = 8 << 20;
 
-/// How long OpenCode may take to answer.
+/// How long OpenCode may take to respond.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long the directory of a session is remembered: a client that follows a session asks several times a second.
+/// How long the directory of a session is cached. A client that follows a session asks several times a second.
 const SESSION_CACHE_TTL: Duration = Duration::from_secs(10);
 
-/// How many sessions are remembered.
+/// The most sessions that are cached.
 const SESSION_CACHE_ENTRIES: usize = 4096;
 
-/// The directories of sessions, by OpenCode and id.
+/// Cached directories of sessions, by OpenCode URL and session id.
 #[derive(Debug, Default)]
 pub(super) struct SessionCache(Mutex<HashMap<(String, String), (String, Instant)>>);
 
@@ -58,7 +59,7 @@ impl SessionCache {
     }
 }
 
-/// Asks `path` of the OpenCode that `call` goes to, for the same directory, or for `directory`.
+/// Sends `GET path` to the OpenCode of `call`, for the same directory as `call`, or for `directory`.
 fn query(
     upstreams: &Upstreams,
     target: &UpstreamTarget,
@@ -93,13 +94,13 @@ fn query(
 }
 
 fn unreadable_answer(target: &UpstreamTarget, path: &str, why: &str) -> Error {
-    target.failed(Code::OpencodeUnreachable, &format!("its answer to GET {path} cannot be read: {why}"))
+    target.failed(Code::OpencodeUnreachable, &format!("its response to GET {path} cannot be read: {why}"))
 }
 
-/// The directory that a session works in; `None` if there is no such session. A remembered answer will do unless `afresh`.
+/// Returns the directory of a session, or `None` if there is no such session. `afresh` bypasses the cache.
 ///
 /// # Errors
-/// Those of [`Upstreams::call`]; `OpencodeUnreachable` for an answer that cannot be read.
+/// Those of [`Upstreams::call`]; `OpencodeUnreachable` for a response that cannot be parsed.
 pub fn session_directory(
     upstreams: &Upstreams,
     target: &UpstreamTarget,
@@ -126,11 +127,11 @@ pub fn session_directory(
     }
 }
 
-/// The template of a command, as OpenCode has it loaded for the same directory as the call's, or for `directory`; `None`
-/// where it has no such command or does not show its text, as for the prompts of MCP servers.
+/// Returns the template of a command as OpenCode has loaded it for `directory`, or by default for the directory of
+/// `call`. Returns `None` if there is no such command or its text is not available, as for prompts of MCP servers.
 ///
 /// # Errors
-/// Those of [`Upstreams::call`]; `OpencodeUnreachable` for an answer that is no list.
+/// Those of [`Upstreams::call`]; `OpencodeUnreachable` for a response that is not a list.
 pub fn template(
     upstreams: &Upstreams,
     target: &UpstreamTarget,
@@ -145,7 +146,7 @@ pub fn template(
     let list: Vec<Value> = serde_json::from_slice(&text)
         .map_err(|error| unreadable_answer(target, "/command", &error.to_string()))?;
     let mut found = list.iter().filter(|command| command["name"] == name);
-    // One whose text comes from an MCP server can be another the next time.
+    // An MCP server can return another text the next time.
     let entry = found.next().filter(|command| command["source"] != "mcp" && command["mcp"] != true);
     let template = entry.and_then(|command| command["template"].as_str()).map(str::to_owned);
     Ok(if found.next().is_some() { None } else { template })

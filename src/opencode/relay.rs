@@ -1,6 +1,6 @@
-//! Raw bytes both ways between a client and an upstream, after both have changed to another protocol: WebSockets of
-//! OpenCode's terminals. Nothing is read into them. One thread; each direction has one buffer, and what cannot be
-//! passed on stops only the reading of its own direction.
+//! Relays raw bytes in both directions after client and upstream have switched protocols, as for the WebSockets of
+//! OpenCode's terminals. The bytes are not interpreted. One thread; each direction has one buffer, and a receiver
+//! that does not read pauses only its own direction.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -15,38 +15,37 @@ use super::watch::{CallWatch, WaitError, timeout_until};
 use super::wire::Channel;
 use crate::base::limits;
 
-/// A client's connection.
 pub trait TunnelClient: AsFd + Read + Write {
-    /// Ends our direction.
+    /// Shuts down the direction to the client.
     fn finish(&self, how: Shutdown);
 }
 
-/// What comes after an answer of 101.
+/// An upgraded connection, from a response with status 101.
 pub struct Tunnel {
     channel: Channel,
     early: Vec<u8>,
     watch: Rc<CallWatch>,
 }
 
-/// How a relay came to its end; for log lines.
+/// How a relay ended, for log lines.
 #[derive(Debug)]
 pub enum TunnelEnd {
-    /// Both sides have ended their direction.
+    /// A side closed its direction, and all of its data was delivered.
     Closed,
-    /// One side went without a word, or something else made an end of it.
+    /// The connection broke, the server is shutting down, or a receiver stalled.
     Failed(io::Error),
 }
 
-/// What is on its way in one direction.
+/// The buffer and state of one direction.
 #[derive(Default)]
 struct Direction {
     bytes: Vec<u8>,
     sent: usize,
-    /// Its sender has ended it.
+    /// The sender has reached EOF.
     ended: bool,
-    /// The receiver knows.
+    /// EOF was passed on to the receiver.
     shutdown_sent: bool,
-    /// Since when the receiver takes nothing.
+    /// When the receiver stopped reading.
     blocked: Option<Instant>,
 }
 
@@ -105,7 +104,7 @@ impl Tunnel {
         Tunnel { channel, early, watch }
     }
 
-    /// Relays on this thread until the end. `early` is what the client has sent behind its request.
+    /// Relays on this thread until the end. `early` holds bytes that the client sent after its request.
     pub fn relay<C: TunnelClient>(mut self, mut client: C, early: Vec<u8>) -> TunnelEnd {
         if let Err(error) = rustix::io::ioctl_fionbio(&client, true) {
             return TunnelEnd::Failed(error.into());
@@ -121,7 +120,7 @@ impl Tunnel {
         }
     }
 
-    /// Writes what there is, waits, reads what has come; `false` when all has been said.
+    /// Writes pending data, waits, and reads new data. Returns `false` once a direction has ended and is flushed.
     fn step<C: TunnelClient>(
         &mut self,
         client: &mut C,
@@ -138,11 +137,11 @@ impl Tunnel {
             outward.shutdown_sent = true;
             client.finish(Shutdown::Write);
         }
-        // A WebSocket that one side has ended can say nothing more.
+        // Half-closed WebSockets carry no more data.
         if inward.shutdown_sent || outward.shutdown_sent {
             return Ok(false);
         }
-        // Silence is no end: terminals are idle for days. Peers that have vanished are found by TCP's own probes.
+        // Silence does not end a relay: terminals are idle for days. TCP keepalive detects vanished peers.
         let mut next = Instant::now() + limits::UPSTREAM_SILENCE;
         for blocked in [inward.blocked, outward.blocked].into_iter().flatten() {
             next = next.min(blocked + limits::WRITE_STALL);

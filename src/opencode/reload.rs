@@ -1,4 +1,4 @@
-//! Has an OpenCode read its configuration again: it drops what it knows of a directory.
+//! Makes an OpenCode reread its configuration by disposing its state for a directory.
 
 use std::io::Read as _;
 
@@ -8,10 +8,10 @@ use super::upstream::{Payload, ResponseContent, UpstreamCall, UpstreamResponse, 
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::Cancel;
 
-/// Reloads, and waits until it is done.
+/// Reloads, and waits for the result.
 ///
 /// # Errors
-/// `OpencodeReloadFailed` when it says that it could not, with what it said; those of [`Upstreams::call`].
+/// `OpencodeReloadFailed` with OpenCode's response if it reports a failure; those of [`Upstreams::call`].
 pub fn reload(
     upstreams: &Upstreams,
     target: &UpstreamTarget,
@@ -32,13 +32,13 @@ pub fn reload(
     if (200..300).contains(&status) {
         return Ok(());
     }
-    let mut said = Vec::new();
+    let mut response = Vec::new();
     if let ResponseContent::Body(body, _) = rest {
-        let _ = body.take(limits::UPSTREAM_COMPLAINT_BYTES).read_to_end(&mut said);
+        let _ = body.take(limits::UPSTREAM_COMPLAINT_BYTES).read_to_end(&mut response);
     }
-    let body = match serde_json::from_slice(&said) {
+    let body = match serde_json::from_slice(&response) {
         Ok(json) => json,
-        Err(_) => serde_json::Value::String(String::from_utf8_lossy(&said).into_owned()),
+        Err(_) => serde_json::Value::String(String::from_utf8_lossy(&response).into_owned()),
     };
     Err(Error::new(Code::OpencodeReloadFailed, "OpenCode reload failed")
         .detail("status", status)

@@ -1,13 +1,13 @@
-//! What of a request is not for everybody: paths that lead out of the base path, answers to permission requests,
-//! directories outside of the workspace. Paths are read as OpenCode reads them (WHATWG URL, one percent-decoding), and
-//! in doubt as more than they are. Pure, but for [`check_directory`], which asks the file system.
+//! Restricted parts of a request: paths that leave the base path, replies to permission requests, directories outside
+//! the workspace. Paths are parsed as OpenCode parses them (URL standard, decoded once); an ambiguous path counts as
+//! restricted. Pure, except for [`check_directory`] and [`is_file_inside`], which use the file system.
 
 use std::borrow::Cow;
 use std::path::{Component, Path};
 
 use crate::base::{Code, Error, Result};
 
-/// Percent-decoding that leaves alone what is malformed.
+/// Decodes percent-encoding and leaves malformed escapes unchanged.
 fn decode(text: &str, plus: bool) -> String {
     let bytes = text.as_bytes();
     let (mut out, mut at) = (Vec::with_capacity(bytes.len()), 0);
@@ -27,7 +27,7 @@ fn decode(text: &str, plus: bool) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// Refuses `..` in every spelling: it would leave the base path.
+/// Refuses `..` in every spelling, since it would leave the base path.
 ///
 /// # Errors
 /// `InvalidPath`.
@@ -39,23 +39,23 @@ pub fn check_path(path: &str) -> Result<()> {
     Ok(())
 }
 
-/// The segments of a path as some version of OpenCode could read them: 1.18 ends a path at a `;`.
+/// Splits a path as any version of OpenCode could split it: 1.18 ends a path at a `;`.
 pub(super) fn segments(path: &str) -> Vec<String> {
     let decoded = decode(path, false);
     decoded.split(['/', '\\', ';', '?', '#']).filter(|word| !word.is_empty()).map(str::to_owned).collect()
 }
 
-/// The same in lower case, since the router of 1.18 ignores case.
+/// Like [`segments`], in lower case, because the router of 1.18 ignores case.
 pub(super) fn words(path: &str) -> Vec<String> {
     segments(path).iter().map(|word| word.to_lowercase()).collect()
 }
 
-/// The names in a query, decoded.
+/// The decoded parameter names of a query.
 pub(super) fn query_names(query: &str) -> impl Iterator<Item = String> {
     query.split('&').map(|pair| decode(pair.split('=').next().unwrap_or_default(), true))
 }
 
-/// What of a query decides which of its directories and workspaces OpenCode asks.
+/// The parameters of a query that select the directory or workspace.
 pub(super) fn location_query(query: &str) -> String {
     let decides = |pair: &&str| {
         let name = decode(pair.split('=').next().unwrap_or_default(), true);
@@ -64,7 +64,7 @@ pub(super) fn location_query(query: &str) -> String {
     query.split('&').filter(decides).collect::<Vec<_>>().join("&")
 }
 
-/// The paths of files that a request reads, as either version decodes them. 1.1.53 follows the links in them.
+/// The paths of files that a request reads, decoded as either version decodes them. 1.1.53 follows symbolic links.
 pub fn files(path: &str, query: &str) -> Vec<String> {
     if words(path).first().is_none_or(|word| word != "file") {
         return Vec::new();
@@ -77,23 +77,22 @@ pub fn files(path: &str, query: &str) -> Vec<String> {
     query.split('&').filter_map(named).flatten().collect()
 }
 
-/// Whether a write to this path answers a permission request, or changes what was answered.
+/// Whether a write to this path replies to a permission request or changes a reply.
 pub fn is_about_permissions(path: &str) -> bool {
     words(path).iter().any(|word| word == "permission" || word == "permissions")
 }
 
-/// Whether a path leads to what OpenCode tells with its secrets filled in: where a configuration says `{env:…}` or
-/// `{file:…}`, it shows what stands there, and a provider with its key.
+/// Whether a path returns data in which OpenCode has filled in secrets: configurations with the values of `{env:…}`
+/// and `{file:…}`, and providers with their keys.
 pub fn exposes_secrets(path: &str) -> bool {
     words(path).iter().any(|word| ["config", "provider", "providers"].contains(&word.as_str()))
 }
 
-/// Every directory that a request names, in each of the ways in which OpenCode may read it: with decodeURIComponent(), and
-/// where that fails as it is.
+/// Returns every directory that a request names, in each way in which a version of OpenCode may decode it.
 ///
 /// # Errors
-/// `InvalidPath` for what would be read differently there: escapes that are malformed or no UTF-8, and a header that is
-/// not ASCII, which OpenCode reads as Latin-1.
+/// `InvalidPath` for values that OpenCode would decode differently: malformed escapes, bytes that are not UTF-8, and
+/// a header that is not ASCII, which OpenCode reads as Latin-1.
 pub fn directories<'a>(query: &'a str, headers: impl Iterator<Item = &'a str>) -> Result<Vec<String>> {
     let malformed = |text: &str| {
         let message =
@@ -106,7 +105,7 @@ pub fn directories<'a>(query: &'a str, headers: impl Iterator<Item = &'a str>) -
         let name = decode(name, true);
         if name == "directory" || name.ends_with("[directory]") {
             let once = decode_strictly(&value.replace('+', " ")).ok_or_else(|| malformed(value))?;
-            // 1.1 decodes a query twice, later versions do not; all decode the header.
+            // 1.1 decodes a query twice, later versions once. All versions decode the header.
             all.extend(decode_strictly(&once));
             all.push(once);
         }
@@ -121,7 +120,7 @@ pub fn directories<'a>(query: &'a str, headers: impl Iterator<Item = &'a str>) -
     Ok(all)
 }
 
-/// decodeURIComponent() of JavaScript; `None` where that throws.
+/// JavaScript's decodeURIComponent(); `None` where that throws.
 pub(super) fn decode_strictly(text: &str) -> Option<String> {
     let (mut out, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
     while let Some((byte, behind)) = rest.split_first() {
@@ -140,31 +139,31 @@ pub(super) fn decode_strictly(text: &str) -> Option<String> {
     String::from_utf8(out).ok()
 }
 
-/// Whether a query or header leads to another of OpenCode's own workspaces.
+/// Whether a query or header selects another of OpenCode's own workspaces.
 pub fn names_workspace<'a>(query: &str, mut headers: impl Iterator<Item = (&'a str, &'a str)>) -> bool {
     let in_query = query_names(query).any(|name| name == "workspace" || name.ends_with("[workspace]"));
     in_query || headers.any(|(name, _)| name.eq_ignore_ascii_case("x-opencode-workspace"))
 }
 
-/// How a directory stands in the header: as it is, or as OpenCode's own client encodes it.
+/// Encodes a directory for the header: unchanged if possible, otherwise as OpenCode's own client does.
 pub fn directory_header(directory: &str) -> String {
     let plain = directory.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'%');
     if plain { directory.to_owned() } else { query_value(directory) }
 }
 
-/// The path inside of a container whose root is `root` on the host, for one that is named from the host.
+/// Translates a host path into the path inside the container whose root is `root` on the host.
 fn inside(directory: &str, root: &Path) -> Option<String> {
     let below = Path::new(directory).strip_prefix(root).ok()?;
     Some(format!("/{}", below.to_string_lossy()))
 }
 
-/// A directory header for the OpenCode in the container with this root.
+/// Translates a directory header for the OpenCode in the container with this root.
 pub fn header_inside(header: &str, root: Option<&Path>) -> String {
     let named = root.and_then(|root| inside(&decode_strictly(header)?, root));
     named.map_or_else(|| header.to_owned(), |named| directory_header(&named))
 }
 
-/// A path and query for the OpenCode in the container with this root.
+/// Translates the directories of a query for the OpenCode in the container with this root.
 pub fn query_inside<'a>(path_and_query: &'a str, root: Option<&Path>) -> Cow<'a, str> {
     let Some((root, (path, query))) = root.zip(path_and_query.split_once('?')) else {
         return path_and_query.into();
@@ -180,7 +179,7 @@ pub fn query_inside<'a>(path_and_query: &'a str, root: Option<&Path>) -> Cow<'a,
     format!("{path}?{}", pairs.collect::<Vec<_>>().join("&")).into()
 }
 
-/// How a text stands in a query.
+/// Percent-encodes a query value.
 pub fn query_value(text: &str) -> String {
     let keep = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.!~*'()/".contains(&byte);
     text.bytes().fold(String::new(), |text, byte| {
@@ -192,7 +191,8 @@ pub fn query_value(text: &str) -> String {
     })
 }
 
-/// Refuses a directory that is not `base` or below it: by name on another machine, else also by where its links lead.
+/// Refuses a directory that is not `base` or below it. With `is_here` symbolic links are resolved; on another machine
+/// only names are compared.
 ///
 /// # Errors
 /// `Forbidden`.
@@ -219,15 +219,15 @@ pub fn check_directory(directory: &str, base: &Path, is_here: bool) -> Result<()
     if real(path)?.starts_with(real(base)?) { Ok(()) } else { Err(refused()) }
 }
 
-/// Whether a file is in `base`, which it need not be there for: by name on another machine, else by where the links in its
-/// path lead.
+/// Whether a path is below `base`; the file need not exist. With `is_here` symbolic links are resolved; on another
+/// machine only names are compared.
 pub fn is_file_inside(path: &Path, base: &Path, is_here: bool) -> bool {
     let plain = path.is_absolute() && !path.components().any(|part| part == Component::ParentDir);
     if !plain || !is_here {
         return plain && path.starts_with(base);
     }
     let real = path.ancestors().find_map(|up| {
-        // A dangling link may lead anywhere once its target is there.
+        // A dangling link could point anywhere once its target exists.
         if up.symlink_metadata().is_ok() { Some(up.canonicalize().ok()) } else { None }
     });
     match (real.flatten(), base.canonicalize()) {
@@ -241,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_way_up() {
+    fn parent_segments_are_refused_in_every_spelling() {
         for path in ["/..", "/a/../b", "/%2e%2E/b", "/a/.%2e", "/a\\..\\b", "/a%5c..%2fb", "/a/..%2f"] {
             assert!(check_path(path).is_err(), "{path}");
         }
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_in_every_spelling() {
+    fn permission_paths_are_recognised_in_every_spelling() {
         for path in [
             "/permission/x/reply",
             "/session/s/permissions/p",
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_in_every_spelling() {
+    fn secret_paths_are_recognised_in_every_spelling() {
         for path in [
             "/config",
             "/config/providers",
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn directories_in_every_spelling() {
+    fn directories_are_found_in_every_spelling() {
         let found = |query: &str| directories(query, std::iter::empty()).unwrap();
         assert_eq!(found("x=1&directory=/a%20b+c&directoryx=/n"), ["/a b c"]);
         assert_eq!(found("%64irectory=%2Fetc"), ["/etc"]);
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn only_inside() {
+    fn directories_outside_the_workspace_are_refused() {
         let scratch = crate::store::scratch::TestFolder::new();
         let base = scratch.join("ws");
         std::fs::create_dir_all(base.join("sub")).unwrap();

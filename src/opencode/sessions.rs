@@ -1,10 +1,11 @@
-//! Requests that reach beyond the directory they name. An OpenCode finds a session by its id alone: 1.1.53 the sessions of
-//! all directories that are in no repository, 1.18.34 those of every directory, and 1.18.34 serves a request in the
-//! directory of the session instead of the one that the request names. Some routes list or follow all directories. Pure.
+//! Requests that reach beyond the directory they name. OpenCode finds a session by its id alone: 1.1.53 searches the
+//! sessions of all directories outside repositories, 1.18.34 those of every directory. 1.18.34 also serves a request
+//! in the directory of its session instead of the directory that the request names. Some routes list or follow all
+//! directories. Pure.
 
 use super::rules;
 
-/// The ids of sessions in a path. They are case-sensitive and begin with `ses` (the validators of both versions).
+/// The session ids in a path. They are case-sensitive and begin with `ses` (the validators of both versions).
 pub fn ids(path: &str) -> Vec<String> {
     let segments = rules::segments(path);
     let is_session = |segment: &str| segment.eq_ignore_ascii_case("session");
@@ -15,12 +16,12 @@ pub fn ids(path: &str) -> Vec<String> {
     named.map(|(_, segment)| segment.clone()).collect()
 }
 
-/// Whether a write moves sessions between directories, or takes them from elsewhere.
+/// Whether a write moves sessions between directories or imports them.
 pub fn moves(path: &str) -> bool {
     rules::words(path).iter().any(|word| matches!(word.as_str(), "sync" | "control-plane" | "warp"))
 }
 
-/// What a list of sessions may be filtered by beside a directory; anything else could widen it.
+/// The filters of a session list, besides a directory, that cannot widen it.
 const FILTERS: &[&str] = &["directory", "roots", "start", "search", "limit", "order", "archived"];
 
 /// Whether a request concerns directories that it does not name.
@@ -60,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sessions_in_every_spelling() {
+    fn session_ids_are_found_in_every_spelling() {
         for path in [
             "/session/sesA/message",
             "/api/session/sesA",
@@ -82,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn what_concerns_other_directories() {
+    fn requests_beyond_their_directory_are_recognised() {
         for (path, query) in [
             ("/global/event", ""),
             ("/Global/config", ""),

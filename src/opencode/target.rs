@@ -1,5 +1,5 @@
-//! Where a workspace's OpenCode is: its address, what is to be put before paths, the credential, and the words in which
-//! a person is told what to change when it does not answer. Pure, but for the state of an OpenCode that this server runs.
+//! The location of a workspace's OpenCode: address, base path and credential, and the error messages that explain
+//! which setting to change when it does not respond. Pure, except for reading the state of the server's own OpenCode.
 
 use std::sync::Arc;
 
@@ -9,18 +9,17 @@ use base64::prelude::BASE64_STANDARD;
 use super::managed::Managed;
 use crate::base::{Code, Error, Result};
 
-/// What a workspace says about its OpenCode.
+/// A workspace's settings for its OpenCode.
 #[derive(Clone, Debug, Default)]
 pub struct Upstream {
-    /// Of the workspace, for messages.
+    /// The workspace's id, for messages.
     pub workspace: String,
-    /// As configured.
     pub base_url: Option<String>,
-    /// For basic authentication.
+    /// User name for basic authentication.
     pub username: Option<String>,
-    /// For basic authentication.
+    /// Password for basic authentication.
     pub password: Option<String>,
-    /// This server runs it.
+    /// Set if this server runs it.
     pub managed: Option<Arc<Managed>>,
 }
 
@@ -30,18 +29,17 @@ pub struct UpstreamTarget {
     workspace: String,
     /// `http://host:port`.
     origin: String,
-    /// Without a slash at its end.
+    /// Without a trailing slash.
     base_path: String,
     pub(super) authorization: Option<String>,
-    /// This server runs it.
     pub(super) is_managed: bool,
 }
 
 impl UpstreamTarget {
-    /// Reads what is configured.
+    /// Parses the settings.
     ///
     /// # Errors
-    /// `OpencodeUnconfigured` without an address or for one that is none; those of [`Managed::check`].
+    /// `OpencodeUnconfigured` without an address or with an invalid one; those of [`Managed::check`].
     pub fn new(place: &Upstream) -> Result<UpstreamTarget> {
         if let Some(managed) = &place.managed {
             managed.check()?;
@@ -60,8 +58,8 @@ impl UpstreamTarget {
         match scheme.as_str() {
             "http" => {}
             "https" => {
-                let what = "begins with https://, which this version cannot call; reach it through a tunnel or a \
-                            proxy on this machine, and give that one's http:// address";
+                let what = "begins with https://, which berth does not support; use a tunnel or proxy on this \
+                            machine and set its http:// address";
                 return Err(wrong(what));
             }
             _ => return Err(wrong("does not begin with http://")),
@@ -69,7 +67,7 @@ impl UpstreamTarget {
         let rest = rest.split(['?', '#']).next().unwrap_or_default();
         let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
         if authority.contains('@') {
-            return Err(wrong("has a user in it; use opencodeUsername and opencodePassword instead"));
+            return Err(wrong("contains a user name; use opencodeUsername and opencodePassword instead"));
         }
         if format!("{scheme}://{authority}/").parse::<ureq::http::Uri>().is_err() || authority.is_empty() {
             return Err(wrong("has no valid host"));
@@ -87,7 +85,7 @@ impl UpstreamTarget {
         })
     }
 
-    /// Whom to connect to.
+    /// The host and port to connect to.
     pub(super) fn host(&self) -> (&str, u16) {
         let authority = self.origin.split_once("://").map_or("", |(_, authority)| authority);
         match authority.rsplit_once(':') {
@@ -96,8 +94,8 @@ impl UpstreamTarget {
         }
     }
 
-    /// The URL of a path and query. They stay as the client wrote them, but for the signs that no URL can have
-    /// (RFC 3986, 2), which are percent-encoded.
+    /// The URL of a path and query. They stay as the client wrote them, except that characters which no URL may
+    /// contain (RFC 3986, 2) are percent-encoded.
     pub fn url(&self, path_and_query: &str) -> String {
         let mut url = format!("{}{}", self.origin, self.base_path);
         if !path_and_query.starts_with('/') {
@@ -115,17 +113,17 @@ impl UpstreamTarget {
         url
     }
 
-    /// What its client is told when it could not be called, with what a person can do about it.
+    /// The error for a failed call, with a hint how to correct it.
     pub(super) fn failed(&self, code: Code, what: &str) -> Error {
         if self.is_managed {
             let message = format!(
-                "The OpenCode that this server runs failed to answer: {what}; GET /status shows its state"
+                "The OpenCode that this server runs failed to respond: {what}; GET /status shows its state"
             );
             return Error::new(code, message).detail("workspace", self.workspace.clone());
         }
         let message = format!(
-            "The OpenCode of workspace {} at {} failed: {what}. The workspace's baseUrl (server.json, \
-             --opencode-base-url, or PATCH /workspaces/ID) says where it is",
+            "The OpenCode of workspace {} at {} failed: {what}. Check the workspace's baseUrl (server.json, \
+             --opencode-base-url, or PATCH /workspaces/ID)",
             self.workspace, self.origin
         );
         Error::new(code, message)
@@ -148,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn urls_are_put_together() {
+    fn urls_keep_path_and_query_as_written() {
         for (base, path, want) in [
             ("http://h:1", "/a?b=c", "http://h:1/a?b=c"),
             ("http://h:1/", "/", "http://h:1/"),

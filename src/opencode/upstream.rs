@@ -1,7 +1,7 @@
-//! Calls to upstreams: ureq speaks HTTP and keeps connections for the next call, `wire` makes them. A call
-//! runs on the thread of its caller, and so does what is read of its answer.
+//! Calls to upstreams. ureq implements HTTP and pools connections; `wire` opens them. A call runs on its caller's
+//! thread, and so do reads of the response body.
 //!
-//! Locks: ureq's own, around its idle connections; a leaf.
+//! Locks: ureq's connection pool, a leaf.
 
 use std::io::{self, Read};
 use std::rc::Rc;
@@ -24,57 +24,53 @@ use super::wire::{DeferredResolver, Dialler, IDLE};
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::{Cancel, Cgroups};
 
-/// A request to pass on.
+/// A request to forward.
 pub struct UpstreamCall {
-    /// The method.
     pub method: &'static str,
-    /// Below the workspace's base path, as the client wrote it.
+    /// Relative to the workspace's base path, as the client wrote it.
     pub path_and_query: String,
-    /// What the client sent.
+    /// The client's headers.
     pub headers: Vec<(String, String)>,
-    /// The directory that OpenCode is told.
+    /// The directory for the [`DIRECTORY`] header.
     pub directory: Option<String>,
-    /// It is the handshake of a WebSocket; these subprotocols are offered.
+    /// Set for a WebSocket handshake: the offered subprotocols.
     pub upgrade: Option<Vec<String>>,
 }
 
-/// What goes with it.
+/// The body of a call.
 pub enum Payload<'a> {
-    /// Nothing.
     None,
-    /// All of it.
+    /// The whole body in memory.
     Whole(Vec<u8>),
-    /// As it comes, in chunks.
+    /// A body of unknown length, sent in chunks.
     Streamed(&'a mut dyn Read),
 }
 
-/// What came back.
+/// The response of an upstream.
 pub struct UpstreamResponse {
-    /// The status.
     pub status: u16,
-    /// What the client gets to see.
+    /// The headers that are forwarded to the client.
     pub headers: Vec<(String, String)>,
-    /// What is still to come.
     pub content: ResponseContent,
 }
 
-/// What follows the head of an answer.
+/// The part of a response after its head.
 pub enum ResponseContent {
-    /// Nothing; a length may have been told.
+    /// No body; the `Content-Length`, if the upstream sent one.
     Empty(Option<u64>),
-    /// A body, of this length if it was told.
+    /// A body, and its length if known.
     Body(UpstreamBody, Option<u64>),
-    /// Another protocol.
+    /// An upgraded connection.
     Tunnel(Tunnel),
 }
 
-/// The body of an answer, read as it comes and exactly as it was sent.
+/// The body of a response, read as it arrives, without decoding.
 pub struct UpstreamBody {
     reader: ureq::BodyReader<'static>,
     watch: Rc<CallWatch>,
 }
 
-/// A body on its way to another thread.
+/// A body that is being handed to another thread.
 pub struct DetachedBody {
     reader: ureq::BodyReader<'static>,
     stop: Cancel,
@@ -82,7 +78,7 @@ pub struct DetachedBody {
 }
 
 impl DetachedBody {
-    /// To be read on this thread.
+    /// Makes the body readable on this thread.
     pub fn attach(self) -> UpstreamBody {
         let watch = Rc::new(CallWatch::new(self.stop, self.gone, limits::UPSTREAM_SILENCE, false));
         watch.response_received();
@@ -91,27 +87,26 @@ impl DetachedBody {
 }
 
 impl UpstreamBody {
-    /// To be read on another thread.
+    /// Prepares the body for reading on another thread.
     pub fn detach(self) -> DetachedBody {
         let (stop, gone) = self.watch.ends();
         DetachedBody { reader: self.reader, stop, gone }
     }
 
-    /// Whose waiting it is.
     pub fn watch(&self) -> &CallWatch {
         &self.watch
     }
 }
 
 impl Read for UpstreamBody {
-    /// An end that comes too early is an error, like whatever else broke the body off.
+    /// Returns an error if the body ends before its stated length.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let _entered = self.watch.enter();
         self.reader.read(buffer)
     }
 }
 
-/// The way to all upstreams.
+/// The connection pool of all upstreams.
 pub struct Upstreams {
     agent: Agent,
     own: ListenAddresses,
@@ -122,11 +117,11 @@ pub struct Upstreams {
 }
 
 impl Upstreams {
-    /// `own` is where this server listens; a program that looks up names runs in one of `cgroups`. An upstream has `patience`
-    /// for the head of its answer. `managed` is the OpenCode that this server runs.
+    /// `own` holds the addresses on which this server listens. Name lookups run in one of `cgroups`. An upstream must
+    /// send the head of its response within `patience`. `managed` is the OpenCode that this server runs.
     ///
     /// # Errors
-    /// When the process is out of file descriptors.
+    /// If the process is out of file descriptors.
     pub fn new(
         own: ListenAddresses,
         cgroups: Cgroups,
@@ -164,7 +159,7 @@ impl Upstreams {
         })
     }
 
-    /// Refuses an address that no call could go to. Looks names up, so it may take as long as that takes.
+    /// Refuses an address that no call could use. Resolves host names, so it can take as long as a lookup.
     ///
     /// # Errors
     /// `InvalidBaseUrl`.
@@ -175,33 +170,33 @@ impl Upstreams {
         let (host, port) = target.host();
         let found = self.lookup.addresses(host, port, &self.stop).ok().filter(|found| !found.is_empty());
         let found =
-            found.ok_or_else(|| refuse(&format!("The baseUrl names a host that is not known: {host}")))?;
+            found.ok_or_else(|| refuse(&format!("The host name in baseUrl does not resolve: {host}")))?;
         match found.into_iter().find_map(|address| self.own.refusal(address)) {
             Some(why) => Err(refuse(&format!("The baseUrl cannot be used: {why}"))),
             None => Ok(()),
         }
     }
 
-    /// Ends every call, now and later.
+    /// Cancels all calls, current and future.
     pub fn close(&self) {
         self.stop.cancel();
     }
 
-    /// The watch of a call: `gone` is raised when its client goes.
+    /// The watch of a call. `gone` is cancelled when the client disconnects.
     pub fn watch(&self, call: &UpstreamCall, gone: Cancel) -> Rc<CallWatch> {
         Rc::new(CallWatch::new(self.stop.clone(), gone, self.patience, call.upgrade.is_some()))
     }
 
-    /// The same with another deadline for the head of the answer.
+    /// Like [`Upstreams::watch`], with another deadline for the head of the response.
     pub(super) fn watch_for(&self, call: &UpstreamCall, gone: Cancel, patience: Duration) -> Rc<CallWatch> {
         Rc::new(CallWatch::new(self.stop.clone(), gone, patience.min(self.patience), call.upgrade.is_some()))
     }
 
-    /// Calls `target`, and waits for the head of its answer.
+    /// Calls `target`, and waits for the head of the response.
     ///
     /// # Errors
-    /// `OpencodeUnreachable` and `OpencodeTimeout`, which name the setting; `InvalidRequest` for what cannot be sent;
-    /// `Cancelled` when nobody waits for the answer any more, `ShuttingDown`.
+    /// `OpencodeUnreachable` and `OpencodeTimeout`, which name the setting; `InvalidRequest` for a request that
+    /// cannot be sent; `Cancelled` if the client disconnected; `ShuttingDown`.
     pub fn call(
         &self,
         target: &UpstreamTarget,
@@ -223,8 +218,8 @@ impl Upstreams {
         self.answer(call, response, watch)
     }
 
-    /// A connection that was kept may have been closed by the upstream in the very moment in which it was used again.
-    /// What changes nothing is sent once more then, over a new one (RFC 9110, 9.2.2).
+    /// Sends a request, and sends it once more over a new connection if it is idempotent and a pooled connection was
+    /// closed by the upstream at the same moment (RFC 9110, 9.2.2).
     fn send_again(
         &self,
         target: &UpstreamTarget,
@@ -259,7 +254,7 @@ fn with_body<B: AsSendBody>(head: Request<()>, body: B) -> Request<B> {
     Request::from_parts(parts, body)
 }
 
-/// The head of a request, without how long its body is: ureq knows.
+/// The head of a request without the length of its body, which ureq adds.
 fn head(target: &UpstreamTarget, call: &UpstreamCall, encoding: Option<&'static str>) -> Result<Request<()>> {
     let odd = |what: &str| Error::new(Code::InvalidRequest, format!("{what} cannot be passed on"));
     let method = Method::from_bytes(call.method.as_bytes()).map_err(|_| odd("The method"))?;
@@ -303,7 +298,7 @@ impl Upstreams {
     ) -> Result<UpstreamResponse> {
         let (parts, body) = response.into_parts();
         let status = parts.status.as_u16();
-        // Latin-1 where it is not UTF-8 (RFC 9110, 5.5).
+        // Latin-1 if it is not UTF-8 (RFC 9110, 5.5).
         let text = |value: &HeaderValue| match std::str::from_utf8(value.as_bytes()) {
             Ok(text) => text.to_owned(),
             Err(_) => value.as_bytes().iter().copied().map(char::from).collect(),
@@ -320,7 +315,7 @@ impl Upstreams {
         let rest = match upgraded {
             Some((channel, early)) => ResponseContent::Tunnel(Tunnel::new(channel, early, watch.clone())),
             None if status < 200 => {
-                let message = "The OpenCode of this workspace changed the protocol without being asked";
+                let message = "The OpenCode of this workspace switched protocols without a request to do so";
                 return Err(Error::new(Code::OpencodeUnreachable, message));
             }
             None if call.method == "HEAD" || matches!(status, 204 | 304) || told == Some(0) => {
@@ -342,9 +337,11 @@ impl Upstreams {
         };
         let unreachable = |what: String| target.failed(Code::OpencodeUnreachable, &what);
         match (cut, error) {
-            (Some(WaitError::ClientDisconnected), _) => Error::new(Code::Cancelled, "The client has gone"),
+            (Some(WaitError::ClientDisconnected), _) => {
+                Error::new(Code::Cancelled, "The client disconnected")
+            }
             (Some(WaitError::ServerStopping), _) => {
-                Error::new(Code::ShuttingDown, "The server is going down")
+                Error::new(Code::ShuttingDown, "The server is shutting down")
             }
             (Some(cut @ (WaitError::ConnectTimeout | WaitError::TimedOut)), _) => {
                 target.failed(Code::OpencodeTimeout, &cut.to_string())
@@ -352,15 +349,15 @@ impl Upstreams {
             (Some(cut @ (WaitError::UpstreamClosed | WaitError::Address(_))), _) => {
                 unreachable(cut.to_string())
             }
-            // It has ended, and the thread that watches it is about to say so.
+            // It has exited, and its supervisor is about to record that.
             (None, UreqError::Io(error))
                 if target.is_managed && error.kind() == io::ErrorKind::ConnectionRefused =>
             {
                 managed::starting()
             }
-            (None, UreqError::HostNotFound) => unreachable("there is no such host".into()),
+            (None, UreqError::HostNotFound) => unreachable("the host name does not resolve".into()),
             (None, UreqError::Io(error)) => unreachable(error.to_string()),
-            (None, error) => unreachable(format!("its answer is not understood ({error})")),
+            (None, error) => unreachable(format!("its response is invalid ({error})")),
         }
     }
 }

@@ -1,6 +1,7 @@
-//! What a thread that waits for an upstream listens to besides it: its client, who is cut off when its credential ends, the
-//! end of the server, and the clock. ureq hands neither through to a transport, so the watch of a request lies in a
-//! thread-local while ureq works for it: a request is served by one thread from its first byte to its last.
+//! The events that end a thread's wait for an upstream: data from the upstream, its client's disconnect, the expiry
+//! of the client's credential, the server's shutdown, and deadlines. ureq passes none of them to a transport, so the
+//! watch of a request is kept in a thread-local while ureq works for it: one thread serves a request from its first
+//! byte to its last.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -15,34 +16,32 @@ use rustix::io::Errno;
 use super::wire::Channel;
 use crate::proc::Cancel;
 
-/// A peer that sends no more counts as gone, as everywhere at the gate.
+/// A peer that has shut down its sending side counts as disconnected, as everywhere in the gate.
 const DISCONNECTED: PollFlags = PollFlags::RDHUP.union(PollFlags::HUP).union(PollFlags::ERR);
 
-/// Why a wait came to nothing. Travels through ureq inside of an [`io::Error`].
+/// Why a wait failed. Passed through ureq inside an [`io::Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WaitError {
-    /// The client has gone.
     ClientDisconnected,
-    /// The server ends.
     ServerStopping,
-    /// The upstream took no connection in time.
+    /// The upstream did not accept a connection in time.
     ConnectTimeout,
-    /// The upstream did not answer in time.
+    /// The upstream did not respond in time.
     TimedOut,
-    /// The upstream hung up where it should not.
+    /// The upstream closed the connection early.
     UpstreamClosed,
-    /// The address is not one that a workspace may have, for this reason.
+    /// No workspace may use this address; the reason.
     Address(&'static str),
 }
 
 impl fmt::Display for WaitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            WaitError::ClientDisconnected => "the client has gone",
-            WaitError::ServerStopping => "the server is going down",
-            WaitError::ConnectTimeout => "it took no connection in time",
-            WaitError::TimedOut => "it did not answer in time",
-            WaitError::UpstreamClosed => "it hung up",
+            WaitError::ClientDisconnected => "the client disconnected",
+            WaitError::ServerStopping => "the server is shutting down",
+            WaitError::ConnectTimeout => "it did not accept a connection in time",
+            WaitError::TimedOut => "it did not respond in time",
+            WaitError::UpstreamClosed => "it closed the connection",
             WaitError::Address(why) => why,
         })
     }
@@ -57,35 +56,35 @@ impl From<WaitError> for io::Error {
 }
 
 impl WaitError {
-    /// The cut inside of an error.
+    /// The error inside an [`io::Error`], if it has one.
     pub fn of(error: &io::Error) -> Option<WaitError> {
         error.get_ref()?.downcast_ref().copied()
     }
 }
 
-/// What comes after the answer to a successful upgrade: the connection, and what was read of it behind the answer.
+/// The connection after a successful upgrade, and the bytes already read after the response head.
 pub(super) type Upgraded = (Channel, Vec<u8>);
 
-/// What to do when the upstream keeps us waiting for longer than a worker should wait.
+/// A callback for an upstream that takes longer than a worker thread should wait.
 type SlowCallback = Box<dyn FnOnce()>;
 
 /// The watch of one request.
 pub struct CallWatch {
     stop: Cancel,
     gone: Cancel,
-    /// The client's own socket, where it is at hand: it tells what `gone` tells only while the gate looks at it.
+    /// The client's own socket, if available: `gone` reports a disconnect only while the gate polls the socket.
     client: RefCell<Option<Rc<dyn AsFd>>>,
     slow: RefCell<Option<(Instant, SlowCallback)>>,
-    /// Until when the head of the answer must be there; `None` once it is.
+    /// The deadline for the head of the response; `None` once it has arrived.
     answer_by: Cell<Option<Instant>>,
-    /// Until when all of the answer must be there, if that is limited.
+    /// The deadline for the whole response, if limited.
     end_by: Cell<Option<Instant>>,
     patience: Duration,
-    /// A connection was made for this request; else one was used again.
+    /// A new connection was opened for this request; otherwise a pooled one was used.
     pub(super) connected: Cell<bool>,
-    /// Something of the answer was read.
+    /// Part of the response was read.
     pub(super) heard: Cell<bool>,
-    /// An upgrade was asked for: the connection is left here instead of being closed.
+    /// Where the connection is left after an upgrade, instead of being closed.
     pub(super) upgraded: RefCell<Option<Upgraded>>,
     pub(super) wants_upgrade: bool,
 }
@@ -94,7 +93,7 @@ thread_local! {
     static CURRENT: RefCell<Option<Rc<CallWatch>>> = const { RefCell::new(None) };
 }
 
-/// The watch is the thread's for as long as this lives.
+/// Keeps a watch in the thread-local until dropped.
 pub(super) struct CurrentWatchGuard;
 
 impl Drop for CurrentWatchGuard {
@@ -103,13 +102,13 @@ impl Drop for CurrentWatchGuard {
     }
 }
 
-/// The thread's watch.
+/// The watch of the current thread.
 pub(super) fn current() -> Option<Rc<CallWatch>> {
     CURRENT.with_borrow(Clone::clone)
 }
 
 impl CallWatch {
-    /// A watch that starts now. `gone` tells that the client has gone, or may get no answer any more.
+    /// Starts a watch. `gone` is cancelled when the client disconnects or may no longer receive the response.
     pub fn new(stop: Cancel, gone: Cancel, patience: Duration, wants_upgrade: bool) -> CallWatch {
         CallWatch {
             stop,
@@ -126,44 +125,44 @@ impl CallWatch {
         }
     }
 
-    /// Has `slow` called, once, when the upstream has not answered after `after`.
+    /// Calls `slow` once if the upstream has not responded within `after`.
     pub fn on_slow(&self, after: Duration, slow: impl FnOnce() + 'static) {
         self.slow.replace(Some((Instant::now() + after, Box::new(slow))));
     }
 
-    /// Limits the time for all of the answer, its body included.
+    /// Sets the deadline for the whole response, body included.
     pub(super) fn end_by(&self, deadline: Instant) {
         self.end_by.set(Some(deadline));
     }
 
-    /// What is readable when the server ends.
+    /// The descriptor that becomes readable when the server shuts down.
     pub(super) fn stop(&self) -> BorrowedFd<'_> {
         self.stop.as_fd()
     }
 
-    /// What ends it: the server's end, and the client's.
+    /// The two cancellations: the server's shutdown and the client's disconnect.
     pub(super) fn ends(&self) -> (Cancel, Cancel) {
         (self.stop.clone(), self.gone.clone())
     }
 
-    /// Tells when the server stops.
+    /// Cancelled when the server shuts down.
     pub(super) fn stopping(&self) -> &Cancel {
         &self.stop
     }
 
-    /// From here on this socket tells whether the client is there.
+    /// Also watches this socket for a disconnect of the client.
     pub fn set_client(&self, client: Rc<dyn AsFd>) {
         self.client.replace(Some(client));
     }
 
-    /// More of the request has been sent: the upstream's time begins anew.
+    /// Restarts the response deadline after more of the request was sent.
     pub(super) fn request_sent(&self) {
         if self.answer_by.get().is_some() {
             self.answer_by.set(Some(Instant::now() + self.patience));
         }
     }
 
-    /// The head of the answer has come: from here on only silence is limited.
+    /// Ends the response deadline. From here on only silence is limited.
     pub(super) fn response_received(&self) {
         self.answer_by.set(None);
         self.slow.take();
@@ -174,7 +173,7 @@ impl CallWatch {
         CurrentWatchGuard
     }
 
-    /// Waits until `fd` is ready, and until `deadline` at most.
+    /// Waits until `fd` is ready or `deadline` has passed.
     pub(super) fn wait(
         &self,
         fd: BorrowedFd<'_>,
@@ -212,7 +211,7 @@ impl CallWatch {
         }
     }
 
-    /// Does what is due, and tells when something is due next.
+    /// Runs what is due, and returns the next deadline.
     fn check_deadlines(&self) -> io::Result<Option<Instant>> {
         let now = Instant::now();
         let ends = [self.answer_by.get(), self.end_by.get()];
@@ -228,7 +227,7 @@ impl CallWatch {
     }
 }
 
-/// The time until `at`, as poll(2) takes it; rounded up, so that it has come when poll returns.
+/// The time until `at` for poll(2), rounded up so that `at` has passed when poll returns.
 pub(super) fn timeout_until(at: Instant) -> Timespec {
     let left = at.saturating_duration_since(Instant::now()) + Duration::from_micros(1);
     Timespec {

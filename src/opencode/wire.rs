@@ -1,9 +1,9 @@
-//! Connections to upstreams, as ureq uses them: non-blocking sockets under poll(2), so that a thread which waits for an
-//! upstream notices its client's end as well ([`super::watch`]). Where a connection may lead is checked on the address
-//! that it is made to.
+//! Connections to upstreams for ureq: non-blocking sockets with poll(2), so that a thread that waits for an upstream
+//! also notices its client's disconnect ([`super::watch`]). The rules for addresses are checked against the address
+//! of each connection.
 //!
-//! What ureq's own transport cannot do, and this one can: be given up in the middle of a wait; hear an answer that
-//! comes before the request was sent; tell a reset from an end; hand the connection over after an upgrade.
+//! Unlike ureq's own transport, this one can cancel a wait, read a response that arrives before the request was sent
+//! completely, distinguish a reset from an end of file, and hand the connection over after an upgrade.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -31,16 +31,15 @@ use super::managed::{Managed, ROUTED};
 use super::watch::{self, CallWatch, WaitError};
 use crate::base::limits;
 
-/// A connection's two directions. Reads and writes never wait.
+/// Both directions of a connection. Reads and writes never block.
 pub(super) enum Channel {
-    /// As it is.
     Plain(TcpStream),
-    /// By the route of the server's own OpenCode.
+    /// Through the route of the server's own OpenCode.
     Routed(UnixStream),
 }
 
 impl Channel {
-    /// What to wait for until a read or write that could not go on can.
+    /// The poll flags to wait for after a read or write that would block.
     pub(super) fn wants(&self, reading: bool) -> PollFlags {
         match self {
             Channel::Plain(_) | Channel::Routed(_) if reading => PollFlags::IN,
@@ -48,7 +47,7 @@ impl Channel {
         }
     }
 
-    /// Ends our direction.
+    /// Shuts down the sending direction.
     pub(super) fn finish(&mut self) {
         match self {
             Channel::Plain(stream) => drop(stream.shutdown(std::net::Shutdown::Write)),
@@ -88,11 +87,11 @@ impl Write for Channel {
     }
 }
 
-/// One connection in ureq's hands.
+/// A connection owned by ureq.
 pub(super) struct UpstreamConnection {
     channel: Option<Channel>,
     buffers: LazyBuffers,
-    /// The upstream reads no more of what we send; its answer may still be there.
+    /// The upstream no longer reads, but may still send its response.
     send_closed: bool,
     name: String,
 }
@@ -107,9 +106,9 @@ fn no_channel() -> UreqError {
     UreqError::Io(WaitError::UpstreamClosed.into())
 }
 
-/// ureq works only where a watch was entered.
+/// ureq runs only while a watch is entered.
 fn watched() -> Result<std::rc::Rc<CallWatch>, UreqError> {
-    watch::current().ok_or_else(|| UreqError::Io(io::Error::other("no request to work for")))
+    watch::current().ok_or_else(|| UreqError::Io(io::Error::other("no current request")))
 }
 
 impl UpstreamConnection {
@@ -127,7 +126,7 @@ impl UpstreamConnection {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let seen = watch.wait(channel.as_fd(), channel.wants(false) | PollFlags::IN, deadline)?;
-                    // It answers, or hangs up, instead of reading on.
+                    // It sends its response or closes, instead of reading on.
                     self.send_closed = !seen.contains(PollFlags::OUT);
                 }
                 Err(_) => self.send_closed = true,
@@ -150,7 +149,7 @@ impl UpstreamConnection {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     watch.wait(channel.as_fd(), channel.wants(true), deadline)?;
                 }
-                // ureq takes a reset for an end where the end of the connection is the end of the body.
+                // For a body that ends with the connection, ureq would treat a reset as the end of the body.
                 Err(_) => return Err(UreqError::Io(WaitError::UpstreamClosed.into())),
             }
         }
@@ -173,7 +172,7 @@ impl Transport for UpstreamConnection {
     }
 
     fn is_open(&mut self) -> bool {
-        // Anything that can be read now is an end, or an answer that nobody asked for.
+        // Readable data on an idle connection is EOF or an unrequested response.
         let quiet = match &mut self.channel {
             Some(channel) => {
                 matches!(channel.read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
@@ -185,7 +184,7 @@ impl Transport for UpstreamConnection {
 }
 
 impl Drop for UpstreamConnection {
-    /// ureq closes a connection that has changed its protocol; the request that asked for it wants it.
+    /// ureq closes a connection after a protocol upgrade, so it is saved for the request.
     fn drop(&mut self) {
         let Some(watch) = watch::current().filter(|watch| watch.wants_upgrade) else { return };
         if let Some(channel) = self.channel.take() {
@@ -194,7 +193,7 @@ impl Drop for UpstreamConnection {
     }
 }
 
-/// Makes connections for ureq.
+/// Opens connections for ureq.
 #[derive(Debug)]
 pub(super) struct Dialler {
     pub(super) own: ListenAddresses,
@@ -232,7 +231,7 @@ impl Connector for Dialler {
         for address in found.map_err(|error| UreqError::Io(io::Error::other(error.message().to_owned())))? {
             match self.dial(address, &watch) {
                 Ok(stream) => return Ok(Some(wire(Channel::Plain(stream), address.to_string()))),
-                // A name that leads there is not tried elsewhere.
+                // A host with a refused address is not tried at its other addresses.
                 Err(error)
                     if matches!(
                         WaitError::of(&error),
@@ -251,7 +250,7 @@ impl Connector for Dialler {
 }
 
 impl Dialler {
-    /// Connects with the server's own OpenCode where that is in a container without an address.
+    /// Connects to the server's own OpenCode in a container without a network address.
     fn follow_route(&self, port: u16, watch: &CallWatch) -> io::Result<UnixStream> {
         let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
         let route = self.managed.as_ref().and_then(|managed| managed.route()).ok_or_else(refused)?;
@@ -271,7 +270,7 @@ impl Dialler {
                     })?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // The container has ended, or nothing listens on that port in it.
+                // The container has exited, or no process listens on that port in it.
                 Ok(_) | Err(_) => return Err(refused()),
             }
         }
@@ -300,7 +299,7 @@ impl Dialler {
             Err(error) => return Err(error.into()),
         }
         sockopt::set_tcp_nodelay(&socket, true)?;
-        // A machine that has vanished says nothing; streams would wait for it as long as for a silent one.
+        // Without probes, a stream from a vanished machine would look like a silent one.
         sockopt::set_socket_keepalive(&socket, true)?;
         sockopt::set_tcp_keepidle(&socket, limits::UPSTREAM_PROBE)?;
         sockopt::set_tcp_keepintvl(&socket, limits::UPSTREAM_PROBE / 3)?;
@@ -313,8 +312,8 @@ impl Dialler {
     }
 }
 
-/// ureq asks for addresses before each request, also for one that uses a connection again; ours are looked up when a
-/// connection is made.
+/// ureq resolves addresses before each request, even for a pooled connection. This resolver returns none; [`Dialler`]
+/// resolves when it opens a connection.
 #[derive(Debug)]
 pub(super) struct DeferredResolver;
 
@@ -324,5 +323,5 @@ impl Resolver for DeferredResolver {
     }
 }
 
-/// How long a connection may lie unused.
+/// How long a pooled connection may stay idle.
 pub(super) const IDLE: Duration = limits::UPSTREAM_IDLE;

@@ -1,40 +1,41 @@
-//! Which requests could make OpenCode run a program. The open list holds what both tested versions (1.1.53 and 1.18.34)
-//! do without starting a program of the caller's choice; any other write counts as one that could. Pure.
+//! Classifies requests that could make OpenCode run a program. The open list holds the writes that start no program
+//! of the caller's choice in either tested version (1.1.53 and 1.18.34); any other write counts as one that could.
+//! Pure.
 //!
-//! **Invariant:** a spelling that OpenCode routes to a listed handler is recognised here. 1.1.53 decodes a path once and
-//! resolves dot segments; 1.18.34 also ignores case, repeated slashes and a slash at the end, and takes `;` for the end
-//! of the path. So what is open is compared exactly, and what is restricted is compared loosely.
+//! **Invariant:** every spelling that OpenCode routes to a restricted handler is recognised. 1.1.53 decodes a path
+//! once and resolves dot segments; 1.18.34 also ignores case, repeated slashes and a trailing slash, and ends the
+//! path at a `;`. So open routes are compared exactly, and restricted words are compared loosely.
 
 use super::rules;
 
-/// What a request could make OpenCode run.
+/// Programs that a request could make OpenCode run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProgramRisk {
-    /// Nothing by itself; unless it is [`ForwardedWrite::known`], this version of berth does not know.
+    /// None by itself. Unless [`ForwardedWrite::known`] is set, this version of berth does not know the route.
     None,
-    /// A command line or keys of the caller.
+    /// A command line or terminal input of the caller.
     Shell,
     /// The shell parts of a command's template, which may contain the caller's arguments.
     Command,
     /// The same for the command `init`.
     Init,
-    /// A start command, if the body has one.
+    /// A start command, if the body contains one.
     Start,
 }
 
-/// A request on its way to OpenCode, as far as approval is concerned.
+/// The classification of a request for approval.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ForwardedWrite {
-    /// What it could run.
     pub risk: ProgramRisk,
-    /// It reads, or is on the open list.
+    /// Set for reads and for writes on the open list.
     pub known: bool,
-    /// Its body can say what a session may do without asking, where it works, and which files it reads.
+    /// The body can set a session's permissions and directory, or attach files.
     pub about_session: bool,
 }
 
-/// Writes that start no program by themselves. `:` stands for one segment. Prompts are here: what a model runs is asked
-/// for by OpenCode itself. So are replies to permission requests, which have a setting of their own.
+/// Writes that start no program by themselves. `:` stands for one segment. Prompts are included, because OpenCode
+/// itself asks before a model runs a program. Replies to permission requests are included, because a separate setting
+/// controls them.
 const OPEN: &[(&str, &str)] = &[
     ("POST", "log"),
     ("POST", "session"),
@@ -90,7 +91,7 @@ pub fn classify(method: &str, path: &str, is_upgrade: bool) -> ForwardedWrite {
     } else if exact("session/:/init") {
         ProgramRisk::Init
     } else if any(&["shell", "pty", "tui", "command"]) || (any(&["init"]) && any(&["session"])) {
-        // The terminal interface runs commands, too, for a person who has one open.
+        // The terminal interface also runs commands, in the terminal of a person who has it open.
         ProgramRisk::Shell
     } else if any(&["worktree", "workspace", "project"]) {
         ProgramRisk::Start

@@ -1,5 +1,5 @@
-//! Commands: a Markdown file each, with what OpenCode is to know of it at its top. The list has what OpenCode loads from
-//! the workspace's files, and beside it, with the reason, what it does not.
+//! Commands: one Markdown file each, with front matter for OpenCode. The list contains the commands that OpenCode
+//! loads from the workspace's files, and those that it does not load, with the reason.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,22 +14,19 @@ use crate::store::beneath::Root;
 use crate::store::finder::{FoundFile, SearchBudget, json_length};
 use crate::store::front_matter::{self, ParsedMatter, js_trim};
 
-/// A row of the list.
+/// A list entry for a command.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CommandEntry {
-    /// Its name.
     pub name: String,
-    /// What it does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// What the agent is told.
+    /// The prompt for the agent.
     pub template: String,
-    /// Which agent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent: Option<String>,
-    /// Which model; null is written, as observed.
+    /// Null is written, as OpenWork does.
     pub model: Option<String>,
-    /// Whether a subagent does it.
+    /// Whether a subagent runs it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subtask: Option<bool>,
     /// `workspace` or `global`.
@@ -37,59 +34,57 @@ pub struct CommandEntry {
     /// Why OpenCode does not load it, or does not start with it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// What OpenCode makes of its file otherwise than was meant.
+    /// How OpenCode reads the file differently than intended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
-    /// Its template does not fit into this list.
+    /// The template was left out because the list is full.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
-    /// Its file, below the folder that was read.
+    /// Its file, relative to the folder that was listed.
     #[serde(skip)]
     pub(super) file: String,
 }
 
-/// A command as a client sends it.
+/// A command in a request.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct CommandBody {
-    /// Its name, with or without a slash before it.
+    /// With or without a leading slash.
     #[serde(default)]
     pub name: String,
-    /// What the agent is told.
+    /// The prompt for the agent.
     #[serde(default)]
     pub template: Option<String>,
-    /// What it does.
     #[serde(default)]
     pub description: Option<String>,
-    /// Which agent.
     #[serde(default)]
     pub agent: Option<String>,
-    /// Which model; null is none.
+    /// Null means none.
     #[serde(default)]
     pub model: Option<String>,
-    /// Whether a subagent does it.
+    /// Whether a subagent runs it.
     #[serde(default)]
     pub subtask: Option<bool>,
 }
 
-/// A command that was checked and can be written.
+/// A validated command.
 #[derive(Clone, Debug)]
 pub struct NewCommand {
     name: String,
     text: String,
 }
 
-/// Where commands are written.
+/// The folder in which commands are written.
 pub const FOLDER: &str = ".opencode/commands";
-/// Where they are looked for, in this order: of two with one name the first is listed.
+/// The folders in which commands are looked up, in this order. The first command of a name wins.
 pub const FOLDERS: [&str; 2] = [FOLDER, ".opencode/command"];
 const GLOBAL: [&str; 4] =
     [".config/opencode/commands", ".config/opencode/command", ".opencode/commands", ".opencode/command"];
-/// What is shown of a reason: it may name a value of any length.
+/// The length of a reason, which may quote a value of any length.
 const REASON_CHARS: usize = 400;
-/// Rows of the list.
+/// The most rows of a list.
 const ROWS: usize = limits::PROJECT_ENTRIES;
 
-/// A command's name without the slash before it.
+/// Returns a command's name without the leading slash.
 ///
 /// # Errors
 /// `InvalidCommandName`.
@@ -98,7 +93,7 @@ pub fn name_of(text: &str) -> Result<String> {
     if is_name(name) {
         return Ok(name.to_owned());
     }
-    let message = "A command's name has letters, digits, '_' and '-', at most 200 of them";
+    let message = "A command's name consists of at most 200 letters, digits, '_' and '-'";
     Err(Error::new(Code::InvalidCommandName, message))
 }
 
@@ -108,16 +103,16 @@ fn is_name(name: &str) -> bool {
 }
 
 impl NewCommand {
-    /// Checks a command.
+    /// Validates a command.
     ///
     /// # Errors
-    /// `InvalidCommandTemplate`, `InvalidCommandName`, `InvalidPayload` for what OpenCode would not start with.
+    /// `InvalidCommandTemplate`, `InvalidCommandName`, `InvalidPayload` for fields that keep OpenCode from starting.
     pub fn new(body: &CommandBody) -> Result<NewCommand> {
         let template = body.template.as_deref().unwrap_or_default().trim();
         if template.is_empty() {
             return Err(Error::new(
                 Code::InvalidCommandTemplate,
-                "A command needs template, what the agent is told",
+                "A command needs template, the prompt for the agent",
             ));
         }
         if template.len() as u64 > limits::PROJECT_FILE_BYTES / 2 {
@@ -127,7 +122,7 @@ impl NewCommand {
         }
         let name = name_of(&body.name)?;
         let mut fields = Map::from_iter([("name".to_owned(), json!(name))]);
-        // Nothing is written for what is not given: OpenCode stops at `model: null`, for the whole project.
+        // Missing fields are not written: `model: null` would keep OpenCode from starting in the whole project.
         for (key, value) in
             [("description", &body.description), ("agent", &body.agent), ("model", &body.model)]
         {
@@ -143,7 +138,6 @@ impl NewCommand {
         Ok(NewCommand { name, text })
     }
 
-    /// Its name.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -153,32 +147,31 @@ impl NewCommand {
         path(&self.name)
     }
 
-    /// The file's text.
     pub fn text(&self) -> &str {
         &self.text
     }
 }
 
-/// A command's file, below the workspace.
+/// The file of a command, below the workspace.
 pub fn path(name: &str) -> String {
     format!("{FOLDER}/{name}.md")
 }
 
 impl Project {
-    /// The workspace's commands, by the paths of their files.
+    /// The workspace's commands, sorted by path.
     ///
     /// # Errors
-    /// When a folder cannot be read.
+    /// If a folder cannot be read.
     pub fn commands(&self, site: &ProjectSite) -> Result<BoundedList<CommandEntry>> {
         let mut budget = SearchBudget::new(LIST_BYTES);
         let commands = self.own_commands_of(site, &mut budget)?;
         Ok(fit(commands, &mut budget))
     }
 
-    /// The user's own.
+    /// The user's own commands.
     ///
     /// # Errors
-    /// When a folder cannot be read.
+    /// If a folder cannot be read.
     pub fn global_commands(&self) -> Result<BoundedList<CommandEntry>> {
         let mut budget = SearchBudget::new(LIST_BYTES);
         let mut commands = Vec::new();
@@ -188,7 +181,7 @@ impl Project {
         Ok(fit(commands, &mut budget))
     }
 
-    /// The workspace's, with whole templates, as far as they are read.
+    /// The workspace's commands with complete templates, within the budget.
     pub(super) fn own_commands_of(
         &self,
         site: &ProjectSite,
@@ -208,10 +201,10 @@ impl Project {
         let mut commands: Vec<CommandEntry> = Vec::new();
         let mut known: HashMap<String, usize> = HashMap::new();
         let mut views = self.commands_read.views();
-        // Templates are held until the list is sent; those of one file with many names are held once.
+        // Templates stay in memory until the list is sent. A file with several names is kept once.
         for folder in folders {
             let found = root.walk(folder, true, |name| name.ends_with(".md"), budget)?;
-            // In a container's root no link leads out.
+            // In a container's root no symbolic link leads out.
             let elsewhere = found.outside_links.into_iter().filter(|_| host).map(|path| (path, None));
             let files = found.files.into_iter().map(|FoundFile { path, stat }| (path, Some(stat)));
             for (path, stat) in files.chain(elsewhere) {
@@ -261,7 +254,7 @@ impl Project {
         Ok(commands)
     }
 
-    /// Writes a command; says whether it is new.
+    /// Writes a command. Returns whether it is new.
     ///
     /// # Errors
     /// Those of `store::beneath`.
@@ -271,7 +264,7 @@ impl Project {
             self.put_file(site, &command.path(), command.text.as_bytes())?;
             Ok(is_new)
         })?;
-        // Not "added", and below also when there was none: as observed.
+        // `updated` even for a new command, as OpenWork does.
         self.report_change(
             site,
             ReloadReason::Commands,
@@ -282,10 +275,10 @@ impl Project {
         Ok(is_new)
     }
 
-    /// The file of the workspace's command with this name, as the list has it.
+    /// The file of the workspace's command with this name.
     ///
     /// # Errors
-    /// `InvalidCommandName` when there is none, and could be none.
+    /// `InvalidCommandName` if there is none and the name is invalid.
     pub fn find_command(&self, site: &ProjectSite, name: &str) -> Result<Option<String>> {
         let mut budget = SearchBudget::new(LIST_BYTES);
         let commands = self.own_commands_of(site, &mut budget)?;
@@ -297,7 +290,7 @@ impl Project {
         }
     }
 
-    /// Removes a command; the path of its file if there was one.
+    /// Removes a command. Returns the path of its file if there was one.
     ///
     /// # Errors
     /// `InvalidCommandName`; those of `store::beneath`.
@@ -310,7 +303,7 @@ impl Project {
             }
             Ok(Some(file))
         })?;
-        // Also when there was none: as observed.
+        // Also reported if there was no such command, as OpenWork does.
         let shown = name.trim().trim_start_matches('/');
         let file = removed.clone().unwrap_or_else(|| path(shown));
         self.report_change(site, ReloadReason::Commands, shown, ReloadAction::Removed, &file);
@@ -318,13 +311,13 @@ impl Project {
     }
 }
 
-/// A file's name without its ending, as Node's `extname` has it: `.md` has none.
+/// A file name without its extension, as Node's `extname` defines it: `.md` has none.
 fn stem(file: &str) -> &str {
     let name = file.rsplit('/').next().unwrap_or(file);
     if name == ".md" { file } else { file.strip_suffix(".md").unwrap_or(file) }
 }
 
-/// Rows whose names fit into one answer; their texts were counted when they were read.
+/// The rows whose names fit into a response. Their texts were counted when they were read.
 fn fit(mut commands: Vec<CommandEntry>, budget: &mut SearchBudget) -> BoundedList<CommandEntry> {
     commands.retain(|command| budget.take_text(json_length(&command.name) + 100));
     BoundedList { items: commands, truncated: budget.truncated }
@@ -333,7 +326,7 @@ fn fit(mut commands: Vec<CommandEntry>, budget: &mut SearchBudget) -> BoundedLis
 /// A command's file as OpenCode reads it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ParsedCommand {
-    /// In its front matter.
+    /// From the front matter.
     name: Option<String>,
     description: Option<String>,
     template: String,
@@ -342,9 +335,9 @@ pub(super) struct ParsedCommand {
     subtask: Option<bool>,
     error: Option<String>,
     warning: Option<String>,
-    /// `template` is the first part only.
+    /// `template` was truncated.
     cut: bool,
-    /// JSON text that all of it takes.
+    /// The length of all texts as JSON.
     length: usize,
 }
 
@@ -361,7 +354,7 @@ impl ParsedCommand {
         match fault {
             Some(why) if refused => error = Some(format!("OpenCode does not load it: {why}")),
             Some(why) => {
-                let mut told = format!("OpenCode takes the whole file for the template: {why}");
+                let mut told = format!("OpenCode uses the whole file as the template: {why}");
                 if marked {
                     told += &format!(
                         "; OpenCode {} removes the byte order mark at the beginning, and reads it",
@@ -370,7 +363,7 @@ impl ParsedCommand {
                 }
                 warning = Some(told);
             }
-            // Valid YAML, and yet a file that keeps OpenCode from starting.
+            // Valid YAML, but OpenCode may not start with it.
             None => {
                 let checked = rules::check_front_matter("command", name.as_deref().unwrap_or("x"), &fields);
                 error = checked.err().map(|error| error.message().chars().take(REASON_CHARS).collect());
@@ -378,7 +371,7 @@ impl ParsedCommand {
         }
         if repaired_crlf && error.is_none() {
             warning = Some(format!(
-                "OpenCode {} takes the whole file for the template: a value with ': ' has no quotes, and its lines end \
+                "OpenCode {} uses the whole file as the template: a value with ': ' has no quotes, and its lines end \
                  with CR LF",
                 rules::VERSIONS[1]
             ));
@@ -401,12 +394,12 @@ impl ParsedCommand {
         reading
     }
 
-    /// Behind a link that leads out of the workspace: what is there is not the workspace's.
+    /// The file is behind a symbolic link that leads out of the workspace, so it is not read.
     fn elsewhere() -> ParsedCommand {
         ParsedCommand { error: Some(LINK_LEADS_OUT.to_owned()), ..ParsedCommand::default() }
     }
 
-    /// The row, with its texts if the budget has room for them.
+    /// The list entry. Its texts are left out if they exceed the budget.
     fn row(
         &self,
         name: String,
@@ -416,7 +409,7 @@ impl ParsedCommand {
     ) -> CommandEntry {
         let fits = budget.take_text(self.length);
         let whole = |text: &Option<String>| text.clone().filter(|_| fits);
-        // One file may have many names; its reading knows none.
+        // A file can have several names, so the parsed file contains a placeholder.
         let error = self.error.as_ref().map(|why| why.replacen("command.x.", &format!("command.{name}."), 1));
         CommandEntry {
             name,
@@ -439,7 +432,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_without_a_model_says_nothing_of_one() {
+    fn missing_fields_of_a_command_are_not_written() {
         let body: CommandBody =
             serde_json::from_value(json!({"name": "/x", "template": " do $1\n", "model": null})).unwrap();
         assert_eq!(NewCommand::new(&body).unwrap().text(), "---\nname: x\n---\n\ndo $1\n");
@@ -452,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_templates() {
+    fn invalid_names_and_templates_are_refused() {
         assert_eq!(name_of(" //a_B-1 ").unwrap(), "a_B-1");
         for bad in ["", "/", "a/b", "a.b", "..", "ä", "a b", &"x".repeat(201)] {
             assert_eq!(name_of(bad).unwrap_err().code(), Code::InvalidCommandName, "{bad}");

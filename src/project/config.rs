@@ -1,4 +1,4 @@
-//! `opencode.json(c)` and `.opencode/openwork.json` of a workspace: read, and changed key by key.
+//! Reads `opencode.json(c)` and `.opencode/openwork.json` of a workspace, and changes them key by key.
 
 use std::sync::Arc;
 
@@ -12,35 +12,35 @@ use crate::store::jsonc::{self, JsoncDocument, JsoncError};
 
 /// OpenWork's own settings of a workspace.
 pub const OPENWORK: &str = ".opencode/openwork.json";
-/// What is used of these two, and made if there is none: the first that exists, or the first.
+/// The first of these that exists is used; if none exists, the first is created.
 const OPENCODE: [&str; 2] = ["opencode.jsonc", "opencode.json"];
 
-/// Largest file whose contents the fixed pool answers with.
+/// The largest file from which the fixed pool of threads answers requests.
 const CACHED_CONFIG_BYTES: u64 = 64 << 10;
 
-/// What is to be changed: top-level keys and their new values.
+/// Changes of top-level keys.
 #[derive(Clone, Debug, Default)]
 pub struct ConfigPatch {
-    /// Of OpenCode's configuration.
+    /// For OpenCode's configuration.
     pub opencode: Option<Map<String, Value>>,
-    /// Of OpenWork's.
+    /// For OpenWork's settings.
     pub openwork: Option<Map<String, Value>>,
 }
 
 impl ConfigPatch {
-    /// Refuses what OpenCode would not start with.
+    /// Refuses values that keep OpenCode from starting.
     ///
     /// # Errors
-    /// `InvalidConfig`; `InvalidPayload` when there is nothing to change.
+    /// `InvalidConfig`; `InvalidPayload` if there is nothing to change.
     pub fn check(&self) -> Result<()> {
         if self.opencode.is_none() && self.openwork.is_none() {
-            let message = "opencode or openwork is wanted: an object of the keys to set";
+            let message = "The body needs opencode or openwork, an object with the keys to set";
             return Err(Error::new(Code::InvalidPayload, message));
         }
         self.opencode.as_ref().map_or(Ok(()), rules::check_config)
     }
 
-    /// The files that it concerns.
+    /// The files that it changes.
     pub fn paths(&self, site: &ProjectSite) -> Vec<String> {
         let opencode = self.opencode.as_ref().map(|_| site.path(&path(&site.root)));
         let openwork = self.openwork.as_ref().map(|_| site.path(OPENWORK));
@@ -49,10 +49,10 @@ impl ConfigPatch {
 }
 
 impl Project {
-    /// OpenCode's configuration as it stands in the workspace.
+    /// OpenCode's configuration in the workspace's file.
     ///
     /// # Errors
-    /// `InvalidJsonc` with the fault's place; those of `store::beneath`.
+    /// `InvalidJsonc` with the position; those of `store::beneath`.
     pub fn opencode(&self, site: &ProjectSite) -> Result<Map<String, Value>> {
         let path = path(&site.root);
         let said = self.configs_read.look(&site.root, &path, || {
@@ -63,8 +63,8 @@ impl Project {
         Ok(said.map(|fields| Map::clone(&fields)).unwrap_or_default())
     }
 
-    /// OpenCode's configuration and OpenWork's settings, where both files were read before, are small, and looking at them
-    /// waits for no file system (`store::at_hand`).
+    /// OpenCode's configuration and OpenWork's settings, if both are cached, small, and can be checked without
+    /// waiting for a file system (`store::at_hand`).
     pub fn cached_configs(&self, root: &Root) -> Option<[Map<String, Value>; 2]> {
         let known = |path: &str| match root.stat_cached(path)? {
             None => Some(None),
@@ -94,18 +94,18 @@ impl Project {
         Ok(said.map(|fields| Map::clone(&fields)).unwrap_or_default())
     }
 
-    /// The file that an edit of OpenCode's configuration concerns.
+    /// The file that a change of OpenCode's configuration affects.
     pub fn config_paths(&self, site: &ProjectSite) -> Vec<String> {
         vec![site.path(&path(&site.root))]
     }
 
-    /// Replaces top-level keys; all others, comments too, stay as they are.
+    /// Replaces top-level keys. Other keys and comments are kept.
     ///
     /// # Errors
-    /// Those of [`ConfigPatch::check`] and of reading; `Conflict` when somebody else keeps changing a file meanwhile.
+    /// Those of [`ConfigPatch::check`] and of reading; `Conflict` if another process keeps changing a file.
     pub fn patch(&self, site: &ProjectSite, patch: &ConfigPatch) -> Result<()> {
         patch.check()?;
-        // Both are read before one is written, so that a damaged one leaves the other alone.
+        // Both are read before one is written, so that neither is changed if the other is damaged.
         self.opencode(site)?;
         self.openwork(site)?;
         self.with_write_turn(site, || {
@@ -128,11 +128,11 @@ impl Project {
         Ok(())
     }
 
-    /// Changes OpenCode's configuration; `change` gets it as a value too, and may be called again when somebody else has
-    /// changed the file meanwhile. Nothing is written when nothing changes.
+    /// Changes OpenCode's configuration. `change` gets the document and its value; it is called again if another
+    /// process has changed the file. An unchanged file is not written.
     ///
     /// # Errors
-    /// Those of `change`; otherwise as [`Project::patch`].
+    /// Those of `change`; otherwise those of [`Project::patch`].
     pub(super) fn edit<R>(
         &self,
         site: &ProjectSite,
@@ -167,7 +167,7 @@ impl Project {
     }
 }
 
-/// The text of a changed configuration, which berth and OpenCode must be able to read again.
+/// The text of a changed configuration, which berth and OpenCode must be able to parse.
 pub(super) fn edited(document: &JsoncDocument) -> Result<String> {
     let refuse = |message: String| {
         Error::new(Code::InvalidConfig, format!("The configuration would be refused: {message}"))
@@ -180,14 +180,14 @@ pub(super) fn edited(document: &JsoncDocument) -> Result<String> {
     Ok(text)
 }
 
-/// The new values, with the stored secrets where a client sends back what it saw in their place.
+/// Replaces redacted values that a client sends back by the stored secrets.
 pub(super) fn restored(keys: &Map<String, Value>, stored: &Map<String, Value>) -> Map<String, Value> {
     let mut keys = keys.clone();
     redact::restore(&mut keys, stored);
     keys
 }
 
-/// Where OpenCode's configuration stands, or will.
+/// The file of OpenCode's configuration, which may not exist yet.
 pub(super) fn path(root: &Root) -> String {
     let there = |name: &&str| root.identity(name).is_ok_and(|found| found.is_some());
     OPENCODE.iter().find(|name| there(name)).unwrap_or(&OPENCODE[0]).to_string()

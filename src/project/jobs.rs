@@ -1,7 +1,7 @@
-//! Jobs of the opencode-scheduler plugin: `~/.config/opencode/jobs/*.json`, and the units of systemd's user instance that
-//! run them. The home is that of the workspace's OpenCode: the server's user, or root in the container.
+//! Jobs of the opencode-scheduler plugin: `~/.config/opencode/jobs/*.json`, and the systemd user units that run them.
+//! They are in the home of the workspace's OpenCode: that of the server's user, or of root in the container.
 //!
-//! Any thread; no locks.
+//! Threads: any. No locks.
 
 use std::path::Path;
 
@@ -16,12 +16,12 @@ use crate::store::finder::{SearchBudget, json_length};
 const JOBS: &str = ".config/opencode/jobs";
 const UNITS: &str = ".config/systemd/user";
 
-/// One job, as its file has it.
+/// A job and its files.
 #[derive(Clone, Debug)]
 pub struct ScheduledJob {
-    /// The whole file.
+    /// All fields of the job's file.
     pub fields: Map<String, Value>,
-    /// Its path below the site's root.
+    /// Its file, below the site's root.
     file: String,
     /// The paths of its units.
     units: [String; 2],
@@ -29,7 +29,7 @@ pub struct ScheduledJob {
 }
 
 impl ScheduledJob {
-    /// `None` for what the plugin would not take for a job.
+    /// Returns `None` for a file that the plugin would not accept as a job.
     fn of(base: &str, file: String, text: &str) -> Option<ScheduledJob> {
         let Ok(Value::Object(fields)) = serde_json::from_str(text) else { return None };
         let text = |name: &str| fields.get(name).and_then(Value::as_str);
@@ -44,58 +44,57 @@ impl ScheduledJob {
         self.fields.get(name).and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// What people call it.
     pub fn name(&self) -> &str {
         self.text("name")
     }
 
-    /// Its files: its own first, then its units, where it can have some.
+    /// Its files: the job's file, then its units if it can have any.
     pub fn files(&self) -> Vec<&str> {
         let units: &[String] = if self.has_units() { &self.units } else { &[] };
         [&self.file].into_iter().chain(units).map(String::as_str).collect()
     }
 
-    /// The unit that starts it, if it can have one.
+    /// The timer unit that starts it, if it can have units.
     pub fn timer(&self) -> Option<&str> {
         self.has_units().then_some(self.timer.as_str())
     }
 
-    /// Whether its slug can be part of a unit's name (systemd.unit(5)). With a slash in it systemctl(1) would take it for a
-    /// path.
+    /// Whether its slug can be part of a unit's name (systemd.unit(5)). systemctl(1) would treat a name with a slash
+    /// as a path.
     fn has_units(&self) -> bool {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
         self.text("slug").chars().all(plain)
     }
 
-    /// By its slug or its name. Not by a part of them: what is deleted must be what was meant.
+    /// Whether this is the job's slug or name. Partial matches do not count, so that no other job is deleted.
     fn has_name(&self, name: &str) -> bool {
         let slug = self.text("slug");
         slug == name || slug == slug_of(name) || self.name().to_lowercase() == name.to_lowercase()
     }
 }
 
-/// As the plugin makes it.
+/// The slug that the plugin derives from a name.
 fn slug_of(name: &str) -> String {
     let words = name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
     words.collect::<Vec<_>>().join("-").to_lowercase()
 }
 
 impl Project {
-    /// The site that the jobs are in, and what its paths begin with.
+    /// The site that contains the jobs, and the prefix of their paths.
     ///
     /// # Errors
-    /// When the host's root cannot be opened.
+    /// If the host's root cannot be opened.
     pub fn home_of_jobs(&self, site: ProjectSite) -> Result<(ProjectSite, String)> {
         if site.host_folder.is_none() {
             return Ok((site, "root/".to_owned()));
         }
-        // From the top, so that links on the way to the user's files lead where they lead.
+        // From `/`, so that symbolic links on the way to the user's files are followed.
         let root = Root::open(Path::new("/"))?;
         let home = self.home.to_string_lossy();
         Ok((ProjectSite { root, path_prefix: String::new(), ..site }, format!("{}/", home.trim_matches('/'))))
     }
 
-    /// All of them, by name.
+    /// All jobs, sorted by name.
     ///
     /// # Errors
     /// Those of `store::beneath`.
@@ -108,7 +107,7 @@ impl Project {
         })
     }
 
-    /// The one of this name.
+    /// The job of this name.
     ///
     /// # Errors
     /// `JobNotFound`; those of `store::beneath`.
@@ -146,7 +145,7 @@ fn all(site: &ProjectSite, base: &str, budget: &mut SearchBudget) -> Result<Vec<
             continue;
         }
         let file = format!("{folder}/{}", entry.name);
-        // One that cannot be read is none, as observed.
+        // Unreadable files are skipped, as the plugin does.
         let Ok(Some(text)) = read_text(&site.root, &file) else { continue };
         if !budget.take_read(text.len() as u64) || !budget.take_text(json_length(&text)) {
             break;
@@ -162,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_job_is_found_by_what_it_is_called_and_its_units_stay_in_their_folder() {
+    fn jobs_are_found_by_slug_or_name_and_units_stay_in_their_folder() {
         let job = |slug: &str| {
             let text = format!(r#"{{"slug": "{slug}", "name": "Standing Desk", "schedule": "0 9 * * *"}}"#);
             ScheduledJob::of("home/me/", "file".into(), &text).unwrap()

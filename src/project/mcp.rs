@@ -8,17 +8,15 @@ use super::reload::{ReloadAction, ReloadReason};
 use super::{Project, ProjectSite, references, rules};
 use crate::base::{Code, Error, Result, redact};
 
-/// One server.
+/// An MCP server in the configuration.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct McpServer {
-    /// Its name.
     pub name: String,
-    /// What the configuration says of it.
     pub config: Value,
-    /// Where it stands.
+    /// The configuration that contains it.
     pub source: &'static str,
-    /// Set when a pattern of `tools.deny` forbids it.
+    /// Set if a pattern of `tools.deny` matches it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub disabled_by_tools: bool,
 }
@@ -37,10 +35,10 @@ pub fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Checks what a server is to be.
+/// Checks a server's configuration.
 ///
 /// # Errors
-/// `InvalidMcpConfig` with the place in `details.path`.
+/// `InvalidMcpConfig` with the key in `details.path`.
 pub fn check(name: &str, config: &Value) -> Result<()> {
     check_name(name)?;
     let refuse = |key: &str, message: &str| {
@@ -72,7 +70,7 @@ impl Project {
     /// The servers, in the order of the configuration.
     ///
     /// # Errors
-    /// As [`Project::opencode`].
+    /// Those of [`Project::opencode`].
     pub fn mcp(&self, site: &ProjectSite) -> Result<Vec<McpServer>> {
         let config = self.opencode(site)?;
         let denied: Vec<&str> = config
@@ -92,10 +90,10 @@ impl Project {
         Ok(servers.iter().map(row).collect())
     }
 
-    /// Adds a server or replaces it; says whether it was there.
+    /// Adds or replaces a server. Returns whether it existed.
     ///
     /// # Errors
-    /// Those of [`check`]; as [`Project::patch`].
+    /// Those of [`check`] and [`Project::patch`].
     pub fn add_mcp(&self, site: &ProjectSite, name: &str, server: &Value) -> Result<bool> {
         check(name, server)?;
         let known = self.edit(site, |document, config| {
@@ -114,10 +112,10 @@ impl Project {
         Ok(known)
     }
 
-    /// Removes a server; says whether it was there.
+    /// Removes a server. Returns whether it existed.
     ///
     /// # Errors
-    /// As [`Project::patch`].
+    /// Those of [`Project::patch`].
     pub fn remove_mcp(&self, site: &ProjectSite, name: &str) -> Result<bool> {
         let removed = self.edit(site, |document, _| Ok(document.remove(&["mcp", name])))?;
         if removed {
@@ -127,7 +125,7 @@ impl Project {
     }
 }
 
-/// What is there and not understood is not overwritten.
+/// Refuses to overwrite a value of an unexpected type.
 fn check_section(config: &Map<String, Value>) -> Result<()> {
     match config.get("mcp") {
         None | Some(Value::Object(_)) => Ok(()),
@@ -151,7 +149,8 @@ fn is_denied(name: &str, patterns: &[&str]) -> bool {
     patterns.iter().any(|pattern| forms.iter().any(|form| fits(pattern.as_bytes(), form.as_bytes())))
 }
 
-/// Whether a pattern with `*` and `?` fits a text without slashes. Linear but for the last star, so no pattern is slow.
+/// Matches a pattern with `*` and `?` against a text without slashes. Backtracks only to the last star, so that no
+/// pattern is slow.
 fn fits(pattern: &[u8], text: &[u8]) -> bool {
     let (mut p, mut t, mut star) = (0, 0, None);
     while t < text.len() {
@@ -177,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patterns_that_deny() {
+    fn deny_patterns_match_servers() {
         for (pattern, denied) in [
             ("mcp.a", true),
             ("mcp.a.*", true),
@@ -198,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn shapes() {
+    fn invalid_servers_are_refused() {
         let code = |name: &str, config: Value| check(name, &config).map_err(|error| error.code());
         assert_eq!(code("a_B-1", json!({"type": "local", "command": ["x"]})), Ok(()));
         assert_eq!(code("-a", json!({})), Err(Code::InvalidMcpName));

@@ -1,10 +1,10 @@
-//! What an agent reads in a workspace and leaves there, as the OpenWork API shows it: OpenCode's configuration, plugins,
-//! skills, MCP servers, commands; inbox and outbox; who has changed what; all of it exported and imported.
-//! Knows nothing of HTTP, nor how a workspace comes to its files: it is handed a [`ProjectSite`] for each call. Every file is
-//! opened beneath the site's root, since the workload may change it at any moment.
+//! A workspace's agent files, as the OpenWork API shows them: OpenCode's configuration, plugins, skills, MCP servers
+//! and commands; inbox and outbox; change events; export and import of all of it. Must not know HTTP, nor where a
+//! workspace's files are: callers pass a [`ProjectSite`] for each call. The workload may change every file at any
+//! moment, so every file is opened beneath the site's root.
 //!
-//! Threads: any, and `project-watch` ([`watch`]). Locks: one site's writes (level 3), held while files are written, never
-//! while somebody is asked; then what was seen, a leaf.
+//! Threads: any, and `project-watch` ([`watch`]). Locks: one site's write turn (level 3), held while files are
+//! written but never while an approval is pending; then the snapshots, a leaf.
 
 pub mod commands;
 pub mod config;
@@ -44,24 +44,23 @@ use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
 use crate::store::file_cache::FileCache;
 
-/// One workspace's files, for one call: who keeps it keeps a container's root mounted.
+/// A workspace's files, for one call. A container's root stays mounted as long as this exists.
 #[derive(Debug)]
 pub struct ProjectSite {
     /// The workspace's id in the OpenWork API.
     pub id: String,
-    /// Its files.
     pub root: Root,
-    /// The path that its own processes have for them, without a slash at the end: empty in a container.
+    /// The path of the files for the workspace's own processes, without a trailing slash: empty in a container.
     pub path_prefix: String,
-    /// The folder on this host, where OpenCode looks for skills above it as well; none for a container.
+    /// The folder on this host, in whose parents OpenCode looks for skills too. `None` for a container.
     pub host_folder: Option<PathBuf>,
-    /// What berth keeps of the workspace, outside of it.
+    /// berth's own folder for the workspace, outside its files.
     pub state_folder: PathBuf,
     writes: WriteMode,
 }
 
 impl ProjectSite {
-    /// A workspace's files. `id` is its id in the OpenWork API; the rest as the fields say.
+    /// Creates a site whose writes are applied. `id` is the workspace's id in the OpenWork API.
     pub fn new(
         id: String,
         root: Root,
@@ -79,43 +78,42 @@ impl ProjectSite {
         }
     }
 
-    /// The absolute path of a file, as the workspace's own processes know it.
+    /// The absolute path of a file, as the workspace's own processes see it.
     pub fn path(&self, rel: &str) -> String {
         format!("{}/{rel}", self.path_prefix)
     }
 }
 
-/// Whose file it is.
+/// The owner of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ItemScope {
-    /// The workspace's.
+    /// The workspace.
     Project,
-    /// The user's who runs the server.
+    /// The user that runs the server.
     Global,
 }
 
-/// How long a write waits for the other writes of its workspace, each of which takes milliseconds.
+/// How long a write waits for other writes to the workspace, each of which takes milliseconds.
 const WRITE_WAIT: Duration = Duration::from_secs(10);
 
-/// Said of what is behind a link out of a workspace on the host.
+/// The error of a file behind a symbolic link out of a host workspace.
 const LINK_LEADS_OUT: &str =
-    "berth does not read it: its link leads out of the workspace, or is absolute. OpenCode follows it";
+    "berth does not read it, because its link is absolute or leads out of the workspace; OpenCode follows it";
 
-/// JSON text of one list of skills or commands.
+/// The size of the JSON text of a list of skills or commands.
 const LIST_BYTES: usize = 4 << 20;
 
-/// A list within bounds.
+/// A list of limited size.
 #[derive(Debug, Serialize)]
 pub struct BoundedList<T> {
-    /// Its rows.
     pub items: Vec<T>,
-    /// Rows, or parts of them, were left out.
+    /// Rows, or parts of rows, were left out.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
 }
 
-/// The services on it.
+/// The services on a workspace's agent files.
 #[derive(Debug)]
 pub struct Project {
     home: PathBuf,
@@ -123,15 +121,15 @@ pub struct Project {
     commands_read: FileCache<Arc<commands::ParsedCommand>>,
     configs_read: FileCache<Arc<Map<String, Value>>>,
     writes: Mutex<HashMap<String, Arc<WriteTurn>>>,
-    /// What was there at the last look, of the sites that are watched.
+    /// The last snapshot of each watched site.
     seen: Mutex<HashMap<String, ProjectSnapshot>>,
     calls: WatchRequests,
-    /// What has changed.
+    /// The events of all changes.
     pub events: ReloadEvents,
 }
 
 impl Project {
-    /// `home` has the global files.
+    /// `home` contains the global files.
     pub fn new(home: &Path, events: ReloadEvents) -> Project {
         Project {
             home: home.to_owned(),
@@ -145,12 +143,12 @@ impl Project {
         }
     }
 
-    /// Has changes that others make in a workspace noticed from now on.
+    /// Starts watching a workspace for changes by other processes.
     pub fn watch(&self, id: &str) {
         self.calls.watch(id);
     }
 
-    /// Takes a look and tells what others have changed since the last one; the first look tells nothing.
+    /// Takes a snapshot and reports changes by other processes since the last one. The first snapshot reports none.
     fn detect_changes(&self, site: &ProjectSite) {
         let changes = self.with_turn(site, |_| {
             let now = snapshot::take(&site.root).0;
@@ -162,7 +160,7 @@ impl Project {
         }
     }
 
-    /// All that is there now is ours, and no news. Under the site's turn.
+    /// Replaces the snapshot after berth's own changes, so that they are not reported. Called with the site's turn.
     fn refresh_snapshot(&self, site: &ProjectSite) {
         if let Some(seen) = lock(&self.seen).get_mut(&site.id) {
             *seen = snapshot::take(&site.root).0;
@@ -173,7 +171,8 @@ impl Project {
         lock(&self.seen).remove(id);
     }
 
-    /// What we have written ourselves is no news for the next look. Under the site's turn.
+    /// Updates the snapshot after berth has written a file, so that the write is not reported. Called with the site's
+    /// turn.
     fn note_own_write(&self, site: &ProjectSite, path: &str) {
         if let Some(seen) = lock(&self.seen).get_mut(&site.id) {
             match snapshot::stamp(&site.root, path) {
@@ -183,7 +182,7 @@ impl Project {
         }
     }
 
-    /// Tells of a change that we have made.
+    /// Reports a change by berth.
     fn report_change(
         &self,
         site: &ProjectSite,
@@ -200,17 +199,17 @@ impl Project {
         self.events.record(&site.id, reason, Some(&trigger));
     }
 
-    /// Whoever writes into a site holds this.
+    /// The turn that serializes writes to a site.
     fn write_turn(&self, site: &ProjectSite) -> Arc<WriteTurn> {
         let mut all = lock(&self.writes);
-        // Those that nobody holds are worth nothing.
+        // Turns that no thread holds can be dropped.
         if all.len() >= limits::WORKSPACES {
             all.retain(|_, turn| Arc::strong_count(turn) > 1);
         }
         all.entry(site.id.clone()).or_default().clone()
     }
 
-    /// Runs `write` while nobody else of ours writes into the site.
+    /// Runs `write` while berth makes no other writes to the site.
     fn with_write_turn<R>(&self, site: &ProjectSite, write: impl FnOnce() -> Result<R>) -> Result<R> {
         self.with_turn(site, |turn| {
             turn.count();
@@ -219,7 +218,7 @@ impl Project {
         })
     }
 
-    /// Runs `look` while nobody of ours writes into the site.
+    /// Runs `look` while berth makes no writes to the site.
     fn with_turn<R>(
         &self,
         site: &ProjectSite,
@@ -231,9 +230,9 @@ impl Project {
         look(&mut turn)
     }
 
-    /// Runs `read` beside other writes of ours; `None` if there was one meanwhile.
+    /// Runs `read` without blocking writes. Returns `None` if berth wrote to the site in between.
     fn read_consistently<R>(&self, site: &ProjectSite, read: impl FnOnce() -> R) -> Result<Option<R>> {
-        // Held, so that its count goes on.
+        // Held so that the count of writes is kept.
         let _turn = self.write_turn(site);
         let before = self.with_turn(site, |turn| Ok(turn.counted()))?;
         let read = read();
@@ -241,7 +240,7 @@ impl Project {
         Ok((before == after).then_some(read))
     }
 
-    /// Writes a whole file and the folders above it. Under the site's turn.
+    /// Writes a file and creates the folders above it. Called with the site's turn.
     fn put_file(&self, site: &ProjectSite, rel: &str, bytes: &[u8]) -> Result<()> {
         let folder = rel.rsplit_once('/').map_or("", |(above, _)| above);
         if site.applies_all() {
@@ -255,7 +254,7 @@ impl Project {
             return Ok(());
         }
         site.root.make_dirs(folder)?;
-        // What was shown is exchanged for the new file, so a change in between is noticed.
+        // The file is replaced only if it still has the content shown to the approver.
         let done = match &old {
             _ if site.root.is_link(rel)? => site.root.write_new(rel, bytes, 0o644).map(|()| true)?,
             FileContent::Bytes(old) => site.root.replace_if(rel, Some(old), bytes)?,
@@ -266,14 +265,14 @@ impl Project {
         if done { Ok(()) } else { Err(preview::outdated(rel)) }
     }
 
-    /// A folder of the global files; links on the way there are the user's own.
+    /// A folder of the global files. Symbolic links on the way are the user's own.
     fn global(&self, rel: &str) -> Option<Root> {
         Root::open(&self.home.join(rel)).ok()
     }
 }
 
-/// The first `most` bytes of a file as text, as OpenCode reads it: what is not UTF-8 is replaced. And whether that is all
-/// of it; `None` if there is no file.
+/// Reads the first `most` bytes of a file as text, as OpenCode does: invalid UTF-8 is replaced. The flag is true if
+/// that is the whole file. Returns `None` if the file does not exist.
 fn read_head(root: &Root, rel: &str, most: u64) -> Result<Option<(String, bool)>> {
     let Some(file) = root.open_file(rel)? else { return Ok(None) };
     let mut bytes = Vec::new();
@@ -286,7 +285,7 @@ fn read_head(root: &Root, rel: &str, most: u64) -> Result<Option<(String, bool)>
     Ok(Some((text, whole)))
 }
 
-/// A small file as text; `None` if there is none.
+/// Reads a small text file. Returns `None` if it does not exist.
 fn read_text(root: &Root, rel: &str) -> Result<Option<String>> {
     let Some(bytes) = root.read(rel, limits::PROJECT_FILE_BYTES)? else { return Ok(None) };
     String::from_utf8(bytes)
@@ -294,14 +293,14 @@ fn read_text(root: &Root, rel: &str) -> Result<Option<String>> {
         .map_err(|_| Error::new(Code::InvalidPath, format!("Could not read {rel}: it is not UTF-8 text")))
 }
 
-/// The error of an edit that somebody else kept getting in front of.
+/// The error of an edit during which another process kept changing the file.
 fn concurrent_change(root: &Root, rel: &str) -> Error {
     if root.is_link(rel).unwrap_or(false) {
         let message =
-            format!("{rel} is a symbolic link; berth writes no file through one. Put a file in its place");
+            format!("{rel} is a symbolic link; berth does not write through links. Replace it by a file");
         return Error::new(Code::InvalidPath, message);
     }
     let message =
-        format!("{rel} was changed by somebody else at the same moment; nothing was lost, try again");
+        format!("{rel} was changed by another process at the same time; nothing was lost, try again");
     Error::new(Code::Conflict, message).detail("path", rel)
 }

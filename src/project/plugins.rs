@@ -11,27 +11,27 @@ use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
 use crate::store::finder::SearchBudget;
 
-/// One plugin.
+/// A plugin.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Plugin {
-    /// What OpenCode loads.
+    /// The specifier that OpenCode loads.
     pub spec: String,
     /// `config`, `dir.project` or `dir.global`.
     pub source: &'static str,
-    /// Whose it is.
+    /// The owner.
     pub scope: ItemScope,
-    /// The file, below the workspace or absolute.
+    /// The file: relative to the workspace, or absolute.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
 }
 
-/// The order in which OpenCode loads them, weakest first.
+/// The order in which OpenCode loads plugins, lowest priority first.
 pub const LOAD_ORDER: [&str; 4] = ["config.global", "config.project", "dir.global", "dir.project"];
 
 const FOLDER: &str = ".opencode/plugins";
 const GLOBAL: &str = ".config/opencode/plugins";
 
-/// Checks a plugin's name.
+/// Checks a plugin's specifier.
 ///
 /// # Errors
 /// `InvalidPluginSpec`.
@@ -39,17 +39,17 @@ pub fn check_spec(spec: &str) -> Result<()> {
     if spec.trim().is_empty() || spec.chars().any(char::is_control) {
         return Err(Error::new(
             Code::InvalidPluginSpec,
-            "A plugin's name is wanted, such as name@1.2.3 or a path",
+            "A plugin needs a name, such as name@1.2.3, or a path",
         ));
     }
     Ok(())
 }
 
-/// Returns what two specs of one plugin have in common: a package's name without its version, and the whole of a spec
-/// that is a URL, a repository or a path, where `@` has another meaning (npm's package-spec).
+/// Returns the part of a specifier that identifies the plugin: the package name without its version, or the whole of
+/// a URL, repository or path, in which `@` has another meaning (npm's package-spec).
 fn package_key(spec: &str) -> &str {
     let spec = spec.trim();
-    // The first `@` of a scoped name is its own.
+    // The first `@` of a scoped name is part of the name.
     let Some(at) = spec.char_indices().skip(1).find(|(_, c)| *c == '@').map(|(at, _)| at) else {
         return spec;
     };
@@ -63,12 +63,12 @@ fn package_key(spec: &str) -> &str {
     if is_package && !is_repository { name } else { spec }
 }
 
-/// The name in an entry of the list: newer versions of OpenCode also take a pair of name and options.
+/// The specifier of a list entry. Newer versions of OpenCode also accept a pair of specifier and options.
 fn spec_of(entry: &Value) -> Option<&str> {
     entry.as_str().or_else(|| entry.get(0)?.as_str())
 }
 
-/// OpenCode takes a list; people also write one name.
+/// The entries of `plugin`, which may also be a single string.
 fn entries(config: &Map<String, Value>) -> Vec<Value> {
     match config.get("plugin") {
         Some(Value::Array(list)) => list.clone(),
@@ -78,10 +78,10 @@ fn entries(config: &Map<String, Value>) -> Vec<Value> {
 }
 
 impl Project {
-    /// The plugins in the order of configuration, then files by name; with `global` those of the user as well.
+    /// The configured plugins in order, then plugin files by name. With `global` also the user's plugin files.
     ///
     /// # Errors
-    /// As [`Project::opencode`].
+    /// Those of [`Project::opencode`].
     pub fn plugins(&self, site: &ProjectSite, global: bool) -> Result<Vec<Plugin>> {
         let config = self.opencode(site)?;
         let mut plugins: Vec<Plugin> = entries(&config)
@@ -115,10 +115,10 @@ impl Project {
         Ok(plugins)
     }
 
-    /// Adds a plugin to the configuration, unless it is there in any version; says whether it did.
+    /// Adds a plugin to the configuration, unless any version of it is there. Returns whether it was added.
     ///
     /// # Errors
-    /// `InvalidPluginSpec`; as [`Project::patch`].
+    /// `InvalidPluginSpec`; those of [`Project::patch`].
     pub fn add_plugin(&self, site: &ProjectSite, spec: &str) -> Result<bool> {
         check_spec(spec)?;
         let added = self.edit(site, |document, config| {
@@ -144,10 +144,10 @@ impl Project {
         Ok(added)
     }
 
-    /// Removes a plugin from the configuration, whatever its version; says whether it was there.
+    /// Removes all versions of a plugin from the configuration. Returns whether there was one.
     ///
     /// # Errors
-    /// As [`Project::patch`].
+    /// Those of [`Project::patch`].
     pub fn remove_plugin(&self, site: &ProjectSite, name: &str) -> Result<bool> {
         let other = |entry: &Value| spec_of(entry).is_none_or(|spec| package_key(spec) != package_key(name));
         let removed = self.edit(site, |document, config| {
@@ -173,7 +173,7 @@ impl Project {
     }
 }
 
-/// The plugins in a folder, sorted; a folder with very many has the first that were found.
+/// The plugin files in a folder, sorted. Their number is limited.
 fn files(root: &Root, folder: &str) -> Result<Vec<String>> {
     let mut budget = SearchBudget::new(0);
     let Some(entries) = root.list(folder, &mut budget)? else { return Ok(Vec::new()) };
@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_do_not_make_another_plugin() {
+    fn versions_are_ignored_in_comparisons() {
         for (spec, name) in [
             ("a", "a"),
             ("a@1.2", "a"),

@@ -1,6 +1,6 @@
-//! A workspace's configuration, skills and commands as one value: exported without its secrets, and imported whole or
-//! not at all. Documents of the OpenWork server have a skill's `SKILL.md` and a flat command only; in ours each has its
-//! `path`, and `files` beside it.
+//! Exports a workspace's configuration, skills and commands as one document without secrets, and imports such a
+//! document completely or not at all. Documents of the OpenWork server contain only a skill's `SKILL.md` and flat
+//! commands; berth's also contain each entry's `path` and its other `files`.
 
 use std::collections::HashSet;
 
@@ -21,12 +21,12 @@ use crate::base::{Code, Error, Result, clock, limits, object};
 use crate::store::front_matter;
 use crate::store::jsonc::JsoncDocument;
 
-/// Largest document that is imported: an export is smaller.
+/// The largest document that can be imported. An export is smaller.
 pub const BODY_BYTES: usize = 8 << 20;
-/// How often an export is read while others may write, before it has them wait.
+/// How often an export is read while others may write, before it blocks writes.
 const EXPORT_READS: usize = 3;
 
-/// What is exported.
+/// An exported document.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Export {
@@ -36,10 +36,10 @@ pub struct Export {
     openwork: Value,
     skills: Vec<ExportedSkill>,
     commands: Vec<ExportedCommand>,
-    /// The places of what was left out.
+    /// The paths of omitted files and values.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     omitted: Vec<String>,
-    /// Something was left out because the document is full.
+    /// Entries were left out because the document is full.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     truncated: bool,
 }
@@ -49,13 +49,13 @@ struct ExportedSkill {
     name: String,
     description: String,
     content: String,
-    /// Its folder below the workspace; none for one of a folder above.
+    /// Its folder below the workspace; none for a skill of a parent folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<String>,
-    /// What is beside its `SKILL.md`, and that file itself where `content` cannot carry it.
+    /// The files beside `SKILL.md`, and that file itself if `content` cannot represent it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     files: Vec<FilePart>,
-    /// ImportFiles of it, or other skills, were left out.
+    /// Files of it, or other skills, were left out.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     partial: bool,
 }
@@ -64,14 +64,14 @@ struct ExportedSkill {
 struct ExportedCommand {
     #[serde(flatten)]
     row: CommandEntry,
-    /// The file itself; `template` is what OpenCode makes of it.
+    /// The file itself. `template` is OpenCode's reading of it.
     file: FilePart,
     /// Other commands were left out.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     partial: bool,
 }
 
-/// What is imported.
+/// The body of an import.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ImportBody {
@@ -85,13 +85,13 @@ pub struct ImportBody {
     commands: Vec<CommandImport>,
     #[serde(default, deserialize_with = "object::one")]
     mode: ImportModes,
-    /// Only say what would be done.
+    /// Only report the changes.
     #[serde(default)]
     pub dry_run: bool,
 }
 
 impl ImportBody {
-    /// What a body may hold: also what an export says of itself.
+    /// The fields that a body may contain, including those that only exports have.
     pub fn known() -> KnownFields {
         let of_command = KnownFields::from_names(&["content", "file", "partial", "path", "scope", "warning"]);
         let command = KnownFields::from_type::<CommandBody>()
@@ -127,7 +127,7 @@ struct SkillImport {
 struct CommandImport {
     #[serde(flatten)]
     body: CommandBody,
-    /// Its file, instead of `template`.
+    /// The content of its file, instead of `template`.
     #[serde(default)]
     content: Option<String>,
     #[serde(default)]
@@ -136,7 +136,7 @@ struct CommandImport {
     partial: bool,
 }
 
-/// `replace`, or anything else for merge, as observed.
+/// `replace`; any other value means merge, as in OpenWork.
 #[derive(Debug, Default, Deserialize)]
 struct ImportModes {
     opencode: Option<String>,
@@ -149,17 +149,17 @@ fn replaces(mode: &Option<String>) -> bool {
     mode.as_deref() == Some("replace")
 }
 
-/// The files of all skills or of all commands that are imported.
+/// The files of all imported skills or of all imported commands.
 #[derive(Debug, Default)]
 struct ImportFiles {
     all: Vec<PortableFile>,
-    /// What a document of this kind could carry, and this one does not have, is removed.
+    /// Remove existing files that a document of this kind could contain but that this one does not.
     replaces: bool,
-    /// The document has paths, so it could carry every file.
+    /// The document has paths, so it could contain every file.
     has_paths: bool,
 }
 
-/// An import that was checked.
+/// A validated import.
 #[derive(Debug)]
 pub struct ImportPlan {
     opencode: Option<(Map<String, Value>, bool)>,
@@ -169,10 +169,10 @@ pub struct ImportPlan {
 }
 
 impl ImportBody {
-    /// Checks all of it before anything is written.
+    /// Validates the whole body before anything is written.
     ///
     /// # Errors
-    /// Those of each part's own endpoint, with `details.part` to tell which.
+    /// Those of each part's own endpoint, with the part in `details.part`.
     pub fn check(self) -> Result<ImportPlan> {
         if let Some(keys) = &self.opencode {
             rules::check_config(keys)?;
@@ -193,7 +193,7 @@ impl ImportBody {
             commands.has_paths |= command.file.is_some();
             commands.replaces &= !command.partial;
         }
-        // Nothing to put there removes nothing, as observed.
+        // An empty list removes nothing, as in OpenWork.
         skills.replaces &= !skills.all.is_empty();
         commands.replaces &= !commands.all.is_empty();
         Ok(ImportPlan {
@@ -215,8 +215,11 @@ impl SkillImport {
             return Ok(files);
         };
         if !is_path(folder) || !is_below(folder, &skills::FOLDERS) {
-            let message =
-                format!("The skill's path '{}' is in none of {:?}", folder.escape_debug(), skills::FOLDERS);
+            let message = format!(
+                "The skill's path '{}' is not inside any of {:?}",
+                folder.escape_debug(),
+                skills::FOLDERS
+            );
             return Err(Error::new(Code::InvalidPayload, message).detail("path", folder.as_str()));
         }
         if self.content.len() as u64 > limits::PROJECT_FILE_BYTES {
@@ -253,7 +256,7 @@ impl CommandImport {
         };
         if !is_below(&file.path, &commands::FOLDERS) || !file.path.ends_with(".md") {
             let message = format!(
-                "The command's path '{}' is no Markdown file in one of {:?}",
+                "The command's path '{}' is not a Markdown file in one of {:?}",
                 file.path.escape_debug(),
                 commands::FOLDERS
             );
@@ -262,7 +265,7 @@ impl CommandImport {
         file.read("")
     }
 
-    /// What stands in the front matter of `content` counts where nothing is said beside it.
+    /// Fills missing fields from the front matter of `content`.
     fn read(&self) -> Result<CommandBody> {
         let mut body = self.body.clone();
         let Some(content) = self.content.as_deref().filter(|_| body.template.is_none()) else {
@@ -282,7 +285,7 @@ impl CommandImport {
 }
 
 impl ImportPlan {
-    /// What it writes, for a person.
+    /// The paths that it writes, for messages.
     pub fn files(&self, site: &ProjectSite) -> Vec<String> {
         let mut files = Vec::new();
         files.extend(self.opencode.iter().map(|_| config::path(&site.root)));
@@ -293,13 +296,13 @@ impl ImportPlan {
 }
 
 impl Project {
-    /// All of it, as of one moment. Without `secrets` values that may be some are left out; references to variables and
-    /// files stay.
+    /// Exports a consistent state. Without `secrets`, values that may be secret are left out; references to variables
+    /// and files are kept.
     ///
     /// # Errors
     /// Those of the parts' own lists.
     pub fn export(&self, site: &ProjectSite, secrets: bool) -> Result<Export> {
-        // Others may write meanwhile: what is in the files may take long to read. What they have changed is read again.
+        // Reading can take long, so writes are allowed at first. If one occurs, everything is read again.
         for _ in 0..EXPORT_READS {
             if let Some(read) = self.read_consistently(site, || self.read_all(site, secrets))? {
                 return read;
@@ -362,7 +365,7 @@ impl Project {
         })
     }
 
-    /// The skills of folders above, and those of the workspace with their files.
+    /// The skills of parent folders, and the workspace's own skills with their files.
     fn own_skills(
         &self,
         site: &ProjectSite,
@@ -384,13 +387,13 @@ impl Project {
         self.portable_commands(site, rows, room)
     }
 
-    /// Puts all of it in place, or nothing: everything is written aside first, and what fails later is taken back. A
-    /// crash in between is finished by the next call or start.
+    /// Imports a document completely or not at all: new files are staged first, and a failure rolls back. After a
+    /// crash the next call or start completes it.
     ///
     /// # Errors
-    /// `Conflict` when somebody else changes a file meanwhile; those of reading and of `store`.
+    /// `Conflict` if another process changes a file at the same time; those of reading and of `store`.
     pub fn import(&self, site: &ProjectSite, plan: &ImportPlan) -> Result<()> {
-        // Whatever takes long to read is remembered before others have to wait.
+        // Slow reads are cached before the write turn is taken.
         if plan.skills.replaces {
             self.all_skills(site, false, &mut ExportBudget::new().budget)?;
         }
@@ -402,7 +405,7 @@ impl Project {
             if let Some((keys, whole)) = &plan.opencode {
                 let path = config::path(&site.root);
                 let old = read_text(&site.root, &path)?;
-                // With `replace` a damaged file goes, and there is nothing to restore from it.
+                // With `replace` a damaged file is overwritten, and no secrets are restored from it.
                 let stored =
                     self.opencode(site).or_else(|error| if *whole { Ok(Map::new()) } else { Err(error) })?;
                 let text = if *whole { "" } else { old.as_deref().unwrap_or_default() };
@@ -470,12 +473,12 @@ impl Project {
     }
 }
 
-/// Skills of folders above that a document has at most.
+/// The most skills of parent folders in a document.
 const INHERITED: usize = 200;
 
 impl ImportFiles {
-    /// What is there, could be in a document of this kind and is not in this one. Without paths it could have only what
-    /// `simple` says.
+    /// The existing files that a document of this kind could contain but that this one does not. A document without
+    /// paths could contain only the items that match `simple`.
     fn missing<R>(
         &self,
         existing: Vec<PortableItem<R>>,
@@ -488,7 +491,7 @@ impl ImportFiles {
     }
 }
 
-/// Whether a document without paths could have this skill: flat, a `SKILL.md` only, and one that is taken as it is.
+/// Whether a document without paths could contain this skill: flat, with only a valid `SKILL.md`.
 fn is_simple(item: &PortableItem<SkillEntry>) -> bool {
     let [main] = &item.files[..] else { return false };
     let Ok(text) = std::str::from_utf8(&main.bytes) else { return false };
@@ -496,14 +499,14 @@ fn is_simple(item: &PortableItem<SkillEntry>) -> bool {
     alone && NewSkill::new(&item.row.name, text, None).is_ok()
 }
 
-/// The same of a command.
+/// Whether a document without paths could contain this command.
 fn is_flat(item: &PortableItem<CommandEntry>) -> bool {
     let name = item.path.strip_prefix(commands::FOLDER).and_then(|name| name.strip_prefix('/'));
     let named = name.is_some_and(|name| commands::name_of(name.trim_end_matches(".md")).is_ok());
     named && item.files.iter().all(|file| std::str::from_utf8(&file.bytes).is_ok())
 }
 
-/// Removes the folders of a removed file that are empty now.
+/// Removes folders that became empty after a file was removed.
 fn leave_folders(site: &ProjectSite, path: &str) {
     let mut path = path;
     while let Some((above, _)) = path.rsplit_once('/') {

@@ -1,5 +1,5 @@
-//! The files of skills and commands that an exported document can carry: regular files of bounded size, reached without
-//! a link. What it cannot carry is named, and an import never removes it.
+//! The files of skills and commands that an exported document can contain: regular files of limited size, reached
+//! without a symbolic link. Other files are listed as omitted, and an import never removes them.
 
 use std::collections::HashSet;
 use std::os::unix::fs::PermissionsExt as _;
@@ -13,31 +13,30 @@ use super::{Project, ProjectSite, commands, skills};
 use crate::base::{Code, Error, Result, limits};
 use crate::store::finder::{SearchBudget, json_length};
 
-/// JSON text of the skills and commands of one document; with the configurations it stays below
+/// The size of the JSON text of all skills and commands in a document. With the configurations it stays below
 /// [`super::portable::BODY_BYTES`].
 pub(super) const TEXT_BYTES: usize = 4 << 20;
-/// Places that are named one by one.
+/// The most omitted paths that are listed.
 const OMITTED: usize = 2000;
-/// Files in one document. An import syncs each to the disk.
+/// The most files in a document. An import syncs each to disk.
 const FILES: usize = 2000;
-/// What a file has if the document says nothing of it.
+/// The mode of a file if the document does not state one.
 pub(super) const MODE: u32 = 0o644;
-/// Folders within each other, and bytes of one name.
+/// The limits of a path: its components, and the bytes of each.
 const PATH_PARTS: usize = 32;
 const NAME_BYTES: usize = 255;
-/// What a file's place in the document takes.
+/// The overhead of a file in the document.
 const OVERHEAD: usize = 80;
 
-/// A file.
+/// A file that a document can contain.
 #[derive(Debug)]
 pub(super) struct PortableFile {
-    /// Below the workspace.
     pub(super) path: String,
     pub(super) bytes: Vec<u8>,
     pub(super) mode: u32,
 }
 
-/// A file: its text, or its bytes in base64.
+/// A file in a document: its text, or its bytes in base64.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct FilePart {
     pub(super) path: String,
@@ -45,7 +44,7 @@ pub(super) struct FilePart {
     content: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     base64: Option<String>,
-    /// Octal; `644` if it is not there.
+    /// Octal; default `644`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     mode: Option<String>,
 }
@@ -58,14 +57,14 @@ impl FilePart {
         FilePart { path: path.to_owned(), content: text, base64, mode }
     }
 
-    /// The file below `folder`.
+    /// Decodes the file, whose path is relative to `folder`.
     pub(super) fn read(&self, folder: &str) -> Result<PortableFile> {
         let refuse = |why: &str| {
             let message = format!("The file '{}' {why}", self.path.escape_debug());
             Err(Error::new(Code::InvalidPayload, message).detail("path", &*self.path))
         };
         if !is_path(&self.path) {
-            return refuse("has no path that a file in a skill can have: relative, without '.' and '..'");
+            return refuse("has an invalid path; it must be relative, without '.' and '..'");
         }
         let bytes = match (&self.content, &self.base64) {
             (Some(text), None) => text.clone().into_bytes(),
@@ -73,7 +72,7 @@ impl FilePart {
                 Ok(bytes) => bytes,
                 Err(_) => return refuse("is not base64"),
             },
-            _ => return refuse("should have either content or base64"),
+            _ => return refuse("must have either content or base64"),
         };
         if bytes.len() as u64 > limits::PROJECT_FILE_BYTES {
             return refuse(&format!("has more than {} bytes", limits::PROJECT_FILE_BYTES));
@@ -88,7 +87,7 @@ impl FilePart {
     }
 }
 
-/// Relative, without detours, within the limits of file systems.
+/// Whether a path is relative, without `.` and `..`, and within the limits of file systems.
 pub(super) fn is_path(path: &str) -> bool {
     let fits = |part: &str| {
         !matches!(part, "" | "." | "..") && part.len() <= NAME_BYTES && !part.contains(char::is_control)
@@ -96,24 +95,24 @@ pub(super) fn is_path(path: &str) -> bool {
     path.split('/').count() <= PATH_PARTS && path.split('/').all(fits)
 }
 
-/// Whether the path is one of the folders, or below it.
+/// Whether the path is one of the folders, or inside one.
 pub(super) fn is_below(path: &str, folders: &[&str]) -> bool {
     folders
         .iter()
         .any(|folder| path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
 }
 
-/// A skill or a command with its files.
+/// A skill or command with its files.
 #[derive(Debug)]
 pub(super) struct PortableItem<R> {
     pub(super) row: R,
-    /// A skill's folder, a command's file.
+    /// A skill's folder, or a command's file.
     pub(super) path: String,
-    /// `SKILL.md` or the command's file, then the others.
+    /// `SKILL.md` or the command's file, then the other files.
     pub(super) files: Vec<PortableFile>,
     /// A file was left out because the document is full.
     pub(super) partial: bool,
-    /// A file was left out because no document can carry it.
+    /// A file was left out because a document cannot contain it.
     pub(super) mixed: bool,
 }
 
@@ -121,13 +120,13 @@ pub(super) struct PortableItem<R> {
 #[derive(Debug)]
 pub(super) struct PortableItems<R> {
     pub(super) items: Vec<PortableItem<R>>,
-    /// Places of what was left out.
+    /// The paths of omitted files.
     pub(super) omitted: Vec<String>,
-    /// Whole items were left out because the document is full.
+    /// Skills or commands were left out because the document is full.
     pub(super) partial: bool,
 }
 
-/// What a collection may take.
+/// The remaining size of a document.
 #[derive(Debug)]
 pub(super) struct ExportBudget {
     pub(super) budget: SearchBudget,
@@ -142,14 +141,14 @@ impl ExportBudget {
 
 enum FileReading {
     File(PortableFile),
-    /// No document can carry it.
+    /// A document cannot contain it.
     Never,
     /// The document is full.
     Full,
 }
 
 impl Project {
-    /// The skills that are in the workspace's own folders and that OpenCode loads.
+    /// Reads the skills in the workspace's own folders that OpenCode loads.
     pub(super) fn portable_skills(
         &self,
         site: &ProjectSite,
@@ -179,18 +178,18 @@ impl Project {
             };
             let mut item =
                 PortableItem { row, path: folder.clone(), files: vec![main], partial: false, mixed: false };
-            // What stands beside a SKILL.md in the folder of all skills is not that skill's.
+            // Files beside a `SKILL.md` at the top of a skills folder do not belong to that skill.
             if !skills::FOLDERS.contains(&folder.as_str()) {
                 beside(site, &folder, &mut item, &mut all.omitted, room)?;
             }
             all.items.push(item);
         }
-        // What was cut while files were read is no skill's own.
+        // The limit was reached outside of a single skill's files.
         all.partial |= room.budget.truncated && all.items.iter().all(|item| !item.partial);
         Ok(all)
     }
 
-    /// The commands that are in the workspace's own folders and that OpenCode loads.
+    /// Reads the commands in the workspace's own folders that OpenCode loads.
     pub(super) fn portable_commands(
         &self,
         site: &ProjectSite,
@@ -227,7 +226,7 @@ impl Project {
     }
 }
 
-/// Names what else is in the folders of skills and commands, and in no document.
+/// Lists the other files in the folders of skills and commands, which no document contains.
 pub(super) fn name_omitted_files(
     site: &ProjectSite,
     carried: &HashSet<String>,
@@ -238,7 +237,7 @@ pub(super) fn name_omitted_files(
     let tops = skills::FOLDERS.iter().chain(&commands::FOLDERS);
     let mut folders: Vec<String> = tops.map(|folder| (*folder).to_owned()).collect();
     while let Some(folder) = folders.pop() {
-        // A link's files are those of another folder.
+        // The files of a linked folder belong to another folder.
         if site.root.is_link(&folder).unwrap_or(true) {
             continue;
         }
@@ -258,7 +257,7 @@ pub(super) fn name_omitted_files(
     }
 }
 
-/// The files of a skill's folder, but for folders that are skills themselves.
+/// Reads the other files of a skill's folder, except nested skills.
 fn beside(
     site: &ProjectSite,
     folder: &str,
@@ -308,7 +307,7 @@ fn beside(
     Ok(())
 }
 
-/// Reads a file, if it is one and was reached without a link.
+/// Reads a regular file that is reached without a symbolic link.
 fn take(site: &ProjectSite, path: &str, room: &mut ExportBudget) -> Result<FileReading> {
     let (folder, name) = path.rsplit_once('/').unwrap_or((".", path));
     let Some(file) =

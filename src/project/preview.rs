@@ -1,8 +1,8 @@
-//! What a write would change, before it is done: the very code that writes runs without writing and leaves a plan. A write
-//! that was approved is bound to its plan: unless each file still has the content that was shown, and is to get the
-//! content that was shown, nothing is written.
+//! Previews of writes for approval: the same code that writes runs without writing and records the changes. An
+//! approved write is then restricted to these changes: it fails if a file no longer has the content shown, or would
+//! get different content.
 //!
-//! Checked under the site's turn, and where a file is replaced once more by what is exchanged for it.
+//! Checked with the site's turn, and once more when a file is replaced, on the content that it replaces.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -17,68 +17,67 @@ use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
 
-/// Files of a folder that a plan names one by one.
+/// The most files of a folder that are listed individually.
 const FILES: usize = 256;
-/// Files up to this size that are removed with their folder are read; of others a plan has the size. A workload fills
-/// the folder.
+/// A removed file up to this size is shown with its content, larger ones with their size. The workload controls the
+/// contents of the folder.
 const REMOVED_FILE_BYTES: u64 = 16 << 10;
 
-/// Contents of all files before the write that one preview holds. A workload makes thousands of large files that one small
-/// document replaces; of further ones the size is shown.
+/// The total content of previous files in a preview; beyond it only sizes are shown. A workload can create thousands
+/// of large files that one small document replaces.
 const BEFORE_BYTES: usize = 8 << 20;
 
 type FingerprintHash = [u8; 32];
 
-/// What tells a file from others.
+/// Identifies the version of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fingerprint {
-    /// Its content.
+    /// A hash of its content.
     Content(FingerprintHash),
-    /// Its number, size and time of the last change, which no workload can set.
+    /// A hash of its inode, size and change time, which a workload cannot set.
     State(FingerprintHash),
 }
 
-/// What becomes of writes to a site.
+/// The treatment of writes to a site.
 #[derive(Debug, Default)]
 pub(super) enum WriteMode {
-    /// They are done.
+    /// Writes are applied.
     #[default]
     Apply,
-    /// They are noted, and not done.
+    /// Writes are recorded instead of applied.
     Preview(Mutex<PreviewLog>),
-    /// They are done if they are those of this plan.
+    /// Only these approved changes are applied.
     Approved(ApprovedChanges),
 }
 
 #[derive(Debug, Default)]
 pub(super) struct PreviewLog {
     changes: Vec<FileChange>,
-    /// Bytes of all files before.
+    /// The total size of previous contents.
     before_bytes: usize,
     plan: ApprovedChanges,
 }
 
-/// What an approver was shown, as far as it takes to know it again: of each file below the site's root, the content
-/// before and after.
+/// The changes shown to an approver: the previous and new version of each file, by path below the site's root.
 #[derive(Clone, Debug, Default)]
 pub struct ApprovedChanges(HashMap<String, (Option<Fingerprint>, Option<Fingerprint>)>);
 
 impl ProjectSite {
-    /// A site whose writes are noted instead of done.
+    /// A site that records writes instead of applying them.
     #[must_use]
     pub fn for_preview(mut self) -> ProjectSite {
         self.writes = WriteMode::Preview(Mutex::default());
         self
     }
 
-    /// A site that takes only the writes of this plan.
+    /// A site that applies only these changes.
     #[must_use]
     pub fn restricted_to(mut self, plan: Option<ApprovedChanges>) -> ProjectSite {
         self.writes = plan.map_or(WriteMode::Apply, WriteMode::Approved);
         self
     }
 
-    /// The writes that were noted.
+    /// The recorded writes.
     pub fn into_preview(self) -> (Vec<FileChange>, ApprovedChanges) {
         match self.writes {
             WriteMode::Preview(noted) => {
@@ -89,20 +88,20 @@ impl ProjectSite {
         }
     }
 
-    /// Whether writes are noted instead of done.
+    /// Whether writes are recorded instead of applied.
     pub(super) fn is_preview(&self) -> bool {
         matches!(self.writes, WriteMode::Preview(_))
     }
 
-    /// Whether nobody is asked about writes.
+    /// Whether writes are applied without restriction.
     pub(super) fn applies_all(&self) -> bool {
         matches!(self.writes, WriteMode::Apply)
     }
 
-    /// Asked before a file is changed: whether to do it.
+    /// Called before a file is changed. Returns whether to apply the change.
     ///
     /// # Errors
-    /// `ApprovalOutdated` when it is not what was approved.
+    /// `ApprovalOutdated` if it is not an approved change.
     pub(super) fn may_write(&self, rel: &str, before: Option<&[u8]>, after: Option<&[u8]>) -> Result<bool> {
         if self.applies_all() {
             return Ok(true);
@@ -110,10 +109,10 @@ impl ProjectSite {
         self.may_change(rel, (content(before), before.map(fingerprint)), after)
     }
 
-    /// The same for a file as [`look`] has found it.
+    /// Like [`ProjectSite::may_write`], for a file as [`inspect`] returned it.
     ///
     /// # Errors
-    /// As above.
+    /// Those of [`ProjectSite::may_write`].
     pub(super) fn may_change(
         &self,
         rel: &str,
@@ -132,10 +131,10 @@ impl ProjectSite {
         }
     }
 
-    /// The same for a file that is removed.
+    /// Like [`ProjectSite::may_write`], for a file that is removed.
     ///
     /// # Errors
-    /// As above; when it cannot be read.
+    /// Those of [`ProjectSite::may_write`]; an error if the file cannot be read.
     pub(super) fn may_remove(&self, rel: &str) -> Result<bool> {
         if self.applies_all() {
             return Ok(true);
@@ -147,10 +146,10 @@ impl ProjectSite {
         self.may_change(rel, found, None)
     }
 
-    /// The same for a folder that is removed with everything in it.
+    /// Like [`ProjectSite::may_write`], for a folder that is removed with its content.
     ///
     /// # Errors
-    /// As above; when it cannot be listed.
+    /// Those of [`ProjectSite::may_write`]; an error if the folder cannot be listed.
     pub(super) fn may_remove_folder(&self, folder: &str) -> Result<bool> {
         if self.applies_all() {
             return Ok(true);
@@ -188,10 +187,10 @@ impl ProjectSite {
         Ok(())
     }
 
-    /// The same for a file that is written whole, whatever is there.
+    /// Like [`ProjectSite::may_write`], for a file that is written whatever its previous content.
     ///
     /// # Errors
-    /// As above.
+    /// Those of [`ProjectSite::may_write`].
     pub(super) fn may_put(&self, rel: &str, after: &[u8], mode: u32) -> Result<bool> {
         if self.applies_all() {
             return Ok(true);
@@ -225,10 +224,10 @@ impl ProjectSite {
         noted.plan.0.insert(rel.to_owned(), hashes);
     }
 
-    /// Asked once before anything is written.
+    /// Called once before anything is written.
     ///
     /// # Errors
-    /// `ApprovalOutdated` when a file of the plan has changed.
+    /// `ApprovalOutdated` if an approved file has changed.
     pub(super) fn check_plan(&self) -> Result<()> {
         let WriteMode::Approved(plan) = &self.writes else { return Ok(()) };
         for (rel, (before, _)) in &plan.0 {
@@ -242,10 +241,10 @@ impl ProjectSite {
     }
 }
 
-/// The 409 of a write that is not the one that was shown.
+/// The 409 of a write that differs from the approved one.
 pub fn outdated(rel: &str) -> Error {
     let message = format!(
-        "{rel} was changed after its approver was asked, so nothing was written; send the request again to have the new \
+        "{rel} was changed after the approval was requested, so nothing was written; send the request again to have the new \
          change approved"
     );
     Error::new(Code::ApprovalOutdated, message).detail("path", rel)
@@ -259,7 +258,7 @@ fn fingerprint(bytes: &[u8]) -> Fingerprint {
     Fingerprint::Content(Sha256::digest(bytes).into())
 }
 
-/// A file as it is shown: with its content if that has at most `most` bytes, else with its size.
+/// Returns a file for a preview: its content if it has at most `most` bytes, otherwise its size.
 pub(super) fn inspect(root: &Root, rel: &str, most: u64) -> Result<(FileContent, Option<Fingerprint>)> {
     use std::os::unix::fs::MetadataExt as _;
     let Some(found) = root.metadata(rel)? else { return Ok((FileContent::Absent, None)) };
@@ -277,7 +276,7 @@ fn described(bytes: u64) -> FileContent {
     FileContent::Described(Map::from_iter([("bytes".to_owned(), json!(bytes))]))
 }
 
-/// The files below a folder, and whether there are more than a plan names.
+/// The files below a folder, and whether there are more than a preview lists.
 fn files_below(root: &Root, folder: &str) -> Result<(Vec<String>, bool)> {
     let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
     while let Some(folder) = folders.pop() {
@@ -285,7 +284,7 @@ fn files_below(root: &Root, folder: &str) -> Result<(Vec<String>, bool)> {
         names.sort_unstable();
         for name in names {
             let rel = format!("{folder}/{name}");
-            // A link to a folder is removed itself, and what it leads to stays.
+            // A link to a folder is removed itself; its target is kept.
             if !root.is_link(&rel)? && root.is_dir(&rel)? {
                 folders.push(rel);
             } else {

@@ -1,22 +1,22 @@
-//! References to files in OpenCode's configuration. OpenCode replaces each `{file:PATH}` in the text before it reads the
-//! rest, and starts for nobody when one cannot be read (tried with 1.1.53 and 1.18.34): a path without such a file, a
-//! folder, a file in place of a folder. Blanks belong to the path, and `{file:}` is no reference.
+//! References to files in OpenCode's configuration. OpenCode replaces each `{file:PATH}` before it parses the text,
+//! and fails to start for every client if a file cannot be read (tested with 1.1.53 and 1.18.34): a missing file, a
+//! folder, a path through a file. Blanks are part of the path, and `{file:}` is not a reference.
 //!
-//! Only files of the workspace are looked at. A path that leads or may lead out of it is accepted unseen, so the answer
-//! says nothing about other files.
+//! Only files of the workspace are checked. A path that leads or may lead out of it is accepted unchecked, so that
+//! the result reveals nothing about other files.
 
 use serde_json::{Map, Value};
 
 use crate::base::{Code, Error, Result};
 use crate::store::beneath::Root;
 
-/// How many references are looked at in one value; more are accepted unseen.
+/// The most references checked in a value; further ones are accepted unchecked.
 const REFERENCES: usize = 1000;
 
 /// Refuses references to files that the workspace does not have. The configuration is in its top folder.
 ///
 /// # Errors
-/// `InvalidConfig` with the place in `details.path`.
+/// `InvalidConfig` with the key in `details.path`.
 pub fn check(root: &Root, config: &Map<String, Value>) -> Result<()> {
     match (ReferenceSearch { root, folder: "", left: REFERENCES }).fields(config, &mut Vec::new()) {
         None => Ok(()),
@@ -29,7 +29,7 @@ pub fn check(root: &Root, config: &Map<String, Value>) -> Result<()> {
     }
 }
 
-/// Whether a value of a configuration in `folder` has a reference to a file that the workspace does not have.
+/// Whether a value of a configuration in `folder` references a file that the workspace does not have.
 pub fn is_broken(root: &Root, folder: &str, value: &Value) -> bool {
     ReferenceSearch { root, folder, left: REFERENCES }.value(value, &mut Vec::new()).is_some()
 }
@@ -40,7 +40,7 @@ struct ReferenceSearch<'a> {
     left: usize,
 }
 
-/// A place in the configuration, and the file that is missing.
+/// A path in the configuration, and the missing file.
 type BrokenReference = (String, String);
 
 impl ReferenceSearch<'_> {
@@ -71,7 +71,7 @@ impl ReferenceSearch<'_> {
         if !text.contains("{file:") {
             return None;
         }
-        // OpenCode looks at the text of the file, in which quotes and backslashes are escaped.
+        // OpenCode searches the text of the file, in which quotes and backslashes are escaped.
         let written = Value::from(text).to_string();
         let mut rest = written.as_str();
         while let Some((_, behind)) = rest.split_once("{file:") {
@@ -92,7 +92,7 @@ impl ReferenceSearch<'_> {
         self.left -= 1;
         match self.root.metadata(&path) {
             Ok(Some(found)) if found.is_file() => false,
-            // A link may lead out of the workspace, where nothing is looked at.
+            // A symbolic link may lead out of the workspace, where files are not checked.
             Ok(_) => !self.has_link(&path),
             Err(_) => false,
         }
@@ -103,7 +103,7 @@ impl ReferenceSearch<'_> {
         ends.into_iter().any(|end| self.root.is_link(&path[..end]).unwrap_or(true))
     }
 
-    /// The path from the top of the workspace; `None` if it leads out of it.
+    /// The path from the top of the workspace, or `None` if it leads out.
     fn beneath(&self, path: &str) -> Option<String> {
         if path.starts_with(['/', '~']) {
             return None;

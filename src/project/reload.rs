@@ -1,5 +1,5 @@
-//! Reload events: what has changed of what an agent reads, so that clients know when an engine must be reloaded. Each
-//! workspace numbers its own; numbers go on after a restart, and the last events are still there.
+//! Reload events: changes of agent files, so that clients know when an engine must be reloaded. Events are numbered
+//! per workspace. Numbering continues after a restart, and the last events are kept.
 //!
 //! Threads: any. Locks: the list of workspaces, then one workspace's file (level 3), then its topic.
 
@@ -17,7 +17,7 @@ use crate::base::{At, Result, clock, limits};
 use crate::events::{Bus, Topic};
 use crate::store::file;
 
-/// What kind of thing has changed.
+/// The kind of the changed entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReloadReason {
@@ -29,7 +29,6 @@ pub enum ReloadReason {
     Commands,
 }
 
-/// How.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReloadAction {
@@ -38,21 +37,19 @@ pub enum ReloadAction {
     Updated,
 }
 
-/// What exactly.
+/// The change behind an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReloadTrigger {
-    /// What kind of thing.
     pub reason: ReloadReason,
-    /// Its name, if it is one thing that has one.
+    /// The name of the entry, if a single entry changed.
     pub name: Option<String>,
-    /// What happened to it.
     pub action: ReloadAction,
     /// The file or folder.
     pub path: Option<String>,
 }
 
 impl ReloadTrigger {
-    /// `type` is the reason's word for one of them.
+    /// The JSON for clients. `type` is the singular of the reason.
     fn to_json(&self) -> Value {
         let kind = match self.reason {
             ReloadReason::Plugins => "plugin",
@@ -70,7 +67,7 @@ impl ReloadTrigger {
     }
 }
 
-/// All workspaces' events.
+/// The events of all workspaces.
 #[derive(Debug)]
 pub struct ReloadEvents {
     folder: PathBuf,
@@ -84,7 +81,7 @@ struct WorkspaceEvents {
     log: Mutex<ReloadLog>,
 }
 
-/// One workspace's file: a JSON line for each event.
+/// The file of a workspace's events, with one line of JSON per event.
 #[derive(Debug)]
 struct ReloadLog {
     path: PathBuf,
@@ -95,15 +92,15 @@ struct ReloadLog {
 const KIND: &str = "reload";
 
 impl ReloadEvents {
-    /// Keeps them in `folder`, and tells them on the bus.
+    /// Stores events in `folder`, and publishes them on the bus.
     pub fn new(folder: &Path, bus: Arc<Bus>) -> ReloadEvents {
         ReloadEvents { folder: folder.to_owned(), bus, known: Mutex::default() }
     }
 
-    /// Forgets what is kept of workspaces that are no more.
+    /// Removes the events of workspaces that no longer exist.
     ///
     /// # Errors
-    /// When the folder cannot be read or a file not be removed.
+    /// If the folder cannot be read or a file cannot be removed.
     pub fn forget_others(&self, ids: &[String]) -> Result<()> {
         let entries = match std::fs::read_dir(&self.folder) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -119,24 +116,24 @@ impl ReloadEvents {
         Ok(())
     }
 
-    /// The topic of a workspace, to follow.
+    /// The topic of a workspace, for following its events.
     ///
     /// # Errors
-    /// When its file cannot be read.
+    /// If its file cannot be read.
     pub fn topic(&self, id: &str) -> Result<Arc<Topic>> {
         Ok(self.workspace_events(id)?.topic.clone())
     }
 
-    /// What is kept of the events after number `cursor`, and the newest number.
+    /// The stored events after number `cursor`, and the newest number.
     ///
     /// # Errors
-    /// When its file cannot be read.
+    /// If its file cannot be read.
     pub fn since(&self, id: &str, cursor: u64) -> Result<(Vec<Map<String, Value>>, u64)> {
         let (events, last) = self.workspace_events(id)?.topic.since(cursor);
         Ok((events.iter().map(|event| event.data.clone()).collect(), last))
     }
 
-    /// Tells everybody. What cannot be written is told all the same, and logged.
+    /// Publishes an event. If it cannot be stored, that is logged.
     pub fn record(&self, id: &str, reason: ReloadReason, trigger: Option<&ReloadTrigger>) {
         let held = match self.workspace_events(id) {
             Ok(held) => held,
@@ -168,12 +165,12 @@ impl ReloadEvents {
         file::create_dir_private(&self.folder)?;
         let path = self.folder.join(format!("{id}.jsonl"));
         let bytes = file::read_optional(&path, limits::STATE_FILE_BYTES)?.unwrap_or_default();
-        // A torn last line is from a crash; the event was told to nobody then.
+        // A truncated last line is from a crash; its event was never published.
         let events: Vec<Map<String, Value>> =
             bytes.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
         let seq = |event: &Map<String, Value>| event.get("seq").and_then(Value::as_u64).unwrap_or(0);
         let last = events.iter().map(seq).max().unwrap_or(0);
-        // The topic numbers without gaps: what is kept is the unbroken end.
+        // A topic's numbers have no gaps, so only the last contiguous events are kept.
         let unbroken = events.iter().rev().zip(0..).take_while(|(event, at)| seq(event) + at == last).count();
         let kept = &events[events.len() - unbroken..];
         let topic = Topic::new(last - unbroken as u64, limits::RELOAD_EVENTS);
@@ -181,7 +178,7 @@ impl ReloadEvents {
             topic.publish(KIND, event.clone());
         }
         self.bus.put(&format!("reload/{id}"), &topic);
-        // With a first line of its own behind a torn one.
+        // A file with a truncated line is rewritten at the next event.
         let torn = bytes.last().is_some_and(|byte| *byte != b'\n');
         let lines = if torn { limits::RELOAD_EVENTS * 2 } else { events.len() };
         let held =
@@ -192,7 +189,7 @@ impl ReloadEvents {
 }
 
 impl ReloadLog {
-    /// Rewritten when half of it is old.
+    /// Appends an event. The file is rewritten when half of its events are outdated.
     fn append(&mut self, event: &Map<String, Value>, topic: &Topic) -> Result<()> {
         let line = |event: &Map<String, Value>| Value::Object(event.clone()).to_string() + "\n";
         if self.lines >= limits::RELOAD_EVENTS * 2 {
@@ -226,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_go_on_after_a_restart() {
+    fn numbering_continues_after_a_restart() {
         let dir = TestFolder::new();
         let open = || ReloadEvents::new(&dir.join("reload"), Arc::default());
         let events = open();
@@ -245,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_and_what_is_kept_are_bounded() {
+    fn the_file_and_the_stored_events_are_bounded() {
         let dir = TestFolder::new();
         let open = || ReloadEvents::new(&dir, Arc::default());
         let events = open();
@@ -261,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_line_is_no_event() {
+    fn a_truncated_line_is_ignored() {
         let dir = TestFolder::new();
         ReloadEvents::new(&dir, Arc::default()).record("ws", ReloadReason::Commands, None);
         let mut file = OpenOptions::new().append(true).open(dir.join("ws.jsonl")).unwrap();

@@ -1,9 +1,10 @@
-//! What OpenCode takes as its configuration: its own schemas, of an old version and of the newest that was tried, read
-//! from `assets/opencode`. A wrong value there keeps OpenCode from answering anything for the whole project until it is
-//! started again, so nothing is written that no version takes. Pure.
+//! Validates values for OpenCode's configuration with OpenCode's own schemas, of an old version and of the newest
+//! tested one, from `assets/opencode`. An invalid value would make OpenCode unusable for the whole project until it
+//! is restarted, so berth does not write values that no version accepts. Pure.
 //!
-//! Which version reads the file is not known here. A key is good when a version that knows it takes its value: the old
-//! one forbids more (1.1.53 stops at a key that it does not know, 1.18.34 passes over it), the newest knows more.
+//! The version that will read the file is unknown. A key is valid if any version that defines it accepts its value:
+//! the old version rejects more (1.1.53 fails on unknown keys, which 1.18.34 ignores), and the newest defines more
+//! keys.
 
 use std::fmt::Write as _;
 use std::sync::LazyLock;
@@ -12,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::base::{Code, Error, Result};
 
-/// The versions whose rules are known, newest first.
+/// The versions of the schemas, newest first.
 pub const VERSIONS: [&str; 2] = ["1.18.34", "1.1.53"];
 
 static SCHEMAS: LazyLock<[Map<String, Value>; 2]> = LazyLock::new(|| {
@@ -20,16 +21,16 @@ static SCHEMAS: LazyLock<[Map<String, Value>; 2]> = LazyLock::new(|| {
         include_str!("../../assets/opencode/config-1.18.34.json"),
         include_str!("../../assets/opencode/config-1.1.53.json"),
     ]
-    // A unit test reads them as well; the empty one knows no key and so refuses everything.
+    // A unit test parses them too. An empty schema defines no keys and so refuses everything.
     .map(|text| serde_json::from_str(text).unwrap_or_default())
 });
 
-/// Something that no version takes.
+/// A value that no version accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Issue {
-    /// Keys and positions from the top of the configuration.
+    /// Keys and list positions from the top of the configuration.
     pub path: Vec<String>,
-    /// What is wanted there.
+    /// The expected value.
     pub message: String,
 }
 
@@ -38,7 +39,7 @@ impl Issue {
         Issue { path: path.to_vec(), message: message.into() }
     }
 
-    /// `mcp.x.command.0`
+    /// The path in the form `mcp.x.command.0`.
     pub fn dotted_path(&self) -> String {
         self.path.join(".")
     }
@@ -47,7 +48,7 @@ impl Issue {
 /// Checks top-level keys of `opencode.json`.
 ///
 /// # Errors
-/// `InvalidConfig` with the first issue's place in `details.path`, and all of them.
+/// `InvalidConfig` with the path of the first issue in `details.path`, and all issues.
 pub fn check_config(config: &Map<String, Value>) -> Result<()> {
     refuse(Code::InvalidConfig, config.iter().flat_map(|(key, value)| issues(key, value)).collect())
 }
@@ -55,16 +56,17 @@ pub fn check_config(config: &Map<String, Value>) -> Result<()> {
 /// Checks one MCP server.
 ///
 /// # Errors
-/// As above, with `InvalidMcpConfig`.
+/// As [`check_config`], with `InvalidMcpConfig`.
 pub fn check_mcp(name: &str, config: &Value) -> Result<()> {
     let all = Map::from_iter([(name.to_owned(), config.clone())]);
     refuse(Code::InvalidMcpConfig, issues("mcp", &Value::Object(all)))
 }
 
-/// Checks the front matter of an agent's or a command's file; `template` of a command is its text, not in it.
+/// Checks the front matter of an agent's or command's file. A command's `template` is the file's text, so it is not
+/// in the front matter.
 ///
 /// # Errors
-/// As above, with `InvalidPayload`.
+/// As [`check_config`], with `InvalidPayload`.
 pub fn check_front_matter(key: &str, name: &str, matter: &Map<String, Value>) -> Result<()> {
     let mut matter = matter.clone();
     if key == "command" {
@@ -74,7 +76,7 @@ pub fn check_front_matter(key: &str, name: &str, matter: &Map<String, Value>) ->
     refuse(Code::InvalidPayload, issues(key, &Value::Object(all)))
 }
 
-/// What is wrong with a top-level key, if no version takes it.
+/// The issues of a top-level key, if no version accepts it.
 pub fn issues(key: &str, value: &Value) -> Vec<Issue> {
     let path = [key.to_owned()];
     let mut first = None;
@@ -92,7 +94,7 @@ pub fn issues(key: &str, value: &Value) -> Vec<Issue> {
     first.unwrap_or_else(|| {
         vec![Issue::at(
             &path,
-            format!("OpenCode knows no key {:?}", key.chars().take(80).collect::<String>()),
+            format!("OpenCode does not support the key {:?}", key.chars().take(80).collect::<String>()),
         )]
     })
 }
@@ -124,14 +126,14 @@ impl SchemaCheck<'_> {
             if !is_a(kind, value) {
                 return found.push(Issue::at(
                     path,
-                    format!("{} is wanted, not {}", with_article(kind), kind_of(value)),
+                    format!("expected {}, found {}", with_article(kind), kind_of(value)),
                 ));
             }
         }
         if let Some(allowed) = words(schema) {
             if !allowed.contains(&value) {
                 let list = allowed.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-                return found.push(Issue::at(path, format!("{list} is wanted")));
+                return found.push(Issue::at(path, format!("expected one of {list}")));
             }
         }
         match value {
@@ -141,7 +143,7 @@ impl SchemaCheck<'_> {
                 }
             }
             Value::String(text) if schema.get("pattern").is_some() && !is_color(text) => {
-                found.push(Issue::at(path, "a colour like #a0b1c2 is wanted"));
+                found.push(Issue::at(path, "expected a color like #a0b1c2"));
             }
             Value::Array(list) => self.list(schema, list, path, found),
             Value::Object(fields) => self.object(schema, fields, path, found),
@@ -154,7 +156,7 @@ impl SchemaCheck<'_> {
         let least = schema["minItems"].as_u64().unwrap_or(0);
         let most = schema["maxItems"].as_u64().unwrap_or(u64::MAX);
         if count < least || count > most {
-            found.push(Issue::at(path, format!("a list of {least} is wanted")));
+            found.push(Issue::at(path, format!("expected a list of {least}")));
         }
         for (at, item) in list.iter().enumerate() {
             let schema = schema["prefixItems"].get(at).or_else(|| schema.get("items"));
@@ -183,7 +185,7 @@ impl SchemaCheck<'_> {
         for (name, value) in fields {
             path.push(name.clone());
             match schema["properties"].get(name).or_else(|| schema.get("additionalProperties")) {
-                Some(Value::Bool(false)) => found.push(Issue::at(path, "OpenCode knows no such key")),
+                Some(Value::Bool(false)) => found.push(Issue::at(path, "OpenCode does not support this key")),
                 Some(schema) => self.value(schema, value, path, found),
                 None => {}
             }
@@ -191,7 +193,7 @@ impl SchemaCheck<'_> {
         }
     }
 
-    /// What fits best is what the person meant: it goes wrong last.
+    /// Reports the issues of the best matching choice, which fails at the deepest path.
     fn any_of(&self, choices: &[Value], value: &Value, path: &mut Vec<String>, found: &mut Vec<Issue>) {
         let mut best: Option<(usize, usize, Vec<Issue>)> = None;
         for choice in choices {
@@ -200,7 +202,7 @@ impl SchemaCheck<'_> {
             if here.is_empty() {
                 return;
             }
-            // `type` decides between the choices: one that is of another type was not meant.
+            // `type` selects the choice: a choice with another type was not intended.
             let other = here.iter().any(|issue| issue.path.last().is_some_and(|key| key == "type"));
             let deep = here.iter().map(|issue| issue.path.len()).max().unwrap_or(0);
             let rank = (if other { 0 } else { deep }, usize::MAX - here.len());
@@ -211,7 +213,7 @@ impl SchemaCheck<'_> {
         let Some((_, _, issues)) = best else { return };
         if issues.iter().all(|issue| issue.path.len() == path.len()) {
             let wanted = choices.iter().map(|choice| self.name(choice)).collect::<Vec<_>>().join(" or ");
-            return found.push(Issue::at(path, format!("{wanted} is wanted, not {}", kind_of(value))));
+            return found.push(Issue::at(path, format!("expected {wanted}, found {}", kind_of(value))));
         }
         found.extend(issues);
     }
@@ -234,12 +236,13 @@ impl SchemaCheck<'_> {
     }
 }
 
-/// OpenCode puts a variable or a file in its place before it reads the whole; what that will be is its own to see.
+/// OpenCode replaces references by variables or files before it parses the configuration, so their values cannot be
+/// checked.
 fn is_reference(value: &Value) -> bool {
     value.as_str().is_some_and(|text| text.contains("{env:") || text.contains("{file:"))
 }
 
-/// A reference stands in quotes, so it never becomes a number.
+/// A reference is inside quotes, so it never becomes a number.
 fn takes_text(schema: &Value) -> bool {
     schema["type"] == "string" || words(schema).is_some_and(|words| words.iter().any(|word| word.is_string()))
 }
@@ -256,7 +259,7 @@ fn is_a(kind: &str, value: &Value) -> bool {
         "object" => value.is_object(),
         "array" => value.is_array(),
         "number" => value.is_number(),
-        // JavaScript has one kind of number: 5.0 is an integer.
+        // JavaScript has a single number type: 5.0 is an integer.
         "integer" => value.as_f64().is_some_and(|number| number.fract() == 0.0),
         "null" => value.is_null(),
         _ => true,
@@ -289,17 +292,17 @@ fn kind_of(value: &Value) -> &'static str {
 fn bounds(schema: &Value, number: f64) -> Option<String> {
     let bound = |name: &str| schema[name].as_f64();
     if let Some(least) = bound("minimum").filter(|least| number < *least) {
-        return Some(format!("at least {least} is wanted"));
+        return Some(format!("must be at least {least}"));
     }
     if let Some(most) = bound("maximum").filter(|most| number > *most) {
-        return Some(format!("at most {most} is wanted"));
+        return Some(format!("must be at most {most}"));
     }
     bound("exclusiveMinimum")
         .filter(|least| number <= *least)
-        .map(|least| format!("more than {least} is wanted"))
+        .map(|least| format!("must be more than {least}"))
 }
 
-/// The only pattern that the schemas have.
+/// The only pattern in the schemas.
 fn is_color(text: &str) -> bool {
     text.strip_prefix('#')
         .is_some_and(|hex| hex.len() == 6 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()))
@@ -314,8 +317,8 @@ mod tests {
     }
 
     #[test]
-    fn what_both_versions_refuse_is_refused_with_its_place() {
-        // Each was tried with both: `GET /config` fails.
+    fn values_that_both_versions_refuse_are_refused_with_their_path() {
+        // Tested with both versions: `GET /config` fails.
         for (key, value, at) in [
             ("model", json!(null), "model"),
             ("plugin", json!("a"), "plugin"),
@@ -349,14 +352,14 @@ mod tests {
     }
 
     #[test]
-    fn what_a_version_takes_is_taken() {
+    fn values_that_one_version_accepts_are_accepted() {
         for (key, value) in [
             ("$schema", json!("https://opencode.ai/config.json")),
             ("model", json!("a/b")),
             ("theme", json!("x")),
             ("keybinds", json!({"leader": "x"})),
             ("shell", json!("bash")),
-            // Tried with both: the variable's value is what is checked there.
+            // Tested with both versions: they check the variable's value.
             ("share", json!("{env:SHARE}")),
             ("provider", json!({"a": {"options": {"apiKey": "{file:~/key}"}}})),
             ("plugin", json!(["a", ["b", {}]])),
@@ -375,18 +378,18 @@ mod tests {
     }
 
     #[test]
-    fn messages_say_what_is_wanted() {
+    fn messages_name_the_expected_value() {
         let said = |key: &str, value: Value| issues(key, &value)[0].message.clone();
-        assert_eq!(said("model", json!(null)), "a string is wanted, not null");
-        assert_eq!(said("autoupdate", json!(1)), "true or false or \"notify\" is wanted, not a number");
-        assert!(said("foo", json!(1)).contains("knows no key \"foo\""));
+        assert_eq!(said("model", json!(null)), "expected a string, found null");
+        assert_eq!(said("autoupdate", json!(1)), "expected true or false or \"notify\", found a number");
+        assert!(said("foo", json!(1)).contains("does not support the key \"foo\""));
         let error = check_mcp("a", &json!({"type": "local", "command": "x"})).unwrap_err();
         assert_eq!(error.body()["details"]["path"], "mcp.a.command");
         assert_eq!(error.body()["details"]["issues"][0]["path"], json!(["mcp", "a", "command"]));
     }
 
     #[test]
-    fn front_matter_has_the_rules_of_its_file() {
+    fn front_matter_is_checked_by_the_rules_of_its_file() {
         let matter = |value: Value| value.as_object().unwrap().clone();
         assert!(check_front_matter("command", "x", &matter(json!({"name": "x", "agent": "a"}))).is_ok());
         assert!(check_front_matter("command", "x", &matter(json!({"model": null}))).is_err());
@@ -394,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn the_schemas_say_nothing_that_is_not_understood() {
+    fn the_schemas_use_only_supported_keywords() {
         const KNOWN: [&str; 16] = [
             "$ref",
             "additionalProperties",
@@ -417,7 +420,7 @@ mod tests {
             let Some(fields) = schema.as_object() else { return };
             for (word, value) in fields {
                 match word.as_str() {
-                    // Always a string here, as every key of an object is.
+                    // Always a string here, as all keys of objects are.
                     "propertyNames" => assert_eq!(value, &json!({"type": "string"})),
                     "pattern" => assert_eq!(value, "^#[0-9a-fA-F]{6}$"),
                     "$ref" => assert!(schemas.contains_key(value.as_str().unwrap()), "{value}"),

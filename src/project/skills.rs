@@ -1,5 +1,5 @@
-//! Skills: a folder each with a `SKILL.md`, in the workspace, in the folders above it, and the user's own. The list has
-//! what OpenCode loads, and beside it, with the reason, what it passes over.
+//! Skills: one folder each with a `SKILL.md`, in the workspace, in its parent folders, and the user's own. The list
+//! contains the skills that OpenCode loads, and those that it skips, with the reason.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -14,45 +14,44 @@ use crate::store::beneath::Root;
 use crate::store::finder::{FoundFile, SearchBudget, SearchResult, json_length};
 use crate::store::front_matter::{self, ParsedMatter};
 
-/// A row of the list.
+/// A list entry for a skill.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SkillEntry {
-    /// The name in its front matter; of one that OpenCode passes over, its folder's.
+    /// The name in its front matter, or the name of its folder if OpenCode skips it.
     pub name: String,
-    /// What it is for.
     pub description: String,
-    /// Its `SKILL.md`, absolute.
+    /// The absolute path of its `SKILL.md`.
     pub path: String,
-    /// Whose it is.
+    /// The owner.
     pub scope: ItemScope,
-    /// When it is to be used.
+    /// When to use it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trigger: Option<String>,
-    /// Why OpenCode passes over it.
+    /// Why OpenCode skips it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// What older versions of OpenCode make of it.
+    /// How older versions of OpenCode treat it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
-    /// Its description does not fit into this list.
+    /// The description was shortened because the list is full.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
-    /// Its `SKILL.md` in the workspace; `None` for one elsewhere.
+    /// Its `SKILL.md` in the workspace; `None` for a skill elsewhere.
     #[serde(skip)]
     pub(super) file: Option<String>,
 }
 
-/// A skill that was checked and can be written.
+/// A validated skill.
 #[derive(Clone, Debug)]
 pub struct NewSkill {
     name: String,
     text: String,
 }
 
-/// Where skills are written.
+/// The folder in which skills are written.
 pub const FOLDER: &str = ".opencode/skills";
-/// Where they are looked for in a workspace and the folders above it, in this order: of two with one name the first is
-/// listed. (OpenCode 1.18.34 reads all at once, and the last to be read wins.)
+/// The folders in which skills are looked up, in a workspace and its parent folders, in this order. The first skill
+/// of a name wins. (OpenCode 1.18.34 reads all concurrently, and the last one read wins.)
 pub const FOLDERS: [&str; 4] = [FOLDER, ".opencode/skill", ".claude/skills", ".agents/skills"];
 const GLOBAL: [&str; 6] = [
     ".config/opencode/skills",
@@ -64,11 +63,11 @@ const GLOBAL: [&str; 6] = [
 ];
 /// The file that makes a folder a skill.
 pub const MAIN: &str = "SKILL.md";
-/// The front matter and the first part of the text: what is read of a file for the list.
+/// The bytes of a file that are read for the list: the front matter and the first part of the text.
 const HEAD_BYTES: u64 = 768 << 10;
-/// Rows of the list.
+/// The most rows of a list.
 const ROWS: usize = limits::PROJECT_ENTRIES;
-/// What is left of a description that does not fit.
+/// The length of a shortened description.
 const SHORT_CHARS: usize = 200;
 
 /// Checks a skill's name.
@@ -79,7 +78,7 @@ pub fn check_name(name: &str) -> Result<()> {
     if is_name(name) {
         return Ok(());
     }
-    let message = "A skill's name is in kebab-case: small letters and digits in words joined by '-', at most 64 characters";
+    let message = "A skill's name is in kebab-case: lowercase letters and digits in words joined by '-', at most 64 characters";
     Err(Error::new(Code::InvalidSkillName, message))
 }
 
@@ -90,13 +89,13 @@ fn is_name(name: &str) -> bool {
     name.len() <= 64 && name.split('-').all(word)
 }
 
-/// As JavaScript counts.
+/// Counted in UTF-16 code units, as JavaScript does.
 fn is_description(text: &str) -> bool {
     (1..=1024).contains(&text.encode_utf16().count())
 }
 
 impl NewSkill {
-    /// Checks a skill as a client sends it: the front matter of its text wins over `description`.
+    /// Validates a skill from a request. The front matter of its text takes precedence over `description`.
     ///
     /// # Errors
     /// `InvalidSkillName`, `InvalidSkillContent`, `InvalidDescription`.
@@ -119,7 +118,7 @@ impl NewSkill {
         let (mut fields, rest) = front_matter::parts(content).map_err(unreadable)?;
         let written = fields.get("name").and_then(Value::as_str).filter(|name| !name.is_empty());
         if written.is_some_and(|written| written != name) {
-            let message = "The name in the content's front matter is not the skill's";
+            let message = "The name in the content's front matter differs from the skill's name";
             return Err(Error::new(Code::InvalidSkillName, message));
         }
         let own = fields.get("description").and_then(Value::as_str).filter(|text| !text.is_empty());
@@ -130,7 +129,7 @@ impl NewSkill {
             return Err(Error::new(Code::InvalidDescription, message));
         }
         let text = if written.is_some() && own.is_some() {
-            // Nothing is missing, so comments and layout stay.
+            // Both fields exist, so comments and layout are kept.
             content.to_owned()
         } else {
             let mut all =
@@ -144,7 +143,6 @@ impl NewSkill {
         Ok(NewSkill { name: name.to_owned(), text })
     }
 
-    /// Its name.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -154,22 +152,21 @@ impl NewSkill {
         main_path(FOLDER, &self.name)
     }
 
-    /// The file's text.
     pub fn text(&self) -> &str {
         &self.text
     }
 }
 
-/// One of the folders in which skills are looked for.
+/// A folder in which skills are looked up.
 struct SkillRoot<'a> {
     root: SkillRootFiles<'a>,
     folder: &'static str,
-    /// What stands before `folder` in a path.
+    /// The prefix of `folder` in displayed paths.
     shown: String,
     scope: ItemScope,
-    /// Folders whose names begin with a dot are read too (the globs of OpenCode's `skill.ts`).
+    /// Folders whose names begin with a dot are searched too (the globs of OpenCode's `skill.ts`).
     dots: bool,
-    /// Its links can lead to other files of the host.
+    /// Its symbolic links can lead to other files of the host.
     follows: bool,
 }
 
@@ -190,8 +187,8 @@ impl SkillRoot<'_> {
         matches!(self.root, SkillRootFiles::Ours(_))
     }
 
-    /// Links to skills that OpenCode would follow out of the workspace: none in a container, whose root is its own. One
-    /// beside a `SKILL.md` leads to data of that skill.
+    /// Links to skills that OpenCode would follow out of the workspace. There are none in a container, which has its
+    /// own root. A link beside a `SKILL.md` is data of that skill.
     fn leading_out(&self, found: &SearchResult) -> Vec<String> {
         fn above(path: &str) -> &str {
             path.rsplit_once('/').map_or("", |(folder, _)| folder)
@@ -206,11 +203,11 @@ impl SkillRoot<'_> {
 }
 
 impl Project {
-    /// The skills: the workspace's, those of the folders above it up to the one with `.git`, with `global` the user's.
-    /// The first of a name wins; one that OpenCode passes over has its reason.
+    /// The skills of the workspace, of its parent folders up to the one with `.git`, and with `global` the user's.
+    /// The first of a name wins. Skipped skills have the reason.
     ///
     /// # Errors
-    /// When a folder of skills cannot be read.
+    /// If a folder of skills cannot be read.
     pub fn skills(&self, site: &ProjectSite, global: bool) -> Result<BoundedList<SkillEntry>> {
         let mut budget = SearchBudget::new(LIST_BYTES);
         let items = self.all_skills(site, global, &mut budget)?;
@@ -270,7 +267,7 @@ impl Project {
         Ok(skills)
     }
 
-    /// One of them, with its text.
+    /// A skill with its text.
     ///
     /// # Errors
     /// `SkillNotFound`; those of `store::beneath`.
@@ -290,7 +287,7 @@ impl Project {
         Err(missing())
     }
 
-    /// Writes a skill; says whether it is new.
+    /// Writes a skill. Returns whether it is new.
     ///
     /// # Errors
     /// Those of `store::beneath`.
@@ -305,8 +302,8 @@ impl Project {
         Ok(is_new)
     }
 
-    /// The folder of the workspace's skill with this name, as the list has it; or its `SKILL.md`, where the folder
-    /// holds other skills or is not the skill's own.
+    /// The folder of the workspace's skill with this name, or its `SKILL.md` if the folder contains other skills or
+    /// is not the skill's own.
     ///
     /// # Errors
     /// `InvalidSkillName`, `SkillNotFound`.
@@ -325,14 +322,14 @@ impl Project {
         Ok(if alone { folder } else { file }.to_owned())
     }
 
-    /// Removes a skill of the workspace with all its files; the path of what was removed.
+    /// Removes a skill of the workspace with all of its files. Returns the removed path.
     ///
     /// # Errors
     /// `InvalidSkillName`, `SkillNotFound`; those of `store::exchange`.
     pub fn delete_skill(&self, site: &ProjectSite, name: &str) -> Result<String> {
         let path = self.with_write_turn(site, || {
             let path = self.find_skill(site, name)?;
-            // Of a link to a folder only the link is removed.
+            // A link to a folder is removed itself.
             let whole = site.root.is_dir(&path)? && !site.root.is_link(&path)?;
             if !if whole { site.may_remove_folder(&path)? } else { site.may_remove(&path)? } {
                 return Ok(path);
@@ -353,14 +350,14 @@ impl Project {
             let (shown, follows) = (site.path(""), site.host_folder.is_some());
             places.push(SkillRoot { root, folder, shown, scope: ItemScope::Project, dots, follows });
         }
-        // In a container nothing is above.
+        // A container has no parent folders.
         let mut ends = site.host_folder.is_none() || site.root.exists(".git")?;
         let above = site.host_folder.iter().flat_map(|folder| folder.ancestors().skip(1));
         for above in above.take(limits::FOLDERS_ABOVE) {
             if ends {
                 break;
             }
-            // One that we may not enter has no skills for us.
+            // A folder without access has no skills for this server.
             let Ok(root) = Root::open(above).map(Arc::new) else { continue };
             ends |= root.exists(".git").unwrap_or(true);
             for folder in FOLDERS {
@@ -403,22 +400,22 @@ fn main_path(folder: &str, name: &str) -> String {
 }
 
 fn passed_over(why: String) -> String {
-    format!("OpenCode passes over it: {why}")
+    format!("OpenCode skips it: {why}")
 }
 
-/// How a UTF-16 text with dashes at its beginning reads when it is taken for UTF-8.
+/// A UTF-16 text that begins with dashes, as it appears when decoded as UTF-8.
 const WIDE: &str = "\u{fffd}\u{fffd}-\0-\0-\0";
 
 /// A `SKILL.md` as OpenCode reads it.
 #[derive(Clone, Debug)]
 pub(super) struct ParsedSkill {
-    /// `None` when OpenCode passes over it.
+    /// `None` if OpenCode skips it.
     name: Option<String>,
     description: String,
     trigger: Option<String>,
     error: Option<String>,
     warning: Option<String>,
-    /// JSON text that all of it takes.
+    /// The length of all texts as JSON.
     length: usize,
 }
 
@@ -446,7 +443,7 @@ impl ParsedSkill {
         let fault = fault.map(|why| if marked { why + &loads } else { why });
         let wide = text.starts_with(WIDE).then(|| {
             format!(
-                "it is UTF-16; OpenCode {} reads that, and loads it if the rest is right",
+                "it is UTF-16; OpenCode {} reads that, and loads it if the rest is valid",
                 rules::VERSIONS[1]
             )
         });
@@ -459,7 +456,7 @@ impl ParsedSkill {
         };
         let warning = older
             .filter(|_| error.is_none())
-            .map(|why| format!("OpenCode {} passes over it: {why}", rules::VERSIONS[1]));
+            .map(|why| format!("OpenCode {} skips it: {why}", rules::VERSIONS[1]));
         let error = error.map(passed_over);
         ParsedSkill { name, description, trigger, error, warning, length: 0 }.measured()
     }
@@ -468,8 +465,8 @@ impl ParsedSkill {
         ParsedSkill::unread(passed_over(why.to_owned()))
     }
 
-    /// Behind a link that leads out of the workspace. What may be there is not the workspace's, so its limited tokens
-    /// must not see it.
+    /// The file is behind a symbolic link that leads out of the workspace. It is not read, because tokens limited to
+    /// the workspace must not see it.
     fn elsewhere() -> ParsedSkill {
         ParsedSkill::unread(LINK_LEADS_OUT.to_owned())
     }
@@ -486,8 +483,8 @@ impl ParsedSkill {
         self
     }
 
-    /// The row, shortened at once where the budget has no room for it: one file with many names could be held in memory
-    /// as many times. `None` when nothing more fits.
+    /// The list entry, shortened at once if it exceeds the budget: a file with many names would otherwise be in
+    /// memory many times. Returns `None` if the list is full.
     fn row(&self, place: &SkillRoot<'_>, path: &str, budget: &mut SearchBudget) -> Option<SkillEntry> {
         let rest = json_length(path) + place.shown.len() + 200;
         let whole = budget.take_text(self.length + rest);
@@ -496,7 +493,7 @@ impl ParsedSkill {
         }
         let text = |text: &str| if whole { text.to_owned() } else { shorten(text) };
         let folder = path.strip_suffix(MAIN).unwrap_or(path).trim_end_matches('/');
-        // A folder of skills that is behind a link itself has a name that no skill has.
+        // A skills folder that is itself a link is listed under its path, which is not a valid skill name.
         let all = path == place.folder && !path.is_empty();
         let folder = if all { path } else { folder.rsplit('/').next().unwrap_or_default() };
         Some(SkillEntry {
@@ -513,7 +510,7 @@ impl ParsedSkill {
     }
 }
 
-/// The first line under a heading "When to use".
+/// The first line below a heading "When to use".
 fn when_to_use(text: &str) -> Option<String> {
     let mut under = false;
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
@@ -536,7 +533,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names() {
+    fn names_are_in_kebab_case() {
         for good in ["a", "a-b", "a1-2b", &"a".repeat(64)] {
             assert!(check_name(good).is_ok(), "{good}");
         }
@@ -546,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn triggers() {
+    fn triggers_are_read_from_the_text() {
         let text = "# X\nwords\n## When to Use\n\n- 2 be used\n- not this\n## Else\n";
         assert_eq!(when_to_use(text).as_deref(), Some("2 be used"));
         assert_eq!(when_to_use("# when to use\n1. first\n").as_deref(), Some("first"));
@@ -556,7 +553,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_skill_has_name_and_description() {
+    fn new_skills_get_a_name_and_description() {
         let made = |content: &str, description: Option<&str>| NewSkill::new(" x ", content, description);
         assert_eq!(made("do it", Some("d")).unwrap().text(), "---\nname: x\ndescription: d\n---\ndo it\n");
         assert_eq!(

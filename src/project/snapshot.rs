@@ -1,5 +1,5 @@
-//! What an agent reads in a workspace, as a list of files and what tells one content of a file from another: two such
-//! lists say what has changed. Pure but for looking.
+//! Snapshots of a workspace's agent files: their paths and stamps. Two snapshots are compared to find changes. Pure,
+//! except for reading the file system.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +11,13 @@ use crate::store::beneath::Root;
 use crate::store::file_cache::FileStat;
 use crate::store::finder::SearchBudget;
 
-/// Another one after every write that anybody does.
+/// A stamp that changes with every write.
 pub type SnapshotStamp = (u64, u64, u64, i64, i64);
 
-/// The files by path.
+/// The stamps by path.
 pub type ProjectSnapshot = BTreeMap<String, SnapshotStamp>;
 
-/// A place whose files an agent reads.
+/// A location of agent files.
 struct WatchedPlace {
     folder: &'static str,
     reason: ReloadReason,
@@ -25,11 +25,11 @@ struct WatchedPlace {
 }
 
 enum WatchedFiles {
-    /// These files.
+    /// Files with these names.
     Files(&'static [&'static str]),
-    /// All with these endings.
+    /// All files with these extensions.
     Endings(&'static [&'static str]),
-    /// All below it with this ending.
+    /// All files in the tree with this ending.
     Tree(&'static str),
 }
 
@@ -42,7 +42,7 @@ const fn place(folder: &'static str, reason: ReloadReason, kind: WatchedFiles) -
     WatchedPlace { folder, reason, kind }
 }
 
-/// Both of OpenCode's spellings of a folder are read (tried with 1.1.53 and 1.18.34).
+/// Both of OpenCode's spellings of a folder are watched (tested with 1.1.53 and 1.18.34).
 const PLACES: [WatchedPlace; 15] = [
     place("", ReloadReason::Config, CONFIG),
     place(".opencode", ReloadReason::Config, CONFIG),
@@ -61,12 +61,12 @@ const PLACES: [WatchedPlace; 15] = [
     place(".agents", ReloadReason::Skills, WatchedFiles::Files(&[])),
 ];
 
-/// Names in the workspace's own folder that matter; in a busy one all others are passed over.
+/// Whether a name in the workspace's top folder is relevant. Other changes in a busy folder are ignored.
 pub fn is_relevant_at_top(name: &str) -> bool {
     [".opencode", ".claude", ".agents", "AGENTS.md", "opencode.json", "opencode.jsonc"].contains(&name)
 }
 
-/// Looks at all of it: the files, and the folders in which one could appear. What cannot be looked at is not there.
+/// Takes a snapshot. Also returns the folders in which an agent file could appear. Unreadable entries are skipped.
 pub fn take(root: &Root) -> (ProjectSnapshot, Vec<String>) {
     let (mut files, mut folders) = (ProjectSnapshot::new(), Vec::new());
     let mut budget = SearchBudget::new(0);
@@ -108,12 +108,12 @@ pub fn take(root: &Root) -> (ProjectSnapshot, Vec<String>) {
             }
         }
     }
-    // Watches are bounded: these come last.
+    // The number of watches is limited, so nested folders come last.
     folders.append(&mut nested);
     (files, folders)
 }
 
-/// One file's, for whoever has just written it.
+/// The stamp of one file, after a write by berth.
 pub fn stamp(root: &Root, path: &str) -> Option<SnapshotStamp> {
     root.stat(path).ok().flatten().filter(FileStat::is_file).map(|stat| stamp_of(&stat))
 }
@@ -123,7 +123,7 @@ fn stamp_of(stat: &FileStat) -> SnapshotStamp {
     (device, inode, stat.size(), modified, changed)
 }
 
-/// What has changed, one for each reason: exactly, where it is one thing.
+/// The changes, one per reason. Exact if a single file changed.
 pub fn changes(site: &ProjectSite, before: &ProjectSnapshot, after: &ProjectSnapshot) -> Vec<ReloadTrigger> {
     let mut all: BTreeMap<ReloadReason, Vec<ReloadTrigger>> = BTreeMap::new();
     let gone =
@@ -146,7 +146,7 @@ pub fn changes(site: &ProjectSite, before: &ProjectSnapshot, after: &ProjectSnap
         .collect()
 }
 
-/// What a file is part of, and how that is called.
+/// The reason and name for a file.
 fn named(path: &str) -> (ReloadReason, Option<String>) {
     let (folder, file) = path.rsplit_once('/').unwrap_or(("", path));
     for place in &PLACES {

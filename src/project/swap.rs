@@ -1,8 +1,8 @@
-//! Several files and folders of a workspace put in place together. What is new is made ready beside them; then a list of
-//! what changes places with what is written outside of the workspace: from that moment on the new ones count. A failure
-//! takes back what was done; after a crash the list is followed to its end.
+//! Replaces several files of a workspace together. New files are staged first, then a journal of the exchanges is
+//! written outside the workspace. From that moment the import counts: a failure rolls it back, and after a crash the
+//! journal is replayed.
 //!
-//! Any thread, under the site's turn. Every step is an exchange of names, so that no moment has neither.
+//! Threads: any, with the site's turn. Each step exchanges two names, so that at no moment a file is missing.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
@@ -27,17 +27,17 @@ struct ImportJournal {
 struct ImportStep {
     staged: String,
     target: String,
-    /// Which file the new one is, or the one to be removed: it tells whether the step was done.
+    /// The identity of the new file, or of the file to be removed. It shows whether the step was done.
     new: FileIdentity,
-    /// The file at `target` is moved to `staged`; nothing takes its place.
+    /// The file at `target` is moved to `staged`, without a replacement.
     #[serde(default)]
     removes: bool,
-    /// What the old one must be, where it was read before.
+    /// The expected old content, if it was read before.
     #[serde(skip)]
     expected: Option<Option<String>>,
 }
 
-/// New files on their way.
+/// An import in progress.
 pub(super) struct StagedImport<'a> {
     site: &'a ProjectSite,
     stage: String,
@@ -52,20 +52,20 @@ impl<'a> StagedImport<'a> {
         Ok(StagedImport { site, stage, steps: Vec::new(), done: false })
     }
 
-    /// A file whose content is to be as it was read when the new one takes its place.
+    /// Stages a file that replaces `old`, which must be unchanged.
     pub(super) fn file(&mut self, target: &str, text: &str, old: Option<&str>) -> Result<()> {
         let staged = self.next();
         self.site.root.write_new(&staged, text.as_bytes(), 0o644)?;
         self.step(staged, target, Some(old.map(str::to_owned)))
     }
 
-    /// A file with exactly these bytes; no change where it is there already.
+    /// Stages a file with these bytes, unless it already exists like this.
     pub(super) fn put(&mut self, target: &str, bytes: &[u8], mode: u32) -> Result<()> {
         let root = &self.site.root;
         if root.identity(target)?.is_some() {
             self.check_file(target)?;
             let same_mode = root.metadata(target)?.is_some_and(|found| found.mode() & 0o777 == mode);
-            // A larger one is another one.
+            // A larger file differs.
             let same =
                 same_mode && root.read(target, bytes.len() as u64).ok().flatten().as_deref() == Some(bytes);
             if same {
@@ -78,7 +78,7 @@ impl<'a> StagedImport<'a> {
         self.step(staged, target, None)
     }
 
-    /// Takes a file away.
+    /// Removes a file.
     pub(super) fn remove(&mut self, target: &str) -> Result<()> {
         self.check_file(target)?;
         let staged = self.next();
@@ -87,7 +87,7 @@ impl<'a> StagedImport<'a> {
         Ok(())
     }
 
-    /// What is no file cannot be in a document, and is not replaced by one.
+    /// Refuses entries that are not regular files: a document cannot contain them.
     fn check_file(&self, target: &str) -> Result<()> {
         let root = &self.site.root;
         let is_file = !root.is_link(target)? && root.metadata(target)?.is_some_and(|found| found.is_file());
@@ -110,7 +110,7 @@ impl<'a> StagedImport<'a> {
         Ok(())
     }
 
-    /// Puts everything in place.
+    /// Applies all steps.
     pub(super) fn finish(mut self) -> Result<()> {
         let journal = ImportJournal { stage: self.stage.clone(), steps: self.steps.clone() };
         let bytes =
@@ -154,7 +154,7 @@ impl Drop for StagedImport<'_> {
     }
 }
 
-/// The old one where it was, or nothing there again.
+/// Restores the old file, or removes the new one.
 fn undo_step(site: &ProjectSite, step: &ImportStep) {
     let undone = match site.root.identity(&step.staged) {
         Ok(Some(_)) if step.removes => site.root.move_to_free_name(&step.staged, &step.target).map(drop),
@@ -163,7 +163,7 @@ fn undo_step(site: &ProjectSite, step: &ImportStep) {
         _ => site.root.move_to_free_name(&step.target, &step.staged).map(drop),
     };
     if let Err(error) = undone {
-        log::error!("{}: an import could not be taken back: {error}", site.id);
+        log::error!("{}: an import could not be rolled back: {error}", site.id);
     }
 }
 
@@ -180,14 +180,14 @@ fn forget(site: &ProjectSite) -> Result<()> {
 
 fn changed_during_import(target: &str) -> Error {
     let message =
-        format!("{target} was changed by somebody else at the same moment; nothing was imported, try again");
+        format!("{target} was changed by another process at the same time; nothing was imported, try again");
     Error::new(Code::Conflict, message).detail("path", target)
 }
 
-/// Follows the list that a crash has left, if there is one, to its end.
+/// Replays the journal of an interrupted import, if there is one.
 ///
 /// # Errors
-/// When the list or the workspace cannot be read.
+/// If the journal or the workspace cannot be read.
 pub(super) fn recover_import(site: &ProjectSite) -> Result<()> {
     let Some(bytes) = file::read_optional(&path(site), limits::STATE_FILE_BYTES)? else { return Ok(()) };
     if let Ok(journal) = serde_json::from_slice::<ImportJournal>(&bytes) {

@@ -1,5 +1,6 @@
-//! The two folders of a workspace through which people and agents hand each other files: what was uploaded lies in the
-//! inbox, what is to be fetched in the outbox. Any thread; no locks: a file appears whole or not at all.
+//! The inbox and outbox of a workspace, through which users and agents exchange files: uploads are stored in the
+//! inbox, downloads are taken from the outbox. Threads: any. No locks. **Invariant:** a file appears complete or not
+//! at all.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -15,17 +16,17 @@ use crate::store::beneath::Root;
 use crate::store::file::is_temp_name;
 use crate::store::tray::{self, Tray, TrayListing, TrayWriter};
 
-/// Which of them.
+/// One of the two folders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TrayKind {
-    /// From people to agents.
+    /// From users to agents.
     Inbox,
-    /// From agents to people.
+    /// From agents to users.
     Outbox,
 }
 
 impl TrayKind {
-    /// Where it lies in the workspace.
+    /// Its path in the workspace.
     pub fn folder(self) -> &'static str {
         match self {
             TrayKind::Inbox => ".opencode/openwork/inbox",
@@ -47,18 +48,18 @@ impl TrayKind {
         }
     }
 
-    /// What lies in it.
+    /// Lists its files.
     ///
     /// # Errors
-    /// `InvalidPath` when it is a link.
+    /// `InvalidPath` if the folder is a symbolic link.
     pub fn list(self, root: &Root) -> Result<TrayListing> {
         root.tray(self.folder())?.map_or_else(|| Ok(TrayListing::default()), |tray| tray.list())
     }
 
-    /// A file of it, and its path there. A link, a device, a pipe is none.
+    /// Opens a regular file by its id. Also returns its path.
     ///
     /// # Errors
-    /// `InvalidInboxItem`, `InvalidArtifact` for what is no id; `InboxItemNotFound`, `ArtifactNotFound`.
+    /// `InvalidInboxItem`, `InvalidArtifact` for an invalid id; `InboxItemNotFound`, `ArtifactNotFound`.
     pub fn open(self, root: &Root, id: &str) -> Result<(File, TrayPath)> {
         let bytes =
             BASE64_URL_SAFE_NO_PAD.decode(id.trim().trim_end_matches('=')).map_err(|_| self.bad_id())?;
@@ -70,22 +71,22 @@ impl TrayKind {
     }
 }
 
-/// The id of a file in either folder: its path, which need not be UTF-8.
+/// The id of a file in either folder: its encoded path, which may not be UTF-8.
 pub fn id_of(path: &[u8]) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(path)
 }
 
-/// The path of a file below an inbox or an outbox: relative, without detours.
+/// The relative path of a file below an inbox or outbox, without `.` and `..`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrayPath {
     text: String,
-    /// The same, unless it is not UTF-8.
+    /// The same path, if it is not UTF-8 exactly.
     bytes: Vec<u8>,
 }
 
 impl TrayPath {
-    /// Reads what a client says, as the OpenWork server does: white space around it and slashes before it do not count, a
-    /// backslash is a slash.
+    /// Parses a client's path, as the OpenWork server does: surrounding white space and leading slashes are ignored,
+    /// and a backslash is a slash.
     ///
     /// # Errors
     /// `InvalidPath`.
@@ -100,13 +101,13 @@ impl TrayPath {
             return refuse("may not contain '.' or '..' as a part");
         }
         if slashes.contains(|c: char| c.is_control() || c == char::REPLACEMENT_CHARACTER) {
-            return refuse("has characters that no file name should have; give another one with ?path=");
+            return refuse("contains control or invalid characters; set another path with ?path=");
         }
         if slashes.ends_with('/') {
             return refuse("ends with a slash: it names a folder");
         }
         if parts.iter().any(|part| is_temp_name(part)) {
-            return refuse("has a part that is reserved for files on their way");
+            return refuse("contains a name that is reserved for incomplete uploads");
         }
         if parts.iter().any(|part| part.len() > NAME_BYTES) || parts.len() > limits::TRAY_DEPTH {
             return refuse("is too long: a name has at most 255 bytes, a path at most 32 parts");
@@ -115,19 +116,18 @@ impl TrayPath {
         Ok(TrayPath { bytes: text.clone().into_bytes(), text })
     }
 
-    /// A path that is taken as it is: agents may name their files as they like.
+    /// A path used without normalisation, because agents may choose any file names.
     fn exact(bytes: Vec<u8>) -> Option<TrayPath> {
         let mut parts = bytes.split(|byte| *byte == b'/');
         let fits = parts.all(|part| !matches!(part, b"" | b"." | b"..") && !part.contains(&0));
         fits.then(|| TrayPath { text: String::from_utf8_lossy(&bytes).into_owned(), bytes })
     }
 
-    /// The path as text.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// Its last part.
+    /// Its last component.
     pub fn name(&self) -> &str {
         self.text.rsplit('/').next().unwrap_or_default()
     }
@@ -136,21 +136,21 @@ impl TrayPath {
 /// The longest file name of Linux file systems.
 const NAME_BYTES: usize = 255;
 
-/// Removes what uploads to a workspace have left that a killed server was taking. One that another server takes stays.
+/// Removes incomplete uploads of a killed server. Those of a running server are kept.
 pub fn sweep(root: &Root) {
-    // A folder that is not there, or a link, has no uploads.
+    // A folder that does not exist or is a link has no uploads.
     if let Ok(Some(tray)) = root.tray(TrayKind::Inbox.folder()) {
         tray.sweep();
     }
 }
 
-/// An inbox that takes a file.
+/// An open inbox.
 pub struct Inbox {
     tray: Tray,
     max_bytes: u64,
 }
 
-/// A file on its way into it.
+/// A file that is being uploaded.
 pub struct IncomingFile<'a> {
     deposit: TrayWriter<'a>,
     max_bytes: u64,
@@ -158,15 +158,15 @@ pub struct IncomingFile<'a> {
 }
 
 impl Inbox {
-    /// The workspace's, made if it has none, for files of up to `max_bytes`.
+    /// Opens the workspace's inbox for files of up to `max_bytes`. Creates it if it does not exist.
     ///
     /// # Errors
-    /// `InvalidPath` when something else, a link for example, stands in its place; `DiskFull`.
+    /// `InvalidPath` if another kind of entry, for example a link, has its path; `DiskFull`.
     pub fn open(root: &Root, max_bytes: u64) -> Result<Inbox> {
         Ok(Inbox { tray: root.make_tray(TrayKind::Inbox.folder())?, max_bytes })
     }
 
-    /// Begins to take one.
+    /// Begins an upload.
     ///
     /// # Errors
     /// `DiskFull`.
@@ -175,10 +175,10 @@ impl Inbox {
     }
 }
 
-/// What is at a file's path in the inbox: its content if that has at most `most` bytes, and what tells it from others.
+/// Returns the file at a path in the inbox, with its content if it has at most `most` bytes, and its tag.
 ///
 /// # Errors
-/// `InvalidPath` when something else has the path.
+/// `InvalidPath` if another kind of entry has the path.
 pub fn inspect(root: &Root, path: &TrayPath, most: u64) -> Result<(FileContent, Option<String>)> {
     let file = match root.tray(TrayKind::Inbox.folder())? {
         Some(tray) => tray.open_if_there(path.as_str())?,
@@ -195,10 +195,10 @@ pub fn inspect(root: &Root, path: &TrayPath, most: u64) -> Result<(FileContent, 
     Ok((FileContent::Described(Map::from_iter([("bytes".to_owned(), json!(meta.len()))])), tag))
 }
 
-/// Whether a file could get this path; nothing is made.
+/// Checks that a file could be created at this path. Creates nothing.
 ///
 /// # Errors
-/// `InvalidPath` when a folder has it, or something else stands where a folder should be.
+/// `InvalidPath` if a folder has the path, or a parent is not a folder.
 pub fn check_free(root: &Root, path: &TrayPath) -> Result<()> {
     match root.tray(TrayKind::Inbox.folder())? {
         Some(tray) => tray.check_free(path.as_str()),
@@ -207,7 +207,7 @@ pub fn check_free(root: &Root, path: &TrayPath) -> Result<()> {
 }
 
 impl IncomingFile<'_> {
-    /// Takes more of it; `false` when that was too much: from there on it is only counted.
+    /// Appends bytes. Returns `false` once the file is too large; further bytes are only counted.
     ///
     /// # Errors
     /// `DiskFull`.
@@ -220,15 +220,15 @@ impl IncomingFile<'_> {
         Ok(true)
     }
 
-    /// How much has come.
+    /// The number of bytes so far.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// All of it is there: gives it its path.
+    /// Completes the upload and gives the file its path.
     ///
     /// # Errors
-    /// `InvalidPath`; nothing is left then.
+    /// `InvalidPath`; the upload is then removed.
     pub fn commit(self, path: &TrayPath) -> Result<()> {
         self.deposit.commit(path.as_str())
     }
@@ -239,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_read_as_observed() {
+    fn paths_are_parsed_as_openwork_does() {
         for (text, want) in [
             ("a.txt", "a.txt"),
             (" a b.txt ", "a b.txt"),
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_lead_nowhere_else() {
+    fn ids_cannot_leave_the_folder() {
         let dir = crate::store::scratch::TestFolder::new();
         let root = Root::open(&dir).unwrap();
         for id in [

@@ -1,5 +1,5 @@
-//! The turn to write into one workspace. Who waits for it does so for a bounded time: a file system that hangs, or many
-//! writers at once, must not hold the threads that serve other workspaces.
+//! The turn for writes to one workspace. Waiting for it is limited, so that a hanging file system or many concurrent
+//! writes do not block the threads that serve other workspaces.
 //!
 //! Lock: level 3, held while files are written; the state below it is a leaf.
 
@@ -18,11 +18,11 @@ pub(super) struct WriteTurn {
 #[derive(Debug, Default)]
 struct TurnState {
     taken: bool,
-    /// Writes so far.
+    /// The number of writes so far.
     writes: u64,
 }
 
-/// Gives the turn back when dropped.
+/// Releases the turn when dropped.
 #[derive(Debug)]
 pub(super) struct TurnGuard<'a>(&'a WriteTurn);
 
@@ -30,7 +30,7 @@ impl WriteTurn {
     /// Takes the turn.
     ///
     /// # Errors
-    /// `Busy` when others have it for longer than `wait`.
+    /// `Busy` if other writes hold it for longer than `wait`.
     pub(super) fn take(&self, wait: Duration) -> Result<TurnGuard<'_>> {
         let waited = self.free.wait_timeout_while(lock(&self.state), wait, |state| state.taken);
         let (mut state, late) = waited.unwrap_or_else(PoisonError::into_inner);
@@ -45,12 +45,11 @@ impl WriteTurn {
 }
 
 impl TurnGuard<'_> {
-    /// Counts a write.
     pub(super) fn count(&mut self) {
         lock(&self.0.state).writes += 1;
     }
 
-    /// How many there were.
+    /// The number of writes so far.
     pub(super) fn counted(&self) -> u64 {
         lock(&self.0.state).writes
     }
@@ -68,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_turn_is_waited_for_in_vain_for_a_bounded_time() {
+    fn waiting_for_a_turn_times_out() {
         let turn = WriteTurn::default();
         let held = turn.take(Duration::ZERO).unwrap();
         assert_eq!(turn.take(Duration::from_millis(1)).unwrap_err().code(), Code::Busy);

@@ -1,10 +1,11 @@
-//! Notices what others change of what an agent reads in a workspace. inotify(7) only says that it is worth looking: what
-//! has changed is found by comparing two looks, so that nothing is told twice, nothing is missed when the kernel's queue
-//! overflows, and what berth has written itself is no news.
+//! Detects changes of agent files in workspaces by other processes. inotify(7) only triggers a scan; two snapshots
+//! are compared to find the changes. So no change is reported twice, none is missed if the kernel's queue overflows,
+//! and berth's own writes are not reported.
 //!
-//! Thread: `project-watch`. Locks: the list of those to begin with, a leaf; one site's writes (level 3) while it looks,
-//! so that it never sees half of our own write. Watches are bounded, for all and for each; a watch is set on a folder
-//! that was opened beneath its root, so none is ever set outside. Nothing of a site is kept open between two looks.
+//! Thread: `project-watch`. Locks: the list of requested workspaces, a leaf; one site's write turn (level 3) during a
+//! scan, so that it never sees a partial write of berth. The number of watches is limited, in total and per
+//! workspace. A watch is set on a folder that was opened beneath its root, so it is never outside. No files of a site
+//! stay open between scans.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::AsFd;
@@ -22,13 +23,13 @@ use crate::base::{Result, limits};
 use crate::proc::waiter::{Waiter, WaiterList, WakeReason};
 use crate::store::folder_watcher::{FolderChange, FolderWatcher};
 
-/// Who knows how to come to a workspace's files.
+/// Opens the files of workspaces.
 pub trait SiteProvider: Send + Sync {
-    /// A workspace's files; `None` when there is no such workspace, or nothing of it yet.
+    /// Opens a workspace's files. Returns `None` if the workspace does not exist or has no files yet.
     fn open(&self, id: &str) -> Option<ProjectSite>;
 }
 
-/// What others tell the watching thread.
+/// Requests to the watching thread.
 #[derive(Debug)]
 pub(super) struct WatchRequests {
     new: Mutex<HashSet<String>>,
@@ -47,7 +48,7 @@ impl WatchRequests {
         }
     }
 
-    /// Has a workspace watched from now on, if it is not yet.
+    /// Requests watching of a workspace, if it is not watched yet.
     pub(super) fn watch(&self, id: &str) {
         let is_new = {
             let mut asked = lock(&self.asked);
@@ -59,13 +60,13 @@ impl WatchRequests {
         }
     }
 
-    /// One that is not watched any more may be asked for again.
+    /// A workspace that is no longer watched may be requested again.
     fn forget(&self, id: &str) {
         lock(&self.asked).remove(id);
     }
 }
 
-/// The watching, until this is dropped.
+/// Watches workspaces until dropped.
 #[derive(Debug)]
 pub struct ProjectWatch {
     project: Weak<Project>,
@@ -85,18 +86,18 @@ struct ProjectWatcher {
     project: Arc<Project>,
     sites: Arc<dyn SiteProvider>,
     changes: FolderWatcher,
-    /// Whose folder, and whether it is the workspace's own.
+    /// The workspace of each watch, and whether it is on the workspace's top folder.
     watches: HashMap<i32, (String, bool)>,
-    /// When to look.
+    /// The time of each workspace's next scan.
     due: BTreeMap<String, Instant>,
-    /// A host without free watches is told of once.
+    /// The warning about missing watches was logged; it is logged once.
     warned: bool,
 }
 
-/// Begins to watch.
+/// Starts the watching thread.
 ///
 /// # Errors
-/// When the kernel has no inotify left for this user, or no thread.
+/// If the user has no inotify instances left, or a thread cannot be started.
 pub fn start(project: &Arc<Project>, sites: Arc<dyn SiteProvider>) -> Result<ProjectWatch> {
     let watcher = ProjectWatcher {
         project: project.clone(),
@@ -110,7 +111,7 @@ pub fn start(project: &Arc<Project>, sites: Arc<dyn SiteProvider>) -> Result<Pro
     project.calls.bells.add(&bell);
     let body = move || {
         if let Err(error) = watcher.run(&bell) {
-            log::error!("changes by hand are not noticed any more: {error}");
+            log::error!("manual changes in workspaces are no longer detected: {error}");
         }
     };
     let thread = thread::spawn("project-watch".into(), limits::STACK, body)?;
@@ -154,20 +155,20 @@ impl ProjectWatcher {
             FolderChange::Entry { watch, name, itself } => {
                 let Some((id, top)) = self.watches.get(&watch) else { return };
                 if itself || !top || name.as_deref().is_some_and(is_relevant_at_top) {
-                    // From the first change on: who writes all the time is told of all the same.
+                    // Counted from the first change, so that continuous writes are reported too.
                     self.due.entry(id.clone()).or_insert(soon);
                 }
             }
         })?;
-        // Looking would mount it again; the next call that needs the files begins anew.
+        // A scan would mount it again. The next call that needs the files restarts watching.
         unmounted.iter().for_each(|(id, _)| self.forget(id));
         Ok(())
     }
 
-    /// Compares what is there with what was there, and watches the folders that are there now.
+    /// Compares snapshots, and watches the folders that exist now.
     fn look(&mut self, id: &str) {
         let Some(site) = self.sites.open(id) else { return self.forget(id) };
-        // First the watches, then the look: what happens in between is looked at again.
+        // Watches are set before the scan, so that changes in between trigger another scan.
         let (_, folders) = snapshot::take(&site.root);
         let before: HashSet<i32> = self.of(id).collect();
         let mut now = HashSet::new();
@@ -194,7 +195,7 @@ impl ProjectWatcher {
                 if errno == Errno::NOSPC && !self.warned {
                     self.warned = true;
                     log::warn!(
-                        "Changes by hand are not noticed in all workspaces: {known} folders are watched, and the kernel \
+                        "Manual changes are not detected in all workspaces: {known} folders are watched, and the kernel \
                          or berth allows no more (sysctl fs.inotify.max_user_watches)"
                     );
                 }

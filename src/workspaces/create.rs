@@ -1,11 +1,12 @@
-//! What a client may ask for when it makes or changes a workspace, checked into a record.
+//! Request bodies that create or change a workspace, and their validation into a record.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::record::{WorkspaceKind, WorkspaceView};
+use super::kind::WorkspaceKind;
+use super::record::WorkspaceView;
 use super::resources::Resources;
 use crate::base::fields::KnownFields as Known;
 use crate::base::ids::{Distro, Label, Network, check_env_vars};
@@ -13,23 +14,22 @@ use crate::base::{Code, Error, Result, limits, object};
 use crate::library::Template;
 use crate::store::allowlist::{self, MountRequest};
 
-/// The body of `POST /api/workspaces`; unknown fields are ignored, as observed.
+/// The body of `POST /api/workspaces`. Unknown fields are ignored, as sandboxed.sh does.
 #[derive(Debug, Deserialize)]
 pub struct CreateWorkspace {
-    /// Required.
     pub name: String,
-    /// Default `host`.
+    /// Default: `host`.
     pub workspace_type: Option<WorkspaceKind>,
-    /// The folder.
+    /// The folder of a host workspace, or a container's root.
     pub path: Option<String>,
-    /// Forces `container`.
+    /// A template's name. The workspace is then a container.
     pub template: Option<String>,
-    /// All that can be changed later as well.
+    /// Fields that can also be changed later.
     #[serde(flatten)]
     pub fields: WorkspaceFields,
 }
 
-/// What both `POST` and `PUT` take.
+/// The fields that both `POST` and `PUT` accept.
 #[derive(Debug, Default, Deserialize)]
 pub struct WorkspaceFields {
     /// Library skills.
@@ -44,15 +44,15 @@ pub struct WorkspaceFields {
     pub image: Option<String>,
     /// Variables.
     pub env_vars: Option<BTreeMap<String, String>>,
-    /// Fragments; at creation they come from a template only, as observed.
+    /// Library fragments. At creation they come only from a template, as in sandboxed.sh.
     pub init_scripts: Option<Vec<String>>,
     /// Script; blank clears.
     pub init_script: Option<String>,
-    /// What a container sees of the network.
+    /// The container's network.
     pub network: Option<Network>,
-    /// The same in sandboxed.sh's words: false is private.
+    /// sandboxed.sh's field for the same setting; false means private.
     pub shared_network: Option<bool>,
-    /// Folders of the host in its container; `[]` clears.
+    /// Host folders mounted in the container; `[]` clears.
     #[serde(default, deserialize_with = "object::optional_list")]
     pub mounts: Option<Vec<MountRequest>>,
     /// `exit_node` or `tailnet_only`.
@@ -61,33 +61,32 @@ pub struct WorkspaceFields {
     pub mcps: Option<Vec<String>>,
     /// Profile; blank clears.
     pub config_profile: Option<String>,
-    /// Limits; `{}` clears.
+    /// Resource limits; `{}` clears.
     #[serde(default, deserialize_with = "object::optional")]
     pub resources: Option<Resources>,
-    /// After so long without commands and terminals its container is stopped; 0: never.
+    /// A container without commands and terminals is stopped after this time; 0: never.
     pub idle_timeout_secs: Option<u64>,
 }
 
 /// The body of `PUT /api/workspaces/:id`.
 #[derive(Debug, Default, Deserialize)]
 pub struct UpdateWorkspace {
-    /// A new label.
+    /// The new label.
     pub name: Option<String>,
-    /// A label only; blank clears.
+    /// A label without effect; blank clears.
     pub template: Option<String>,
-    /// The rest.
     #[serde(flatten)]
     pub fields: WorkspaceFields,
 }
 
 impl CreateWorkspace {
-    /// What a body may hold.
+    /// The fields that a body may contain.
     pub fn known() -> Known {
         Known::from_names(&["name", "workspace_type", "path", "template"]).merge(WorkspaceFields::known())
     }
 
-    /// What makes sense for a container only was given without a type, so that the workspace would be on the host; the
-    /// warning, where a path says that this is meant.
+    /// Checks a body without `workspace_type` for fields that only a container supports. Returns a warning if the
+    /// body has a path, so that a host workspace may be intended.
     ///
     /// # Errors
     /// `WorkspaceTypeRequired` without a path.
@@ -125,15 +124,15 @@ impl CreateWorkspace {
 }
 
 impl UpdateWorkspace {
-    /// What a body may hold.
+    /// The fields that a body may contain.
     pub fn known() -> Known {
-        // Clients send the whole object back; what cannot change is left as it is, as observed.
+        // Clients send the whole object back. Fields that cannot change are ignored, as in sandboxed.sh.
         Known::from_names(&["name", "template", "warnings"])
             .merge(Known::from_type::<WorkspaceView>())
             .merge(WorkspaceFields::known())
     }
 
-    /// Applies everything that was given, or nothing.
+    /// Applies all fields, or none.
     ///
     /// # Errors
     /// 400s that name the field.
@@ -155,11 +154,11 @@ impl WorkspaceFields {
             .with_nested("mounts", Known::from_type::<MountRequest>())
     }
 
-    /// These on top of a template's: variables and lists of both, of everything else what was asked for, or else what
-    /// the template says, as observed.
+    /// Merges these fields with a template's, as sandboxed.sh does: variables, skills and tools are combined; other
+    /// fields override the template's.
     ///
     /// # Errors
-    /// `Conflict` when a secret of the template cannot be opened.
+    /// `Conflict` if a secret of the template cannot be decrypted.
     pub fn over(self, template: &Template) -> Result<WorkspaceFields> {
         let base = &template.fields;
         let both =
@@ -170,9 +169,9 @@ impl WorkspaceFields {
         let mut env_vars = template.variables()?.clone();
         env_vars.extend(self.env_vars.unwrap_or_default());
         let text = |own: Option<String>, base: &Option<String>| own.or_else(|| base.clone());
-        // Who asks for another distribution or image does not want the template's.
+        // A requested distribution replaces the template's image.
         let image = self.image.or_else(|| base.image.clone().filter(|_| self.distro.is_none()));
-        // Two words for one thing: whoever says either has said it.
+        // Both fields set the network, so either one overrides the template's pair.
         let (network, shared_network) = match (self.network, self.shared_network) {
             (None, None) => (base.network, base.shared_network),
             own => own,
@@ -197,7 +196,7 @@ impl WorkspaceFields {
         })
     }
 
-    /// Applies everything that was given.
+    /// Applies all fields.
     ///
     /// # Errors
     /// 400s that name the field.
@@ -276,8 +275,8 @@ impl WorkspaceFields {
     }
 }
 
-/// Whichever word was used, the record says both. On the host itself there is only the host's network; sandboxed.sh's
-/// field is kept there, as observed.
+/// Applies either network field and stores both. A host workspace always has the host's network; its `shared_network`
+/// is stored unchanged, as in sandboxed.sh.
 fn apply_network(network: Option<Network>, shared: Option<bool>, shown: &mut WorkspaceView) -> Result<()> {
     let before = shown.network();
     let after = match (network, shared) {
@@ -298,7 +297,7 @@ fn apply_network(network: Option<Network>, shared: Option<bool>, shown: &mut Wor
     if host && network.is_some_and(|network| network != Network::Host) {
         return Err(Error::new(
             Code::NotAContainer,
-            "Only a container can have another network than the host's; make the workspace with \
+            "Only a container can have another network than the host's; create the workspace with \
              \"workspace_type\":\"container\"",
         ));
     }
@@ -309,7 +308,7 @@ fn apply_network(network: Option<Network>, shared: Option<bool>, shown: &mut Wor
     Ok(())
 }
 
-/// Trims, drops blanks and repetitions, keeps the order.
+/// Trims names and drops blanks and duplicates. Keeps the order.
 fn names(field: &str, given: Vec<String>) -> Result<Vec<String>> {
     const MOST: usize = 1000;
     let mut kept: Vec<String> = Vec::new();
@@ -338,22 +337,22 @@ fn not_blank(text: String) -> Option<String> {
     (!text.trim().is_empty()).then_some(text)
 }
 
-/// Which folders the API may use for workspaces.
+/// The folders that the API may use for workspaces.
 #[derive(Clone, Debug)]
 pub struct FolderPolicy {
-    /// berth's own.
+    /// berth's data folder.
     pub data_dir: PathBuf,
-    /// What a relative path is relative to: the default host workspace.
+    /// The base of relative paths: the folder of the default host workspace.
     pub base: PathBuf,
-    /// Where host workspaces and custom roots may lie.
+    /// Host workspaces and custom container roots must be inside one of these.
     pub authorized_roots: Vec<PathBuf>,
 }
 
 impl FolderPolicy {
-    /// A host workspace's folder. Made if it does not exist, once everything else has been checked.
+    /// Returns the folder of a host workspace. The caller creates it after all other checks.
     ///
     /// # Errors
-    /// `InvalidPath` with the places that are allowed.
+    /// `InvalidPath` with the allowed folders.
     pub fn host_folder(&self, given: &str) -> Result<PathBuf> {
         let path = self.resolve(given)?;
         if path.exists() && !path.is_dir() {
@@ -365,18 +364,18 @@ impl FolderPolicy {
         Ok(path)
     }
 
-    /// A container's root where a client insists on a place: it must not exist yet, so that no build and no
-    /// deletion can ever touch what was there before.
+    /// Returns a container's root at a path chosen by the client. It must not exist, so that no build or deletion can
+    /// touch existing files.
     ///
     /// # Errors
-    /// `InvalidPath` with what is allowed.
+    /// `InvalidPath` with the requirement.
     pub fn container_folder(&self, given: &str) -> Result<PathBuf> {
         let path = self.resolve(given)?;
         if path.symlink_metadata().is_ok() {
             return Err(Error::new(
                 Code::InvalidPath,
                 format!(
-                    "{} exists; a container's folder is made by berth. Leave out path, or name a folder that does not exist yet",
+                    "{} already exists; berth creates a container's folder, so omit path or name a folder that does not exist",
                     path.display()
                 ),
             ));
@@ -390,7 +389,8 @@ impl FolderPolicy {
         Ok(path)
     }
 
-    /// The folder with every link of its existing part resolved, inside an authorized root, outside our own data.
+    /// Resolves symbolic links in the existing part of a path, which must be inside an authorized root and outside
+    /// berth's data folder.
     fn resolve(&self, given: &str) -> Result<PathBuf> {
         let refuse = |message: String| Error::new(Code::InvalidPath, message).detail("path", given);
         if given.trim().is_empty() || given.contains('\0') || given.contains(char::is_control) {
@@ -400,7 +400,7 @@ impl FolderPolicy {
         if path.components().any(|part| part == Component::ParentDir) {
             return Err(refuse("path may not contain '..'".into()));
         }
-        // The name's existing part is resolved, the rest is what will be made below it.
+        // The existing part is resolved; the rest will be created below it.
         let mut existing = path.as_path();
         let mut rest = Vec::new();
         let real = loop {
@@ -408,7 +408,7 @@ impl FolderPolicy {
                 Ok(real) => break real,
                 Err(_) => {
                     if existing.symlink_metadata().is_ok() {
-                        return Err(refuse(format!("{} is a link that leads nowhere", existing.display())));
+                        return Err(refuse(format!("{} is a dangling symbolic link", existing.display())));
                     }
                     rest.push(existing.file_name().ok_or_else(|| refuse("path cannot be resolved".into()))?);
                     existing = existing.parent().unwrap_or(Path::new("/"));
@@ -423,7 +423,7 @@ impl FolderPolicy {
         let data = self.data_dir.canonicalize().unwrap_or_else(|_| self.data_dir.clone());
         if real.starts_with(&data) || data.starts_with(&real) {
             return Err(refuse(format!(
-                "path may not be, contain or lie in berth's data folder {}",
+                "path may not be, contain or be inside berth's data folder {}",
                 data.display()
             )));
         }
@@ -435,7 +435,7 @@ impl FolderPolicy {
         if real == Path::new("/") || !roots.iter().any(|root| real.starts_with(root)) {
             let allowed: Vec<String> = roots.iter().map(|root| root.display().to_string()).collect();
             return Err(refuse(format!(
-                "path must lie in an authorized root ({}); more are allowed with --authorized-root",
+                "path must be inside an authorized root ({}); add one with --authorized-root",
                 allowed.join(", ")
             )));
         }

@@ -1,7 +1,9 @@
-//! Workspaces as records: what they are called, where they lie, what state they are in. Knows neither runs nor
-//! containers nor HTTP; what happens *to* a workspace is in `lifecycle`.
+//! Workspaces as records: names, folders and status. Must not know runs, containers or HTTP; operations on workspaces
+//! are in `lifecycle`.
 
+pub mod connection;
 pub mod create;
+pub mod kind;
 pub mod opencode;
 pub mod record;
 pub mod registry;
@@ -9,32 +11,32 @@ pub mod resources;
 pub mod status;
 pub mod sync;
 
-pub use record::{WorkspaceJob, WorkspaceKind, WorkspaceRecord, WorkspaceStatus, WorkspaceView};
+pub use kind::WorkspaceKind;
+pub use record::{WorkspaceJob, WorkspaceRecord, WorkspaceStatus, WorkspaceView};
 pub use registry::{Registry, Workspace, openwork_id};
 pub use resources::Resources;
 pub use status::ContainerBase;
 
 use std::path::PathBuf;
 
-/// A workspace that flags, environment or file named.
+/// A workspace from a flag, the environment or the configuration file.
 #[derive(Clone)]
 pub struct Configured {
-    /// Its folder; absolute, exists.
+    /// Absolute, and exists.
     pub path: PathBuf,
-    /// Its name.
     pub name: String,
     /// `local` or `remote`.
     pub workspace_type: String,
-    /// Where its OpenCode answers.
+    /// The URL of its OpenCode.
     pub base_url: Option<String>,
-    /// The directory that OpenCode is told.
+    /// The directory in which its OpenCode serves the workspace.
     pub directory: Option<String>,
-    /// For OpenCode's basic authentication.
+    /// User name for OpenCode's basic authentication.
     pub opencode_username: Option<String>,
-    /// For OpenCode's basic authentication.
+    /// Password for OpenCode's basic authentication.
     pub opencode_password: Option<String>,
-    /// The password came with a flag or the environment. The client token may see it then: the orchestrator that passed it
-    /// compares.
+    /// The password came from a flag or the environment. The client token may then read it back, because the
+    /// orchestrator that supplied it compares the two.
     pub password_is_shared: bool,
 }
 

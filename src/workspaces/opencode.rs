@@ -1,133 +1,45 @@
-//! What a workspace says about its OpenCode: as configured, or as an owner has chosen since.
+//! The OpenCode of a workspace: its connection, and the directory that it serves for the workspace.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde::{Deserialize, Deserializer, Serialize};
-
-use super::record::WorkspaceKind;
-use super::{Configured, Workspace};
+use super::connection::{ConnectionOverride, ConnectionUpdate, OpencodeConnection, configured, effective};
+use super::kind::WorkspaceKind;
+use super::registry::Workspace;
 use crate::opencode::{Managed, Upstream};
 
-/// Where a workspace's OpenCode is, and which of its directories are the workspace's.
+/// The OpenCode of a workspace, and the directory that it serves for the workspace.
 #[derive(Clone, Debug)]
 pub struct OpencodeLocation {
     /// Its address and credential.
     pub upstream: Upstream,
-    /// The directory that it is told; everything that clients name must lie in it. `None` for a remote workspace that
-    /// leaves it to its server.
+    /// Its directory for the workspace; all directories that clients name must be inside. `None` for a remote
+    /// workspace that leaves the directory to its server.
     pub directory: Option<PathBuf>,
-    /// It sees the same files as we do.
+    /// It sees the same files as this server.
     pub shares_files: bool,
-    /// The root of the container that it is in, as the host names it. All other paths are those inside.
+    /// The host path of the root of its container. All other paths are paths inside the container.
     pub root: Option<PathBuf>,
 }
 
-/// Address, directory and credential as somebody wrote them down.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OpencodeConnection {
-    /// Where it answers.
-    pub base_url: Option<String>,
-    /// The directory that it is told.
-    pub directory: Option<String>,
-    /// For basic authentication.
-    pub username: Option<String>,
-    /// For basic authentication.
-    pub password: Option<String>,
-}
-
-impl fmt::Debug for OpencodeConnection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Connection({:?})", self.base_url)
-    }
-}
-
-/// What an owner has chosen. It holds until the configuration says something else than it did then.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ConnectionOverride {
-    connection: OpencodeConnection,
-    /// The address that was configured.
-    instead_of: Option<String>,
-}
-
-/// The body of `PATCH /workspaces/:id`: what is there is changed, null takes it away; without an address all is as
-/// configured again.
-#[derive(Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ConnectionUpdate {
-    /// Where it answers.
-    #[serde(default, deserialize_with = "nullable")]
-    pub base_url: Option<Option<String>>,
-    /// The directory that it is told.
-    #[serde(default, deserialize_with = "nullable")]
-    pub directory: Option<Option<String>>,
-    /// For basic authentication.
-    #[serde(default, deserialize_with = "nullable")]
-    pub opencode_username: Option<Option<String>>,
-    /// For basic authentication.
-    #[serde(default, deserialize_with = "nullable")]
-    pub opencode_password: Option<Option<String>>,
-}
-
-/// Tells null from a field that is not there.
-fn nullable<'de, D: Deserializer<'de>>(field: D) -> Result<Option<Option<String>>, D::Error> {
-    Option::deserialize(field).map(Some)
-}
-
-impl ConnectionUpdate {
-    /// What there is after it. Another address gets nothing of the credential and the directory that were for this one.
-    fn apply(self, now: OpencodeConnection) -> OpencodeConnection {
-        let (was, mut next) = (now.base_url.clone(), now);
-        let set = |place: &mut Option<String>, change: Option<Option<String>>| {
-            if let Some(value) = change {
-                *place = value.filter(|value| !value.is_empty());
-            }
-        };
-        set(&mut next.base_url, self.base_url);
-        if next.base_url != was {
-            next = OpencodeConnection { base_url: next.base_url, ..OpencodeConnection::default() };
-        }
-        set(&mut next.directory, self.directory);
-        set(&mut next.username, self.opencode_username);
-        set(&mut next.password, self.opencode_password);
-        next
-    }
-}
-
-fn configured(configured: Option<&Configured>) -> OpencodeConnection {
-    configured.map_or_else(OpencodeConnection::default, |configured| OpencodeConnection {
-        base_url: configured.base_url.clone(),
-        directory: configured.directory.clone(),
-        username: configured.opencode_username.clone(),
-        password: configured.opencode_password.clone(),
-    })
-}
-
-fn effective(chosen: Option<&ConnectionOverride>, configured: OpencodeConnection) -> OpencodeConnection {
-    match chosen {
-        Some(chosen) if chosen.instead_of == configured.base_url => chosen.connection.clone(),
-        _ => configured,
-    }
-}
-
 impl Workspace {
-    /// As of now.
+    /// The current connection.
     pub fn connection(&self) -> OpencodeConnection {
         self.or_managed(self.written())
     }
 
-    /// As the configuration or an owner has it.
+    /// The connection as configured or set by an owner.
     fn written(&self) -> OpencodeConnection {
         effective(self.record().opencode.as_ref(), configured(self.configured.as_ref()))
     }
 
-    /// The OpenCode that the server runs, where this workspace has no other one: it serves all folders of this machine.
+    /// The OpenCode that the server runs, if it serves this workspace. It serves all folders of this machine that
+    /// have no other OpenCode.
     fn managed_at(&self, written: &OpencodeConnection) -> Option<&Arc<Managed>> {
         let here =
             self.record().view.workspace_type == WorkspaceKind::Host && self.kind_of_place() != "remote";
         let managed = self.managed.as_ref().filter(|_| here && written.base_url.is_none());
-        // In a sandbox it has the first workspace's files only.
+        // In a sandbox it sees only the files of the first workspace.
         managed.filter(|managed| managed.directory().is_none() || self.id().is_nil())
     }
 
@@ -142,9 +54,9 @@ impl Workspace {
         }
     }
 
-    /// Whether the password of the workspace's OpenCode is shown to an owner, or to a holder of one of the tokens that the
-    /// server was started with (`started`). Of the OpenCode that the server runs only the latter may see it, and only where
-    /// it was passed in with a flag or the environment.
+    /// Whether the password of the workspace's OpenCode is shown to an owner, or to a holder of one of the tokens
+    /// that the server was started with (`started`). For the OpenCode that the server runs, only the latter may see
+    /// it, and only if the password came from a flag or the environment.
     pub fn shows_password(&self, owner: bool, started: bool) -> bool {
         if let Some(managed) = self.managed_at(&self.written()) {
             return started && managed.password_is_shared();
@@ -155,17 +67,17 @@ impl Workspace {
         owner || started && shared
     }
 
-    /// `local`, or `remote` when its files are not here.
+    /// `local`, or `remote` if the workspace's files are on another machine.
     pub fn kind_of_place(&self) -> &str {
         self.configured.as_ref().map_or("local", |configured| &configured.workspace_type)
     }
 
-    /// What [`Workspace::connection`] will say after a change.
+    /// The value of [`Workspace::connection`] after a change.
     pub fn connection_after(&self, change: &ConnectionUpdate) -> OpencodeConnection {
         self.or_managed(change.clone().apply(self.written()))
     }
 
-    /// Makes the change.
+    /// Applies and stores a change.
     ///
     /// # Errors
     /// Those of [`Workspace::update`].
@@ -180,7 +92,7 @@ impl Workspace {
         })
     }
 
-    /// As of now, for whoever calls it.
+    /// The current OpenCode, ready to be called.
     pub fn opencode(&self) -> OpencodeLocation {
         let written = self.written();
         let managed = self.managed_at(&written).cloned();
@@ -190,7 +102,7 @@ impl Workspace {
         opencode
     }
 
-    /// The same with another connection.
+    /// The OpenCode for another connection.
     pub fn opencode_at(&self, connection: OpencodeConnection) -> OpencodeLocation {
         let record = self.record();
         let root = (record.view.workspace_type == WorkspaceKind::Container).then(|| record.view.path.clone());
@@ -211,42 +123,5 @@ impl Workspace {
             },
             shares_files: is_here,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn change(text: &str) -> ConnectionUpdate {
-        serde_json::from_str(text).unwrap()
-    }
-
-    #[test]
-    fn another_address_gets_no_credential_of_the_one_before() {
-        let now = OpencodeConnection {
-            base_url: Some("http://a".into()),
-            directory: Some("/a".into()),
-            username: Some("u".into()),
-            password: Some("p".into()),
-        };
-        let same = change(r#"{"baseUrl": "http://a", "directory": null}"#).apply(now.clone());
-        assert_eq!((same.directory, same.password.as_deref()), (None, Some("p")));
-        let other = change(r#"{"baseUrl": "http://b", "opencodeUsername": "v"}"#).apply(now.clone());
-        assert_eq!((other.username.as_deref(), other.password, other.directory), (Some("v"), None, None));
-        // The client is warned of a field that does not exist here.
-        assert_eq!(change(r#"{"path": "/"}"#).apply(now.clone()), now);
-        assert_eq!(change(r#"{"baseUrl": null}"#).apply(now), OpencodeConnection::default());
-    }
-
-    #[test]
-    fn what_was_chosen_ends_with_another_configuration() {
-        let at =
-            |url: &str| OpencodeConnection { base_url: Some(url.into()), ..OpencodeConnection::default() };
-        let chosen =
-            ConnectionOverride { connection: at("http://mine"), instead_of: Some("http://a".into()) };
-        assert_eq!(effective(Some(&chosen), at("http://a")), at("http://mine"));
-        assert_eq!(effective(Some(&chosen), at("http://b")), at("http://b"));
-        assert_eq!(effective(Some(&chosen), OpencodeConnection::default()), OpencodeConnection::default());
     }
 }

@@ -1,4 +1,4 @@
-//! A workspace's record: the object of the API, and what berth needs besides.
+//! A workspace's record: the API object and berth's own fields.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -8,49 +8,36 @@ use std::sync::OnceLock;
 use serde::{Deserialize, Serialize, Serializer};
 use uuid::Uuid;
 
-use super::opencode::ConnectionOverride;
+use super::connection::ConnectionOverride;
+use super::kind::WorkspaceKind;
 use super::resources::Resources;
 use crate::base::ids::{Distro, Label, Network};
 use crate::store::allowlist::MountRequest;
 
-/// Where a workspace's commands run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum WorkspaceKind {
-    /// On the host itself.
-    Host,
-    /// In a container; `chroot` is sandboxed.sh's old word.
-    #[serde(alias = "chroot")]
-    Container,
-}
-
-/// What can be done with a workspace now.
+/// The status of a workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WorkspaceStatus {
     /// A container that has not been built.
     Pending,
-    /// A build or an init script is under way.
+    /// A build or an init script is running.
     Building,
     /// Commands can run.
     Ready,
-    /// The last build or init script failed; `error_message` says why.
+    /// The last build or init script failed; `error_message` has the reason.
     Error,
 }
 
-/// The workspace object of `/api`: the fields of sandboxed.sh's documents and of its server. Nulls
-/// are always written, as observed.
+/// The workspace object of `/api`: berth's fields and those of sandboxed.sh's clients. Nulls are always written, as
+/// sandboxed.sh does.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WorkspaceView {
     /// Nil for the default host workspace.
     pub id: Uuid,
-    /// A label.
     pub name: Label,
-    /// Host or container.
     pub workspace_type: WorkspaceKind,
-    /// The folder: a host workspace's files, or a container's root.
+    /// The folder of a host workspace, or a container's root.
     pub path: String,
-    /// The state.
     pub status: WorkspaceStatus,
     /// Why the last build failed.
     pub error_message: Option<String>,
@@ -65,14 +52,14 @@ pub struct WorkspaceView {
     /// Plugin identifiers.
     #[serde(default)]
     pub plugins: Vec<String>,
-    /// Template it was made from.
+    /// The template from which the workspace was created.
     pub template: Option<String>,
-    /// Distribution; null until chosen, then the default is built.
+    /// The distribution. If null, a build uses the default.
     pub distro: Option<Distro>,
-    /// Image that the container is made from instead of its distribution's, by name or id.
+    /// An image, by name or id, that replaces the distribution's image.
     #[serde(default)]
     pub image: Option<String>,
-    /// Variables of every command.
+    /// Environment variables of every command.
     #[serde(default)]
     pub env_vars: BTreeMap<String, String>,
     /// Library fragments that run before the init script.
@@ -80,12 +67,12 @@ pub struct WorkspaceView {
     pub init_scripts: Vec<String>,
     /// Script that runs at the end of a build.
     pub init_script: Option<String>,
-    /// What a container sees of the network; never null.
+    /// The container's network; null only in records of earlier versions.
     #[serde(default)]
     pub network: Option<Network>,
-    /// The same in sandboxed.sh's words, if somebody has chosen: whether it is the host's.
+    /// sandboxed.sh's field for the same setting, if a client has set either: whether the network is the host's.
     pub shared_network: Option<bool>,
-    /// Folders of the host in its container.
+    /// Host folders mounted in the container.
     #[serde(default)]
     pub mounts: Vec<MountRequest>,
     /// Kept for sandboxed.sh's clients.
@@ -95,16 +82,16 @@ pub struct WorkspaceView {
     pub mcps: Vec<String>,
     /// Kept for sandboxed.sh's clients.
     pub config_profile: Option<String>,
-    /// What its commands may use together; null and what is not named: the machine's defaults.
+    /// Limits for all of its processes together. Null, and each missing field, means the machine's default.
     #[serde(default)]
     pub resources: Option<Resources>,
-    /// After so long without commands and terminals its container is stopped; 0: never; null: the server's default.
+    /// A container without commands and terminals is stopped after this time; 0: never; null: the server's default.
     #[serde(default)]
     pub idle_timeout_secs: Option<u64>,
 }
 
 impl WorkspaceView {
-    /// What its container sees of the network. Records of earlier versions have only sandboxed.sh's word for it.
+    /// The container's network. Records of earlier versions have only `shared_network`.
     pub fn network(&self) -> Network {
         self.network.unwrap_or(match self.shared_network {
             Some(false) => Network::Private,
@@ -113,55 +100,54 @@ impl WorkspaceView {
     }
 }
 
-/// What is under way, journaled so that a start after a crash knows what to repair.
+/// The operation in progress. It is journaled in the record, so that a start after a crash can repair the workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkspaceJob {
-    /// A build; `fresh`: it makes the root, so an unfinished root holds nothing of anybody's.
+    /// A build.
     Build {
-        /// The root did not exist before, or was given up with `rebuild`.
+        /// The root did not exist before or was discarded by `rebuild`, so an unfinished root can be removed.
         fresh: bool,
     },
-    /// The init script runs again in a root that stays.
+    /// The init script runs again in the existing root.
     RerunInit,
-    /// The root becomes that of a snapshot; it is the old one or the new one at every moment.
+    /// The root is being replaced by a snapshot. At each moment it is either the old or the new one.
     Restore,
-    /// The root is made from that of another workspace. Nobody knows of the workspace yet.
+    /// The root is being copied from another workspace. No client knows this workspace yet.
     Clone,
 }
 
-/// How a workspace came to be.
+/// How a workspace was created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WorkspaceOrigin {
-    /// By flag, environment or file; listed while it is configured.
+    /// By a flag, the environment or the configuration file. Served while it is configured.
     Configured,
-    /// By the API.
+    /// Through the API.
     Api,
 }
 
-/// A workspace as the server has it in memory. Stored it holds no path of the data folder, so that that can be moved
-/// ([`WorkspaceRecord::resolve`]).
+/// A workspace's record in memory. On disk it contains no absolute path of the data folder, so that the folder can be
+/// moved ([`WorkspaceRecord::resolve`]).
 #[derive(Clone, Debug, Deserialize)]
 pub struct WorkspaceRecord {
-    /// What clients see.
+    /// The fields that clients see.
     #[serde(flatten)]
     pub view: WorkspaceView,
-    /// How it came to be.
     pub origin: WorkspaceOrigin,
-    /// What is under way.
+    /// The operation in progress.
     pub job: Option<WorkspaceJob>,
-    /// The folder was made by berth inside the workspace's own data, and goes with it.
+    /// berth created the folder inside the workspace's own data, and deletes it with the workspace.
     pub own_folder: bool,
-    /// Where owners have said that its OpenCode is.
+    /// A connection to OpenCode that an owner has set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub opencode: Option<ConnectionOverride>,
     #[serde(skip)]
     cached_json: CachedJson,
 }
 
-/// A record as clients see it, written once: lists are asked for far more often than anything in them changes. A change
-/// is made to a copy, which has nothing written yet.
+/// The record's JSON, serialized once: lists are read far more often than records change. A changed record is a
+/// clone, whose cache is empty.
 #[derive(Debug, Default)]
 struct CachedJson(OnceLock<String>);
 
@@ -194,8 +180,8 @@ impl Serialize for WorkspaceRecord {
 }
 
 impl WorkspaceRecord {
-    /// Gives a workspace whose files are in its own folder their path: `folder` is where that is now. Earlier versions stored
-    /// the whole path, which may be that of another place.
+    /// Computes the path of a workspace whose files are inside `folder`, its own folder. Earlier versions stored an
+    /// absolute path, which may be outdated.
     pub(super) fn resolve(&mut self, folder: &Path) {
         let name = Path::new(&self.view.path).file_name();
         if let Some(path) = name.filter(|_| self.own_folder).map(|name| folder.join(name)) {
@@ -203,15 +189,15 @@ impl WorkspaceRecord {
         }
     }
 
-    /// What clients see, as JSON.
+    /// The fields that clients see, as JSON.
     pub fn json(&self) -> &str {
         self.cached_json.0.get_or_init(|| {
-            // Its keys are strings, for which alone it could fail.
+            // Serialization fails only for keys that are not strings.
             serde_json::to_string(&self.view).unwrap_or_else(|_| "null".into())
         })
     }
 
-    /// A workspace with nothing but a name and a place.
+    /// Creates a record with default settings.
     pub fn new(
         id: Uuid,
         name: Label,

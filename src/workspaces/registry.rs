@@ -1,8 +1,9 @@
-//! All workspaces: loaded from `<data>/workspaces/<id>/workspace.json`, each file on its own so that one bad file
-//! harms one workspace. A workspace's folder appears complete, by rename, and disappears by rename into the trash.
+//! The registry of all workspaces. Each is stored in its own file, `<data>/workspaces/<id>/workspace.json`, so that a
+//! damaged file affects one workspace. A workspace's folder appears complete, by rename, and disappears by rename
+//! into the trash.
 //!
 //! Locks, in this order: `workspaces` (level 1, to look up or insert an Arc), then one record's file (level 3, in
-//! `store::json`). No file is touched under the first.
+//! `store::json`). **Invariant:** no file is accessed while `workspaces` is held.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -14,7 +15,8 @@ use uuid::Uuid;
 
 use super::Configured;
 use super::create::{CreateWorkspace, FolderPolicy, UpdateWorkspace};
-use super::record::{WorkspaceJob, WorkspaceKind, WorkspaceOrigin, WorkspaceRecord, WorkspaceStatus};
+use super::kind::WorkspaceKind;
+use super::record::{WorkspaceJob, WorkspaceOrigin, WorkspaceRecord, WorkspaceStatus};
 use super::status::not_found;
 use crate::base::ids::Label;
 use crate::base::thread::lock;
@@ -24,41 +26,40 @@ use crate::opencode::Managed;
 use crate::store::json::JsonFile;
 use crate::store::{file, tree};
 
-/// One workspace.
+/// A workspace that the server serves.
 pub struct Workspace {
     id: Uuid,
     folder: PathBuf,
     record: JsonFile<WorkspaceRecord>,
-    /// Deletion has begun. In memory only: a full disk must not stop anyone from deleting.
+    /// Deletion has begun. Kept in memory only, because a full disk must not prevent a deletion.
     deleting: AtomicBool,
     /// Its id in the OpenWork API.
     pub openwork_id: String,
-    /// What the configuration says about its OpenCode.
+    /// Its configuration, if it comes from the server's configuration.
     pub configured: Option<Configured>,
     /// The OpenCode that the server runs.
     pub(super) managed: Option<Arc<Managed>>,
 }
 
 impl Workspace {
-    /// Its UUID.
     pub fn id(&self) -> Uuid {
         self.id
     }
 
-    /// Its folder in the data folder: record, log, runtime files; never the workload's to write.
+    /// Its folder in the data folder: record, log, runtime files. The workload cannot write to it.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Its record as of now.
+    /// A snapshot of its record.
     pub fn record(&self) -> Arc<WorkspaceRecord> {
         self.record.get()
     }
 
-    /// Changes its record; nothing of a refused or failed change remains.
+    /// Changes its record. A refused or failed change leaves the record as it was.
     ///
     /// # Errors
-    /// Those of `change`, of the disk, and `WorkspaceNotFound` once deletion has begun.
+    /// Those of `change` and of the disk; `WorkspaceNotFound` once deletion has begun.
     pub fn update<R>(&self, change: impl FnOnce(&mut WorkspaceRecord) -> Result<R>) -> Result<R> {
         self.record.update(|record| {
             self.check_alive()?;
@@ -66,7 +67,7 @@ impl Workspace {
         })
     }
 
-    /// Refuses what may not happen to a workspace that is going away.
+    /// Refuses operations on a workspace that is being deleted.
     ///
     /// # Errors
     /// `WorkspaceNotFound` once deletion has begun.
@@ -74,54 +75,54 @@ impl Workspace {
         if self.deleting.load(Ordering::SeqCst) { Err(not_found(&self.id.to_string())) } else { Ok(()) }
     }
 
-    /// Begins deletion: from now on it is not found.
+    /// Begins a deletion. From now on the workspace is not found.
     ///
     /// # Errors
-    /// `DefaultWorkspace`, or `WorkspaceNotFound` when somebody else has begun.
+    /// `DefaultWorkspace`, or `WorkspaceNotFound` if another deletion has begun.
     pub fn begin_delete(&self) -> Result<()> {
         self.record().check_deletable()?;
-        // An update that found it alive has been written by then, so that none finds its folder gone.
+        // Waits for an update in progress, so that no update finds the folder removed.
         let begun = self.record.while_locked(|| self.deleting.swap(true, Ordering::SeqCst));
         if begun { Err(not_found(&self.id.to_string())) } else { Ok(()) }
     }
 
-    /// Takes [`Workspace::begin_delete`] back.
+    /// Undoes [`Workspace::begin_delete`].
     pub fn abandon_delete(&self) {
         self.deleting.store(false, Ordering::SeqCst);
     }
 
-    /// Its name among the machine's containers, and of its cgroup: short, since a machine name has at most 64
-    /// characters, and different on each server.
+    /// The name of its container and cgroup on this machine. Short, since machine names have at most 64 characters,
+    /// and unique across servers.
     pub fn machine_name(&self) -> String {
         format!("berth-{}", &self.id.simple().to_string()[..20])
     }
 }
 
-/// All of them.
+/// All workspaces of the server.
 pub struct Registry {
     folder: PathBuf,
     trash: PathBuf,
     folder_policy: FolderPolicy,
     workspaces: RwLock<HashMap<Uuid, Arc<Workspace>>>,
-    /// The configured ones in their order, for the OpenWork API, and which is active.
+    /// The configured workspaces in order, the active one first, for the OpenWork API.
     active: Mutex<Vec<Uuid>>,
-    /// Which is active for a token that is limited to some workspaces, by the token's hash.
+    /// The active workspace of each token that is limited to some workspaces, by the token's hash.
     active_of: Mutex<BTreeMap<String, Uuid>>,
     /// The OpenCode that the server runs.
     managed: Option<Arc<Managed>>,
 }
 
-/// How many limited tokens can have chosen a workspace. Beyond it one that was chosen is forgotten.
+/// The most limited tokens with an active workspace. Beyond this, one entry is dropped.
 const ACTIVE_CHOICES: usize = 4096;
 
 const RECORD: &str = "workspace.json";
 const STAGING: &str = ".new-";
 
 impl Registry {
-    /// Loads the records, adds or refreshes the configured workspaces, removes what a crash left half-made.
+    /// Loads the records, adds or updates the configured workspaces, and removes incomplete folders left by a crash.
     ///
     /// # Errors
-    /// When the data folder cannot be read or written. A record that cannot be read is logged and left alone.
+    /// If the data folder cannot be read or written. A record that cannot be read is logged and skipped.
     pub fn open(
         data_dir: &Path,
         configured: &[Configured],
@@ -162,7 +163,7 @@ impl Registry {
         for (position, workspace) in wanted.iter().enumerate() {
             registry.configure(position, workspace)?;
         }
-        // Configured before, but no longer: the record waits on disk, the workspace is not served.
+        // No longer configured: the record stays on disk, but the workspace is not served.
         let listed = lock(&registry.active).clone();
         registry
             .write()
@@ -184,7 +185,7 @@ impl Registry {
             match read_record(&folder, id) {
                 Ok(record) => {
                     if record.get().view.network.is_none() {
-                        // Of an earlier version. A full disk must not keep it from being served.
+                        // From an earlier version. A full disk must not prevent serving it.
                         let _ = record.update(|record| {
                             record.view.network = Some(record.view.network());
                             Ok(())
@@ -198,7 +199,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Puts a configured workspace into the registry, with the id that its path has.
+    /// Adds a configured workspace, with an id derived from its path.
     fn configure(&self, position: usize, workspace: &Configured) -> Result<()> {
         let path = workspace
             .path
@@ -233,7 +234,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Makes a new record's folder: complete or not at all.
+    /// Creates a new record's folder, complete or not at all.
     fn store(&self, record: WorkspaceRecord) -> Result<JsonFile<WorkspaceRecord>> {
         let id = record.view.id;
         let staging_name = format!("{STAGING}{id}");
@@ -271,7 +272,7 @@ impl Registry {
         self.workspaces.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
     }
 
-    /// The workspace `id`.
+    /// Returns the workspace `id`.
     ///
     /// # Errors
     /// `WorkspaceNotFound`.
@@ -281,7 +282,7 @@ impl Registry {
             .ok_or_else(|| not_found(&id.to_string()))
     }
 
-    /// All, sorted by name.
+    /// All records, sorted by name.
     pub fn list(&self) -> Vec<Arc<WorkspaceRecord>> {
         let mut all: Vec<Arc<WorkspaceRecord>> = {
             let workspaces = self.workspaces.read().unwrap_or_else(PoisonError::into_inner); // LOCK: 1
@@ -294,12 +295,12 @@ impl Registry {
         all
     }
 
-    /// Every workspace, in no order.
+    /// All workspaces, in no order.
     pub fn all(&self) -> Vec<Arc<Workspace>> {
         self.workspaces.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    /// Those of the OpenWork API: the configured ones in their order with the active one first, then the others.
+    /// The workspaces of the OpenWork API: the configured ones in order with the active one first, then the others.
     pub fn openwork_list(&self) -> Vec<Arc<Workspace>> {
         let order = lock(&self.active).clone();
         let mut all = self.all();
@@ -312,7 +313,7 @@ impl Registry {
         all
     }
 
-    /// The workspace with an OpenWork id.
+    /// Returns the workspace with this OpenWork id.
     ///
     /// # Errors
     /// `WorkspaceNotFound`.
@@ -321,14 +322,14 @@ impl Registry {
         found.ok_or_else(|| Error::new(Code::WorkspaceNotFound, "Workspace not found"))
     }
 
-    /// Makes a workspace the active one of the OpenWork API; in memory only, as observed.
+    /// Makes a workspace the active one of the OpenWork API. Kept in memory only, as OpenWork does.
     pub fn activate(&self, id: Uuid) {
         let mut order = lock(&self.active);
         order.retain(|known| *known != id);
         order.insert(0, id);
     }
 
-    /// Makes a workspace the active one of one token alone, by the token's hash.
+    /// Makes a workspace the active one of a single token, by the token's hash.
     pub fn activate_for(&self, token: &str, id: Uuid) {
         let mut chosen = lock(&self.active_of);
         if chosen.len() >= ACTIVE_CHOICES && !chosen.contains_key(token) {
@@ -337,15 +338,15 @@ impl Registry {
         chosen.insert(token.to_owned(), id);
     }
 
-    /// The workspace that this token has made active for itself.
+    /// The active workspace of a single token, if it has one.
     pub fn active_of(&self, token: &str) -> Option<Uuid> {
         lock(&self.active_of).get(token).copied()
     }
 
-    /// Makes a workspace as a client asked for it, from a template if it named one: then it is a container.
+    /// Creates a workspace from a request. With a template it is a container.
     ///
     /// # Errors
-    /// 400s that name the field; nothing remains of a refused workspace.
+    /// 400s that name the field; a refused workspace leaves nothing behind.
     pub fn create(&self, request: CreateWorkspace, template: Option<&Template>) -> Result<Arc<Workspace>> {
         let name = Label::parse(&request.name)?;
         self.check_capacity()?;
@@ -385,10 +386,10 @@ impl Registry {
         self.get(id)
     }
 
-    /// A container workspace with the settings of another one and no files yet, as if it were being built.
+    /// Creates a container workspace with another workspace's settings and no files, in status `building`.
     ///
     /// # Errors
-    /// `Conflict` when there are too many; when it cannot be stored.
+    /// `Conflict` if there are too many workspaces; an error if it cannot be stored.
     pub fn copy_of(&self, source: &WorkspaceRecord, name: Label) -> Result<Arc<Workspace>> {
         self.check_capacity()?;
         let id = Uuid::new_v4();
@@ -410,10 +411,13 @@ impl Registry {
         if self.workspaces.read().unwrap_or_else(PoisonError::into_inner).len() < limits::WORKSPACES {
             return Ok(());
         }
-        Err(Error::new(Code::Conflict, format!("There are {} workspaces already", limits::WORKSPACES)))
+        Err(Error::new(
+            Code::Conflict,
+            format!("There are already {} workspaces, the maximum; delete one first", limits::WORKSPACES),
+        ))
     }
 
-    /// A root may neither lie in another workspace's folder nor contain one.
+    /// Refuses a root that is inside another workspace's folder or contains one.
     fn check_disjoint(&self, path: PathBuf) -> Result<PathBuf> {
         for record in self.list() {
             let other = Path::new(&record.view.path);
@@ -429,11 +433,10 @@ impl Registry {
         Ok(path)
     }
 
-    /// Changes a workspace as a client asked for it: everything given, or nothing. `effect` makes the change felt, and
-    /// may refuse it.
+    /// Applies a client's changes, all or none. `effect` puts them into effect, and may refuse them.
     ///
     /// # Errors
-    /// 400s that name the field, `WorkspaceNotFound`, what `effect` said.
+    /// 400s that name the field, `WorkspaceNotFound`, those of `effect`.
     pub fn change(
         &self,
         id: Uuid,
@@ -448,11 +451,11 @@ impl Registry {
         Ok(workspace.record())
     }
 
-    /// Takes a workspace whose deletion has begun, and everything below its own folder, out of sight. What is in the
-    /// trash is removed by [`Registry::empty_trash`].
+    /// Moves the folder of a workspace whose deletion has begun into the trash. [`Registry::empty_trash`] then
+    /// removes it.
     ///
     /// # Errors
-    /// When the folder cannot be moved.
+    /// If the folder cannot be moved.
     pub fn discard(&self, workspace: &Workspace) -> Result<()> {
         let target = self.trash.join(Uuid::new_v4().to_string());
         std::fs::rename(&workspace.folder, &target).at("delete", &workspace.folder)?;
@@ -460,15 +463,15 @@ impl Registry {
         Ok(())
     }
 
-    /// Moves a folder of this file system into the trash.
+    /// Moves a folder of the same file system into the trash.
     ///
     /// # Errors
-    /// When it cannot be moved.
+    /// If it cannot be moved.
     pub fn discard_folder(&self, folder: &Path) -> Result<()> {
         std::fs::rename(folder, self.trash.join(Uuid::new_v4().to_string())).at("delete", folder)
     }
 
-    /// Removes what is in the trash; slow.
+    /// Removes all folders in the trash. Slow.
     pub fn empty_trash(&self) {
         for entry in std::fs::read_dir(&self.trash).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -500,12 +503,12 @@ fn read_record(folder: &Path, id: Uuid) -> Result<JsonFile<WorkspaceRecord>> {
     Ok(record)
 }
 
-/// The OpenWork API's id of a folder: `ws_` and the first 12 hex digits of the path's SHA-256.
+/// The id of a folder in the OpenWork API: `ws_` and the first 12 hex digits of the path's SHA-256.
 pub fn openwork_id(path: &str) -> String {
     format!("ws_{}", hex::encode(&Sha256::digest(path.as_bytes())[..6]))
 }
 
-/// A UUID that a configured path always has (RFC 9562, version 8).
+/// The UUID of a configured path (RFC 9562, version 8).
 fn path_uuid(path: &str) -> Uuid {
     let digest = Sha256::digest(path.as_bytes());
     let mut bytes = [0; 16];

@@ -1,52 +1,52 @@
-//! What a workspace's commands may use, as a client says it.
+//! Resource limits of a workspace, as clients set them.
 
 use serde::{Deserialize, Serialize};
 
-use super::record::WorkspaceKind;
+use super::kind::WorkspaceKind;
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::Limits;
 
-/// The field `resources`; what is not named keeps the machine's default.
+/// The field `resources`. A missing limit is the machine's default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Resources {
-    /// Memory with page cache.
+    /// Memory, page cache included.
     #[serde(default)]
     pub memory_bytes: Option<u64>,
     /// Swap; 0: none.
     #[serde(default)]
     pub swap_bytes: Option<u64>,
-    /// Processors, e.g. 0.5 or 2.
+    /// Processors, for example 0.5 or 2.
     #[serde(default)]
     pub cpus: Option<f64>,
-    /// Processes and threads at once.
+    /// Processes and threads.
     #[serde(default)]
     pub pids: Option<u64>,
-    /// The container's files.
+    /// Size of the container's files.
     #[serde(default)]
     pub disk_bytes: Option<u64>,
-    /// Has the container's /tmp in memory, of this size, from its next start on; otherwise it is on its disk.
+    /// Puts the container's /tmp in memory, with this size, from its next start; otherwise /tmp is on disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tmpfs_bytes: Option<u64>,
 }
 
-/// The sizes of a /tmp in memory; the container's memory bounds it as well.
+/// The sizes of a /tmp in memory. The container's memory limit bounds it too.
 const TMPFS: std::ops::RangeInclusive<u64> = 64 << 10..=1 << 50;
 
-/// The smallest base image is larger.
+/// Smaller than the smallest base image.
 const MIN_DISK_BYTES: u64 = 16 << 20;
 
 impl Resources {
-    /// Whether a machine could hold them, and a workspace of this kind work within them.
+    /// Checks that a machine can enforce the limits and that a workspace of this kind can work within them.
     ///
     /// # Errors
-    /// `InvalidPayload` with the field and what it may be.
+    /// `InvalidPayload` with the field and its range.
     pub fn check(&self, kind: WorkspaceKind) -> Result<()> {
         self.limits().check("resources")?;
         if kind == WorkspaceKind::Container {
             let refuse = |name: &str, least: String| {
                 let field = format!("resources.{name}");
                 let message =
-                    format!("{field} of a container is at least {least}: with less it does not start");
+                    format!("{field} of a container must be at least {least}; it does not start with less");
                 Err(Error::new(Code::InvalidPayload, message).detail("field", field))
             };
             if self.pids.is_some_and(|pids| pids < limits::CONTAINER_PIDS) {
@@ -72,7 +72,7 @@ impl Resources {
         Ok(())
     }
 
-    /// Those that a group of processes can have.
+    /// The limits that a cgroup enforces.
     pub fn limits(&self) -> Limits {
         Limits {
             memory_bytes: self.memory_bytes,

@@ -1,24 +1,26 @@
-//! The status machine: pure functions that a registry update applies, so that a check and its change are one step.
+//! The status machine: pure functions that run inside a registry update, so that each check and its change are one
+//! step.
 
-use super::record::{WorkspaceJob, WorkspaceKind, WorkspaceOrigin, WorkspaceRecord, WorkspaceStatus};
+use super::kind::WorkspaceKind;
+use super::record::{WorkspaceJob, WorkspaceOrigin, WorkspaceRecord, WorkspaceStatus};
 use crate::base::ids::Distro;
 use crate::base::{Code, Error, Result};
 
-/// What a container is made of.
+/// The base of a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ContainerBase {
-    /// The image of a distribution.
+    /// A distribution's image.
     Distro(Distro),
     /// An image by name or id.
     Image(String),
 }
 
 impl WorkspaceRecord {
-    /// Begins a build, of another base than so far if one is `wanted`. `has_root`: a complete root exists, made from
-    /// `built` if that can be told.
+    /// Begins a build, from `wanted` if another base is requested. `has_root`: a complete root exists, made from
+    /// `built` if that can be determined.
     ///
     /// # Errors
-    /// `NotAContainer`, `BuildRunning`, or `RebuildRequired` when an existing root would be lost.
+    /// `NotAContainer`, `BuildRunning`, or `RebuildRequired` if an existing root would be lost.
     pub fn start_build(
         &mut self,
         wanted: Option<ContainerBase>,
@@ -38,7 +40,7 @@ impl WorkspaceRecord {
             Some(ContainerBase::Image(image)) => {
                 (self.view.image.as_ref() != Some(image)).then(|| format!("image than {image}"))
             }
-            // Of an image of somebody's own it cannot be told what it was made from.
+            // The distribution of a custom image is unknown.
             None if self.view.image.is_some() => None,
             None => {
                 let distro = self.view.distro.unwrap_or(Distro::DEFAULT);
@@ -49,7 +51,7 @@ impl WorkspaceRecord {
             return Err(Error::new(
                 Code::RebuildRequired,
                 format!(
-                    "The container holds another {another}; building it would destroy its files. Pass \"rebuild\": true if that is wanted"
+                    "The container was built from another {another}; a build would destroy its files. Pass \"rebuild\": true to rebuild it"
                 ),
             ));
         }
@@ -88,7 +90,7 @@ impl WorkspaceRecord {
         Ok(())
     }
 
-    /// Begins to go back to a snapshot.
+    /// Begins to restore a snapshot.
     ///
     /// # Errors
     /// `BuildRunning`.
@@ -100,14 +102,14 @@ impl WorkspaceRecord {
         Ok(())
     }
 
-    /// Ends what is under way, well or with a message.
+    /// Ends the operation in progress, with an error message if it failed.
     pub fn finish(&mut self, error: Option<String>) {
         self.job = None;
         self.view.status = if error.is_some() { WorkspaceStatus::Error } else { WorkspaceStatus::Ready };
         self.view.error_message = error;
     }
 
-    /// Whether a client may delete it.
+    /// Checks that clients may delete the workspace.
     ///
     /// # Errors
     /// `DefaultWorkspace` for the nil id and for configured workspaces.
@@ -124,7 +126,7 @@ impl WorkspaceRecord {
         Ok(())
     }
 
-    /// Whether nothing is under way that the root is needed for.
+    /// Checks that no operation is in progress.
     ///
     /// # Errors
     /// `BuildRunning`.
@@ -136,7 +138,7 @@ impl WorkspaceRecord {
     }
 }
 
-/// The 404 of a workspace id.
+/// The 404 for a workspace id.
 pub fn not_found(id: &str) -> Error {
     Error::new(Code::WorkspaceNotFound, format!("Workspace {id} not found"))
 }
@@ -156,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn builds() {
+    fn builds_keep_or_replace_the_root() {
         use Distro::{DebianBookworm as Deb, UbuntuNoble as Noble};
         let build = |status, job, rebuild, has_root, built| {
             let mut record = record(WorkspaceKind::Container, status, job);

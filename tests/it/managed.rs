@@ -249,7 +249,7 @@ fn one_that_does_not_answer_is_ended_when_its_time_is_over() {
     let unanswered = "did not answer within 6 s (The OpenCode of workspace OpenCode at http://127.0.0.1:";
     let cases = [
         ("silent", unanswered),
-        ("trickles", "did not answer within 6 s (/global/health broke off"),
+        ("trickles", "did not answer within 6 s (The response to /global/health ended early"),
         ("other-port", unanswered),
         ("everywhere", "it listens on 0.0.0.0:"),
         ("late", "did not answer within 6 s (it has not printed where it listens)"),

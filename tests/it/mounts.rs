@@ -204,7 +204,7 @@ fn where_owners_cannot_be_mapped_it_is_said() {
     let debug = place.client.get(200, &place.path("/debug"));
     assert_eq!(debug["machine"]["mounts"][0]["mapped"], false, "{debug}");
     let warnings = debug["warnings"].to_string();
-    assert!(warnings.contains("/mnt/ram belong to nobody"), "{warnings}");
+    assert!(warnings.contains("/mnt/ram belong to the user `nobody`"), "{warnings}");
     drop(place);
     server.stop();
     assert!(Command::new("umount").arg(&ram).status().unwrap().success());

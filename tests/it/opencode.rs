@@ -302,7 +302,7 @@ fn some_addresses_are_nobodys_to_set() {
         ("http://169.254.169.254/latest".into(), "link-local"),
         ("http://[fe80::1]:80".into(), "link-local"),
         ("http://100.100.100.200".into(), "metadata"),
-        ("http://0.0.0.0:4096".into(), "not the address of one machine"),
+        ("http://0.0.0.0:4096".into(), "not identify a single host"),
     ] {
         let server = setup(&url).start();
         let told = server.owner().refused(502, "opencode_unreachable", "GET", "/opencode/x", None);

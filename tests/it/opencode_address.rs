@@ -113,10 +113,10 @@ fn some_addresses_are_refused_in_every_spelling() {
         ("http://[fd20:ce::254]".into(), "metadata"),
         ("http://[::169.254.169.254]".into(), "link-local"),
         ("http://[64:ff9b:1::a9fe:a9fe]".into(), "link-local"),
-        ("http://0.0.0.0:4096".into(), "not the address of one machine"),
-        ("http://0:4096".into(), "not the address of one machine"),
-        ("http://[::]:4096".into(), "not the address of one machine"),
-        ("http://224.0.0.1".into(), "not the address of one machine"),
+        ("http://0.0.0.0:4096".into(), "not identify a single host"),
+        ("http://0:4096".into(), "not identify a single host"),
+        ("http://[::]:4096".into(), "not identify a single host"),
+        ("http://224.0.0.1".into(), "not identify a single host"),
         ("https://example.org".into(), "tunnel or a proxy on this machine"),
         ("http://u:p@127.0.0.1:4096".into(), "opencodeUsername"),
         ("file:///etc/passwd".into(), "http://"),
@@ -153,7 +153,7 @@ fn a_name_is_checked_at_each_connection() {
     for (address, why) in [
         ("169.254.169.254", "link-local"),
         ("::ffff:169.254.169.254", "link-local"),
-        ("0.0.0.0", "not the address of one machine"),
+        ("0.0.0.0", "not identify a single host"),
     ] {
         rewrite(&hosts, &format!("{address} opencode.test\n"));
         let told = server.owner().refused(502, "opencode_unreachable", "GET", "/opencode/x", None);

@@ -129,7 +129,7 @@ fn lists_are_what_opencode_loads() {
         match name {
             "far" | "far-file" => assert!(why.ends_with("OpenCode follows it"), "{row}"),
             "utf16" => assert!(why.contains("UTF-16; OpenCode 1.1.53 reads that"), "{row}"),
-            _ => assert!(why.is_empty() || why.starts_with("OpenCode passes over it: "), "{row}"),
+            _ => assert!(why.is_empty() || why.starts_with("OpenCode skips it: "), "{row}"),
         }
     }
 }

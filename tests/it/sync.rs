@@ -129,7 +129,7 @@ fn what_people_have_there_stays_theirs() {
     assert!(rules.starts_with("# House rules\n\nNo tabs.\n\n<!-- berth:begin -->\n"), "{rules}");
     assert_eq!(read(&folder, ".opencode/skill/py/SKILL.md").unwrap(), "my own python\n");
     assert_eq!(read(&folder, ".claude/settings.local.json").unwrap(), "{ not json");
-    assert!(server.log().contains("settings.local.json was left alone"), "{}", server.log());
+    assert!(server.log().contains("settings.local.json was not changed"), "{}", server.log());
     // Changed behind our back, between two syncs: that counts from now on.
     fs::write(folder.join("opencode.json"), text.replace("\"LEVEL\": \"1\"", "\"LEVEL\": \"2\"")).unwrap();
     server.owner().post(200, &format!("{url}/sync"), json!({}));

@@ -1,10 +1,10 @@
-//! The agents' own configuration in a workspace: OpenCode's, oh-my-opencode's and Claude Code's, with the content that
-//! sandboxed.sh writes, as far as the real OpenCode accepts it. Pure but for the library.
+//! The agents' configuration in a workspace: the files of OpenCode, oh-my-opencode and Claude Code, with the content
+//! that sandboxed.sh writes as far as OpenCode accepts it. Pure, except for reading the library.
 //!
-//! Differences, on purpose: a remote MCP is `remote` with a `url`, since OpenCode refuses sandboxed.sh's `http` with an
-//! `endpoint`; the workspace's variables, which may be secrets, are not copied into files, since every command has them;
-//! the host's own OpenCode configuration is no base, since it holds its owner's keys; and on the host nothing is allowed
-//! that people did not allow themselves.
+//! Differences from sandboxed.sh: a remote MCP server is `remote` with a `url`, because OpenCode refuses
+//! sandboxed.sh's `http` with an `endpoint`; the workspace's variables, which may be secrets, are not copied into
+//! files, because every command has them; the host's own OpenCode configuration is not a base, because it holds its
+//! user's keys; and on the host nothing is allowed that the user has not allowed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,9 +15,10 @@ use crate::base::Result;
 use crate::library::{Library, LibraryMap, TextKind, is_broken};
 use crate::project::rules;
 use crate::store::front_matter;
-use crate::workspaces::record::{WorkspaceKind, WorkspaceView};
+use crate::workspaces::kind::WorkspaceKind;
+use crate::workspaces::record::WorkspaceView;
 
-/// What agents may do in a container without asking, as sandboxed.sh has it.
+/// The tools that agents may use in a container without asking, as in sandboxed.sh.
 const ALLOWED: [&str; 15] = [
     "read",
     "edit",
@@ -36,16 +37,17 @@ const ALLOWED: [&str; 15] = [
     "lsp",
 ];
 
-/// Whether this workspace is one that agents are configured in: a container always, the host only where it is asked for.
+/// Whether agents are configured in this workspace: always in a container, and on the host if the workspace names
+/// skills, tools, plugins or MCP servers.
 pub fn configures_agents(shown: &WorkspaceView) -> bool {
     let named = [&shown.skills, &shown.tools, &shown.plugins, &shown.mcps];
     shown.workspace_type == WorkspaceKind::Container || named.iter().any(|list| !list.is_empty())
 }
 
-/// The shared files and berth's part of each.
+/// The shared files, with berth's part of each.
 ///
 /// # Errors
-/// When the library cannot be read; what is broken in it is left out.
+/// If the library cannot be read. Broken entries are left out.
 pub(super) fn shared_files(
     library: &Library,
     shown: &WorkspaceView,
@@ -67,20 +69,20 @@ pub(super) fn shared_files(
     Ok(files)
 }
 
-/// Whether OpenCode starts with this command or agent: one that it refuses would stop it in the whole workspace. Claude
-/// Code's own, with a list of words as `tools`, are among those.
+/// Whether OpenCode accepts this command or agent. One that it refuses would keep OpenCode from starting in the whole
+/// workspace. This concerns agents of Claude Code with a list of words as `tools`.
 pub(super) fn opencode_takes(shown: &WorkspaceView, kind: TextKind, name: &str, text: &str) -> bool {
     let key = if kind == TextKind::Command { "command" } else { "agent" };
     let checked = front_matter::parts(text).and_then(|(fields, _)| {
         rules::check_front_matter(key, name, &fields).map_err(|error| error.message().to_owned())
     });
     if let Err(why) = &checked {
-        log::warn!("workspace {}: OpenCode does not get {key} {}: {why}", shown.id, name.escape_debug());
+        log::warn!("workspace {}: OpenCode refuses {key} {}, left out: {why}", shown.id, name.escape_debug());
     }
     checked.is_ok()
 }
 
-/// The MCPs of the workspace by the name that tools get: those it names, or all that are enabled.
+/// The workspace's MCP servers, by the name used in tool names: the named servers, or all enabled ones.
 fn servers(library: &Library, shown: &WorkspaceView) -> Result<BTreeMap<String, Object<String, Value>>> {
     let all = entries(library, shown, LibraryMap::Mcps)?;
     let mut servers = BTreeMap::new();
@@ -109,7 +111,7 @@ fn servers(library: &Library, shown: &WorkspaceView) -> Result<BTreeMap<String, 
     Ok(servers)
 }
 
-/// One of the library's objects; a broken one is said and empty.
+/// Reads one of the library's objects. A broken one is logged and treated as empty.
 fn entries(library: &Library, shown: &WorkspaceView, map: LibraryMap) -> Result<Object<String, Value>> {
     match library.map(map) {
         Err(error) if is_broken(&error) => {
@@ -205,7 +207,7 @@ fn claude(shown: &WorkspaceView, servers: &BTreeMap<String, Object<String, Value
         parts.push(SharedPart::key(&["mcpServers", name], server));
     }
     if shown.workspace_type == WorkspaceKind::Container {
-        // Claude Code takes no pattern in place of a server's name: `mcp__*` allows nothing.
+        // Claude Code accepts no pattern in place of a server name: `mcp__*` allows nothing.
         let servers = servers.keys().map(|name| format!("mcp__{}", in_rules(name)));
         let tools = ["Bash", "Edit", "Write", "Read"].map(str::to_owned).into_iter();
         parts.extend(tools.chain(servers).map(|tool| SharedPart::item(&["permissions", "allow"], &tool)));
@@ -213,13 +215,13 @@ fn claude(shown: &WorkspaceView, servers: &BTreeMap<String, Object<String, Value
     parts
 }
 
-/// A server's name as Claude Code has it in the names of tools and in rules.
+/// The form of a server name in Claude Code's tool names and rules.
 fn in_rules(name: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '_' | '-') { c } else { '_' };
     name.chars().map(plain).collect()
 }
 
-/// Where an MCP's process finds itself.
+/// Environment variables that describe the workspace to an MCP server.
 fn workspace_env(shown: &WorkspaceView) -> Object<String, Value> {
     let (kind, path) = match shown.workspace_type {
         WorkspaceKind::Container => ("container", "/"),

@@ -1,4 +1,5 @@
-//! What berth has written into a workspace, kept outside of it. Only that is ever changed or removed.
+//! The manifest of the files that berth has written into a workspace, stored outside the workspace. **Invariant:**
+//! berth changes or removes only listed files.
 
 use std::collections::BTreeMap;
 
@@ -8,26 +9,26 @@ use sha2::{Digest as _, Sha256};
 /// SHA-256 in hex.
 pub(super) type HexDigest = String;
 
-/// What berth has written: by path below the workspace.
+/// The files that berth has written, by path below the workspace.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "StoredManifest")]
 pub struct SyncManifest {
-    /// Whole files, and the digest of their content.
+    /// Files written by berth alone, with the digest of their content.
     pub(super) files: BTreeMap<String, HexDigest>,
-    /// Files that berth shares with the people of the workspace.
+    /// Files that berth shares with the users of the workspace.
     pub(super) shared: BTreeMap<String, SharedFile>,
 }
 
-/// Berth's part of a shared file.
+/// berth's part of a shared file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct SharedFile {
-    /// There was no file before.
+    /// berth created the file.
     pub(super) made: bool,
-    /// By name of the part, the digest of what it says.
+    /// The digest of each part's value, by name of the part.
     pub(super) parts: BTreeMap<String, HexDigest>,
 }
 
-/// The first version knew whole files only, and nothing around them.
+/// The first version of the manifest listed only whole files.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum StoredManifest {
@@ -49,7 +50,8 @@ impl From<StoredManifest> for SyncManifest {
 }
 
 impl SyncManifest {
-    /// Both: with this on disk a crash leaves too many names, never a file that nobody knows.
+    /// Merges two manifests. While the merged one is on disk, a crash leaves too many entries, never a file that is
+    /// not listed.
     pub fn with(&self, next: &SyncManifest) -> SyncManifest {
         let mut all = self.clone();
         all.files.extend(next.files.iter().map(|(path, sum)| (path.clone(), sum.clone())));
@@ -74,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_form_is_still_read() {
+    fn the_first_format_is_still_read() {
         let first: SyncManifest = serde_json::from_str(r#"{"a/b": "00"}"#).unwrap();
         assert_eq!(first.files["a/b"], "00");
         let text = serde_json::to_string(&first).unwrap();

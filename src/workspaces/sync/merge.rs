@@ -1,5 +1,5 @@
-//! Berth's part of a file that belongs to people: keys of a JSON file with comments, or a marked block of a Markdown
-//! file. What they wrote wins, and stays when berth's part goes. Pure.
+//! berth's part of a file that users edit: keys of a JSON file with comments, or a marked block of a Markdown file.
+//! The users' content wins, and remains when berth's part is removed. Pure.
 
 use std::collections::HashSet;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::manifest::{HexDigest, SharedFile, digest};
 use crate::store::jsonc::{JsoncDocument, JsoncLookup};
 
-/// What berth wants in a shared file.
+/// berth's content of a shared file.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum SharedContent {
     /// Keys of a JSON file.
@@ -17,14 +17,13 @@ pub(super) enum SharedContent {
     Block(String),
 }
 
-/// One key with its value, or one item of a list.
+/// A key with its value, or an item of a list.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct SharedPart {
-    /// The keys that lead there.
+    /// The keys from the top of the document.
     pub(super) path: Vec<String>,
-    /// What it says.
     pub(super) value: Value,
-    /// It is an item of the list behind the keys.
+    /// The value is an item of the list at `path`.
     pub(super) item: bool,
 }
 
@@ -41,7 +40,8 @@ impl SharedPart {
         SharedPart { item: true, ..SharedPart::key(path, value) }
     }
 
-    /// Its name in the manifest: a JSON pointer (RFC 6901), behind `+` for an item, which is named by its value.
+    /// Its name in the manifest: a JSON pointer (RFC 6901). For an item it is prefixed with `+` and ends with the
+    /// item's value.
     fn name(&self) -> String {
         let escaped = |key: &String| key.replace('~', "~0").replace('/', "~1");
         let path: String = self.path.iter().map(|key| format!("/{}", escaped(key))).collect();
@@ -73,7 +73,10 @@ impl SharedPart {
     }
 }
 
-/// The text as it is to be, and what of it is berth's. `None`: the file cannot be shared, for this reason.
+/// Returns the merged text and berth's part of it.
+///
+/// # Errors
+/// Why the file cannot be shared.
 pub(super) fn merge(
     text: &str,
     wanted: &SharedContent,
@@ -85,14 +88,14 @@ pub(super) fn merge(
     }
 }
 
-/// The text without berth's part.
+/// Returns the text without berth's part.
 pub(super) fn withdraw(path: &str, text: &str, known: &SharedFile) -> Result<String, String> {
     let nothing =
         if is_markdown(path) { SharedContent::Block(String::new()) } else { SharedContent::Keys(Vec::new()) };
     merge(text, &nothing, known).map(|(text, _)| text)
 }
 
-/// Whether nobody would miss the file.
+/// Whether the file has no content of users.
 pub(super) fn is_bare(path: &str, text: &str) -> bool {
     if is_markdown(path) {
         return text.trim().is_empty();
@@ -107,7 +110,7 @@ fn is_markdown(path: &str) -> bool {
 fn merge_keys(text: &str, parts: &[SharedPart], known: &SharedFile) -> Result<(String, SharedFile), String> {
     let mut document = JsoncDocument::parse(text).map_err(|fault| fault.message)?;
     if !document.is_object() {
-        return Err("it is no object".to_owned());
+        return Err("it is not an object".to_owned());
     }
     let mut next = SharedFile { made: known.made, ..SharedFile::default() };
     let mut changed = false;
@@ -125,7 +128,7 @@ fn merge_keys(text: &str, parts: &[SharedPart], known: &SharedFile) -> Result<(S
                 changed = true;
                 next.parts.insert(name, sum);
             }
-            // What berth did not write stays, whatever it says.
+            // A value that berth did not write is kept.
             JsoncLookup::Value(found) => {
                 let found = value_digest(&found);
                 match ours {
@@ -140,12 +143,12 @@ fn merge_keys(text: &str, parts: &[SharedPart], known: &SharedFile) -> Result<(S
             }
         }
     }
-    // Untouched byte by byte unless there was something to do: the text may lack a newline at its end.
+    // Without changes the text stays byte for byte the same; it may lack a final newline.
     let text = if changed { document.text().map_err(|fault| fault.message)? } else { text.to_owned() };
     Ok((text, next))
 }
 
-/// Removes what berth wrote under this name, if it still says the same.
+/// Removes a value that berth wrote under this name, if it is unchanged.
 fn remove(document: &mut JsoncDocument, name: &str, sum: &str) -> bool {
     let item = name.strip_prefix('+');
     let unescaped = |key: &str| key.replace("~1", "/").replace("~0", "~");
@@ -156,7 +159,7 @@ fn remove(document: &mut JsoncDocument, name: &str, sum: &str) -> bool {
         if !ours || !document.remove(&path) {
             return false;
         }
-        // An object that only held berth's own would be left behind.
+        // Also remove objects that contained only this value.
         for end in (1..path.len()).rev() {
             if !document.is_empty(&path[..end]) || !document.remove(&path[..end]) {
                 break;
@@ -164,7 +167,7 @@ fn remove(document: &mut JsoncDocument, name: &str, sum: &str) -> bool {
         }
         return true;
     }
-    // The value of an item may hold slashes: all that is behind the list's keys.
+    // An item's value may contain slashes: it is everything after the list's keys.
     for keys in 1..path.len() {
         if document.remove_item(&path[..keys], &path[keys..].join("/")) {
             if document.is_empty(&path[..keys]) {
@@ -201,7 +204,7 @@ fn merge_block(text: &str, block: &str, known: &SharedFile) -> (String, SharedFi
     let whole = format!("{BEGIN}\n{block}{END}\n");
     let text = match place {
         Some((begin, end)) => format!("{}{whole}{}", &text[..begin], &text[end..]),
-        // Somebody has taken the block out again: it is theirs to decide.
+        // A user removed the block, so it is not added again.
         None if known.parts.contains_key(BLOCK) && !text.is_empty() => {
             return (text.to_owned(), known.clone());
         }
@@ -226,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_people_wrote_wins_and_stays() {
+    fn user_values_win_and_are_kept() {
         let text =
             "{\n  // mine\n  \"mcp\": {\"a\": {\"type\": \"remote\"}, \"b\": 1},\n  \"plugin\": [\"p\"]\n}\n";
         let (merged, known) = merge(text, &SharedContent::Keys(parts()), &SharedFile::default()).unwrap();
@@ -244,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn what_berth_wrote_follows_and_goes() {
+    fn berths_values_are_updated_and_removed() {
         let made = SharedFile { made: true, ..SharedFile::default() };
         let (first, known) = merge("", &SharedContent::Keys(parts()), &made).unwrap();
         let mut other = parts();
@@ -262,7 +265,8 @@ mod tests {
         assert!(known.made && is_bare("opencode.json", &left), "{left}");
     }
 
-    /// Claude Code takes no `mcp__*`, which earlier versions wrote: it goes at the next sync, and what people wrote stays.
+    /// Claude Code does not accept `mcp__*`, which earlier versions wrote. The next sync removes it and keeps the
+    /// users' rules.
     #[test]
     fn rules_of_an_earlier_version_are_replaced() {
         let allow = |rules: &[&str]| {
@@ -281,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_bars_the_way() {
+    fn parts_below_a_scalar_are_skipped() {
         let text = "{\"mcp\": \"x\", \"plugin\": \"p\"}";
         let (merged, known) = merge(text, &SharedContent::Keys(parts()), &SharedFile::default()).unwrap();
         let value = crate::store::jsonc::parse(&merged).unwrap();
@@ -296,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_among_other_text() {
+    fn a_block_is_merged_into_other_text() {
         let block = SharedContent::Block("# W\n\ntext\n".to_owned());
         let (text, known) = merge("# Mine\n", &block, &SharedFile::default()).unwrap();
         assert_eq!(text, format!("# Mine\n\n{BEGIN}\n# W\n\ntext\n{END}\n"));

@@ -1,7 +1,8 @@
-//! What agents find in a workspace: the library's skills, tools, commands and agents as files of berth's own, and the
-//! agents' configuration, which berth shares with the people there (`merge`). What berth wrote is listed in a manifest
-//! outside the workspace: only that is ever changed or removed, and what is already right is not written again.
-//! The workspace's files are its workload's; every one is opened beneath its folder.
+//! Syncs a workspace with the library: skills, tools, commands and agents are files of berth's own, and the agents'
+//! configuration is shared with the users of the workspace (`merge`). A manifest outside the workspace lists the
+//! files that berth has written. **Invariant:** berth changes or removes only listed files. Files that are already up
+//! to date are not rewritten. The workload can change the workspace at any moment, so every file is opened beneath
+//! its folder.
 
 pub use agents::configures_agents as configures;
 pub use manifest::SyncManifest;
@@ -24,23 +25,21 @@ use crate::store::json::JsonFile;
 use manifest::{SharedFile, digest};
 use merge::{SharedContent, SharedPart};
 
-/// The manifest's name in the workspace's own folder.
+/// The manifest's file name in the workspace's own folder.
 pub const MANIFEST: &str = "synced.json";
 
-/// What a sync has done.
+/// The outcome of a sync.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SyncOutcome {
-    /// Files written.
     pub written: usize,
-    /// Files removed.
     pub removed: usize,
 }
 
-/// Writes what `shown` asks for into the tree that `open` opens, and removes what it asks for no more. `folder` is the
-/// workspace's own, outside of the tree.
+/// Writes the files that `shown` requests into the tree that `open` opens, and removes those no longer requested.
+/// `folder` is the workspace's own folder, outside the tree.
 ///
 /// # Errors
-/// Those of `store::beneath`, when the workload stands in the way; those of the library.
+/// Those of `store::beneath` if the workload interferes; those of the library.
 pub fn sync(
     library: &Library,
     shown: &WorkspaceView,
@@ -81,18 +80,18 @@ pub fn sync(
     Ok(done)
 }
 
-/// What berth has written into the workspace whose own folder this is.
+/// Reads the manifest in a workspace's own folder.
 ///
 /// # Errors
-/// When it cannot be read.
+/// If it cannot be read.
 pub fn read_manifest(folder: &Path) -> Result<SyncManifest> {
     Ok(SyncManifest::clone(&JsonFile::open(&folder.join(MANIFEST), 0o600, SyncManifest::default())?.get()))
 }
 
-/// Says what berth has written into a workspace whose files are others now.
+/// Replaces the manifest of a workspace whose files were replaced.
 ///
 /// # Errors
-/// When it cannot be written.
+/// If it cannot be written.
 pub fn write_manifest(folder: &Path, manifest: &SyncManifest) -> Result<()> {
     JsonFile::open(&folder.join(MANIFEST), 0o600, SyncManifest::default())?.update(|known| {
         known.clone_from(manifest);
@@ -100,7 +99,7 @@ pub fn write_manifest(folder: &Path, manifest: &SyncManifest) -> Result<()> {
     })
 }
 
-/// One sync under way.
+/// A sync in progress.
 struct SyncRun<'a> {
     library: &'a Library,
     root: Root,
@@ -110,14 +109,14 @@ struct SyncRun<'a> {
     done: SyncOutcome,
 }
 
-/// What is to be written.
+/// The changes of a sync.
 #[derive(Default)]
 struct SyncPlan<'a> {
     files: Vec<(&'a str, &'a OwnFileSource)>,
     edits: Vec<SharedEdit>,
 }
 
-/// A shared file as it was read, and as it is to be.
+/// A shared file as read and as it will be written.
 struct SharedEdit {
     path: String,
     before: Option<Vec<u8>>,
@@ -125,7 +124,7 @@ struct SharedEdit {
 }
 
 impl SyncRun<'_> {
-    /// Looks at what is there; notes in `next` what will be berth's.
+    /// Compares the workspace with the desired files, and fills `next`.
     fn plan<'b>(
         &mut self,
         files: &'b OwnFiles,
@@ -138,15 +137,15 @@ impl SyncRun<'_> {
             let right = match self.look(path, bytes.len() as u64, source.executable())? {
                 ExistingFile::Nothing => false,
                 ExistingFile::File(found) if found == *bytes => true,
-                // Its content is right, its permissions are not.
+                // The content is right, but the permissions are not.
                 ExistingFile::OtherMode(found) if found == *bytes && !known => true,
                 ExistingFile::Other | ExistingFile::File(_) | ExistingFile::OtherMode(_) if !known => {
-                    log::warn!("{}/{path} is not berth's and stays as it is", self.shown.path);
+                    log::warn!("{}/{path} was not written by berth and is left unchanged", self.shown.path);
                     continue;
                 }
                 _ => false,
             };
-            // A file that was right before berth came is not berth's to remove.
+            // A correct file that existed before is not berth's to remove.
             if !right || known {
                 self.next.files.insert(path.clone(), digest(&bytes));
             }
@@ -161,7 +160,7 @@ impl SyncRun<'_> {
         Ok(plan)
     }
 
-    /// `None`: the file stays out of berth's hands. `Some(None)`: it is right already.
+    /// Plans the change of a shared file. `None`: the file cannot be shared. `Some(None)`: it is up to date.
     fn plan_edit(&mut self, path: &str, wanted: &SharedContent) -> Result<Option<Option<SharedEdit>>> {
         let before = self.root.read(path, limits::LIBRARY_FILE_BYTES)?;
         let made = SharedFile { made: before.is_none(), ..SharedFile::default() };
@@ -179,7 +178,7 @@ impl SyncRun<'_> {
                 Ok(Some((!unchanged).then(|| SharedEdit { path: path.to_owned(), before, after })))
             }
             Err(why) => {
-                log::warn!("{}/{path} was left alone: {why}", self.shown.path);
+                log::warn!("{}/{path} was not changed: {why}", self.shown.path);
                 if let Some(known) = self.known.shared.get(path) {
                     self.next.shared.insert(path.to_owned(), known.clone());
                 }
@@ -188,7 +187,8 @@ impl SyncRun<'_> {
         }
     }
 
-    /// Leaves out what would keep OpenCode from starting: references to files that the workspace does not have.
+    /// Leaves out values that would keep OpenCode from starting: references to files that the workspace does not
+    /// have.
     fn without_broken<'w>(&self, path: &str, wanted: &'w SharedContent) -> Cow<'w, SharedContent> {
         let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
         let SharedContent::Keys(parts) = wanted else { return Cow::Borrowed(wanted) };
@@ -200,7 +200,7 @@ impl SyncRun<'_> {
             let missing = broken(part);
             if missing {
                 log::warn!(
-                    "workspace {}: {}: a {{file:}} in it does not exist there",
+                    "workspace {}: {} is left out: its {{file:}} does not exist",
                     self.shown.id,
                     part.path.join(".")
                 );
@@ -210,12 +210,12 @@ impl SyncRun<'_> {
         Cow::Owned(SharedContent::Keys(parts.iter().filter(whole).cloned().collect()))
     }
 
-    /// What stands at a path that is to have so many bytes.
+    /// Inspects the file at a path that should have `bytes` bytes.
     fn look(&self, path: &str, bytes: u64, executable: bool) -> Result<ExistingFile> {
         let found = match self.root.metadata(path) {
             Ok(None) => return Ok(ExistingFile::Nothing),
             Ok(Some(found)) => found,
-            // A link that leads in circles, for example.
+            // A loop of symbolic links, for example.
             Err(error) if error.code() == Code::InvalidPath => return Ok(ExistingFile::Other),
             Err(error) => return Err(error),
         };
@@ -232,7 +232,8 @@ impl SyncRun<'_> {
     }
 
     fn write(&mut self, path: &str, source: &OwnFileSource) -> Result<()> {
-        // Read again, so that a sync has one file in memory at a time. Gone meanwhile: the next sync does without it.
+        // Read again, so that a sync holds one file in memory at a time. If it has been removed from the library, the
+        // next sync handles it.
         let Some(bytes) = source.bytes(self.library, self.shown)? else { return Ok(()) };
         self.make_folder(path)?;
         self.next.files.insert(path.to_owned(), digest(&bytes));
@@ -244,7 +245,7 @@ impl SyncRun<'_> {
     fn edit(&mut self, edit: &SharedEdit) -> Result<()> {
         self.make_folder(&edit.path)?;
         if !self.root.replace_if(&edit.path, edit.before.as_deref(), edit.after.as_bytes())? {
-            let message = format!("{} is being changed by somebody else; sync again", edit.path);
+            let message = format!("{} is being changed by another process; sync again", edit.path);
             return Err(Error::new(Code::Conflict, message));
         }
         self.done.written += 1;
@@ -255,7 +256,7 @@ impl SyncRun<'_> {
         path.rsplit_once('/').map_or(Ok(()), |(folder, _)| self.root.make_dirs(folder))
     }
 
-    /// What is not wanted any more goes, as far as it is still what berth wrote.
+    /// Removes files that are no longer desired and still have berth's content.
     fn remove_old(&mut self) -> Result<()> {
         let known = self.known;
         for (path, sum) in &known.files {
@@ -265,10 +266,10 @@ impl SyncRun<'_> {
             match self.root.read(path, limits::SKILL_BYTES as u64) {
                 Ok(None) => {}
                 Ok(Some(found)) if digest(&found) == *sum => self.remove(path)?,
-                // Something else stands there: a folder, a link in circles, a larger file.
+                // Another kind of entry: a folder, a loop of links, a larger file.
                 Err(error) if error.code() != Code::InvalidPath => return Err(error),
                 Ok(Some(_)) | Err(_) => {
-                    log::info!("{}/{path} was changed by hand and stays", self.shown.path)
+                    log::info!("{}/{path} was changed by hand and is kept", self.shown.path)
                 }
             }
         }
@@ -293,7 +294,7 @@ impl SyncRun<'_> {
         self.done.removed += 1;
         let mut rest = path;
         while let Some((folder, _)) = rest.rsplit_once('/') {
-            // The folders of the agents stay, whoever made them: `.opencode/skill`.
+            // The agents' own folders, such as `.opencode/skill`, are kept.
             if folder.matches('/').count() < 2 || !self.root.remove_empty_dir(folder)? {
                 break;
             }
@@ -303,13 +304,13 @@ impl SyncRun<'_> {
     }
 }
 
-/// Files of berth's own, by path below the workspace.
+/// Files written by berth alone, by path below the workspace.
 type OwnFiles = BTreeMap<String, OwnFileSource>;
 
-/// Where the content of a file is.
+/// The content of a file.
 enum OwnFileSource {
     Text(String),
-    /// A file of a skill.
+    /// A file of a skill's folder.
     Part {
         skill: String,
         part: SkillPart,
@@ -317,7 +318,7 @@ enum OwnFileSource {
 }
 
 impl OwnFileSource {
-    /// Its bytes; `None` when the library does not have them any more.
+    /// Its bytes; `None` if the library no longer has them.
     fn bytes(&self, library: &Library, shown: &WorkspaceView) -> Result<Option<Cow<'_, [u8]>>> {
         match self {
             OwnFileSource::Text(text) => Ok(Some(Cow::Borrowed(text.as_bytes()))),
@@ -332,17 +333,17 @@ impl OwnFileSource {
     }
 }
 
-/// What stands where a file is to be.
+/// The existing entry at a path.
 enum ExistingFile {
     Nothing,
-    /// A file with so many bytes and the right permissions.
+    /// A file of the expected size with the right permissions.
     File(Vec<u8>),
-    /// The same with other permissions.
+    /// A file of the expected size with other permissions.
     OtherMode(Vec<u8>),
     Other,
 }
 
-/// Files of berth's own, and its part of those that it shares.
+/// The files of berth's own, and berth's part of the shared files.
 fn desired_files(
     library: &Library,
     shown: &WorkspaceView,
@@ -391,7 +392,7 @@ fn desired_files(
     Ok((files, agents::shared_files(library, shown, &skills)?))
 }
 
-/// What the library has; what it does not know, or cannot read, is said and left out.
+/// Returns `None` for an entry that the library does not have or cannot read, and logs it.
 fn skip_broken<T>(shown: &WorkspaceView, found: Result<T>) -> Result<Option<T>> {
     match found {
         Ok(found) => Ok(Some(found)),
@@ -403,7 +404,7 @@ fn skip_broken<T>(shown: &WorkspaceView, found: Result<T>) -> Result<Option<T>> 
     }
 }
 
-/// The default host workspace has all when it names none, as observed.
+/// A default host workspace that names none gets all, as in sandboxed.sh.
 fn names(
     shown: &WorkspaceView,
     named: &[String],
