@@ -1,4 +1,4 @@
-//! Manual mode: what waits for a person, and what becomes of it.
+//! Manual approval mode: pending requests and how they end.
 
 use std::io::Write;
 use std::net::Shutdown;
@@ -43,29 +43,32 @@ fn a_command_waits_for_the_host_and_runs_once() {
         thread::spawn(move || client.call("POST", &exec, Some(&body)))
     };
     let waiting = run("echo once >> /ran; cat /ran");
-    let asked = wait_for(&server, 1).remove(0);
-    assert_eq!((&asked["action"], &asked["workspaceId"]), (&json!("workspace.exec"), &json!(place.id)));
-    assert!(asked["summary"].as_str().unwrap().contains("echo once >> /ran; cat /ran"), "{asked}");
-    assert_eq!(asked["actor"]["scope"], "collaborator");
-    assert_eq!(asked["paths"], json!([place.root]));
-    assert_eq!(answer(&server, &asked, "allow"), json!({"ok": true, "allowed": true}));
+    let approval = wait_for(&server, 1).remove(0);
+    assert_eq!((&approval["action"], &approval["workspaceId"]), (&json!("workspace.exec"), &json!(place.id)));
+    assert!(approval["summary"].as_str().unwrap().contains("echo once >> /ran; cat /ran"), "{approval}");
+    assert_eq!(approval["actor"]["scope"], "collaborator");
+    assert_eq!(approval["paths"], json!([place.root]));
+    assert_eq!(answer(&server, &approval, "allow"), json!({"ok": true, "allowed": true}));
     let done = waiting.join().unwrap().expect(200).value();
     assert_eq!(done["stdout"], "once\n");
-    // An answer is good once.
-    let path = format!("/approvals/{}", asked["id"].as_str().unwrap());
+    // A second reply to the same approval is refused.
+    let path = format!("/approvals/{}", approval["id"].as_str().unwrap());
     server.owner().refused(404, "approval_not_found", "POST", &path, Some(json!({"reply": "allow"})));
     let waiting = run("echo twice >> /ran");
     assert_eq!(answer(&server, &wait_for(&server, 1)[0], "no")["allowed"], false);
-    let told = waiting.join().unwrap().expect(403).value();
-    assert_eq!((&told["code"], &told["message"]), (&json!("write_denied"), &json!("Write request denied")));
-    assert_eq!(told["details"]["reason"], "denied");
-    // Nobody asks the host about what the host does, nor lets a client answer.
+    let reply = waiting.join().unwrap().expect(403).value();
+    assert_eq!(
+        (&reply["code"], &reply["message"]),
+        (&json!("write_denied"), &json!("Write approval denied"))
+    );
+    assert_eq!(reply["details"]["reason"], "denied");
+    // The owner's own requests need no approval, and clients cannot reply to approvals.
     assert_eq!(place.sh("cat /ran"), "once\n");
     server.collaborator().refused(401, "unauthorized", "GET", "/approvals", None);
 }
 
 #[test]
-fn nobody_is_asked_for_what_is_refused_anyway() {
+fn invalid_requests_are_refused_without_approval() {
     let server = seeded().arg("--approval=manual").start();
     let host = "/api/workspaces/00000000-0000-0000-0000-000000000000";
     for call in ["exec", "runs", "terminals"] {
@@ -76,32 +79,32 @@ fn nobody_is_asked_for_what_is_refused_anyway() {
 }
 
 #[test]
-fn who_has_hung_up_is_not_served_later() {
+fn a_disconnected_client_is_not_served_after_approval() {
     let server = seeded().arg("--approval=manual").start();
     let place = Place::ready(&server, json!({}));
     let body = r#"{"command": "touch /ran"}"#;
     let mut client = connect(&server);
-    let request = format!(
+    let approval = format!(
         "POST {} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {CLIENT_TOKEN}\r\nContent-Length: {}\r\n\r\n{body}",
         place.path("/exec"),
         body.len()
     );
-    client.write_all(request.as_bytes()).unwrap();
-    let asked = wait_for(&server, 1).remove(0);
+    client.write_all(approval.as_bytes()).unwrap();
+    let approval = wait_for(&server, 1).remove(0);
     client.shutdown(Shutdown::Both).unwrap();
     wait_for(&server, 0);
-    let path = format!("/approvals/{}", asked["id"].as_str().unwrap());
+    let path = format!("/approvals/{}", approval["id"].as_str().unwrap());
     server.owner().refused(404, "approval_not_found", "POST", &path, Some(json!({"reply": "allow"})));
     assert_eq!(place.sh("ls /ran 2>&1 || true"), "ls: cannot access '/ran': No such file or directory\n");
 }
 
 #[test]
-fn waiting_holds_no_thread_and_has_an_end() {
+fn waiting_occupies_no_thread_and_times_out() {
     let server =
         Setup::new().args(&["--approval=manual", "--approval-timeout=3000", "--http-threads=2"]).start();
-    let made =
+    let created =
         server.owner().post(200, "/api/workspaces", json!({"name": "c", "workspace_type": "container"}));
-    let build = format!("/api/workspaces/{}/build", made["id"].as_str().unwrap());
+    let build = format!("/api/workspaces/{}/build", created["id"].as_str().unwrap());
     thread::scope(|scope| {
         let waiting: Vec<_> = (0..17)
             .map(|_| scope.spawn(|| server.collaborator().call("POST", &build, Some(&json!({})))))
@@ -118,17 +121,17 @@ fn waiting_holds_no_thread_and_has_an_end() {
 }
 
 #[test]
-fn the_end_of_the_server_is_told_to_those_who_wait() {
+fn shutdown_answers_pending_requests_with_503() {
     let server = Setup::new().arg("--approval=manual").start();
-    let made =
+    let created =
         server.owner().post(200, "/api/workspaces", json!({"name": "c", "workspace_type": "container"}));
-    let build = format!("/api/workspaces/{}/build", made["id"].as_str().unwrap());
+    let build = format!("/api/workspaces/{}/build", created["id"].as_str().unwrap());
     let client = server.collaborator();
     let waiting = thread::spawn(move || client.call("POST", &build, Some(&json!({}))));
     wait_for(&server, 1);
     let start = Instant::now();
     assert!(server.stop().success());
     assert!(start.elapsed() < secs(8), "{:?}", start.elapsed());
-    let told = waiting.join().unwrap().expect(503).value();
-    assert_eq!(told["code"], "shutting_down");
+    let reply = waiting.join().unwrap().expect(503).value();
+    assert_eq!(reply["code"], "shutting_down");
 }

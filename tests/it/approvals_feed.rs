@@ -1,4 +1,4 @@
-//! Approvals as they are followed: the stream of events, and `berth approvals` and `berth status` beside a running server.
+//! The event stream of approvals, and `berth approvals` and `berth status` beside a running server.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
@@ -21,7 +21,7 @@ fn workspace(server: &Server) -> String {
     server.owner().get(200, "/workspaces")["items"][0]["id"].as_str().unwrap().to_owned()
 }
 
-/// A write that waits; what it is told in the end.
+/// Starts an upload that waits for approval; the thread returns its reply.
 fn write(server: &Server, name: &'static str) -> thread::JoinHandle<Reply> {
     let (client, workspace) = (server.collaborator(), workspace(server));
     thread::spawn(move || upload(&client, &workspace, name))
@@ -33,7 +33,7 @@ fn answer(server: &Server, id: &Value, reply: &str) {
 }
 
 #[test]
-fn the_stream_tells_what_waits_then_each_question_and_each_end_and_resumes() {
+fn the_stream_lists_pending_approvals_then_each_start_and_end_and_resumes() {
     let server = manual();
     let early = write(&server, "early");
     let waiting = || server.owner().get(200, "/approvals")["items"].as_array().unwrap().clone();
@@ -51,29 +51,29 @@ fn the_stream_tells_what_waits_then_each_question_and_each_end_and_resumes() {
     };
     assert_eq!((pending.name.as_str(), steady(&pending.data["items"][0])), ("pending", steady(&first)));
     let late = write(&server, "late");
-    let asked = feed.next().unwrap();
+    let question = feed.next().unwrap();
     assert_eq!(
-        (asked.name.as_str(), &asked.data["approval"]["action"]),
+        (question.name.as_str(), &question.data["approval"]["action"]),
         ("asked", &json!("workspace.inbox.upload"))
     );
     answer(&server, &first["id"], "deny");
     let ended = feed.next().unwrap();
-    let told = json!({"approvalId": first["id"], "workspaceId": workspace(&server), "reason": "denied"});
-    assert_eq!((ended.name.as_str(), &ended.data), ("ended", &told));
+    let denied = json!({"approvalId": first["id"], "workspaceId": workspace(&server), "reason": "denied"});
+    assert_eq!((ended.name.as_str(), &ended.data), ("ended", &denied));
     early.join().unwrap().expect(403);
-    // Who lost the stream finds what came meanwhile, and only that.
+    // A follower that reconnects receives the events since its last one, and no others.
     drop(feed);
-    answer(&server, &asked.data["approval"]["id"], "allow");
+    answer(&server, &question.data["approval"]["id"], "allow");
     late.join().unwrap().expect(200);
-    for mut again in [follow(&asked.id), follow(&pending.id)] {
+    for mut again in [follow(&question.id), follow(&pending.id)] {
         let mut next = again.next().unwrap();
         if next.name == "asked" {
             next = again.next().unwrap();
         }
-        assert_eq!(next.data, told);
+        assert_eq!(next.data, denied);
         assert_eq!(again.next().unwrap().data["reason"], "allowed");
     }
-    // A client that hangs up is told of without anybody asking.
+    // The disconnect of a waiting client is reported without a poll.
     let mut feed = follow("");
     assert_eq!(feed.next().unwrap().data, json!({"items": []}));
     let head = format!(
@@ -88,7 +88,7 @@ fn the_stream_tells_what_waits_then_each_question_and_each_end_and_resumes() {
     drop(client);
     assert_eq!(feed.wait("ended").data["reason"], "gone");
     server.collaborator().refused(401, "unauthorized", "GET", "/approvals/events", None);
-    // The end of the server is told too.
+    // The shutdown of the server is reported too.
     server.stop();
     assert_eq!(feed.next().unwrap().name, "end");
     assert!(feed.next().is_none());
@@ -98,7 +98,7 @@ const FORM: &str =
     "--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"x\"\r\n\r\nhello\r\n--b--\r\n";
 
 #[test]
-fn the_stream_of_a_revoked_owner_is_cut_and_limited_owners_have_none() {
+fn the_stream_of_a_revoked_owner_closes_and_limited_owners_are_refused() {
     let server = manual();
     let (secret, id) = scoped_tokens::make(&server, json!({"scope": "owner"}));
     let mut feed = Events::ask_as(&server, &secret, "GET /approvals/events HTTP/1.1\r\n", None);
@@ -108,33 +108,34 @@ fn the_stream_of_a_revoked_owner_is_cut_and_limited_owners_have_none() {
     let limited = json!({"scope": "owner", "workspaceIds": [workspace(&server)]});
     let limited = scoped_tokens::client(&server, limited);
     limited.refused(403, "forbidden", "GET", "/approvals/events", None);
-    // But they see and answer what concerns their workspaces.
+    // They can still list and answer the approvals of their own workspaces.
     let waiting = write(&server, "a");
-    let asked = wait_for("a question", secs(20), || limited.get(200, "/approvals")["items"].get(0).cloned());
-    limited.post(200, &format!("/approvals/{}", asked["id"].as_str().unwrap()), json!({"reply": "allow"}));
+    let approval =
+        wait_for("a question", secs(20), || limited.get(200, "/approvals")["items"].get(0).cloned());
+    limited.post(200, &format!("/approvals/{}", approval["id"].as_str().unwrap()), json!({"reply": "allow"}));
     waiting.join().unwrap().expect(200);
 }
 
 #[test]
-fn a_large_body_is_seen_as_its_size_and_type() {
+fn the_summary_of_a_large_body_is_its_size_and_type() {
     let server = manual();
-    let made =
+    let created =
         server.owner().post(200, "/api/workspaces", json!({"name": "c", "workspace_type": "container"}));
-    let path = format!("/api/workspaces/{}/exec", made["id"].as_str().unwrap());
+    let path = format!("/api/workspaces/{}/exec", created["id"].as_str().unwrap());
     let client = server.collaborator();
     let body = json!({"command": format!("true {}", "x".repeat(100_000))}).to_string();
     let size = body.len();
     let waiting = thread::spawn(move || client.send("POST", &path, &[], Some(body.as_bytes())));
-    let asked =
+    let approval =
         wait_for("a question", secs(20), || server.owner().get(200, "/approvals")["items"].get(0).cloned());
-    let summary = asked["summary"].as_str().unwrap();
+    let summary = approval["summary"].as_str().unwrap();
     assert!(summary.contains(&format!("a body of {size} bytes, application/json")), "{summary}");
-    answer(&server, &asked["id"], "deny");
+    answer(&server, &approval["id"], "deny");
     waiting.join().unwrap().expect(403);
 }
 
 #[test]
-fn the_command_line_lists_answers_and_watches() {
+fn the_command_line_lists_answers_and_watches_approvals() {
     let setup = Setup::new().args(&["--approval=manual", "--approval-timeout=60000"]);
     let server = setup.start();
     let url = format!("http://{}", server.address);
@@ -148,13 +149,13 @@ fn the_command_line_lists_answers_and_watches() {
         .env("HOME", setup.scratch().folder("home"))
         .spawn()
         .unwrap();
-    // Indented lines say more about the line before.
-    let told = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
-    let mut told = told.filter(|line| !line.starts_with(' '));
+    // Indented lines continue the line before.
+    let lines = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut lines = lines.filter(|line| !line.starts_with(' '));
     let waiting = write(&server, "one");
-    let asked = told.next().unwrap();
-    let id = asked.split(' ').next().unwrap().to_owned();
-    assert!(asked.contains("workspace.inbox.upload") && asked.contains("(a collaborator, "), "{asked}");
+    let first = lines.next().unwrap();
+    let id = first.split(' ').next().unwrap().to_owned();
+    assert!(first.contains("workspace.inbox.upload") && first.contains("(a collaborator, "), "{first}");
     let listed = call(&["approvals", "list"]);
     assert!(listed.code == Some(0) && listed.stdout.starts_with(&id), "{listed:?}");
     let listed: Value = serde_json::from_str(&call(&["approvals", "list", "--json"]).stdout).unwrap();
@@ -165,12 +166,12 @@ fn the_command_line_lists_answers_and_watches() {
     let replied = call(&["approvals", "reply", &id, "--allow"]);
     assert_eq!((replied.code, replied.stdout.as_str()), (Some(0), "Allowed.\n"), "{replied:?}");
     waiting.join().unwrap().expect(200);
-    assert_eq!(told.next().unwrap(), format!("{id}  allowed"));
+    assert_eq!(lines.next().unwrap(), format!("{id}  allowed"));
     let again = call(&["approvals", "reply", "--deny", &id]);
     assert!(again.code == Some(1) && again.stderr.contains("404: Approval request not found"), "{again:?}");
     let text = call(&["status"]).stdout;
     assert!(text.contains(": ok, version ") && text.contains("approval is manual, 0 waiting"), "{text}");
-    // What is wrong is said, with another exit code than what is not there.
+    // A request that fails has another exit code than a server that does not answer.
     for wrong in [
         &["approvals"][..],
         &["approvals", "reply", &id],
@@ -192,7 +193,7 @@ fn the_command_line_lists_answers_and_watches() {
         refused.code == Some(1) && refused.stderr.contains("answered 401: Invalid host token"),
         "{refused:?}"
     );
-    // The engine that is not there.
+    // An OpenCode server that does not answer.
     let engine = call(&["status", "--opencode-url", "http://127.0.0.1:1"]);
     assert!(engine.code == Some(1) && engine.stdout.contains("OpenCode http://127.0.0.1:1: "), "{engine:?}");
     server.stop();

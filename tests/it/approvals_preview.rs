@@ -1,4 +1,4 @@
-//! What an approver sees of files: before and after; and that nothing else is written.
+//! The files that an approver is shown, before and after the write, and that nothing else is written.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -39,7 +39,7 @@ impl Desk {
         fs::read_to_string(self.file(rel)).ok()
     }
 
-    /// A write that waits, the question about it, and what happens before the answer.
+    /// Sends a write, calls `meanwhile` with its approval, then allows it.
     fn allow(&self, method: &str, path: &str, body: Body, meanwhile: impl FnOnce(&Value)) -> (Value, Reply) {
         let (client, method) = (self.server.collaborator(), method.to_owned());
         let path = format!("{}{path}", self.path);
@@ -50,13 +50,13 @@ impl Desk {
                 client.send(&method, &path, &kind, Some(&form))
             }
         });
-        let asked = wait_for("a question", secs(60), || {
+        let approval = wait_for("a question", secs(60), || {
             self.server.owner().get(200, "/approvals")["items"].get(0).cloned()
         });
-        meanwhile(&asked);
-        let answer = format!("/approvals/{}", asked["id"].as_str().unwrap());
+        meanwhile(&approval);
+        let answer = format!("/approvals/{}", approval["id"].as_str().unwrap());
         self.server.owner().post(200, &answer, json!({"reply": "allow"}));
-        (asked, waiting.join().unwrap())
+        (approval, waiting.join().unwrap())
     }
 }
 
@@ -116,16 +116,16 @@ fn body(value: &Value) -> Body {
 }
 
 #[test]
-fn every_write_shows_its_files_before_and_after_and_does_that() {
+fn every_write_previews_its_files_and_writes_exactly_that() {
     let desk = Desk::new();
     for (method, path, sent, file) in writes() {
         seed(&desk);
         let before = desk.text(file);
-        let (asked, reply) = desk.allow(method, path, body(&sent), |_| {
+        let (approval, reply) = desk.allow(method, path, body(&sent), |_| {
             assert_eq!(desk.text(file), before, "{path}: written before it was allowed");
         });
         reply.expect(200);
-        let files = asked["preview"]["files"].as_array().unwrap_or_else(|| panic!("{path}: {asked}"));
+        let files = approval["preview"]["files"].as_array().unwrap_or_else(|| panic!("{path}: {approval}"));
         let shown = desk.file(file).to_str().unwrap().to_owned();
         let found = files.iter().find(|shown_file| shown_file["path"] == shown);
         let found = found.unwrap_or_else(|| panic!("{method} {path}: {files:?}"));
@@ -133,7 +133,7 @@ fn every_write_shows_its_files_before_and_after_and_does_that() {
         assert_eq!(found["after"].as_str(), desk.text(file).as_deref(), "{method} {path}");
         assert_ne!(found["before"], found["after"], "{method} {path}");
         if path == "/mcp" {
-            let summary = asked["summary"].as_str().unwrap();
+            let summary = approval["summary"].as_str().unwrap();
             assert!(summary.contains(r#""command":["run","it"]"#) && !summary.contains('\\'), "{summary}");
         }
     }
@@ -147,7 +147,7 @@ fn every_write_shows_its_files_before_and_after_and_does_that() {
 }
 
 #[test]
-fn a_file_that_changed_since_it_was_shown_is_left_as_it_is() {
+fn a_file_that_changed_after_its_preview_is_not_overwritten() {
     let desk = Desk::new();
     for (method, path, sent, file) in writes() {
         seed(&desk);
@@ -156,61 +156,61 @@ fn a_file_that_changed_since_it_was_shown_is_left_as_it_is() {
             _ => "mine",
         };
         let (_, reply) = desk.allow(method, path, body(&sent), |_| desk.put(file, mine));
-        let told = reply.expect(409).value();
+        let answer = reply.expect(409).value();
         assert_eq!(
-            (&told["code"], &told["details"]["path"]),
+            (&answer["code"], &answer["details"]["path"]),
             (&json!("approval_outdated"), &json!(file)),
             "{method} {path}"
         );
         assert_eq!(desk.text(file).as_deref(), Some(mine), "{method} {path}");
     }
-    assert!(!desk.file(".opencode/skills/new").exists(), "half of an import");
-    // A file that was not there when it was asked about.
+    assert!(!desk.file(".opencode/skills/new").exists(), "part of an import was written");
+    // A file that did not exist when the approval was requested.
     fs::remove_dir_all(desk.file(".opencode/commands")).unwrap();
-    let (asked, reply) =
+    let (approval, reply) =
         desk.allow("POST", "/commands", Body::Json(json!({"name": "n", "template": "t"})), |_| {
             desk.put(".opencode/commands/n.md", "mine");
         });
-    assert_eq!(asked["preview"]["files"][0]["before"], Value::Null);
+    assert_eq!(approval["preview"]["files"][0]["before"], Value::Null);
     reply.expect(409);
     assert_eq!(desk.text(".opencode/commands/n.md").unwrap(), "mine");
 }
 
 #[test]
-fn files_that_become_executable_are_shown_as_such() {
+fn the_preview_marks_files_that_become_executable() {
     let desk = Desk::new();
     let files = json!([{"path": "run.sh", "content": "#!/bin/sh\n", "mode": "755"}, {"path": "plain.txt", "content": "x"}]);
     let import = json!({"skills": [{"name": "new", "content": skill("new"), "files": files}]});
-    let (asked, reply) = desk.allow("POST", "/import", Body::Json(import), |_| {});
+    let (approval, reply) = desk.allow("POST", "/import", Body::Json(import), |_| {});
     let modes: Vec<_> =
-        asked["preview"]["files"].as_array().unwrap().iter().map(|file| &file["mode"]).collect();
-    assert_eq!(modes.iter().filter(|mode| **mode == "755").count(), 1, "{asked}");
-    assert_eq!(modes.iter().filter(|mode| mode.is_null()).count(), 2, "{asked}");
+        approval["preview"]["files"].as_array().unwrap().iter().map(|file| &file["mode"]).collect();
+    assert_eq!(modes.iter().filter(|mode| **mode == "755").count(), 1, "{approval}");
+    assert_eq!(modes.iter().filter(|mode| mode.is_null()).count(), 2, "{approval}");
     reply.expect(200);
     let mode = fs::metadata(desk.file(".opencode/skills/new/run.sh")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o755);
 }
 
 #[test]
-fn an_upload_shows_its_path_its_size_and_what_it_replaces() {
+fn the_preview_of_an_upload_has_path_size_and_replaced_file() {
     let desk = Desk::new();
     let inbox = |name: &str| format!(".opencode/openwork/inbox/{name}");
     let later = "--b\r\nContent-Disposition: form-data; name=\"path\"\r\n\r\nsub/real.txt\r\n";
-    let (asked, reply) = desk.allow("POST", "/inbox", form("a.txt", b"hello\n", later), |_| {});
-    assert_eq!(asked["paths"], json!([desk.file(&inbox("sub/real.txt"))]));
-    let file = &asked["preview"]["files"][0];
+    let (approval, reply) = desk.allow("POST", "/inbox", form("a.txt", b"hello\n", later), |_| {});
+    assert_eq!(approval["paths"], json!([desk.file(&inbox("sub/real.txt"))]));
+    let file = &approval["preview"]["files"][0];
     assert_eq!((&file["before"], &file["after"]), (&Value::Null, &json!("hello\n")));
     assert!(
-        asked["summary"].as_str().unwrap().starts_with("Upload sub/real.txt to the inbox, 6 bytes"),
-        "{asked}"
+        approval["summary"].as_str().unwrap().starts_with("Upload sub/real.txt to the inbox, 6 bytes"),
+        "{approval}"
     );
     assert_eq!(reply.expect(200).value()["path"], "sub/real.txt");
     let large = vec![0xfe; 3 << 20];
-    let (asked, reply) = desk.allow("POST", "/inbox?path=sub/real.txt", form("x", &large, ""), |_| {});
-    let file = &asked["preview"]["files"][0];
+    let (approval, reply) = desk.allow("POST", "/inbox?path=sub/real.txt", form("x", &large, ""), |_| {});
+    let file = &approval["preview"]["files"][0];
     assert_eq!((&file["before"], &file["after"]["bytes"]), (&json!("hello\n"), &json!(3 << 20)));
     assert_eq!(file["after"]["sha256"].as_str().unwrap().len(), 64);
-    assert!(asked["summary"].as_str().unwrap().ends_with("in place of a file of 6 bytes"), "{asked}");
+    assert!(approval["summary"].as_str().unwrap().ends_with("in place of a file of 6 bytes"), "{approval}");
     reply.expect(200);
     assert_eq!(fs::read(desk.file(&inbox("sub/real.txt"))).unwrap(), large);
     let (_, reply) = desk.allow("POST", "/inbox?path=sub/real.txt", form("x", b"new", ""), |_| {
@@ -218,5 +218,5 @@ fn an_upload_shows_its_path_its_size_and_what_it_replaces() {
     });
     assert_eq!(reply.expect(409).value()["code"], "approval_outdated");
     assert_eq!(desk.text(&inbox("sub/real.txt")).unwrap(), "mine");
-    assert_eq!(fs::read_dir(desk.file(&inbox(""))).unwrap().count(), 1, "something was left");
+    assert_eq!(fs::read_dir(desk.file(&inbox(""))).unwrap().count(), 1, "a temporary file remains");
 }

@@ -1,4 +1,5 @@
-//! What an approver sees: all that will run, marked where it was cut, and nobody else sees it.
+//! The approval that an approver is shown: the whole request, marked where it is truncated, and hidden from everybody
+//! else.
 
 use std::fs;
 use std::thread;
@@ -13,7 +14,7 @@ use crate::procs::{secs, wait_for};
 use crate::scoped_tokens;
 use crate::server::{Server, Setup};
 
-/// A request that waits, as its approver sees it in the list, and its answer.
+/// A pending request: its item in the list of approvals, and the thread that waits for the reply.
 struct Pending {
     item: Value,
     answer: thread::JoinHandle<Reply>,
@@ -62,14 +63,14 @@ fn container(server: &Server) -> Value {
 }
 
 fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_else(|| panic!("{value} is no string"))
+    value.as_str().unwrap_or_else(|| panic!("{value} is not a string"))
 }
 
 #[test]
-fn the_question_has_all_that_will_run_and_who_asks() {
+fn the_approval_has_the_whole_request_and_its_caller() {
     let server = manual();
-    let made = container(&server);
-    let path = |call: &str| format!("/api/workspaces/{}{call}", text(&made["id"]));
+    let created = container(&server);
+    let path = |call: &str| format!("/api/workspaces/{}{call}", text(&created["id"]));
     let (token, id) = scoped_tokens::make(&server, json!({"scope": "collaborator", "label": "bot"}));
     let body = json!({"command": "true && echo harmless", "env": {"BASH_ENV": "/dev/stdin"}, "stdin": "echo EVIL\n",
         "user": "root", "cwd": "/etc", "timeout_secs": 7});
@@ -81,9 +82,9 @@ fn the_question_has_all_that_will_run_and_who_asks() {
     assert_eq!((&request["query"], &request["bodyEncoding"]), (&json!("x=%20y"), &json!("json")));
     let summary = text(&item["summary"]);
     assert!(summary.contains("true && echo harmless") && summary.contains("stdin"), "{summary}");
-    let left = item["expires_in_ms"].as_u64().unwrap();
-    assert!((60_000..=120_000).contains(&left), "{left}");
-    assert_eq!(item["workspace"]["uuid"], made["id"]);
+    let remaining = item["expires_in_ms"].as_u64().unwrap();
+    assert!((60_000..=120_000).contains(&remaining), "{remaining}");
+    assert_eq!(item["workspace"]["uuid"], created["id"]);
     assert_eq!(item["workspace"]["name"], "c");
     assert!(text(&item["workspace"]["id"]).starts_with("ws_"), "{item}");
     let asker = &item["asker"];
@@ -130,10 +131,10 @@ fn the_question_has_all_that_will_run_and_who_asks() {
 }
 
 #[test]
-fn a_large_request_is_cut_in_the_list_whole_by_its_id_and_gone_afterwards() {
+fn a_large_request_is_truncated_in_the_list_complete_by_id_and_deleted_afterwards() {
     let server = manual();
-    let made = container(&server);
-    let path = format!("/api/workspaces/{}/exec", text(&made["id"]));
+    let created = container(&server);
+    let path = format!("/api/workspaces/{}/exec", text(&created["id"]));
     let (token, _) = scoped_tokens::make(&server, json!({"scope": "collaborator"}));
     let many: Vec<u32> = (0..200_000).collect();
     for body in [
@@ -147,7 +148,7 @@ fn a_large_request_is_cut_in_the_list_whole_by_its_id_and_gone_afterwards() {
         assert!(!item["truncated"].as_array().unwrap().is_empty());
         assert!(
             text(&item["request"]["body"]["command"]).starts_with(['c', 'B']),
-            "what follows a long text is seen too"
+            "fields after a long text are included"
         );
         let whole = pending.whole(&server);
         assert!(whole["request"]["body"] == body && whole.get("truncated").is_none());
@@ -159,11 +160,7 @@ fn a_large_request_is_cut_in_the_list_whole_by_its_id_and_gone_afterwards() {
     let pending = ask(&server, &token, "POST", &path, &[], &odd);
     assert_eq!(pending.item["request"]["bodyEncoding"], "base64");
     assert_eq!(pending.whole(&server)["request"]["body"], BASE64_STANDARD.encode(&odd));
-    assert_eq!(
-        fs::read_dir(server.data.join("approvals")).unwrap().count(),
-        0,
-        "no file that a crash would leave"
-    );
+    assert_eq!(fs::read_dir(server.data.join("approvals")).unwrap().count(), 0, "the spool file has a name");
     let open = || {
         let fds = fs::read_dir(format!("/proc/{}/fd", server.pid)).unwrap().flatten();
         let spool = server.data.join("approvals");
@@ -175,7 +172,7 @@ fn a_large_request_is_cut_in_the_list_whole_by_its_id_and_gone_afterwards() {
 }
 
 #[test]
-fn what_was_shown_is_what_runs_and_secrets_stay_with_the_approver() {
+fn the_approved_request_runs_and_its_secrets_are_in_no_log() {
     let server = seeded().args(&["--approval=manual", "--approval-timeout=120000"]).start();
     let place = Place::ready(&server, json!({}));
     let (token, _) = scoped_tokens::make(&server, json!({"scope": "collaborator"}));
@@ -201,7 +198,7 @@ fn what_was_shown_is_what_runs_and_secrets_stay_with_the_approver() {
     for secret in ["sk-VERYSECRET", "hunter2", "0123456789"] {
         assert!(!logs.contains(secret), "{secret}: {logs}");
     }
-    // Followers of the feed who come late find no more of it than they need.
+    // Late followers of the feed receive no secret either.
     let mut feed =
         crate::events::Events::ask(&server, "GET /approvals/events HTTP/1.1\r\nLast-Event-ID: 1\r\n", None);
     let asked = feed.wait("asked");
@@ -209,10 +206,10 @@ fn what_was_shown_is_what_runs_and_secrets_stay_with_the_approver() {
 }
 
 #[test]
-fn two_answers_at_once_and_one_counts() {
+fn of_concurrent_replies_only_one_is_accepted() {
     let server = manual();
-    let made = container(&server);
-    let path = format!("/api/workspaces/{}/exec", text(&made["id"]));
+    let created = container(&server);
+    let path = format!("/api/workspaces/{}/exec", text(&created["id"]));
     let (token, _) = scoped_tokens::make(&server, json!({"scope": "collaborator"}));
     for _ in 0..10 {
         let pending = ask(&server, &token, "POST", &path, &[], b"{\"command\": \"true\"}");

@@ -1,4 +1,4 @@
-//! The audit log: what is in it, in which shape, and what it costs to read.
+//! The audit log: its entries, their shape, and the cost of reading.
 
 use std::fs;
 use std::io::Write as _;
@@ -12,7 +12,7 @@ use crate::procs::{memory, secs, wait_for};
 use crate::scoped_tokens;
 use crate::server::{NIL, Server, Setup};
 
-/// A write that waits for approval in manual mode.
+/// Uploads a file, which needs approval in manual mode.
 pub fn upload(client: &Client, workspace: &str, name: &str) -> Reply {
     let body = format!(
         "--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\r\nhello\r\n--b--\r\n"
@@ -36,7 +36,7 @@ fn keys(line: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn writes_are_there_in_the_observed_shape_also_those_that_were_denied_or_failed() {
+fn writes_are_recorded_also_when_denied_or_failed() {
     let server = Setup::new().arg("--approval=auto").start();
     let id = workspace(&server);
     let path = format!("/workspace/{id}/audit");
@@ -49,13 +49,14 @@ fn writes_are_there_in_the_observed_shape_also_those_that_were_denied_or_failed(
     let actor = client.get(200, "/whoami")["actor"].clone();
     assert_eq!((&line["actor"]["scope"], &actor["clientId"]), (&actor["scope"], &json!("phone")));
     assert_eq!((&line["actor"]["type"], &line["actor"]["clientId"]), (&json!("remote"), &json!("phone")));
-    // Viewers read this: it names the token by a keyed hash, while its holder is shown the plain one, as observed.
+    // Viewers read this log: it identifies the token by a keyed hash; only the holder is shown the plain hash, as
+    // observed.
     assert_ne!(line["actor"]["tokenHash"], actor["tokenHash"]);
     assert!(line["timestamp"].as_u64().unwrap() > 1_700_000_000_000, "{line}");
-    // It is what the configuration calls its last change.
+    // The configuration reports the same entry as its last change.
     let config = client.get(200, &format!("/workspace/{id}/config"));
     assert_eq!(config["updatedAt"], line["timestamp"]);
-    // Denied by its scope, and failed.
+    // One write denied by its token's scope, and one that failed.
     let viewer = scoped_tokens::client(&server, json!({"scope": "viewer"}));
     upload(&viewer, &id, "b.txt").expect(403);
     upload(&client, &id, "..").expect(400);
@@ -63,12 +64,12 @@ fn writes_are_there_in_the_observed_shape_also_those_that_were_denied_or_failed(
     client.refused(403, "forbidden", "POST", &exec, Some(json!({"command": "id"})));
     server.owner().post(200, &exec, json!({"command": "id"}));
     let lines = items(&server, &path);
-    let told: Vec<_> = lines
+    let reply: Vec<_> = lines
         .iter()
         .map(|line| (line["action"].as_str().unwrap(), line["result"].as_str(), line["status"].as_u64()))
         .collect();
     assert_eq!(
-        told,
+        reply,
         [
             ("workspace.exec", None, None),
             ("workspace.exec", Some("denied"), Some(403)),
@@ -78,27 +79,27 @@ fn writes_are_there_in_the_observed_shape_also_those_that_were_denied_or_failed(
         ]
     );
     assert_eq!((&lines[3]["code"], &lines[3]["actor"]["scope"]), (&json!("forbidden"), &json!("viewer")));
-    // Reads are no writes.
+    // Reads are not recorded.
     assert_eq!(items(&server, &format!("{path}?limit=1000")).len(), 5);
     assert_eq!(items(&server, &format!("{path}?limit=2")).len(), 2);
     assert_eq!(items(&server, &format!("{path}?limit=x")).len(), 5);
     viewer.get(200, &path);
-    assert_eq!(client.get(200, &format!("/workspace/{id}/config")), config, "only a change is one");
+    assert_eq!(client.get(200, &format!("/workspace/{id}/config")), config, "only successful changes count");
     server.owner().refused(404, "workspace_not_found", "GET", "/workspace/ws_000000000000/audit", None);
 }
 
 #[test]
-fn decisions_tokens_and_failed_logins_are_there() {
+fn decisions_tokens_and_failed_logins_are_recorded() {
     let server = Setup::new().arg("--approval=manual").start();
     let id = workspace(&server);
     let write = |name: &'static str, reply: &str, status: u16| {
         let (client, workspace) = (server.owner(), id.clone());
         let waiting = thread::spawn(move || upload(&client, &workspace, name));
-        let asked = wait_for("a question", secs(20), || items(&server, "/approvals").first().cloned());
-        let path = format!("/approvals/{}", asked["id"].as_str().unwrap());
+        let request = wait_for("a question", secs(20), || items(&server, "/approvals").first().cloned());
+        let path = format!("/approvals/{}", request["id"].as_str().unwrap());
         server.owner().post(200, &path, json!({ "reply": reply }));
         waiting.join().unwrap().expect(status);
-        asked
+        request
     };
     let denied = write("a", "deny", 403);
     let allowed = write("b", "allow", 200);
@@ -117,16 +118,16 @@ fn decisions_tokens_and_failed_logins_are_there() {
         let mut steady =
             vec![(hash.as_str(), "hash"), (&*id, "workspace"), (server.work.to_str().unwrap(), "folder")];
         let ids: Vec<String> =
-            [&denied, &allowed].iter().map(|asked| asked["id"].as_str().unwrap().into()).collect();
+            [&denied, &allowed].iter().map(|request| request["id"].as_str().unwrap().into()).collect();
         steady.extend(ids.iter().map(|id| (id.as_str(), "approval")));
-        // What it says is the business of whoever writes there.
-        let said = [&denied, &allowed].map(|asked| asked["summary"].as_str().unwrap());
-        steady.extend(said.map(|summary| (summary, "summary")));
+        // The routes own the text of their summaries, so it is not part of the shape.
+        let expected = [&denied, &allowed].map(|request| request["summary"].as_str().unwrap());
+        steady.extend(expected.map(|summary| (summary, "summary")));
         let lines: Vec<String> = lines.iter().map(|line| line["id"].as_str().unwrap().to_owned()).collect();
         steady.extend(lines.iter().map(|id| (id.as_str(), "line")));
         golden(name, value, &steady);
     };
-    // What varies from run to run.
+    // The value varies from run to run.
     let mut steady = denied.clone();
     steady["expires_in_ms"] = json!(0);
     shape("approval", &steady);
@@ -140,11 +141,11 @@ fn decisions_tokens_and_failed_logins_are_there() {
         server.with_token("guess").refused(401, "unauthorized", "GET", "/status", None);
     }
     let lines = items(&server, "/audit");
-    let told: Vec<_> = lines.iter().map(|line| line["action"].as_str().unwrap()).collect();
-    assert_eq!(told, ["auth.failed", "tokens.delete", "tokens.create"]);
+    let answer: Vec<_> = lines.iter().map(|line| line["action"].as_str().unwrap()).collect();
+    assert_eq!(answer, ["auth.failed", "tokens.delete", "tokens.create"]);
     assert_eq!((&lines[1]["target"], &lines[1]["summary"]), (&json!(token), &json!("the viewer token 'tv'")));
     assert!(lines[0]["summary"].as_str().unwrap().contains("127.0.0.1"), "{}", lines[0]);
-    // No secret of anybody stands in any of them.
+    // No entry contains a secret.
     for entry in fs::read_dir(server.data.join("audit")).unwrap().flatten() {
         let text = fs::read_to_string(entry.path()).unwrap();
         assert!(!text.contains(&secret) && !text.contains("guess") && !text.contains("it-host"), "{text}");
@@ -153,7 +154,7 @@ fn decisions_tokens_and_failed_logins_are_there() {
 }
 
 #[test]
-fn the_old_place_is_read_beneath_the_workspace_and_a_link_leads_nowhere() {
+fn the_old_log_in_the_workspace_is_read_without_following_links() {
     let server = Server::start();
     let id = workspace(&server);
     let path = format!("/workspace/{id}/audit");
@@ -169,12 +170,12 @@ fn the_old_place_is_read_beneath_the_workspace_and_a_link_leads_nowhere() {
     }
     let lines = items(&server, &format!("{path}?limit=200"));
     assert_eq!((lines.len(), &lines[0]), (200, &line(1_770_000_000_299)));
-    // A link to a file outside is a file inside, or nothing.
+    // A link to a file outside the workspace is not followed.
     let outside = server.scratch().file("outside.jsonl", line(1).to_string());
     fs::remove_file(folder.join("audit.jsonl")).unwrap();
     std::os::unix::fs::symlink(outside, folder.join("audit.jsonl")).unwrap();
     assert!(items(&server, &path).is_empty());
-    // A FIFO keeps nobody waiting.
+    // A FIFO does not block the request.
     fs::remove_file(folder.join("audit.jsonl")).unwrap();
     rustix::fs::mknodat(
         rustix::fs::CWD,
@@ -187,9 +188,9 @@ fn the_old_place_is_read_beneath_the_workspace_and_a_link_leads_nowhere() {
     assert!(items(&server, &path).is_empty());
 }
 
-/// 64 MB of log, most of it in one line without an end, cost a few.
+/// Reading a log of 64 MB, most of it in one unterminated line, takes a few MB of memory.
 #[test]
-fn reading_takes_constant_memory() {
+fn reading_the_log_takes_constant_memory() {
     let server = Server::start();
     let id = workspace(&server);
     let path = format!("/workspace/{id}/audit?limit=200");

@@ -1,5 +1,5 @@
-//! `berth backup` and `berth restore`: beside a running server, at another path, and for archives that were damaged or made
-//! to do harm. Containers' roots are in `backup_containers`.
+//! `berth backup` and `berth restore`: beside a running server, at another path, and with damaged or malicious
+//! archives. The roots of containers are in `backup_containers`.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
@@ -16,7 +16,7 @@ use crate::scratch::Scratch;
 use crate::server::{self, BINARY, Ended, NIL, Server, Setup};
 use crate::tape::Tape;
 
-/// `berth WORDS --data-dir DATA`, with a time for large data.
+/// Runs `berth WORDS --data-dir DATA` with a timeout that suffices for large data.
 #[track_caller]
 pub fn on(data: &Path, words: &[&str]) -> Ended {
     let mut command = Command::new(BINARY);
@@ -51,14 +51,14 @@ pub fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// What matters of an entry.
+/// The metadata that a backup preserves.
 fn facts(path: &Path) -> (u32, u32, u32, u64, i64, i64, u64) {
     let meta = fs::symlink_metadata(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let size = if meta.is_dir() { 0 } else { meta.size() };
     (meta.mode(), meta.uid(), meta.gid(), size, meta.mtime(), meta.mtime_nsec(), meta.rdev())
 }
 
-/// Files of every kind.
+/// Creates files of every kind.
 fn furnish(folder: &Path) {
     fs::write(folder.join("plain"), "hello").unwrap();
     fs::set_permissions(folder.join("plain"), fs::Permissions::from_mode(0o4751)).unwrap();
@@ -84,12 +84,12 @@ fn furnish(folder: &Path) {
 }
 
 #[test]
-fn a_running_server_is_backed_up_and_works_at_another_path() {
+fn a_running_server_is_backed_up_and_restored_at_another_path() {
     let setup = Setup::new();
     let server = setup.start();
     let owner = server.owner();
-    let made = owner.post(200, "/api/workspaces", json!({"name": "inside"}));
-    let (id, folder) = (made["id"].as_str().unwrap(), PathBuf::from(made["path"].as_str().unwrap()));
+    let created = owner.post(200, "/api/workspaces", json!({"name": "inside"}));
+    let (id, folder) = (created["id"].as_str().unwrap(), PathBuf::from(created["path"].as_str().unwrap()));
     assert!(folder.starts_with(&server.data));
     furnish(&folder);
     let run = |command: &str, detach: bool| {
@@ -112,10 +112,10 @@ fn a_running_server_is_backed_up_and_works_at_another_path() {
 
     setup.scratch().file("data/sandbox/home/file", "kept");
     symlink("file", server.data.join("sandbox/home/link")).unwrap();
-    // No link is expected there, and none is followed.
+    // No link is expected there, and links are not followed.
     symlink("/etc/passwd", server.data.join("audit/link")).unwrap();
 
-    // While something writes.
+    // A process writes during the backup.
     let file = setup.scratch().path().join("backup.tar.zst");
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -167,12 +167,12 @@ fn a_running_server_is_backed_up_and_works_at_another_path() {
     assert_eq!(restored.owner().call("GET", &format!("{ended}/output"), None).text(), "first\n");
     let lost = restored.owner().get(200, &goes_on);
     assert!(lost["status"] != "running" && lost["status"] != "exited", "{lost}");
-    assert_eq!(server.owner().get(200, &goes_on)["status"], "running", "the original goes on");
+    assert_eq!(server.owner().get(200, &goes_on)["status"], "running", "the original is still running");
     assert!(!restored.owner().get(200, "/tokens")["items"].as_array().unwrap().is_empty());
     server.owner().call("DELETE", &goes_on, None).expect(204);
     drop(restored);
 
-    // Into what is there only with --replace, and never under a running server.
+    // An existing folder is replaced only with --replace, and never while a server uses it.
     let words = ["restore", file.to_str().unwrap()];
     let full = on(&other, &words);
     assert!(full.code == Some(2) && full.stderr.contains("--replace"), "{full:?}");
@@ -187,10 +187,10 @@ fn a_running_server_is_backed_up_and_works_at_another_path() {
     let replaced = on(&other, &[&words[..], &["--replace"]].concat());
     assert_eq!(replaced.code, Some(0), "{replaced:?}");
     assert!(!other.join("mine").exists() && names(other.parent().unwrap()) == ["where"]);
-    // Also one that no server has used yet.
+    // Also a folder that no server has used yet.
     let again = on(&other, &[&words[..], &["--replace"]].concat());
     assert_eq!(again.code, Some(0), "{again:?}");
-    // A pipe, without a server.
+    // Backup through a pipe, without a server.
     drop(server);
     let pipe = setup.scratch().path().join("pipe");
     let script = r#""$0" backup - --data-dir "$1" | "$0" restore - --data-dir "$2""#;
@@ -213,7 +213,7 @@ fn save(tape: Tape, path: &Path) {
 }
 
 #[test]
-fn archives_that_were_made_to_do_harm_are_refused() {
+fn malicious_archives_are_refused() {
     let scratch = Scratch::new();
     let (file, data) = (scratch.path().join("archive"), scratch.path().join("data"));
     let outside = scratch.folder("outside");
@@ -281,7 +281,7 @@ fn archives_that_were_made_to_do_harm_are_refused() {
 }
 
 #[test]
-fn damage_is_found_wherever_it_is() {
+fn damage_anywhere_in_an_archive_is_detected() {
     let setup = Setup::new();
     setup.start().stop();
     setup.scratch().file("data/library/script.sh", "#!/bin/sh\n".repeat(500));
@@ -300,7 +300,7 @@ fn damage_is_found_wherever_it_is() {
     for cut in [0, 1, 100, whole.len() / 2, whole.len() - 5, whole.len() - 1] {
         refused(&whole[..cut], &format!("cut after {cut} of {} bytes", whole.len()));
     }
-    // The archive itself, packed again as a person would: contents, modes and names are all in the checksums.
+    // The archive repacked by an attacker: contents, modes and names are all covered by the checksums.
     let plain = zstd::decode_all(&whole[..]).unwrap();
     let at = |text: &str| plain.windows(text.len()).position(|bytes| bytes == text.as_bytes()).unwrap();
     let mut edited = plain.clone();
@@ -349,7 +349,7 @@ fn a_full_disk_leaves_neither_a_backup_nor_a_data_folder() {
 }
 
 #[test]
-fn what_was_killed_leaves_nothing_half_done() {
+fn a_killed_backup_or_restore_leaves_no_partial_result() {
     let setup = Setup::new();
     setup.start().stop();
     let big = File::create(setup.data_dir().join("library/big")).unwrap();
@@ -365,7 +365,7 @@ fn what_was_killed_leaves_nothing_half_done() {
     let words = ["backup", file.to_str().unwrap()];
     let mut first = begin(&words, setup.data_dir());
     wait_for("the backup to begin", secs(60), || (!names(&folder).is_empty()).then_some(()));
-    // Two at once.
+    // A second backup at the same time.
     let second = on(setup.data_dir(), &["backup", folder.join("other").to_str().unwrap()]);
     let _ = first.kill();
     first.wait().unwrap();
@@ -383,19 +383,19 @@ fn what_was_killed_leaves_nothing_half_done() {
     let _ = first.kill();
     first.wait().unwrap();
     assert!(!data.exists(), "{:?}", names(&there));
-    // Two at once: one of them has it.
+    // Two restores at the same time: one of them wins.
     let mut first = begin(&words, &data);
     let second = on(&data, &words);
     let first = first.wait().unwrap();
     assert!(first.success() != (second.code == Some(0)), "{first:?} {second:?}");
-    let left =
+    let remaining =
         wait_for("the folder to be clean", secs(30), || Some(names(&there)).filter(|names| names.len() == 1));
-    assert_eq!(left, ["data"]);
+    assert_eq!(remaining, ["data"]);
     setup.clone().data(&data).start().stop();
 }
 
 #[test]
-fn wrong_words_are_refused() {
+fn wrong_arguments_are_refused() {
     let scratch = Scratch::new();
     let data = scratch.folder("data");
     let file = scratch.path().join("file");
@@ -403,7 +403,7 @@ fn wrong_words_are_refused() {
     let used = scratch.folder("used/workspaces");
     let inside = used.join("file");
     let inside = inside.to_str().unwrap();
-    for (words, said) in [
+    for (words, expected) in [
         (&["backup"][..], "say `berth backup FILE`"),
         (&["backup", "a", "b"], "say `berth backup FILE`"),
         (&["backup", file, "--containers", "--without-containers"], "contradicts"),
@@ -416,7 +416,7 @@ fn wrong_words_are_refused() {
     ] {
         let data = if words.contains(&inside) { used.parent().unwrap() } else { &data };
         let refused = on(data, words);
-        assert!(refused.code == Some(2) && refused.stderr.contains(said), "{words:?}: {refused:?}");
+        assert!(refused.code == Some(2) && refused.stderr.contains(expected), "{words:?}: {refused:?}");
     }
     assert!(names(&data).is_empty());
 }

@@ -1,4 +1,5 @@
-//! Backups of container workspaces: their roots, snapshots and images, of each kind of root, while commands run in them.
+//! Backups of container workspaces: their roots, snapshots and images, for each kind of root, while commands run in
+//! them.
 
 use std::fs;
 use std::path::Path;
@@ -19,19 +20,19 @@ fn again<'a>(server: &'a Server, id: &str) -> Place<'a> {
     Place::of(server, &server.owner().get(200, &format!("/api/workspaces/{id}")))
 }
 
-/// What the tests change in a root: new files, owners, a removed file, a replaced folder, a link, a capability.
+/// Changes a root: new files, owners, a removed file, a replaced folder, a link, a capability.
 const CHANGE: &str = "set -e
     echo mine > /root/mine; chown 33:33 /root/mine; chmod 4750 /root/mine
     ln /root/mine /root/again; ln -s /root/mine /root/link
     rm /etc/debian_version; rm -r /usr/share/doc; mkdir /usr/share/doc; echo new > /usr/share/doc/new
     truncate -s 1G /root/sparse";
 
-/// The same as it looks.
+/// Prints the changed state.
 const LOOK: &str = "cat /root/mine; stat -c '%u %g %a %h' /root/mine; readlink /root/link; ls /usr/share/doc
     test ! -e /etc/debian_version; stat -c '%s %b' /root/sparse; test /root/mine -ef /root/again; dpkg --version | head -1";
 
 #[test]
-fn containers_of_each_kind_work_at_another_path() {
+fn containers_of_each_kind_are_restored_at_another_path() {
     for way in ["overlay", "copy"] {
         let setup = seeded().arg(format!("--root-backend={way}"));
         let server = setup.start();
@@ -42,16 +43,16 @@ fn containers_of_each_kind_work_at_another_path() {
         place.sh(CHANGE);
         let seen = place.sh(LOOK);
         let pending = Place::pending(&server, json!({"name": "not built"}));
-        // It goes on while it is backed up.
+        // A command keeps writing during the backup.
         let body = json!({"command": "while true; do date >> /root/log; sleep 0.01; done", "detach": true});
         let run = place.client.post(201, &place.path("/runs"), body);
         let run = place.path(&format!("/runs/{}", run["id"].as_str().unwrap()));
         let file = setup.scratch().path().join("backup");
         let before = read(place.root.with_file_name("root.json"));
         backup(&server, &file, &[]);
-        assert_eq!(read(place.root.with_file_name("root.json")), before, "the root is as it was");
+        assert_eq!(read(place.root.with_file_name("root.json")), before, "the record of the root changed");
         let snapshots = || place.client.get(200, &place.path("/snapshots")).as_array().unwrap().len();
-        assert_eq!(snapshots(), 1, "that of the backup is gone");
+        assert_eq!(snapshots(), 1, "the snapshot of the backup was not deleted");
         assert_eq!(place.client.get(200, &run)["status"], "running");
 
         let other = setup.scratch().path().join("other");
@@ -69,7 +70,7 @@ fn containers_of_each_kind_work_at_another_path() {
         if way == "overlay" {
             assert_ne!(ids(&server.data), ids(&other), "both servers are on one machine");
         }
-        // Both work, and neither sees the other.
+        // Both servers work, and neither sees the other's containers.
         there.sh("echo theirs > /root/mine");
         assert_eq!(place.sh("cat /root/mine"), "mine\n");
         let id = taken["id"].as_str().unwrap();
@@ -83,10 +84,10 @@ fn containers_of_each_kind_work_at_another_path() {
         assert_eq!(images.as_array().unwrap().len(), 1, "{images}");
         let verified = on(&other, &["image", "verify"]);
         assert_eq!(verified.code, Some(0), "{verified:?}");
-        // They are deleted with their owner otherwise.
+        // Prevents their deletion when the owner is dropped.
         std::mem::forget((there, built));
 
-        // Without a server nothing needs to stand still, and a restored folder can be backed up as any other.
+        // Without a server no container has to be frozen, and a restored folder can be backed up like any other.
         place.client.call("DELETE", &run, None).expect(204);
         assert_eq!(restored.stop().code(), Some(0));
         let second = setup.scratch().path().join("second");
@@ -100,7 +101,7 @@ fn containers_of_each_kind_work_at_another_path() {
 }
 
 #[test]
-fn a_backup_without_containers_has_their_records() {
+fn a_backup_without_containers_keeps_their_records() {
     let setup = seeded();
     let server = setup.start();
     let place =
@@ -121,7 +122,7 @@ fn a_backup_without_containers_has_their_records() {
 }
 
 #[test]
-fn a_backup_needs_the_server_of_the_folder() {
+fn a_backup_of_running_containers_needs_the_folders_own_server() {
     let setup = seeded();
     let setup = setup.clone().arg(format!("--authorized-root={}", setup.scratch().path().display()));
     let server = setup.start();
@@ -134,18 +135,18 @@ fn a_backup_needs_the_server_of_the_folder() {
     let url = format!("--openwork-url=http://{}", server.address);
     let ended = on(&server.data, &["backup", file.to_str().unwrap(), &url, "--host-token=wrong"]);
     assert!(ended.code == Some(1) && ended.stderr.contains("--host-token names the host token"), "{ended:?}");
-    // A server of another data folder.
+    // A server with another data folder.
     let stranger = Server::start();
     let url = format!("--openwork-url=http://{}", stranger.address);
     let ended = on(&server.data, &["backup", file.to_str().unwrap(), &url]);
     assert!(ended.code == Some(1) && ended.stderr.contains("does not know the workspace"), "{ended:?}");
     assert!(!file.exists());
-    // What a backup that was killed has left is deleted by the next one.
+    // The next backup deletes the snapshot that a killed backup left behind.
     let name = json!({"name": "berth backup, deleted when it is written"});
     place.client.post(200, &place.path("/snapshots"), name);
     backup(&server, &file, &[]);
     assert_eq!(place.client.get(200, &place.path("/snapshots")), json!([]));
-    // A root at the owner's path is restored into the data folder: the path still belongs to the original.
+    // A root outside the data folder is restored into it, because its path still belongs to the original.
     let other = setup.scratch().path().join("other");
     restore(&file, &other);
     let restored = setup.clone().data(&other).start();
@@ -156,7 +157,7 @@ fn a_backup_needs_the_server_of_the_folder() {
     assert_eq!(place.sh("cat /root/mine"), "mine\n");
     drop(there);
 
-    // Containers of a server that was killed go on and would change.
+    // Containers of a server that was killed keep running and would change during a backup.
     let (id, data) = (place.id.clone(), server.data.clone());
     std::mem::forget(place);
     server.crash();

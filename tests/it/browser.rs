@@ -1,4 +1,4 @@
-//! The page at /ui: its files, and a real browser that does everything on it that a person can do.
+//! The web page at /ui: its files, and a real browser that performs every action on it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,11 +10,11 @@ use crate::scratch::Scratch;
 use crate::server::{CLIENT_TOKEN, HOST_TOKEN, Server, Setup, run};
 use crate::trays::Desk;
 
-/// A name that would be markup, in another script, with a quote.
+/// A name that contains markup, another script and quotes.
 const ARTIFACT: &str = "Bücher/<img src=x onerror=alert(1)> 'ж'.txt";
 
 #[test]
-fn the_page_comes_with_a_strict_policy() {
+fn the_page_has_a_strict_content_security_policy() {
     let server = Server::start();
     let client = server.anyone();
     for (path, kind) in [
@@ -32,7 +32,7 @@ fn the_page_comes_with_a_strict_policy() {
             policy.starts_with("default-src 'none'; script-src 'self';") && !policy.contains("unsafe"),
             "{policy}"
         );
-        // A page below a proxy's prefix finds its files as well.
+        // Behind a proxy's path prefix the page still finds its files.
         let text = reply.text();
         if path.ends_with("/ui") {
             let assets = if path == "/ui" { "\"ui/assets/toy." } else { "\"../../ui/assets/toy." };
@@ -48,25 +48,25 @@ fn the_page_comes_with_a_strict_policy() {
 }
 
 #[test]
-fn the_page_is_small_and_plain() {
+fn the_page_is_small_and_renders_no_untrusted_markup() {
     let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/ui");
     let size: u64 =
         fs::read_dir(&assets).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
     assert!(size < 64 << 10, "{size}");
     let script = fs::read_to_string(assets.join("toy.js")).unwrap();
     for word in ["innerHTML", "outerHTML", "insertAdjacentHTML", "eval(", "document.write"] {
-        assert!(!script.contains(word), "{word} makes markup or code of what others wrote");
+        assert!(!script.contains(word), "{word} turns untrusted text into markup or code");
     }
 }
 
-/// Where `tests/run` puts npm's packages.
+/// The node_modules folder that `tests/run` installs.
 fn modules() -> PathBuf {
     let tmp = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let found = tmp.ancestors().map(|folder| folder.join("it-npm/node_modules")).find(|path| path.is_dir());
     found.expect("npm's packages are missing; tests/run installs them")
 }
 
-/// Runs the script against a server; `env` tells it what else there is.
+/// Runs the browser script against a server; `env` describes its other inputs.
 fn browse(desk: &Desk, env: &[(&str, &str)]) {
     assert!(
         Path::new("/usr/bin/chromium").exists(),
@@ -100,7 +100,7 @@ fn a_browser_uploads_downloads_and_answers_approvals() {
 }
 
 #[test]
-fn a_browser_talks_to_the_real_opencode() {
+fn a_browser_uses_the_real_opencode() {
     for version in ["opencode-old", "opencode-new"] {
         let scratch = Scratch::new();
         let opencode = Opencode::start(version, scratch.path());

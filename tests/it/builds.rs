@@ -1,5 +1,5 @@
-//! Builds as they are watched and cancelled: the steps and lines of their feed, its resumption, an end within two seconds
-//! that leaves nothing, several builds at once.
+//! Following and cancelling builds: the steps and lines of the feed, its resumption, cancellation within two seconds
+//! without leftovers, concurrent builds.
 
 use std::fs;
 use std::time::Instant;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::fixture::{DISTRO, Place, seeded, shared};
 use crate::procs::{self, secs, unique_secs, wait_for};
 
-/// The feed as lines of JSON, to its end.
+/// Returns the build feed as JSON lines, read to its end.
 #[track_caller]
 fn feed(place: &Place<'_>, since: &str) -> Vec<Value> {
     let path = place.path(&format!("/build/events?stream=ndjson{since}"));
@@ -30,7 +30,7 @@ fn step_names(events: &[Value]) -> Vec<String> {
 }
 
 #[test]
-fn a_build_tells_its_steps_and_its_log_and_can_be_resumed() {
+fn the_build_feed_has_steps_and_log_and_can_be_resumed() {
     let server = seeded().start();
     let owner = server.owner();
     owner.put(
@@ -69,7 +69,7 @@ fn a_build_tells_its_steps_and_its_log_and_can_be_resumed() {
     let result = kinds(&events, "result");
     assert_eq!((&result[0]["status"], result.len()), (&json!("ready"), 1), "{events:?}");
 
-    // From the middle on, without a gap or a repetition; and once more when it is long over.
+    // Resumed in the middle, without gaps or repetitions; and again long after the build.
     let ids: Vec<String> = events
         .iter()
         .filter_map(|event| event["id"].as_str().map(str::to_owned))
@@ -80,9 +80,9 @@ fn a_build_tells_its_steps_and_its_log_and_can_be_resumed() {
     let again: Vec<&str> = rest.iter().filter_map(|event| event["id"].as_str()).collect();
     assert_eq!(again, ids[ids.len() / 2 + 1..].iter().map(String::as_str).collect::<Vec<_>>());
 
-    // A rerun has the fragments too, and keeps its streams apart and without our lines.
-    let told = place.client.post(200, &place.path("/rerun-init"), json!({}));
-    assert_eq!(told["stdout"], "in the fragment\nthe own one sees yes\n", "{told}");
+    // A rerun runs the fragments too; its stdout and stderr are separate and without berth's own log lines.
+    let reply = place.client.post(200, &place.path("/rerun-init"), json!({}));
+    assert_eq!(reply["stdout"], "in the fragment\nthe own one sees yes\n", "{reply}");
     assert!(place.init_log().contains("the own one sees yes"));
 }
 
@@ -97,38 +97,40 @@ fn a_cancelled_build_ends_within_two_seconds_and_leaves_nothing() {
         place.client.call("POST", &place.path("/build"), None).expect(200);
         wait_for("the init script", secs(60), || (procs::sleeps(&number).len() == 2).then_some(()));
         let start = Instant::now();
-        let told = place.client.call("DELETE", &place.path("/build"), None).expect(200).value();
+        let reply = place.client.call("DELETE", &place.path("/build"), None).expect(200).value();
         assert!(start.elapsed() < secs(2), "{:?}", start.elapsed());
-        assert_eq!((&told["status"], &told["error_message"]), (&json!("pending"), &Value::Null), "{told}");
+        assert_eq!((&reply["status"], &reply["error_message"]), (&json!("pending"), &Value::Null), "{reply}");
         procs::assert_dead(&number);
         let events = feed(&place, "");
         assert!(step_names(&events).contains(&"init script failed".to_owned()), "{events:?}");
         assert_eq!(place.client.get(200, &place.path("/debug"))["path_exists"], false);
         place.exec_refused("workspace_not_ready", json!({"command": "true"}));
     }
-    wait_for("its layers to go", secs(10), || {
-        let left = fs::read_dir(server.data.join("layers")).unwrap().flatten();
-        let left = left.filter(|entry| !entry.file_name().to_string_lossy().starts_with('.')).count();
-        (left == 0).then_some(())
+    wait_for("its layers to be removed", secs(10), || {
+        let remaining = fs::read_dir(server.data.join("layers")).unwrap().flatten();
+        let remaining =
+            remaining.filter(|entry| !entry.file_name().to_string_lossy().starts_with('.')).count();
+        (remaining == 0).then_some(())
     });
     place.client.put(200, &place.path(""), json!({"init_script": "#!/bin/sh\ntrue\n"}));
     place.build();
 }
 
 #[test]
-fn a_cancelled_build_of_a_root_that_was_there_keeps_it() {
+fn cancelling_a_build_keeps_an_existing_root() {
     let place = Place::ready(shared(), json!({"name": "kept"}));
     place.sh("echo mine > /root/precious");
     let number = unique_secs();
-    // Ready, it has what a build would make; with a failed script a build goes on where that failed.
+    // A ready workspace has everything that a build would create; after a failed script a build continues from that
+    // script.
     place.client.put(200, &place.path(""), json!({"init_script": "#!/bin/sh\nfalse\n"}));
     place.client.post(200, &place.path("/rerun-init"), json!({}));
     place.client.put(200, &place.path(""), json!({"init_script": format!("#!/bin/sh\nsleep {number}\n")}));
     place.client.call("POST", &place.path("/build"), None).expect(200);
     procs::wait_sleep(&number);
-    let told = place.client.call("DELETE", &place.path("/build"), None).expect(200).value();
-    assert_eq!(told["status"], "error", "{told}");
-    assert!(told["error_message"].as_str().unwrap().contains("cancelled"), "{told}");
+    let reply = place.client.call("DELETE", &place.path("/build"), None).expect(200).value();
+    assert_eq!(reply["status"], "error", "{reply}");
+    assert!(reply["error_message"].as_str().unwrap().contains("cancelled"), "{reply}");
     procs::assert_dead(&number);
     place.client.put(200, &place.path(""), json!({"init_script": "#!/bin/sh\ntrue\n"}));
     place.build();
@@ -136,29 +138,29 @@ fn a_cancelled_build_of_a_root_that_was_there_keeps_it() {
 }
 
 #[test]
-fn a_build_of_a_ready_workspace_disturbs_nothing() {
+fn a_build_of_a_ready_workspace_changes_nothing() {
     let server = shared();
     let script = "#!/bin/sh\necho run >> /root/runs\n";
     let place = Place::ready(server, json!({"name": "undisturbed", "init_script": script}));
     let number = unique_secs();
     let sleeping = std::thread::scope(|scope| {
-        // A client has one connection, which this call keeps to itself.
+        // A client has one connection, and this call occupies it.
         let (client, path) = (server.owner(), place.path("/exec"));
         let command = format!("sleep {number}; echo whole");
         let sleeping = scope.spawn(move || client.post(200, &path, json!({"command": command})));
         procs::wait_sleep(&number);
-        let told = place.client.call("POST", &place.path("/build"), None).expect(200).value();
+        let reply = place.client.call("POST", &place.path("/build"), None).expect(200).value();
         assert_eq!(
-            (&told["status"], &told["error_message"]),
+            (&reply["status"], &reply["error_message"]),
             (&json!("building"), &Value::Null),
             "as observed"
         );
         assert_eq!(place.show()["status"], "ready");
-        // Whoever follows the build is told its end.
-        let told = place.client.call("GET", &place.path("/build/events?stream=ndjson"), None).expect(200);
-        let last = told.text().lines().rfind(|line| line.contains("result")).map(str::to_owned);
-        assert!(last.is_some_and(|line| line.contains("ready")), "{}", told.text());
-        assert_eq!(place.sh("cat /root/runs"), "run\n", "commands go on, and no script ran again");
+        // A follower of the build receives its result.
+        let reply = place.client.call("GET", &place.path("/build/events?stream=ndjson"), None).expect(200);
+        let last = reply.text().lines().rfind(|line| line.contains("result")).map(str::to_owned);
+        assert!(last.is_some_and(|line| line.contains("ready")), "{}", reply.text());
+        assert_eq!(place.sh("cat /root/runs"), "run\n", "running commands continue, and no script ran again");
         let refused = place.client.refused(
             409,
             "rebuild_required",
@@ -174,56 +176,56 @@ fn a_build_of_a_ready_workspace_disturbs_nothing() {
 }
 
 #[test]
-fn what_is_refused_during_a_build_says_to_wait() {
+fn requests_refused_during_a_build_ask_to_wait() {
     let number = unique_secs();
     let script = format!("#!/bin/sh\nsleep {number}\n");
     let place = Place::pending(shared(), json!({"name": "still building", "init_script": script}));
-    let told = place.exec_refused("workspace_not_ready", json!({"command": "true"}));
-    assert!(told["message"].as_str().unwrap().contains("Build it first"), "{told}");
+    let reply = place.exec_refused("workspace_not_ready", json!({"command": "true"}));
+    assert!(reply["message"].as_str().unwrap().contains("Build it first"), "{reply}");
     place.client.call("POST", &place.path("/build"), None).expect(200);
     procs::wait_sleep(&number);
-    let told = place.exec_refused("workspace_not_ready", json!({"command": "true"}));
-    let message = told["message"].as_str().unwrap();
+    let reply = place.exec_refused("workspace_not_ready", json!({"command": "true"}));
+    let message = reply["message"].as_str().unwrap();
     assert!(message.contains("status: Building") && message.contains("Wait for its build"), "{message}");
     assert!(!message.contains("Build it first"), "{message}");
     place.client.call("DELETE", &place.path("/build"), None).expect(200);
 }
 
 #[test]
-fn an_init_script_that_cannot_run_says_why() {
+fn an_init_script_that_cannot_run_reports_the_cause() {
     let place = Place::ready(shared(), json!({"name": "hints"}));
-    for (script, said) in [
+    for (script, expected) in [
         ("#!/bin/sh\r\necho x\r\n", "Windows line endings (CRLF)"),
         ("set -e\r\ncd /root\r\n", "Windows line endings (CRLF)"),
         ("#!/opt/no/python3\nprint()\n", "interpreter '/opt/no/python3'"),
         ("#!/usr/bin/env no-such-program\n", "interpreter 'no-such-program'"),
     ] {
         place.client.put(200, &place.path(""), json!({"init_script": script}));
-        let told = place.client.call("POST", &place.path("/rerun-init"), None);
-        assert!(told.text().contains(said), "{script:?}: {}", told.text());
+        let reply = place.client.call("POST", &place.path("/rerun-init"), None);
+        assert!(reply.text().contains(expected), "{script:?}: {}", reply.text());
         let shown = place.show();
         assert_eq!(shown["status"], "error", "{shown}");
-        assert!(shown["error_message"].as_str().unwrap().contains(said), "{script:?}: {shown}");
+        assert!(shown["error_message"].as_str().unwrap().contains(expected), "{script:?}: {shown}");
     }
-    // One that fails for another reason is not explained by guesses.
+    // For other failures the message guesses no cause.
     place.client.put(200, &place.path(""), json!({"init_script": "#!/bin/sh\nexit 3\n"}));
     assert_eq!(place.client.post(200, &place.path("/rerun-init"), json!({})).get("hint"), None);
 }
 
 #[test]
-fn a_failed_rerun_never_costs_the_root() {
+fn a_failed_rerun_keeps_the_root() {
     let place = Place::ready(shared(), json!({"name": "failing later"}));
     place.sh("echo mine > /root/precious");
     place.client.put(200, &place.path(""), json!({"init_script": "#!/bin/sh\nexit 3\n"}));
     assert_eq!(place.client.post(200, &place.path("/rerun-init"), json!({}))["exit_code"], 3);
     assert_eq!(place.show()["status"], "error");
     let body = json!({"command": "true"});
-    let told = place.client.refused(400, "workspace_not_ready", "POST", &place.path("/exec"), Some(body));
-    assert!(told["message"].as_str().unwrap().contains("rerun-init"), "{told}");
+    let reply = place.client.refused(400, "workspace_not_ready", "POST", &place.path("/exec"), Some(body));
+    assert!(reply["message"].as_str().unwrap().contains("rerun-init"), "{reply}");
     place.client.put(200, &place.path(""), json!({"init_script": "#!/bin/sh\ntrue\n"}));
     place.build();
     assert_eq!(place.sh("cat /root/precious"), "mine\n");
-    // Not even where the workload has removed half of its system.
+    // Even if the workload has removed parts of its system.
     place.sh("rm -rf /var /usr/share");
     place.build();
     assert_eq!(place.sh("cat /root/precious"), "mine\n");
@@ -237,7 +239,7 @@ fn a_failed_rerun_never_costs_the_root() {
 }
 
 #[test]
-fn a_rebuild_whose_image_cannot_be_made_keeps_the_old_root() {
+fn a_rebuild_with_a_failing_image_keeps_the_old_root() {
     let server = seeded().arg("--mirror=ubuntu-noble=http://127.0.0.1:1/ubuntu").start();
     let place = Place::ready(&server, json!({"name": "unlucky"}));
     place.sh("echo mine > /root/precious");
@@ -249,7 +251,7 @@ fn a_rebuild_whose_image_cannot_be_made_keeps_the_old_root() {
 }
 
 #[test]
-fn builds_of_several_workspaces_go_on_at_once() {
+fn builds_of_several_workspaces_run_concurrently() {
     let server = seeded().start();
     let wait = "#!/bin/sh\nuntil [ -e /go ]; do sleep 0.02; done\n";
     let first = Place::pending(&server, json!({"name": "slow", "init_script": wait}));
@@ -266,9 +268,9 @@ fn builds_of_several_workspaces_go_on_at_once() {
 }
 
 #[test]
-fn a_mirror_that_never_answers_has_a_deadline() {
+fn a_mirror_that_never_answers_times_out() {
     crate::fixture::tools();
-    // Takes connections, and says nothing.
+    // Accepts connections and never answers.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mirror = format!("--mirror=debian-bookworm=http://{}/debian", listener.local_addr().unwrap());
     let server = crate::server::Setup::new().arg(mirror).arg("--image-timeout=2").start();
@@ -280,18 +282,18 @@ fn a_mirror_that_never_answers_has_a_deadline() {
     let message = done["error_message"].as_str().unwrap();
     assert!(message.contains("longer than 2 s") && message.contains("--image-timeout"), "{message}");
     drop(held);
-    let left = |folder: &str| {
+    let remaining = |folder: &str| {
         let entries = fs::read_dir(server.data.join(folder)).into_iter().flatten().flatten();
         entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(".new-")).count()
     };
-    wait_for("half an image to go", secs(10), || (left("images") == 0).then_some(()));
+    wait_for("the partial image to be removed", secs(10), || (remaining("images") == 0).then_some(()));
     assert!(procs::mounts_below(&server.data).is_empty());
 }
 
 #[test]
 fn two_builds_of_one_distro_share_one_image_build() {
     crate::fixture::tools();
-    // A mirror that takes its time to refuse: both builds are there when the first bootstrap ends.
+    // A mirror that refuses slowly: both builds have started when the first bootstrap fails.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mirror = format!("--mirror=debian-bookworm=http://{}/debian", listener.local_addr().unwrap());
     let server = crate::server::Setup::new().arg(mirror).start();
@@ -306,9 +308,9 @@ fn two_builds_of_one_distro_share_one_image_build() {
     });
     for place in &places {
         let start = Instant::now();
-        let told = place.client.call("DELETE", &place.path("/build"), None).expect(200).value();
+        let reply = place.client.call("DELETE", &place.path("/build"), None).expect(200).value();
         assert!(start.elapsed() < secs(2), "{:?}", start.elapsed());
-        assert_eq!(told["status"], "pending", "{told}");
+        assert_eq!(reply["status"], "pending", "{reply}");
     }
     drop(first);
     let staged = || {
@@ -317,5 +319,5 @@ fn two_builds_of_one_distro_share_one_image_build() {
             .flatten()
             .any(|e| e.file_name().to_string_lossy().starts_with(".new-"))
     };
-    wait_for("half an image to go", secs(10), || (!staged()).then_some(()));
+    wait_for("the partial image to be removed", secs(10), || (!staged()).then_some(()));
 }

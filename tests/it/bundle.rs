@@ -1,4 +1,4 @@
-//! One file for a machine without network: written, restored, restored again, and not believed when it was changed.
+//! Bundles for machines without network: creation, restore, repeated restore, and refusal of modified bundles.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -33,9 +33,9 @@ fn a_bundle_makes_a_working_server() {
     here.scratch().file("data/private_key", "0".repeat(64));
     let stick = here.scratch().path().join("stick");
     let stick = stick.to_str().unwrap();
-    let told = bundle(data, &[stick]);
-    assert_eq!(told.code, Some(0), "{}", told.stderr);
-    assert!(told.stderr.contains("--restore"), "{}", told.stderr);
+    let output = bundle(data, &[stick]);
+    assert_eq!(output.code, Some(0), "{}", output.stderr);
+    assert!(output.stderr.contains("--restore"), "{}", output.stderr);
     let listed = run(std::process::Command::new("tar").args(["-tf", stick]), secs(20));
     assert_eq!(
         listed.stdout.lines().collect::<Vec<_>>(),
@@ -48,7 +48,7 @@ fn a_bundle_makes_a_working_server() {
         ]
     );
 
-    // There, where no mirror answers.
+    // On the other machine no mirror answers.
     let there = Setup::in_folder(Scratch::in_memory())
         .arg("--approval=auto")
         .arg("--mirror=debian-bookworm=http://127.0.0.1:1/debian")
@@ -56,28 +56,28 @@ fn a_bundle_makes_a_working_server() {
         .env("OPENWORK_HOST_TOKEN", crate::server::HOST_TOKEN);
     let bin = there.scratch().path().join("bin");
     let restore = ["--restore", stick, "--bin", bin.to_str().unwrap()];
-    let told = bundle(there.data_dir(), &restore);
-    assert_eq!(told.code, Some(0), "{}", told.stderr);
+    let output = bundle(there.data_dir(), &restore);
+    assert_eq!(output.code, Some(0), "{}", output.stderr);
     assert_eq!(fs::read(bin.join("berth")).unwrap(), fs::read(BINARY).unwrap());
     assert_eq!(fs::metadata(bin.join("berth")).unwrap().permissions().mode() & 0o777, 0o755);
     let server = there.start();
-    let made =
+    let created =
         server.owner().post(200, "/api/workspaces", json!({"name": "from a stick", "template": "kit"}));
-    let place = Place::of(&server, &made);
+    let place = Place::of(&server, &created);
     assert_eq!(place.settled()["status"], "ready", "{}", place.init_log());
     assert_eq!(place.sh("cat /root/proof; echo $A"), "ran\nb\n");
 
-    // Again, beside the running server: nothing changes, and what somebody has edited stays.
+    // Again, beside the running server: nothing changes, and edited files stay.
     fs::write(there.data_dir().join("library/skill/packed/SKILL.md"), "mine").unwrap();
-    let told = bundle(there.data_dir(), &restore);
-    assert_eq!(told.code, Some(0), "{}", told.stderr);
-    assert!(told.stderr.contains("1 others were there already"), "{}", told.stderr);
+    let output = bundle(there.data_dir(), &restore);
+    assert_eq!(output.code, Some(0), "{}", output.stderr);
+    assert!(output.stderr.contains("1 others were there already"), "{}", output.stderr);
     assert_eq!(fs::read(there.data_dir().join("library/skill/packed/SKILL.md")).unwrap(), b"mine");
     assert_eq!(server.owner().get(200, "/api/images").as_array().unwrap().len(), 1);
 }
 
 #[test]
-fn what_was_changed_on_the_way_is_refused() {
+fn a_modified_bundle_is_refused() {
     let scratch = Scratch::new();
     let data = scratch.path().join("data");
     let id = "0".repeat(64);
@@ -102,16 +102,16 @@ fn what_was_changed_on_the_way_is_refused() {
         let path = scratch.path().join("stick");
         tape.save(&path);
         let bin = scratch.path().join("bin");
-        let told = bundle(&data, &["--restore", path.to_str().unwrap(), "--bin", bin.to_str().unwrap()]);
-        assert_eq!(told.code, Some(1), "{what}: {}", told.stderr);
-        assert!(told.stderr.contains(words), "{what}: {}", told.stderr);
+        let output = bundle(&data, &["--restore", path.to_str().unwrap(), "--bin", bin.to_str().unwrap()]);
+        assert_eq!(output.code, Some(1), "{what}: {}", output.stderr);
+        assert!(output.stderr.contains(words), "{what}: {}", output.stderr);
         let names: Vec<_> =
             fs::read_dir(data.join("images")).unwrap().flatten().map(|e| e.file_name()).collect();
         assert_eq!(names.len(), 2, "{what}: {names:?}");
         assert!(!scratch.path().join("evil").exists() && !data.join("evil").exists(), "{what}");
     }
-    let told = bundle(&data, &[scratch.path().join("new").to_str().unwrap(), "--image", "missing"]);
-    assert_eq!(told.code, Some(1));
-    assert!(told.stderr.contains("no image with the name"), "{}", told.stderr);
+    let output = bundle(&data, &[scratch.path().join("new").to_str().unwrap(), "--image", "missing"]);
+    assert_eq!(output.code, Some(1));
+    assert!(output.stderr.contains("no image with the name"), "{}", output.stderr);
     assert!(!scratch.path().join("new").exists());
 }

@@ -1,5 +1,5 @@
-//! A small HTTP/1.1 client over `TcpStream`: keep-alive, a deadline for every read, and the wanted status as an
-//! argument of every call, so that no test forgets to check it. Knows nothing of processes.
+//! A small HTTP/1.1 client over `TcpStream`: keep-alive, a deadline for every read, and the expected status as an
+//! argument of every call, so that no test forgets to check it. Independent of processes.
 
 use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -9,17 +9,17 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// Longer than any answer may take; shorter than a person's patience with a hanging test.
+/// Longer than any response may take, shorter than the timeout of the test suite.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// One caller: an address, the headers it always sends, and one connection. Calls on it run one after the other.
+/// A client with an address, fixed headers and one connection. Its calls run one after the other.
 pub struct Client {
     address: SocketAddr,
     headers: Vec<(String, String)>,
     connection: Mutex<Option<BufReader<TcpStream>>>,
 }
 
-/// A whole answer.
+/// A complete response.
 #[derive(Clone, Debug)]
 pub struct Reply {
     pub status: u16,
@@ -58,21 +58,21 @@ impl Client {
         self.call("PUT", path, Some(&body)).expect(status).value()
     }
 
-    /// Checks status and `code`, and that the body is an error as every client knows it; returns the body.
+    /// Checks status and `code`, and that the body has the error format of the APIs; returns the body.
     #[track_caller]
     pub fn refused(&self, status: u16, code: &str, method: &str, path: &str, body: Option<Value>) -> Value {
         let reply = self.call(method, path, body.as_ref());
-        let told = reply.clone().expect(status).value();
-        assert_eq!(told["code"], code, "{method} {path} with {body:?} answered {reply}");
-        let message = told["message"].as_str().unwrap_or_default();
-        assert!(!message.is_empty(), "{method} {path}: an error without a sentence: {reply}");
-        for key in told.as_object().expect("an error is an object").keys() {
+        let answer = reply.clone().expect(status).value();
+        assert_eq!(answer["code"], code, "{method} {path} with {body:?} answered {reply}");
+        let message = answer["message"].as_str().unwrap_or_default();
+        assert!(!message.is_empty(), "{method} {path}: an error without a message: {reply}");
+        for key in answer.as_object().expect("an error is an object").keys() {
             assert!(
                 ["code", "message", "details"].contains(&key.as_str()),
                 "unknown error field {key}: {reply}"
             );
         }
-        told
+        answer
     }
 
     #[track_caller]
@@ -85,11 +85,11 @@ impl Client {
     pub fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Option<&[u8]>) -> Reply {
         match self.try_send(method, path, headers, body) {
             Ok(reply) => reply,
-            Err(error) => panic!("{method} {path} got no answer: {error}"),
+            Err(error) => panic!("{method} {path} received no response: {error}"),
         }
     }
 
-    /// The same, for tests in which the server may die.
+    /// Like `send`, for tests in which the server may exit.
     pub fn try_send(
         &self,
         method: &str,
@@ -100,7 +100,8 @@ impl Client {
         let head = self.head(method, path, headers, body);
         let mut connection = self.connection.lock().unwrap_or_else(|poison| poison.into_inner());
         if let Some(open) = connection.take() {
-            // A kept connection may have been closed while it was idle; then nothing was read of this request.
+            // A kept connection may have been closed while it was idle; then the server has read nothing of this
+            // request.
             if still_open(open.get_ref()) {
                 let (reply, back) = exchange(open, method, &head, body)?;
                 *connection = back;
@@ -140,7 +141,7 @@ impl Client {
 impl Reply {
     #[track_caller]
     pub fn expect(self, status: u16) -> Reply {
-        assert_eq!(self.status, status, "wanted {status}, got {self}");
+        assert_eq!(self.status, status, "expected {status}, received {self}");
         self
     }
 
@@ -155,15 +156,16 @@ impl Reply {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// JSON as such; anything else as a string, nothing as null.
+    /// Returns JSON as such, any other body as a string, and an empty body as null.
     #[track_caller]
     pub fn value(&self) -> Value {
         if self.body.is_empty() {
             return Value::Null;
         }
         if self.header("content-type").is_some_and(|kind| kind.starts_with("application/json")) {
-            return serde_json::from_slice(&self.body)
-                .unwrap_or_else(|error| panic!("says it is JSON, but {error}: {self}"));
+            return serde_json::from_slice(&self.body).unwrap_or_else(|error| {
+                panic!("the body is not the JSON that its type promises: {error}: {self}")
+            });
         }
         Value::String(self.text())
     }
@@ -178,7 +180,7 @@ impl std::fmt::Display for Reply {
     }
 }
 
-/// An idle connection has nothing to read; one byte or an end means that the server has given it up.
+/// An idle connection has nothing to read; a byte or EOF means that the server has closed it.
 fn still_open(stream: &TcpStream) -> bool {
     let _ = stream.set_nonblocking(true);
     let idle = matches!(stream.peek(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock);
@@ -186,17 +188,17 @@ fn still_open(stream: &TcpStream) -> bool {
     idle
 }
 
-type Kept = Option<BufReader<TcpStream>>;
+type KeptConnection = Option<BufReader<TcpStream>>;
 
 fn exchange(
     mut stream: BufReader<TcpStream>,
     method: &str,
     head: &str,
     body: Option<&[u8]>,
-) -> io::Result<(Reply, Kept)> {
+) -> io::Result<(Reply, KeptConnection)> {
     let mut request = head.as_bytes().to_vec();
     request.extend_from_slice(body.unwrap_or_default());
-    // A server may refuse a large body before it has read it: then its answer is worth more than our failed write.
+    // A server may refuse a large body before it has read it; then its response matters more than the failed write.
     let written = stream.get_mut().write_all(&request);
     let reply = read_reply(&mut stream, method == "HEAD").map_err(|error| match &written {
         Err(first) => io::Error::new(first.kind(), format!("write: {first}; read: {error}")),
@@ -256,7 +258,7 @@ fn line(stream: &mut BufReader<TcpStream>) -> io::Result<String> {
     let mut text = Vec::new();
     stream.by_ref().take(64 << 10).read_until(b'\n', &mut text)?;
     if text.pop() != Some(b'\n') {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server hung up"));
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection"));
     }
     if text.last() == Some(&b'\r') {
         text.pop();

@@ -1,5 +1,5 @@
-//! The reports of `assets/docs/field-reports.md` about commands and terminals, each with the tests that answer it. Answers
-//! that belong to no other module stand below.
+//! The reports of `assets/docs/field-reports.md` about commands and terminals, each with the tests that cover it. Tests
+//! that belong to no other module follow below.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -15,7 +15,7 @@ use crate::procs::{self, secs, wait_for};
 use crate::server::{HOST_TOKEN, Server};
 use crate::tidy_references::tests_exist;
 
-/// Number and title of a report, tests as `file::function`.
+/// Number and title of each report, and its tests as `file::function`.
 const ANSWERS: &[(u32, &str, &[&str])] = &[
     (
         1,
@@ -27,25 +27,25 @@ const ANSWERS: &[(u32, &str, &[&str])] = &[
         "A background process that holds the pipe defeats the timeout",
         &[
             "runs::a_background_child_does_not_hold_the_end",
-            "abuse::a_background_child_does_not_hold_the_answer",
+            "abuse::a_background_child_does_not_delay_the_response",
         ],
     ),
     (
         3,
         "A timeout kills only the shell",
-        &["abuse::a_timeout_kills_the_whole_tree", "abuse::timeouts_in_a_crowd_leave_nobody"],
+        &["abuse::timeout_kills_the_whole_process_tree", "abuse::concurrent_timeouts_leave_no_processes"],
     ),
     (
         4,
         "A kill reports success, and the process lives",
-        &["runs::a_killed_run_is_dead_with_all_it_started", "abuse::a_timeout_kills_what_hides_well"],
+        &["runs::a_killed_run_is_dead_with_all_it_started", "abuse::timeout_kills_daemonized_processes"],
     ),
     (
         5,
         "A stream ends with an invented exit status",
         &[
             "runs_stream::a_stream_ends_with_a_status_or_is_seen_to_break",
-            "detached::a_killed_keeper_is_no_exit_status",
+            "detached::a_killed_keeper_is_reported_as_an_error",
         ],
     ),
     (
@@ -58,7 +58,7 @@ const ANSWERS: &[(u32, &str, &[&str])] = &[
         "A client that reconnects fails or loses output",
         &[
             "runs_stream::a_stream_that_breaks_goes_on_where_it_was",
-            "detached::nothing_of_its_output_or_status_is_lost_when_the_server_is_killed",
+            "detached::output_and_status_survive_a_killed_server",
         ],
     ),
     (
@@ -67,14 +67,14 @@ const ANSWERS: &[(u32, &str, &[&str])] = &[
         &["runs::heredocs_and_long_children_do_not_hang"],
     ),
     (9, "One stuck command blocks the rest", &["runs::stuck_runs_hold_up_nobody"]),
-    (10, "Processes become zombies", &["command_promises::orphans_become_no_zombies"]),
+    (10, "Processes become zombies", &["command_promises::orphans_do_not_become_zombies"]),
     (
         11,
         "Large output is an error, or fills the memory",
         &[
-            "abuse::long_output_is_complete_up_to_the_cap_and_says_so",
+            "abuse::long_output_is_truncated_in_the_middle_with_a_note",
             "runs_disk::a_full_window_moves_on_and_offsets_stay_true",
-            "detached::a_window_of_its_output_is_kept",
+            "detached::output_beyond_the_limit_is_dropped_from_the_start",
         ],
     ),
     (
@@ -85,7 +85,10 @@ const ANSWERS: &[(u32, &str, &[&str])] = &[
     (
         13,
         "Short commands wait for a fixed time",
-        &["command_promises::a_short_command_waits_for_nothing", "terminals_limits::a_key_comes_back_soon"],
+        &[
+            "command_promises::a_short_command_returns_without_delay",
+            "terminals_limits::a_key_comes_back_soon",
+        ],
     ),
     (
         14,
@@ -124,8 +127,8 @@ const ANSWERS: &[(u32, &str, &[&str])] = &[
         &[
             "terminals::a_terminal_is_one_of_the_place_it_runs_in",
             "terminals_limits::a_container_that_dies_ends_its_terminals",
-            "container_faults::kill_nspawn",
-            "command_promises::a_container_without_an_init_system_takes_commands",
+            "container_faults::commands_work_after_nspawn_is_killed",
+            "command_promises::a_container_without_an_init_system_runs_commands",
         ],
     ),
     (
@@ -137,14 +140,14 @@ const ANSWERS: &[(u32, &str, &[&str])] = &[
         28,
         "Commands over a bad line race, and -1 counts as success",
         &[
-            "command_promises::a_bad_line_takes_one_connection_and_tells_the_truth",
+            "command_promises::a_slow_exec_uses_one_connection_and_reports_the_kill",
             "runs_stream::a_run_outlives_the_connection_that_started_it",
         ],
     ),
 ];
 
 #[test]
-fn every_report_is_answered_by_tests_that_exist() {
+fn every_report_names_existing_tests() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let page = fs::read_to_string(root.join("assets/docs/field-reports.md")).unwrap();
     let titles: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("### ")).collect();
@@ -160,9 +163,9 @@ fn zombies_below(pid: u32) -> Vec<u32> {
     procs::all().into_iter().filter(|other| procs::parent(*other) == Some(pid)).filter(is_zombie).collect()
 }
 
-/// (10) What its parent leaves alone is reaped, in a container by its first process; the server leaves nobody either.
+/// (10) Orphans are reaped, in a container by its first process; the server leaves no zombies either.
 #[test]
-fn orphans_become_no_zombies() {
+fn orphans_do_not_become_zombies() {
     let place = shared_box();
     for _ in 0..20 {
         place.sh("for i in 1 2 3 4 5; do (setsid sleep 0.0$i >/dev/null 2>&1 </dev/null &) ; done");
@@ -188,9 +191,10 @@ fn orphans_become_no_zombies() {
     });
 }
 
-/// (13) No poll interval, no pause: the fastest of some is far below any, however busy the machine.
+/// (13) No poll interval and no pause: the fastest of several runs takes less than any such interval, even on a busy
+/// machine.
 #[test]
-fn a_short_command_waits_for_nothing() {
+fn a_short_command_returns_without_delay() {
     let server = Server::start();
     for place in [Place::host(&server), shared_box()] {
         place.sh("true");
@@ -201,16 +205,16 @@ fn a_short_command_waits_for_nothing() {
         };
         let fastest = (0..30).map(|_| took(&json!({"command": "true"}))).min().unwrap();
         assert!(fastest < Duration::from_millis(40), "{fastest:?}");
-        // Its output neither.
+        // Its output does not wait either.
         let body = json!({"command": "head -c 300000 /dev/zero", "output_limit_bytes": 1000});
         let fastest = (0..10).map(|_| took(&body)).min().unwrap();
         assert!(fastest < Duration::from_millis(80), "{fastest:?}");
     }
 }
 
-/// (24) Neither systemd nor a shell of nspawn's is needed in it, and forty commands take no terminal of the host.
+/// (24) A container needs neither systemd nor a shell of nspawn, and forty commands use no terminal of the host.
 #[test]
-fn a_container_without_an_init_system_takes_commands() {
+fn a_container_without_an_init_system_runs_commands() {
     let place = shared_box();
     assert_eq!(place.sh("test -d /run/systemd/system || echo none"), "none\n");
     assert_eq!(place.sh("cat /proc/1/comm"), "agent\n");
@@ -222,22 +226,23 @@ fn a_container_without_an_init_system_takes_commands() {
     thread::scope(|scope| {
         for _ in 0..40 {
             scope.spawn(|| {
-                let told = place.server.owner().post(
+                let reply = place.server.owner().post(
                     200,
                     &place.path("/exec"),
                     json!({"command": "test -t 0 || echo piped"}),
                 );
-                assert_eq!(told["stdout"], "piped\n", "{told}");
+                assert_eq!(reply["stdout"], "piped\n", "{reply}");
             });
         }
     });
-    // Other tests open terminals of their own meanwhile.
+    // Other tests open terminals at the same time.
     assert!(terminals() - before < 40, "{} terminals more", terminals() - before);
 }
 
-/// (28) One connection carries the whole exec, however slowly it comes and goes; and what was killed is no success.
+/// (28) One connection carries the whole exec, even if request and response are slow; a killed command is not reported
+/// as a success.
 #[test]
-fn a_bad_line_takes_one_connection_and_tells_the_truth() {
+fn a_slow_exec_uses_one_connection_and_reports_the_kill() {
     let server = Server::start();
     for place in [Place::host(&server), shared_box()] {
         let body = json!({"command": "echo out; kill -KILL $$"}).to_string();
@@ -250,7 +255,7 @@ fn a_bad_line_takes_one_connection_and_tells_the_truth() {
         let mut link = TcpStream::connect(place.server.address).unwrap();
         link.set_nodelay(true).unwrap();
         link.set_read_timeout(Some(secs(20))).unwrap();
-        // A few bytes at a time, with pauses; head and body cut anywhere.
+        // A few bytes at a time, with pauses; head and body are split anywhere.
         for part in request.as_bytes().chunks(23) {
             link.write_all(part).unwrap();
             thread::sleep(Duration::from_millis(10));
@@ -261,13 +266,13 @@ fn a_bad_line_takes_one_connection_and_tells_the_truth() {
             answer.extend_from_slice(&few[..n]);
         }
         let answer = String::from_utf8(answer).unwrap();
-        let told: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+        let reply: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
         assert_eq!(
-            (&told["exit_code"], &told["signal"], &told["stdout"]),
+            (&reply["exit_code"], &reply["signal"], &reply["stdout"]),
             (&json!(-1), &json!(9), &json!("out\n")),
-            "{told}"
+            "{reply}"
         );
-        // What never ran has no exit code at all.
+        // A command that never ran has no exit code.
         let never = place.exec_refused("invalid_command", json!({"args": ["/no/such/program"]}));
         assert!(never.get("exit_code").is_none(), "{never}");
     }

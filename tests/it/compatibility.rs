@@ -1,6 +1,6 @@
-//! What clients of the OpenWork server, its headless host and sandboxed.sh rely on, and the faults of these servers that
-//! berth does not have: every section of `assets/docs/compatibility.md`, each with the tests that prove it. Proofs that
-//! belong to no other module stand below.
+//! The behaviour that clients of the OpenWork server, its headless host and sandboxed.sh rely on, and the faults of
+//! these servers that berth avoids: every section of `assets/docs/compatibility.md`, each with the tests that prove it.
+//! Tests that belong to no other module follow below.
 
 use berth::api::routes::ROUTES;
 use berth::http::{Auth, Method};
@@ -19,15 +19,15 @@ const PROVEN: &[(&str, &[Promise])] = &[
         "flags-and-configuration",
         &[
             ("a flag wins over the environment, the environment over the file", &["config::flag_beats_environment_beats_file"]),
-            ("every key of the file and every variable works", &["config::every_field_of_the_file", "config::every_variable", "config::the_file_is_found_where_it_was"]),
-            ("a mistake is an error that names its place", &["config::mistakes_name_their_place", "config::a_bad_file_is_named"]),
+            ("every key of the file and every variable works", &["config::every_field_of_the_file_has_its_effect", "config::every_variable_has_its_effect", "config::the_file_is_found_at_its_default_paths"]),
+            ("a mistake is an error that names its place", &["config::mistakes_name_their_source", "config::errors_name_an_invalid_file"]),
             ("an empty token in the environment is an error", &["tokens::an_empty_token_is_an_error"]),
         ],
     ),
     (
         "authentication-and-scopes",
         &[
-            ("every route is tried with every credential", &["contract::every_route_asks_for_its_credential"]),
+            ("every route is tried with every credential", &["contract::every_route_requires_its_credential"]),
             ("every 401 and 403 names the credential that came and the one that is needed", &["scoped_tokens::every_refusal_says_what_was_seen_and_what_is_needed"]),
             ("the scheme is read in any case", &["system::schemes_are_case_insensitive_and_exact"]),
             ("tokens expire and can be limited to workspaces", &["scoped_tokens::a_limited_token_sees_its_workspaces_and_nothing_else", "token_expiry::what_an_expired_token_has_open_is_closed"]),
@@ -40,15 +40,15 @@ const PROVEN: &[(&str, &[Promise])] = &[
             ("the file is private and written atomically, and no token is lost", &["scoped_tokens::forty_made_at_once_are_all_kept_and_nobody_else_reads_them"]),
             ("the file is read again after a change by hand", &["scoped_tokens::a_hand_in_the_file_and_time_revoke_as_well"]),
             ("a damaged file is moved aside and reported", &["scoped_tokens::a_damaged_store_is_moved_aside_and_said"]),
-            ("a revoked token loses its streams and sockets at once", &["scoped_tokens::what_a_token_has_opened_ends_with_it", "opencode_streams::the_end_of_a_token_ends_its_streams", "approvals_feed::the_stream_of_a_revoked_owner_is_cut_and_limited_owners_have_none"]),
+            ("a revoked token loses its streams and sockets at once", &["scoped_tokens::what_a_token_has_opened_ends_with_it", "opencode_streams::the_end_of_a_token_ends_its_streams", "approvals_feed::the_stream_of_a_revoked_owner_closes_and_limited_owners_are_refused"]),
         ],
     ),
     (
         "errors-and-routing",
         &[
-            ("read-only, CORS, mounts and unknown routes", &["contract::a_read_only_server_writes_nothing", "contract::other_methods_are_told_apart", "system::cors", "system::cors_for_all", "system::options_on_anything", "system::a_workspace_has_its_routes_below_its_mount_as_well", "system::unknown_routes_and_methods"]),
+            ("read-only, CORS, mounts and unknown routes", &["contract::a_read_only_server_writes_nothing", "contract::other_methods_are_refused", "system::cors", "system::cors_for_all", "system::options_on_anything", "system::a_workspace_has_its_routes_below_its_mount_as_well", "system::unknown_routes_and_methods"]),
             ("a malformed path is an error of the client", &["system::strange_paths_are_refused_not_served"]),
-            ("a body of null is an error of the client", &["compatibility::no_body_makes_an_internal_error"]),
+            ("a body of null is an error of the client", &["compatibility::no_body_causes_an_internal_error"]),
         ],
     ),
     (
@@ -64,10 +64,10 @@ const PROVEN: &[(&str, &[Promise])] = &[
         "approvals",
         &[
             ("manual and auto, deny and timeout; used once; bound to its request", &["approvals::a_command_waits_for_the_host_and_runs_once", "project::writes_wait_for_the_host_in_manual_mode"]),
-            ("a waiting request holds no thread; questions are limited for each token", &["approvals::waiting_holds_no_thread_and_has_an_end"]),
-            ("a write whose client disconnected never runs", &["approvals::who_has_hung_up_is_not_served_later"]),
-            ("decisions are audited", &["audit::decisions_tokens_and_failed_logins_are_there"]),
-            ("there are a live feed and a command line", &["approvals_feed::the_stream_tells_what_waits_then_each_question_and_each_end_and_resumes", "approvals_feed::the_command_line_lists_answers_and_watches"]),
+            ("a waiting request holds no thread; questions are limited for each token", &["approvals::waiting_occupies_no_thread_and_times_out"]),
+            ("a write whose client disconnected never runs", &["approvals::a_disconnected_client_is_not_served_after_approval"]),
+            ("decisions are audited", &["audit::decisions_tokens_and_failed_logins_are_recorded"]),
+            ("there are a live feed and a command line", &["approvals_feed::the_stream_lists_pending_approvals_then_each_start_and_end_and_resumes", "approvals_feed::the_command_line_lists_answers_and_watches_approvals"]),
             ("the end of a token withdraws its questions", &["scoped_tokens::a_write_that_waits_is_withdrawn_with_its_token"]),
         ],
     ),
@@ -95,8 +95,8 @@ const PROVEN: &[(&str, &[Promise])] = &[
     (
         "audit-log",
         &[
-            ("denied and failed writes and logins are recorded", &["audit::writes_are_there_in_the_observed_shape_also_those_that_were_denied_or_failed", "audit::decisions_tokens_and_failed_logins_are_there"]),
-            ("reading takes constant memory, and the old place is read", &["audit::reading_takes_constant_memory", "audit::the_old_place_is_read_beneath_the_workspace_and_a_link_leads_nowhere"]),
+            ("denied and failed writes and logins are recorded", &["audit::writes_are_recorded_also_when_denied_or_failed", "audit::decisions_tokens_and_failed_logins_are_recorded"]),
+            ("reading takes constant memory, and the old place is read", &["audit::reading_the_log_takes_constant_memory", "audit::the_old_log_in_the_workspace_is_read_without_following_links"]),
         ],
     ),
     (
@@ -151,7 +151,7 @@ const PROVEN: &[(&str, &[Promise])] = &[
     (
         "page",
         &[
-            ("it works in a browser", &["browser::the_page_comes_with_a_strict_policy", "browser::a_browser_uploads_downloads_and_answers_approvals", "browser::a_browser_talks_to_the_real_opencode"]),
+            ("it works in a browser", &["browser::the_page_has_a_strict_content_security_policy", "browser::a_browser_uploads_downloads_and_answers_approvals", "browser::a_browser_uses_the_real_opencode"]),
         ],
     ),
     (
@@ -163,7 +163,7 @@ const PROVEN: &[(&str, &[Promise])] = &[
     (
         "later-versions",
         &[
-            ("events for changes by hand, the list of the inbox, the audit log outside the workspace", &["project_events::changes_by_hand_are_told", "trays::the_inbox_answers_as_observed", "audit::the_old_place_is_read_beneath_the_workspace_and_a_link_leads_nowhere"]),
+            ("events for changes by hand, the list of the inbox, the audit log outside the workspace", &["project_events::changes_by_hand_are_told", "trays::the_inbox_answers_as_observed", "audit::the_old_log_in_the_workspace_is_read_without_following_links"]),
         ],
     ),
     (
@@ -176,46 +176,46 @@ const PROVEN: &[(&str, &[Promise])] = &[
         "command-lines",
         &[
             ("the orchestrator's status and approvals work with berth", &["orchestrator::its_status_and_approvals_work"]),
-            ("--json prints one document; mistakes are errors", &["host_command::the_document_stands_alone_and_leads_to_everything", "host_words::mistakes_are_named", "host_command::a_port_that_is_taken_is_an_error_that_names_who_has_it"]),
+            ("--json prints one document; mistakes are errors", &["host_command::stdout_is_one_document_with_every_address_and_token", "host_words::mistakes_in_flags_are_named", "host_command::a_port_in_use_is_an_error_that_names_the_process"]),
         ],
     ),
     (
         "start-and-checks",
         &[
             ("the orchestrator's checks pass with berth, unchanged", &["orchestrator::its_checks_are_ok", "orchestrator::its_checks_are_ok_with_berth_in_its_docker_sandbox"]),
-            ("berth host's own checks", &["host_command::checks_are_ok_with_real_versions_and_leave_the_workspace_as_it_is", "host_command::failed_checks_tell_why", "host_command::a_failed_opencode_is_no_end_of_the_host"]),
+            ("berth host's own checks", &["host_command::checks_pass_with_real_versions_and_leave_the_workspace_unchanged", "host_command::failed_checks_report_the_cause", "host_command::the_host_keeps_running_if_opencode_fails"]),
         ],
     ),
     (
         "sandbox",
         &[
-            ("a locked container without a port, in Docker and in Apple's engine", &["host_docker::a_real_opencode_works_in_a_locked_container_without_a_port", "host_docker::a_server_in_the_container_has_the_seeds_shape_and_ends_with_its_host", "host_apple::its_command_line_is_called_as_documented_and_gets_no_secret"]),
-            ("no silent fallback", &["host_command::auto_without_containers_is_an_error_that_lists_what_was_tried"]),
+            ("a locked container without a port, in Docker and in Apple's engine", &["host_docker::the_real_opencode_works_in_a_restricted_container_without_a_port", "host_docker::a_server_in_the_container_matches_openworks_layout_and_ends_with_its_host", "host_apple::the_container_program_is_called_as_documented_without_secrets"]),
+            ("no silent fallback", &["host_command::auto_without_containers_is_an_error_that_lists_the_attempts"]),
         ],
     ),
     (
         "sandbox-mounts",
         &[
-            ("they are refused in OpenWork's words", &["host_mounts::mounts_are_refused_in_openworks_words", "host_mounts::workspaces_that_hold_more_than_a_project_are_refused_unless_the_person_insists"]),
+            ("they are refused in OpenWork's words", &["host_mounts::mounts_are_refused_in_openworks_words", "host_mounts::workspaces_larger_than_a_project_are_refused_without_a_flag"]),
         ],
     ),
     (
         "router",
         &[
-            ("its routes and its end", &["host_command::the_desktops_daemon_serves_the_router_and_ends_when_asked", "host_command::workspace_commands_start_a_daemon_if_none_runs"]),
+            ("its routes and its end", &["host_command::the_desktops_daemon_serves_the_router_and_stops_on_request", "host_command::workspace_commands_start_a_daemon_if_none_runs"]),
         ],
     ),
     (
         "clients",
         &[
-            ("the desktop's command line", &["host_command::the_desktops_command_line_detaches_through_a_link"]),
+            ("the desktop's command line", &["host_command::the_desktops_command_line_detaches_when_called_through_a_link"]),
             ("OpenCode's own SDK, both versions", &["opencode_real::the_sdk_sees_no_difference_with_the_old_opencode", "opencode_real::the_sdk_sees_no_difference_with_the_new_opencode"]),
         ],
     ),
     (
         "where-its-documents-and-its-server-differ",
         &[
-            ("tools, directories, rebuild and the shell", &["library::skills_and_tools_reach_the_workspace_and_only_ours_are_removed", "container::cwd_is_a_place_inside", "container_build::rebuild_starts_from_nothing_and_needs_to_be_said", "terminals_shell::the_shell_speaks_as_sandboxed_sh_does", "abuse::stdout_and_stderr_are_separate", "abuse::forty_at_once_all_succeed"]),
+            ("tools, directories, rebuild and the shell", &["library::skills_and_tools_reach_the_workspace_and_only_ours_are_removed", "container::cwd_is_resolved_inside_the_container", "container_build::rebuild_must_be_requested_and_starts_with_an_empty_root", "terminals_shell::the_shell_speaks_as_sandboxed_sh_does", "abuse::stdout_and_stderr_are_separate", "abuse::forty_concurrent_commands_succeed"]),
         ],
     ),
     (
@@ -235,15 +235,15 @@ const PROVEN: &[(&str, &[Promise])] = &[
     (
         "builds-and-init-scripts",
         &[
-            ("the script, its log and its repair", &["container_build::the_init_script_runs_inside_with_its_shebang_and_env", "container_build::the_log_has_the_last_500_lines", "container_build::a_failing_init_script_is_an_error_that_says_why_and_can_be_repaired"]),
-            ("restart, races and deletion during a build", &["container_build::a_restart_in_mid_build_is_an_error_that_says_so", "container_build::eight_parallel_builds_are_one", "container_build::rerun_init_and_build_exclude_each_other", "container_build::delete_at_any_moment_of_a_build_leaves_nothing", "builds::a_failed_rerun_never_costs_the_root", "workspaces_refused::build_bodies"]),
+            ("the script, its log and its repair", &["container_build::the_init_script_runs_inside_with_its_shebang_and_env", "container_build::the_log_has_the_last_500_lines", "container_build::a_failing_init_script_reports_its_error_and_can_be_repaired"]),
+            ("restart, races and deletion during a build", &["container_build::a_restart_during_a_build_is_reported_as_its_error", "container_build::eight_concurrent_build_requests_start_one_build", "container_build::rerun_init_and_build_exclude_each_other", "container_build::delete_at_any_moment_of_a_build_leaves_nothing", "builds::a_failed_rerun_keeps_the_root", "workspaces_refused::build_bodies"]),
         ],
     ),
     (
         "commands",
         &[
-            ("output, deadlines and process trees", &["abuse::long_output_is_complete_up_to_the_cap_and_says_so", "abuse::a_timeout_gives_the_partial_output", "abuse::a_timeout_kills_the_whole_tree", "abuse::a_background_child_does_not_hold_the_answer", "abuse::a_command_that_never_reads_its_stdin_times_out"]),
-            ("environment and directory", &["abuse::the_environment_has_no_secret_of_the_server", "exec_host::cwd_does_not_leave_the_workspace"]),
+            ("output, deadlines and process trees", &["abuse::long_output_is_truncated_in_the_middle_with_a_note", "abuse::timeout_returns_the_partial_output", "abuse::timeout_kills_the_whole_process_tree", "abuse::a_background_child_does_not_delay_the_response", "abuse::a_command_that_never_reads_its_stdin_times_out"]),
+            ("environment and directory", &["abuse::the_environment_has_no_server_secrets", "exec_host::cwd_does_not_leave_the_workspace"]),
         ],
     ),
     (
@@ -268,29 +268,29 @@ const PROVEN: &[(&str, &[Promise])] = &[
     (
         "debugging",
         &[
-            ("the answer of debug", &["container_build::debug_shows_the_root", "workspaces::debug_and_init_log_of_a_host_workspace"]),
+            ("the answer of debug", &["container_build::debug_describes_the_root", "workspaces::debug_and_init_log_of_a_host_workspace"]),
         ],
     ),
     (
         "faults-of-its-server",
         &[
-            ("links, names, folders and torn files", &["library::a_link_in_a_workspace_does_not_lead_a_sync_out", "workspaces_refused::container_folders", "workspaces::two_of_the_same_name_never_share_a_folder", "crash::killed_at_random_moments"]),
+            ("links, names, folders and torn files", &["library::a_link_in_a_workspace_does_not_lead_a_sync_out", "workspaces_refused::container_folders", "workspaces::two_of_the_same_name_never_share_a_folder", "crash::sigkill_at_random_moments_loses_no_acknowledged_state"]),
             ("networks are isolated", &["network::none_is_none_and_host_is_the_hosts", "network::a_private_network_leads_out_and_to_nothing_of_the_host"]),
         ],
     ),
 ];
 
 #[test]
-fn every_section_and_promise_has_tests_that_exist() {
+fn every_section_and_promise_names_existing_tests() {
     covered("compatibility.md", PROVEN.iter().map(|(section, _)| *section));
     for (promise, tests) in PROVEN.iter().flat_map(|(_, promises)| *promises) {
         tests_exist(promise, tests);
     }
 }
 
-/// Whatever JSON, or none, is sent to a write, with an id that is there: it is the client's mistake, not ours.
+/// Any JSON, or none, sent to a write with an existing id is a client error, not an internal one.
 #[test]
-fn no_body_makes_an_internal_error() {
+fn no_body_causes_an_internal_error() {
     let desk = Desk::new(Setup::new().arg("--approval=auto"));
     let id = desk.path.trim_start_matches("/workspace/").to_owned();
     let client = desk.server.owner();
@@ -308,9 +308,9 @@ fn no_body_makes_an_internal_error() {
         b"{\"name\": \"\\u0000\", \"template\": \"\\ud800\", \"spec\": \"\", \"baseUrl\": {}, \"skills\": [null]}",
         b"{\"name\": \"a\", \"name\": \"b\", \"skills\": {}, \"commands\": [[]], \"mode\": 1}",
     ];
-    let mut asked = 0;
+    let mut request = 0;
     for route in ROUTES.iter().filter(|route| !matches!(route.method, Method::Get)) {
-        // Those of sandboxed.sh have tests of their own, and what is passed on is not ours to read.
+        // The routes of sandboxed.sh have tests of their own, and berth does not parse proxied bodies.
         if route.pattern.starts_with("/api/") || route.pattern.contains("/opencode") {
             continue;
         }
@@ -323,7 +323,7 @@ fn no_body_makes_an_internal_error() {
                 let reply = client.send(route.method.as_str(), &path, &[], Some(body));
                 let text = String::from_utf8_lossy(body);
                 assert!(reply.status < 500, "{} {path} {text}: {reply}", route.method.as_str());
-                asked += 1;
+                request += 1;
             }
         }
         if !route.pattern.contains(':') || route.pattern.starts_with("/approvals") {
@@ -336,12 +336,12 @@ fn no_body_makes_an_internal_error() {
                     route.method.as_str(),
                     String::from_utf8_lossy(body)
                 );
-                asked += 1;
+                request += 1;
             }
         }
     }
-    assert!(asked > 150, "{asked}");
-    // Nothing of it was written, but for what was good: an owner's workspace is as it was.
+    assert!(request > 150, "{request}");
+    // No invalid body was written: the configuration is unchanged.
     let config = client.get(200, &format!("{}/config", desk.path));
     assert_eq!(config["opencode"], serde_json::json!({}));
 }

@@ -1,5 +1,5 @@
-//! Flags, environment and `server.json`: what each does, which wins, and that a mistake is an error which names its
-//! place.
+//! Flags, environment and `server.json`: the effect of each, their precedence, and errors that name the source of a
+//! mistake.
 
 use std::fs;
 use std::net::TcpListener;
@@ -18,7 +18,7 @@ fn plain() -> Setup {
     Setup::bare().env("OPENWORK_TOKEN", CLIENT_TOKEN).env("OPENWORK_HOST_TOKEN", HOST_TOKEN)
 }
 
-/// `GET /status` of a server with this set-up.
+/// Starts a server with this set-up and returns its `GET /status`.
 #[track_caller]
 fn status(setup: &Setup) -> Value {
     setup.start().owner().get(200, "/status")
@@ -32,42 +32,42 @@ fn folders(setup: &Setup) -> Vec<String> {
     items.iter().map(|item| item["path"].as_str().unwrap().rsplit('/').next().unwrap().to_owned()).collect()
 }
 
-/// Ends at once, with 2, and says all of `parts` on stderr.
+/// Expects that the server exits at once with code 2 and that stderr contains all of `parts`.
 #[track_caller]
 fn refused(setup: &Setup, parts: &[&str]) {
     let ended = setup.run();
     assert_eq!(ended.code, Some(2), "{ended:?}");
     for part in parts {
-        assert!(ended.stderr.contains(part), "nothing about {part:?} in: {}", ended.stderr);
+        assert!(ended.stderr.contains(part), "{part:?} is not in: {}", ended.stderr);
     }
     assert!(!ended.stdout.contains("listening"), "{ended:?}");
 }
 
 #[test]
-fn both_spellings_of_flags() {
-    let told = status(&plain().only_args(&["--port", "0", "--approval", "auto", "--approval-timeout=1234"]));
-    assert_eq!(told["approval"], json!({"mode": "auto", "timeoutMs": 1234}));
+fn flags_work_in_both_spellings() {
+    let reply = status(&plain().only_args(&["--port", "0", "--approval", "auto", "--approval-timeout=1234"]));
+    assert_eq!(reply["approval"], json!({"mode": "auto", "timeoutMs": 1234}));
 }
 
 #[test]
-fn serve_is_the_same() {
-    let told = status(&plain().only_args(&["serve", "--port=0", "--approval=auto"]));
-    assert_eq!(told["approval"]["mode"], "auto");
+fn serve_is_the_default_command() {
+    let reply = status(&plain().only_args(&["serve", "--port=0", "--approval=auto"]));
+    assert_eq!(reply["approval"]["mode"], "auto");
 }
 
 #[test]
 fn port_zero_prints_the_real_port() {
     let server = plain().start();
     assert_ne!(server.address.port(), 0);
-    let told = server.owner().get(200, "/status");
-    assert_eq!(told["server"]["port"], server.address.port());
-    assert_eq!(told["server"]["host"], "127.0.0.1");
+    let reply = server.owner().get(200, "/status");
+    assert_eq!(reply["server"]["port"], server.address.port());
+    assert_eq!(reply["server"]["host"], "127.0.0.1");
     let line = format!("OpenWork server listening on http://127.0.0.1:{}", server.address.port());
     assert!(server.stdout.text().contains(&line), "{}", server.stdout.text());
 }
 
 #[test]
-fn help_is_complete() {
+fn help_mentions_every_command_and_flag() {
     let scratch = Scratch::new();
     for args in [&["--help"][..], &["-h"], &["serve", "--help"], &["help"]] {
         let ended = berth(&scratch, args, &[]);
@@ -104,13 +104,13 @@ fn help_is_complete() {
             "OPENWORK_HOST_TOKEN",
             "OPENWORK_PORT",
         ] {
-            assert!(ended.stdout.contains(flag), "{args:?} says nothing about {flag}:\n{}", ended.stdout);
+            assert!(ended.stdout.contains(flag), "{args:?} does not mention {flag}:\n{}", ended.stdout);
         }
     }
 }
 
 #[test]
-fn version() {
+fn version_is_printed() {
     let ended = berth(&Scratch::new(), &["--version"], &[]);
     assert_eq!(ended.code, Some(0));
     assert!(ended.stdout.trim_end().ends_with(env!("CARGO_PKG_VERSION")), "{ended:?}");
@@ -132,7 +132,7 @@ fn flag_beats_environment_beats_file() {
 }
 
 #[test]
-fn every_field_of_the_file() {
+fn every_field_of_the_file_has_its_effect() {
     let setup = Setup::bare();
     setup.scratch().folder("conf/finance");
     let file = setup.scratch().file(
@@ -149,15 +149,15 @@ fn every_field_of_the_file() {
         .to_string(),
     );
     let server = setup.only_args(&["--config", file.to_str().unwrap()]).start();
-    let told = server.owner().get(200, "/status");
-    assert_eq!(told["readOnly"], true);
-    assert_eq!(told["approval"], json!({"mode": "auto", "timeoutMs": 5000}));
-    assert_eq!(told["corsOrigins"], json!(["http://localhost:5173"]));
-    assert_eq!(told["tokenSource"], json!({"client": "file", "host": "file"}));
-    assert_eq!(told["server"]["configPath"], file.to_str().unwrap());
+    let reply = server.owner().get(200, "/status");
+    assert_eq!(reply["readOnly"], true);
+    assert_eq!(reply["approval"], json!({"mode": "auto", "timeoutMs": 5000}));
+    assert_eq!(reply["corsOrigins"], json!(["http://localhost:5173"]));
+    assert_eq!(reply["tokenSource"], json!({"client": "file", "host": "file"}));
+    assert_eq!(reply["server"]["configPath"], file.to_str().unwrap());
     let conf = fs::canonicalize(file.parent().unwrap()).unwrap();
-    assert_eq!(told["authorizedRoots"], json!([conf]));
-    let workspace = &told["workspace"];
+    assert_eq!(reply["authorizedRoots"], json!([conf]));
+    let workspace = &reply["workspace"];
     assert_eq!(workspace["name"], "Finance");
     assert_eq!(workspace["path"], conf.join("finance").to_str().unwrap());
     assert_eq!(
@@ -166,11 +166,11 @@ fn every_field_of_the_file() {
     );
     server.anyone().get(200, "/health");
     server.owner().get(200, "/whoami");
-    assert!(!server.log().contains("GET /health"), "logRequests:false is not heard:\n{}", server.log());
+    assert!(!server.log().contains("GET /health"), "logRequests:false has no effect:\n{}", server.log());
 }
 
 #[test]
-fn the_file_is_found_where_it_was() {
+fn the_file_is_found_at_its_default_paths() {
     let auto = r#"{"approval": {"mode": "auto"}}"#;
     let setup = plain();
     setup.scratch().file("home/.config/openwork/server.json", auto);
@@ -184,7 +184,7 @@ fn the_file_is_found_where_it_was() {
 }
 
 #[test]
-fn every_variable() {
+fn every_variable_has_its_effect() {
     let setup = plain()
         .only_args(&[])
         .env("OPENWORK_HOST", "127.0.0.1")
@@ -200,26 +200,26 @@ fn every_variable() {
         .env("OPENWORK_INBOX_MAX_BYTES", "1000")
         .env("OPENWORK_LOG_REQUESTS", "false");
     let server = setup.start();
-    let told = server.owner().get(200, "/status");
-    assert_eq!((&told["readOnly"], &told["approval"]["mode"]), (&json!(true), &json!("auto")));
-    assert_eq!(told["corsOrigins"], json!(["http://a.example", "http://b.example"]));
-    assert_eq!(told["tokenSource"], json!({"client": "env", "host": "env"}));
-    assert_eq!(told["workspace"]["baseUrl"], "http://127.0.0.1:4096");
+    let reply = server.owner().get(200, "/status");
+    assert_eq!((&reply["readOnly"], &reply["approval"]["mode"]), (&json!(true), &json!("auto")));
+    assert_eq!(reply["corsOrigins"], json!(["http://a.example", "http://b.example"]));
+    assert_eq!(reply["tokenSource"], json!({"client": "env", "host": "env"}));
+    assert_eq!(reply["workspace"]["baseUrl"], "http://127.0.0.1:4096");
     let can = server.owner().get(200, "/capabilities");
     assert_eq!(can["sandbox"], json!({"enabled": true, "backend": "docker"}));
     let files = &can["toolProviders"]["files"];
     assert_eq!((&files["injection"], &files["maxBytes"]), (&json!(false), &json!(1000)));
-    assert!(!server.log().contains("GET /status"), "OPENWORK_LOG_REQUESTS is not heard:\n{}", server.log());
+    assert!(!server.log().contains("GET /status"), "OPENWORK_LOG_REQUESTS has no effect:\n{}", server.log());
 }
 
 #[test]
-fn tokens_by_flag() {
+fn tokens_are_accepted_as_flags() {
     let server = Setup::bare().args(&["--token", CLIENT_TOKEN, "--host-token", HOST_TOKEN]).start();
     assert_eq!(server.owner().get(200, "/status")["tokenSource"], json!({"client": "cli", "host": "cli"}));
 }
 
 #[test]
-fn workspaces_of_a_stronger_source_replace_the_others() {
+fn workspaces_of_a_source_with_precedence_replace_the_others() {
     let base = || {
         let setup = plain();
         for name in ["f1", "e1", "e2", "c1", "c2"] {
@@ -237,8 +237,8 @@ fn workspaces_of_a_stronger_source_replace_the_others() {
 }
 
 #[test]
-fn a_relative_workspace_starts_from_its_own_place() {
-    // From a flag: the current folder. From the file: the file's folder.
+fn a_relative_workspace_path_is_resolved_at_its_source() {
+    // A path in a flag is relative to the current folder, a path in the file to the file's folder.
     let setup = plain();
     setup.scratch().folder("conf/here");
     setup.scratch().folder("elsewhere/here");
@@ -256,12 +256,12 @@ fn without_workspaces_the_current_folder_is_the_default_one() {
     let setup = plain();
     let cwd = fs::canonicalize(setup.scratch().folder("elsewhere")).unwrap();
     let server = setup.cwd(&cwd).start();
-    let told = server.owner().get(200, &format!("/api/workspaces/{}", crate::server::NIL));
-    assert_eq!(told["path"], cwd.to_str().unwrap());
+    let reply = server.owner().get(200, &format!("/api/workspaces/{}", crate::server::NIL));
+    assert_eq!(reply["path"], cwd.to_str().unwrap());
 }
 
 #[test]
-fn mistakes_name_their_place() {
+fn mistakes_name_their_source() {
     refused(&plain().arg("--nonsense"), &["--nonsense", "--help"]);
     refused(&plain().arg("stray"), &["stray"]);
     refused(&plain().arg("--approval=perhaps"), &["--approval", "perhaps"]);
@@ -279,7 +279,7 @@ fn mistakes_name_their_place() {
 }
 
 #[test]
-fn a_bad_file_is_named() {
+fn errors_name_an_invalid_file() {
     for (text, part) in [
         ("{", "line"),
         ("[]", ""),
@@ -299,7 +299,7 @@ fn a_bad_file_is_named() {
 }
 
 #[test]
-fn a_data_folder_that_cannot_be_one_is_named() {
+fn an_unusable_data_folder_is_reported() {
     let scratch = Scratch::new();
     let file = scratch.file("taken", "x");
     let is_file = format!("{} is a file", file.display());
@@ -310,7 +310,7 @@ fn a_data_folder_that_cannot_be_one_is_named() {
 }
 
 #[test]
-fn a_missing_workspace_folder_is_said() {
+fn a_missing_workspace_folder_is_reported() {
     refused(&plain().arg("--workspace=not-there"), &["--workspace", "not-there"]);
     let setup = plain();
     setup.scratch().file("a-file", "");
@@ -321,7 +321,7 @@ fn a_missing_workspace_folder_is_said() {
 }
 
 #[test]
-fn a_taken_port_is_said() {
+fn a_port_in_use_is_reported() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let ended = plain().only_args(&[&format!("--port={port}")]).run();
@@ -330,7 +330,7 @@ fn a_taken_port_is_said() {
 }
 
 #[test]
-fn the_data_folder_is_for_one_server() {
+fn a_data_folder_is_locked_by_one_server() {
     let setup = plain();
     let first = setup.start();
     let second = setup.run();
@@ -341,7 +341,7 @@ fn the_data_folder_is_for_one_server() {
         first.pid
     );
     first.owner().get(200, "/status");
-    // The lock goes with its holder, however that ends.
+    // The lock is released when its holder exits, however it exits.
     first.crash();
     setup.start();
 }
@@ -352,16 +352,16 @@ fn the_data_folder_by_flag_beats_the_variable() {
     let flag = setup.scratch().path().join("by-flag");
     let server = setup.arg(format!("--data-dir={}", flag.display())).start();
     assert!(flag.is_dir());
-    assert!(!server.data.exists(), "the variable's folder was made too");
+    assert!(!server.data.exists(), "the variable's folder was created too");
 }
 
 #[test]
-fn others_than_root_use_the_xdg_folder() {
+fn users_other_than_root_use_the_xdg_folder() {
     let setup = plain().data("").env("XDG_DATA_HOME", "");
     let home = setup.scratch().path().join("home");
     fs::set_permissions(&home, fs::Permissions::from_mode(0o777)).unwrap();
-    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"];
-    let server = setup.start_through(&nobody);
+    let unprivileged = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"];
+    let server = setup.start_through(&unprivileged);
     server.anyone().get(200, "/health");
     server.owner().post(200, "/api/workspaces", json!({"name": "mine"}));
     assert!(home.join(".local/share/berth").is_dir(), "{}", server.log());
@@ -369,20 +369,20 @@ fn others_than_root_use_the_xdg_folder() {
     let xdg = setup.scratch().folder("xdg");
     fs::set_permissions(&xdg, fs::Permissions::from_mode(0o777)).unwrap();
     let setup = setup.env("XDG_DATA_HOME", xdg.to_str().unwrap());
-    setup.start_through(&nobody);
+    setup.start_through(&unprivileged);
     assert!(xdg.join("berth").is_dir());
 }
 
 #[test]
-fn the_last_lines_of_a_start_can_be_pasted() {
+fn the_printed_curl_line_works_in_a_shell() {
     let given = Setup::new().start();
     let line = given.stdout.line_with("curl ", secs(5)).expect("no curl line in the log");
     assert!(line.contains("$OPENWORK_HOST_TOKEN"), "{line}");
     assert!(!given.log().contains(HOST_TOKEN) && !given.log().contains(CLIENT_TOKEN), "{}", given.log());
-    // With tokens of berth's own the line works as it stands, in any shell of this machine.
-    let made = Setup::bare().start();
-    let line = made.stdout.line_with("curl ", secs(5)).expect("no curl line in the log");
-    assert!(line.contains(&format!("127.0.0.1:{}", made.address.port())), "{line}");
+    // With tokens that berth created, the line works unchanged in any shell of this machine.
+    let created = Setup::bare().start();
+    let line = created.stdout.line_with("curl ", secs(5)).expect("no curl line in the log");
+    assert!(line.contains(&format!("127.0.0.1:{}", created.address.port())), "{line}");
     let pasted = &line[line.find("curl ").unwrap()..];
     let ended = run(Command::new("bash").args(["-c", pasted]), secs(20));
     assert_eq!(ended.code, Some(0), "{pasted}: {ended:?}");
@@ -390,7 +390,7 @@ fn the_last_lines_of_a_start_can_be_pasted() {
 }
 
 #[test]
-fn term_and_int_end_it_cleanly() {
+fn sigterm_and_sigint_exit_with_code_0() {
     for signal in [Signal::TERM, Signal::INT] {
         let server = Server::start();
         server.anyone().get(200, "/health");
@@ -400,8 +400,8 @@ fn term_and_int_end_it_cleanly() {
 }
 
 #[test]
-fn setup_with_everything_there_just_serves() {
-    // A package manager that only says that it was called: with all tools there it must not be.
+fn setup_installs_nothing_if_all_tools_are_present() {
+    // A package manager that only records its calls; it must not be called if all tools are installed.
     let setup = Setup::new();
     let mark = setup.scratch().path().join("called");
     let script = format!("#!/bin/sh\necho \"$0 $*\" >> {}\n", mark.display());
@@ -411,13 +411,13 @@ fn setup_with_everything_there_just_serves() {
     }
     crate::fixture::tools();
     let path = format!("{}/bin:{}", setup.scratch().path().display(), std::env::var("PATH").unwrap());
-    // Keys of Arch Linux are there as well, or this machine would get them.
+    // Signing keys of Arch Linux are provided too; otherwise they would be installed on this machine.
     let keys = format!("--keyring=arch-linux={}", setup.scratch().folder("keys").display());
     let server = setup.env("PATH", path).args(&["--setup", "--yes", &keys]).start();
     server.anyone().get(200, "/health");
     let called = fs::read_to_string(&mark).unwrap_or_default();
     for there in ["systemd-container", "debootstrap ", "debian-archive-keyring"] {
-        assert!(!called.contains(there), "installs what is there already: {called}");
+        assert!(!called.contains(there), "installs a tool that is already installed: {called}");
     }
 }
 

@@ -1,4 +1,5 @@
-//! Configuration that a workload writes to hold up the server, and configuration with which OpenCode would not start.
+//! Configuration files with which a workload tries to block the server, and configurations with which OpenCode does not
+//! start.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 use crate::procs::secs;
 use crate::project::Shop;
 
-/// Files that made one edit take a minute, and others of their kind.
+/// Files that once made one edit take a minute, and similar ones.
 fn hostile() -> Vec<(&'static str, Vec<u8>)> {
     let list = |piece: &str, count: usize| vec![piece; count].join(",");
     let keys = |count: usize| (0..count).map(|n| format!("\"k{n}\":{{}}")).collect::<Vec<_>>().join(",");
@@ -53,24 +54,24 @@ fn no_configuration_makes_an_edit_slow() {
         ];
         for (method, call, body) in calls {
             let begun = Instant::now();
-            let told = shop.client.call(method, &shop.path(call), body.as_ref());
+            let reply = shop.client.call(method, &shop.path(call), body.as_ref());
             assert!(begun.elapsed() < longest, "{name}: {method} {call} took {:?}", begun.elapsed());
-            assert!(told.status < 500, "{name}: {method} {call}: {told}");
+            assert!(reply.status < 500, "{name}: {method} {call}: {reply}");
         }
     }
     fs::write(shop.work.join("opencode.json"), format!("[{}]", vec!["1"; 30_000].join(","))).unwrap();
-    let told = shop.refused(422, "invalid_jsonc", "PATCH", "/config", json!({"opencode": {"model": "x/y"}}));
-    assert!(told["message"].as_str().unwrap().contains("limit is 20000"), "{told}");
+    let reply = shop.refused(422, "invalid_jsonc", "PATCH", "/config", json!({"opencode": {"model": "x/y"}}));
+    assert!(reply["message"].as_str().unwrap().contains("limit is 20000"), "{reply}");
     fs::write(shop.work.join("opencode.json"), "{}").unwrap();
     let many: serde_json::Map<String, Value> = (0..30_000).map(|n| (format!("k{n}"), json!("x"))).collect();
     let body = json!({"opencode": {"provider": {"p": {"options": many}}}});
-    let told = shop.refused(422, "invalid_config", "PATCH", "/config", body);
-    assert_eq!(told["details"]["limit"], "TooManyEntries");
-    assert_eq!(shop.read("opencode.json"), "{}", "what could not be read again is not written");
+    let reply = shop.refused(422, "invalid_config", "PATCH", "/config", body);
+    assert_eq!(reply["details"]["limit"], "TooManyEntries");
+    assert_eq!(shop.read("opencode.json"), "{}", "a configuration that could not be read back was written");
 }
 
 #[test]
-fn a_hostile_configuration_does_not_hold_up_others() {
+fn a_hostile_configuration_does_not_delay_other_requests() {
     let shop = Shop::open();
     let items = vec!["\"a\""; 19_000].join(",");
     fs::write(shop.work.join("opencode.json"), format!("{{\"plugin\":[{items}]}}")).unwrap();
@@ -92,7 +93,7 @@ fn a_hostile_configuration_does_not_hold_up_others() {
 }
 
 #[test]
-fn a_reference_to_a_file_that_is_not_there_is_refused() {
+fn a_reference_to_a_missing_file_is_refused() {
     let shop = Shop::open();
     shop.write("here.txt", "x");
     shop.write("sub/there.txt", "x");
@@ -109,15 +110,15 @@ fn a_reference_to_a_file_that_is_not_there_is_refused() {
         "{file:here.txt/x}",
         "{file:sub/../../work/../none}{file:none}",
     ] {
-        let told = shop.refused(422, "invalid_config", "PATCH", "/config", prompt(text));
-        assert_eq!(told["details"]["path"], "agent.helper.prompt", "{text}");
+        let reply = shop.refused(422, "invalid_config", "PATCH", "/config", prompt(text));
+        assert_eq!(reply["details"]["path"], "agent.helper.prompt", "{text}");
         shop.refused(422, "invalid_config", "POST", "/import", prompt(text));
     }
     assert!(!shop.work.join("opencode.jsonc").exists());
     let mcp = |path: &str| json!({"name": "m", "config": {"type": "local", "command": ["x", format!("{{file:{path}}}")]}});
-    let told = shop.refused(422, "invalid_config", "POST", "/mcp", mcp("none"));
-    assert_eq!(told["details"]["path"], "mcp.m.command.1");
-    // What is outside is not looked at: there or not, the answer is the same.
+    let reply = shop.refused(422, "invalid_config", "POST", "/mcp", mcp("none"));
+    assert_eq!(reply["details"]["path"], "mcp.m.command.1");
+    // A path outside the workspace is not looked up: the response is the same whether it exists or not.
     let (there, none) = (outside.to_str().unwrap(), "/none");
     for text in [
         "here.txt",
@@ -161,7 +162,7 @@ fn library_files_may_have_a_byte_order_mark_and_comments() {
 }
 
 #[test]
-fn plugins_from_repositories_are_told_apart() {
+fn plugins_from_repositories_are_distinguished() {
     let shop = Shop::open();
     for name in ["a", "b"] {
         shop.post("/plugins", json!({"spec": format!("git+ssh://git@h.example/t/{name}.git")}));
@@ -170,7 +171,7 @@ fn plugins_from_repositories_are_told_apart() {
     let specs = |list: &Value| list["items"].as_array().unwrap().len();
     assert_eq!(specs(&list), 2, "{list}");
     let one = "/plugins/git%2Bssh%3A%2F%2Fgit%40h.example%2Ft%2Fa.git";
-    let left = shop.client.call("DELETE", &shop.path(one), None).expect(200).value();
-    assert_eq!(left["items"][0]["spec"], "git+ssh://git@h.example/t/b.git");
-    assert_eq!(specs(&left), 1);
+    let remaining = shop.client.call("DELETE", &shop.path(one), None).expect(200).value();
+    assert_eq!(remaining["items"][0]["spec"], "git+ssh://git@h.example/t/b.git");
+    assert_eq!(specs(&remaining), 1);
 }

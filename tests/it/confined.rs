@@ -1,6 +1,6 @@
-//! A server behind an outer container's seccomp profile. Docker's default answers clone3(2) with ENOSYS to a process without
-//! CAP_SYS_ADMIN (moby's `default.json`), profiles before 20.10.10 with EPERM. Commands start all the same, in their cgroups
-//! where there are any; `berth doctor` names the cause.
+//! A server behind an outer container's seccomp profile. Docker's default profile makes clone3(2) fail with ENOSYS for
+//! a process without CAP_SYS_ADMIN (moby's `default.json`), profiles before 20.10.10 with EPERM. Commands start
+//! nevertheless, in their cgroups if there are any; `berth doctor` reports the cause.
 
 use serde_json::{Value, json};
 
@@ -11,8 +11,8 @@ use crate::scratch::Scratch;
 use crate::server::{NIL, Server, Setup, run};
 use crate::terminal::Terminal;
 
-/// Refuses clone3 with an errno (seccomp(2)), for `bare` also CAP_SYS_ADMIN and unshare, and becomes the rest of its arguments.
-/// 435 is clone3 on every architecture.
+/// Makes clone3 fail with an errno (seccomp(2)), for `bare` also removes CAP_SYS_ADMIN and denies unshare, then
+/// executes its other arguments. 435 is clone3 on every architecture.
 const PROFILE: &str = r#"
 import ctypes, os, struct, sys
 errno, kind, words = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
@@ -38,7 +38,7 @@ fn start(setup: &Setup, words: &[String]) -> Server {
     setup.start_through(&words.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-/// As Docker starts a container by default: no CAP_SYS_ADMIN, and cgroups that cannot be written.
+/// The restrictions of a default Docker container: no CAP_SYS_ADMIN, and read-only cgroups.
 fn docker() -> Vec<String> {
     let read_only = "for at in $(awk '$3 ~ /^cgroup/ {print $2}' /proc/mounts); do \
                      mount -o remount,bind,ro $at || exit 1; done; exec \"$@\"";
@@ -46,38 +46,38 @@ fn docker() -> Vec<String> {
     outer.map(str::to_owned).to_vec()
 }
 
-/// The cgroup (v2) of a process.
+/// Returns the cgroup (v2) of a process.
 fn cgroup(pid: &str) -> String {
     let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default().to_owned()
 }
 
-/// Host commands of every kind. `certain`: there are cgroups, so nothing escapes.
+/// Runs host commands of every kind. `certain`: cgroups are available, so no process escapes.
 #[track_caller]
 fn commands_work(server: &Server, certain: bool) {
     let place = Place::host(server);
-    let told = place.exec(json!({"command": "cat; cat /proc/self/cgroup; exit 7", "stdin": "in\n"}));
-    assert_eq!(told["exit_code"], 7, "{told}");
-    let printed = told["stdout"].as_str().unwrap();
-    assert!(printed.starts_with("in\n"), "{told}");
+    let reply = place.exec(json!({"command": "cat; cat /proc/self/cgroup; exit 7", "stdin": "in\n"}));
+    assert_eq!(reply["exit_code"], 7, "{reply}");
+    let printed = reply["stdout"].as_str().unwrap();
+    assert!(printed.starts_with("in\n"), "{reply}");
     if certain {
         let own = printed.lines().find_map(|line| line.strip_prefix("0::")).unwrap();
         assert_ne!(own, cgroup(&server.pid.to_string()), "the command is in the server's own cgroup");
         assert!(own.contains("berth"), "{own}");
     }
 
-    // What is wrong with a command is said as ever.
+    // Errors of a command are reported as usual.
     place.exec_refused("invalid_cwd", json!({"command": "true", "cwd": "no/such/folder"}));
 
-    // A deadline ends the whole tree, also who left its session and emptied its environment.
+    // A timeout ends the whole tree, including a process that left its session and cleared its environment.
     let length = unique_secs();
     let hide = if certain { "env -i setsid" } else { "" };
-    let told = place.exec(json!({
+    let reply = place.exec(json!({
         "command": format!("{hide} sleep {length} & sleep {length}"), "timeout_secs": 1}));
-    assert_eq!(told["timed_out"], true, "{told}");
+    assert_eq!(reply["timed_out"], true, "{reply}");
     procs::assert_dead(&length);
 
-    // Many at once.
+    // Many commands at once.
     std::thread::scope(|scope| {
         for number in 0..8 {
             let place = &place;
@@ -85,7 +85,7 @@ fn commands_work(server: &Server, certain: bool) {
         }
     });
 
-    // A handled signal of the server is the default in a command; one that is ignored is not ignored there.
+    // A signal that the server handles has its default action in a command, and so has one that the server ignores.
     assert_eq!(place.exec(json!({"command": "kill -TERM $$; echo no"}))["exit_code"], -1);
     assert_eq!(place.exec(json!({"command": "kill -PIPE $$; echo no"}))["exit_code"], -1);
 
@@ -95,7 +95,7 @@ fn commands_work(server: &Server, certain: bool) {
     drop(terminal);
 }
 
-/// A detached run outlives its server.
+/// Checks that a detached run survives a restart of the server.
 fn detached_survives(setup: &Setup, words: &[String]) {
     let runs = format!("/api/workspaces/{NIL}/runs");
     let server = start(setup, words);
@@ -108,11 +108,11 @@ fn detached_survives(setup: &Setup, words: &[String]) {
     owner
         .send("POST", &format!("{run}/stdin?eof=true"), &[("Content-Type", "text/plain")], Some(b"x\n"))
         .expect(200);
-    let told = wait_for("its end", secs(20), || {
+    let reply = wait_for("its end", secs(20), || {
         let now = owner.get(200, &run);
         (now["status"] != "running").then_some(now)
     });
-    assert_eq!(told["exit_code"], 3, "{told}");
+    assert_eq!(reply["exit_code"], 3, "{reply}");
     server.stop();
 }
 
@@ -126,9 +126,9 @@ fn commands_start_where_clone3_is_refused() {
     detached_survives(&setup, &words);
 }
 
-/// glibc cannot start a thread there.
+/// glibc cannot start a thread under this profile.
 #[test]
-fn a_profile_that_answers_eperm_is_named() {
+fn a_profile_that_returns_eperm_is_reported() {
     let setup = Setup::new();
     let words = [&profile(libc::EPERM)[..], &[crate::server::BINARY.to_owned()]].concat();
     let mut command = std::process::Command::new(&words[0]);
@@ -146,9 +146,9 @@ fn containers_start_where_clone3_is_refused() {
     let place = Place::ready(&server, json!({}));
     assert_eq!(place.sh("cat /etc/debian_version >/dev/null && id -u"), "0\n");
     let length = unique_secs();
-    let told =
+    let reply =
         place.exec(json!({"command": format!("setsid sleep {length} & sleep {length}"), "timeout_secs": 1}));
-    assert_eq!(told["timed_out"], true, "{told}");
+    assert_eq!(reply["timed_out"], true, "{reply}");
     procs::assert_dead(&length);
     let terminal = Terminal::shell(&place);
     terminal.type_in("echo d\"one\"\n");
@@ -158,7 +158,7 @@ fn containers_start_where_clone3_is_refused() {
 }
 
 #[test]
-fn commands_start_in_a_container_of_docker() {
+fn commands_start_with_the_restrictions_of_docker() {
     let setup = Setup::new();
     let server = start(&setup, &docker());
     commands_work(&server, false);
@@ -169,7 +169,7 @@ fn commands_start_in_a_container_of_docker() {
 }
 
 #[test]
-fn doctor_names_what_an_outer_container_refuses() {
+fn doctor_reports_the_restrictions_of_an_outer_container() {
     let look = |wrapper: Vec<String>| -> Value {
         report(&Scratch::new(), &wrapper.iter().map(String::as_str).collect::<Vec<_>>()).0
     };

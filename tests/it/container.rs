@@ -1,5 +1,5 @@
-//! `exec` in a real container: every abuse, and what a container promises beyond the host: its root is nobody
-//! outside, its paths are its own, its commands are born without privileges to gain.
+//! `exec` in a real container: every abuse, and the additional isolation of containers: root is unprivileged outside,
+//! paths are private, and commands cannot gain privileges.
 
 use std::thread;
 
@@ -11,7 +11,7 @@ use crate::procs::{self, assert_dead, unique_secs};
 
 all_abuses!(shared_box());
 
-/// Runs a long sleep in the container, calls `look` with its pid on this machine, then ends it.
+/// Runs a long sleep in the container, calls `look` with its pid on the host, then kills it.
 fn with_sleep(place: &Place<'_>, look: impl FnOnce(u32)) {
     let number = unique_secs();
     thread::scope(|scope| {
@@ -28,14 +28,14 @@ fn with_sleep(place: &Place<'_>, look: impl FnOnce(u32)) {
 }
 
 #[test]
-fn it_is_the_debian_that_was_asked_for() {
+fn the_container_has_the_requested_debian_release() {
     let place = shared_box();
     assert!(place.sh("cat /etc/os-release").contains("VERSION_CODENAME=bookworm"));
     assert_eq!(place.sh("id -u; id -un; echo $HOME; pwd"), "0\nroot\n/root\n/\n");
 }
 
 #[test]
-fn root_inside_is_nobody_outside() {
+fn root_inside_is_unprivileged_outside() {
     let place = shared_box();
     with_sleep(&place, |pid| {
         let uids = procs::uids(pid);
@@ -43,49 +43,49 @@ fn root_inside_is_nobody_outside() {
         assert!(uids.iter().all(|uid| *uid >= 65536), "root of the container is {uids:?} outside");
         assert_eq!(procs::status(pid, "Seccomp").as_deref(), Some("2"), "no system call filter");
         assert_eq!(procs::status(pid, "NoNewPrivs").as_deref(), Some("1"));
-        assert!(procs::init_of(pid).is_some(), "it lives in this machine's own pid namespace");
+        assert!(procs::init_of(pid).is_some(), "the container shares the host's pid namespace");
     });
     let owner = place.sh("stat -c %u /; stat -c %u /usr/bin/env; touch /root/mine; stat -c %u /root/mine");
-    assert_eq!(owner, "0\n0\n0\n", "inside, root owns the system and what it makes");
+    assert_eq!(owner, "0\n0\n0\n", "inside, root owns the system and new files");
 }
 
 #[test]
-fn cwd_is_a_place_inside() {
+fn cwd_is_resolved_inside_the_container() {
     let place = shared_box();
     let pwd = |cwd: Value| place.exec(json!({"command": "pwd -P", "cwd": cwd}))["stdout"].clone();
     assert_eq!(pwd(json!("/tmp")), "/tmp\n");
     assert_eq!(pwd(json!("/")), "/\n");
     assert_eq!(pwd(json!("tmp")), "/tmp\n");
     assert_eq!(pwd(json!("usr/lib")), "/usr/lib\n");
-    // The form with the host's path is still taken.
+    // The workspace's path on the host is accepted too.
     assert_eq!(pwd(json!(place.root.join("usr/share"))), "/usr/share\n");
-    // What leads out of the root on the host leads nowhere inside.
+    // A path that leaves the root is resolved inside the root.
     assert_eq!(pwd(json!("/../../tmp")), "/tmp\n");
     place.sh("ln -sfn /var/tmp /root/link");
     assert_eq!(pwd(json!("/root/link")), "/var/tmp\n");
 }
 
 #[test]
-fn the_workspace_env_is_there() {
+fn the_workspace_env_is_set() {
     let place = shared_box();
     assert_eq!(place.sh("echo $FROM_WORKSPACE"), "ws\n");
-    let told = place.exec(json!({"command": "echo $FROM_WORKSPACE", "env": {"FROM_WORKSPACE": "request"}}));
-    assert_eq!(told["stdout"], "request\n");
+    let reply = place.exec(json!({"command": "echo $FROM_WORKSPACE", "env": {"FROM_WORKSPACE": "request"}}));
+    assert_eq!(reply["stdout"], "request\n");
 }
 
 #[test]
-fn the_network_is_the_hosts_unless_said_otherwise() {
+fn the_network_is_shared_with_the_host_by_default() {
     let server = shared();
     let addresses = "cut -d: -f1 /proc/net/dev | tail -n +3 | tr -d ' ' | sort | tr '\\n' ' '";
     let closed = Place::ready(server, json!({"name": "closed", "network": "none"}));
     assert_eq!(closed.sh(addresses).trim(), "lo");
     let own = Place::ready(server, json!({"name": "own", "shared_network": false}));
     assert_eq!(own.sh(addresses).trim(), "host0 lo", "shared_network:false must isolate");
-    // A server on the host's loopback must not be there.
+    // A server on the host's loopback must not be reachable.
     for place in [closed, own] {
-        let told =
+        let reply =
             place.exec(json!({"command": format!("exec 3<>/dev/tcp/127.0.0.1/{}", server.address.port())}));
-        assert_ne!(told["exit_code"], 0, "it reaches the host's loopback: {told}");
+        assert_ne!(reply["exit_code"], 0, "the container reaches the host's loopback: {reply}");
     }
     let open = shared_box();
     assert!(
@@ -99,8 +99,8 @@ fn the_network_is_the_hosts_unless_said_otherwise() {
 fn collaborators_may_run_in_containers() {
     let server = shared();
     let place = shared_box();
-    let told = server.collaborator().post(200, &place.path("/exec"), json!({"command": "echo hi"}));
-    assert_eq!(told["stdout"], "hi\n");
+    let reply = server.collaborator().post(200, &place.path("/exec"), json!({"command": "echo hi"}));
+    assert_eq!(reply["stdout"], "hi\n");
     server.anyone().refused(
         401,
         "unauthorized",
@@ -111,7 +111,7 @@ fn collaborators_may_run_in_containers() {
 }
 
 #[test]
-fn what_one_command_writes_the_next_one_reads() {
+fn files_persist_between_commands() {
     let place = Place::ready(shared(), json!({"name": "memory"}));
     place.sh("echo kept > /srv/file; mkdir -p /opt/x; chmod 750 /opt/x; useradd -m someone");
     assert_eq!(place.sh("cat /srv/file; stat -c %a /opt/x; id -u someone"), "kept\n750\n1000\n");
@@ -124,8 +124,8 @@ fn what_one_command_writes_the_next_one_reads() {
     assert_eq!(place.sh("su someone -c 'id -un; touch /home/someone/f'"), "someone\n");
 }
 
-/// The real sudo, from the distribution's archive: it looks up the host's own name, asks PAM and starts a session. Commands are
-/// root's, so it works without a word; another user gets nothing by it, since containers have `no_new_privs`.
+/// The real sudo from the distribution's archive: it resolves the host name, uses PAM and starts a session. Commands
+/// run as root, so sudo asks no password; another user gains nothing from it, since containers have `no_new_privs`.
 #[test]
 fn root_has_sudo_inside_and_no_other_user_becomes_root() {
     let place = Place::ready(shared(), json!({"name": "sudo"}));
@@ -135,9 +135,9 @@ fn root_has_sudo_inside_and_no_other_user_becomes_root() {
          for name in someone other; do useradd -m $name; done
          echo 'someone ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/someone; chmod 440 /etc/sudoers.d/someone");
     let run = |user: &str, command: &str| {
-        let told = place.exec(json!({"command": command, "user": user, "timeout_secs": 20}));
-        let text = |key: &str| told[key].as_str().unwrap().to_owned();
-        (told["exit_code"].as_i64().unwrap(), text("stdout"), text("stderr"))
+        let reply = place.exec(json!({"command": command, "user": user, "timeout_secs": 20}));
+        let text = |key: &str| reply[key].as_str().unwrap().to_owned();
+        (reply["exit_code"].as_i64().unwrap(), text("stdout"), text("stderr"))
     };
     let root = "uid=0(root) gid=0(root) groups=0(root)\n";
     for (command, stdout) in [
@@ -158,7 +158,7 @@ fn root_has_sudo_inside_and_no_other_user_becomes_root() {
         assert_eq!((code, stdout.as_str()), (1, ""), "{stderr}");
         assert!(stderr.contains("\"no new privileges\" flag is set"), "{stderr}");
     }
-    // What sudo has started goes with its command.
+    // Processes started by sudo end with their command.
     let number = unique_secs();
     let body = json!({"command": format!("sudo -b -u other sleep {number}; sudo sleep {number}"), "timeout_secs": 2});
     assert_eq!(place.exec(body)["timed_out"], true);

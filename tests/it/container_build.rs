@@ -1,5 +1,5 @@
-//! Builds: the real bootstrap, the init script, its log, building again, and that one workspace is built by one
-//! build at a time which DELETE ends.
+//! Builds: the real bootstrap, the init script, its log, rebuilds, and the guarantee that a workspace has at most one
+//! build at a time, which DELETE cancels.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,20 +11,20 @@ use crate::meeting::Meeting;
 use crate::procs::{self, secs, unique_secs, wait_for};
 
 #[test]
-fn a_real_bootstrap() {
+fn the_real_bootstrap_is_streamed_to_the_build_log() {
     let facts = bootstrap_facts();
     let log = facts["log"].as_str().unwrap();
     for line in ["I: Retrieving", "I: Validating", "I: Unpacking", "I: Base system installed successfully."] {
-        assert!(log.contains(line), "debootstrap was not seen to say {line:?}:\n{log}");
+        assert!(log.contains(line), "{line:?} is missing in the log of debootstrap:\n{log}");
     }
     assert!(facts["debian_version"].as_str().unwrap().starts_with("12."), "{}", facts["debian_version"]);
-    // It streams: the log was seen to grow while it was made.
+    // The log is streamed: it was observed to grow during the build.
     let seen = facts["log_lengths_seen"].as_array().unwrap();
     assert!(seen.len() > 5, "the build log came in {} pieces", seen.len());
 }
 
 #[test]
-fn the_next_builds_use_the_kept_image() {
+fn later_builds_use_the_cached_image() {
     let server = shared();
     let place = Place::ready(server, json!({"name": "quick"}));
     assert!(!place.init_log().contains("I: Retrieving"), "bootstrapped again:\n{}", place.init_log());
@@ -33,30 +33,34 @@ fn the_next_builds_use_the_kept_image() {
 
 #[test]
 fn the_init_script_runs_inside_with_its_shebang_and_env() {
-    let script = "#!/usr/bin/perl -w\nprint \"perl says $ENV{GREETING}\\n\"; print STDERR \"on stderr\\n\";\n\
+    let script = "#!/usr/bin/perl -w\nprint \"perl prints $ENV{GREETING}\\n\"; print STDERR \"on stderr\\n\";\n\
                   open my $f, '>', '/root/made'; print $f `id -u`; print `cat /proc/1/comm`;\n";
     let place = Place::ready(
         shared(),
         json!({"name": "perl", "init_script": script, "env_vars": {"GREETING": "hi $x"}}),
     );
     let log = place.init_log();
-    assert!(log.contains("perl says hi $x"), "{log}");
+    assert!(log.contains("perl prints hi $x"), "{log}");
     assert!(log.contains("on stderr"), "{log}");
     assert_eq!(place.sh("cat /root/made"), "0\n");
-    assert!(place.sh("cat /var/log/sandboxed.sh-init.log").contains("perl says hi $x"));
-    let told = place.client.get(200, &place.path("/init-log"));
+    assert!(place.sh("cat /var/log/sandboxed.sh-init.log").contains("perl prints hi $x"));
+    let reply = place.client.get(200, &place.path("/init-log"));
     assert_eq!(
-        (&told["exists"], &told["log_path"]),
+        (&reply["exists"], &reply["log_path"]),
         (&json!(true), &json!("/var/log/sandboxed.sh-init.log"))
     );
-    assert!(told["total_lines"].as_u64().is_some_and(|lines| lines > 1), "{told}");
-    assert!(!told["content"].as_str().unwrap().ends_with('\n'), "{told}");
-    let told = place.client.get(200, &place.path("/debug"));
-    assert_eq!((&told["init_script_exists"], &told["last_error"]), (&json!(false), &Value::Null), "{told}");
+    assert!(reply["total_lines"].as_u64().is_some_and(|lines| lines > 1), "{reply}");
+    assert!(!reply["content"].as_str().unwrap().ends_with('\n'), "{reply}");
+    let reply = place.client.get(200, &place.path("/debug"));
+    assert_eq!(
+        (&reply["init_script_exists"], &reply["last_error"]),
+        (&json!(false), &Value::Null),
+        "{reply}"
+    );
 }
 
 #[test]
-fn a_script_without_shebang_is_for_the_shell() {
+fn a_script_without_shebang_runs_in_the_shell() {
     let place = Place::ready(shared(), json!({"name": "plain", "init_script": "echo plain > /root/made\n"}));
     assert_eq!(place.sh("cat /root/made"), "plain\n");
 }
@@ -64,15 +68,15 @@ fn a_script_without_shebang_is_for_the_shell() {
 #[test]
 fn the_log_has_the_last_500_lines() {
     let place = Place::ready(shared(), json!({"name": "long log", "init_script": "#!/bin/sh\nseq 1 3000\n"}));
-    let told = place.client.get(200, &place.path("/init-log"));
-    let lines: Vec<_> = told["content"].as_str().unwrap().lines().collect();
+    let reply = place.client.get(200, &place.path("/init-log"));
+    let lines: Vec<_> = reply["content"].as_str().unwrap().lines().collect();
     assert_eq!(lines.len(), 500);
     assert!(lines.contains(&"3000") && !lines.contains(&"2000"), "{}", lines[0]);
-    assert!(told["total_lines"].as_u64().unwrap() >= 3000);
+    assert!(reply["total_lines"].as_u64().unwrap() >= 3000);
 }
 
 #[test]
-fn a_failing_init_script_is_an_error_that_says_why_and_can_be_repaired() {
+fn a_failing_init_script_reports_its_error_and_can_be_repaired() {
     let script = "#!/bin/bash\necho before\necho 'E: nothing works' >&2\nexit 4\n";
     let place = Place::pending(shared(), json!({"name": "failing", "init_script": script}));
     place.client.call("POST", &place.path("/build"), None).expect(200);
@@ -85,17 +89,17 @@ fn a_failing_init_script_is_an_error_that_says_why_and_can_be_repaired() {
     place.exec_refused("workspace_not_ready", json!({"command": "true"}));
 
     let rerun = || place.client.call("POST", &place.path("/rerun-init"), None).expect(200).value();
-    let told = rerun();
-    assert_eq!((&told["success"], &told["exit_code"]), (&json!(false), &json!(4)), "{told}");
-    assert_eq!((&told["stdout"], &told["stderr"]), (&json!("before\n"), &json!("E: nothing works\n")));
-    assert!(told["duration_secs"].is_f64(), "{told}");
+    let reply = rerun();
+    assert_eq!((&reply["success"], &reply["exit_code"]), (&json!(false), &json!(4)), "{reply}");
+    assert_eq!((&reply["stdout"], &reply["stderr"]), (&json!("before\n"), &json!("E: nothing works\n")));
+    assert!(reply["duration_secs"].is_f64(), "{reply}");
     assert_eq!(place.show()["status"], "error");
 
     let repaired = "#!/bin/bash\necho repaired | tee /root/made\n";
     place.client.put(200, &place.path(""), json!({"init_script": repaired}));
-    let told = rerun();
+    let reply = rerun();
     assert_eq!(
-        (&told["success"], &told["exit_code"], &told["stdout"]),
+        (&reply["success"], &reply["exit_code"], &reply["stdout"]),
         (&json!(true), &json!(0), &json!("repaired\n"))
     );
     let now = place.show();
@@ -110,13 +114,13 @@ fn a_rerun_that_cannot_start_changes_nothing() {
     let place = Place::ready(shared(), body);
     let sleep = json!({"args": ["sleep", "100"], "hard_timeout_secs": 90});
     while place.client.call("POST", &place.path("/runs"), Some(&sleep)).status == 201 {}
-    // What waits for a command already is taken by execs, and one of them finds nothing any more.
+    // The remaining processes that wait for a command are used by execs, and one exec finds none.
     thread::scope(|scope| {
-        let (told, replies) = std::sync::mpsc::channel();
+        let (reply, replies) = std::sync::mpsc::channel();
         for _ in 0..6 {
-            let (owner, path, told) = (place.server.owner(), place.path("/exec"), told.clone());
+            let (owner, path, reply) = (place.server.owner(), place.path("/exec"), reply.clone());
             let sleep = json!({"args": ["sleep", "100"], "timeout_secs": 15});
-            scope.spawn(move || drop(told.send(owner.call("POST", &path, Some(&sleep)))));
+            scope.spawn(move || drop(reply.send(owner.call("POST", &path, Some(&sleep)))));
         }
         assert_eq!(replies.recv().unwrap().status, 503);
         place.client.refused(503, "container_full", "POST", &place.path("/rerun-init"), None);
@@ -138,7 +142,7 @@ fn rerun_init_needs_a_container_and_a_script() {
 }
 
 #[test]
-fn what_an_init_script_leaves_behind_does_not_hold_the_build() {
+fn background_processes_of_an_init_script_do_not_delay_the_build() {
     let number = unique_secs();
     let script = format!("#!/bin/bash\nsetsid sleep {number} &\necho started\n");
     let place = Place::pending(shared(), json!({"name": "daemon", "init_script": script}));
@@ -150,10 +154,10 @@ fn what_an_init_script_leaves_behind_does_not_hold_the_build() {
 }
 
 #[test]
-fn an_init_script_that_never_ends_is_ended_with_its_whole_tree() {
+fn an_endless_init_script_times_out_and_its_process_tree_is_killed() {
     let server = crate::fixture::seeded().arg("--init-timeout=3").start();
     let number = unique_secs();
-    // It ignores TERM, and its children hide in sessions of their own and hold its pipes.
+    // The script ignores TERM, and its children are in sessions of their own and hold its pipes.
     let endless = format!(
         "#!/bin/bash\ntrap '' TERM\necho begun\nsetsid sleep {number} &\n(setsid sh -c 'trap \"\" TERM; sleep {number}; :' &)\n\
          while :; do sleep {number}; done\n"
@@ -166,16 +170,16 @@ fn an_init_script_that_never_ends_is_ended_with_its_whole_tree() {
     assert_eq!(done["status"], "error", "{done}");
     let message = done["error_message"].as_str().unwrap();
     assert!(message.contains("longer than 3 s") && message.contains("--init-timeout"), "{message}");
-    assert!(message.contains("begun"), "its last words are missing: {message}");
+    assert!(message.contains("begun"), "its last output is missing: {message}");
     assert!(place.init_log().contains("begun"));
 
-    let told = place.client.call("POST", &place.path("/rerun-init"), None).expect(200).value();
-    let outcome = (&told["success"], &told["exit_code"], &told["timed_out"], &told["stdout"]);
-    assert_eq!(outcome, (&json!(false), &json!(-1), &json!(true), &json!("begun\n")), "{told}");
+    let reply = place.client.call("POST", &place.path("/rerun-init"), None).expect(200).value();
+    let outcome = (&reply["success"], &reply["exit_code"], &reply["timed_out"], &reply["stdout"]);
+    assert_eq!(outcome, (&json!(false), &json!(-1), &json!(true), &json!("begun\n")), "{reply}");
     procs::assert_dead(&number);
     assert_eq!(place.show()["status"], "error");
 
-    // The builder's one thread is free again, and the next build is not held by what was.
+    // The builder's thread is free again, and the next build is not delayed.
     place.client.put(200, &place.path(""), json!({"init_script": "#!/bin/sh\ntrue\n"}));
     place.client.call("POST", &place.path("/build"), None).expect(200);
     assert_eq!(place.settled()["status"], "ready");
@@ -183,21 +187,25 @@ fn an_init_script_that_never_ends_is_ended_with_its_whole_tree() {
 }
 
 #[test]
-fn rebuild_starts_from_nothing_and_needs_to_be_said() {
+fn rebuild_must_be_requested_and_starts_with_an_empty_root() {
     let place = Place::ready(shared(), json!({"name": "again"}));
     place.sh("echo mine > /root/precious");
-    // A plain build of what is built and whole destroys nothing.
+    // A plain build of a complete workspace deletes nothing.
     let plain = place.client.call("POST", &place.path("/build"), None);
     assert!([200, 409].contains(&plain.status), "{plain}");
     assert_eq!(place.settled()["status"], "ready");
     assert_eq!(place.sh("cat /root/precious"), "mine\n");
     for (query, body) in [("?rebuild=true", None), ("", Some(json!({"rebuild": true})))] {
         place.sh("echo mine > /root/precious");
-        let told =
+        let reply =
             place.client.call("POST", &place.path(&format!("/build{query}")), body.as_ref()).expect(200);
-        assert_eq!(told.value()["status"], "building");
+        assert_eq!(reply.value()["status"], "building");
         assert_eq!(place.settled()["status"], "ready");
-        assert_ne!(place.exec(json!({"command": "cat /root/precious"}))["exit_code"], 0, "it is still there");
+        assert_ne!(
+            place.exec(json!({"command": "cat /root/precious"}))["exit_code"],
+            0,
+            "the file still exists"
+        );
     }
 }
 
@@ -205,17 +213,17 @@ fn rebuild_starts_from_nothing_and_needs_to_be_said() {
 fn a_build_can_name_its_distro() {
     let body = json!({"name": "late", "workspace_type": "container"});
     let server = shared();
-    let made = server.owner().post(200, "/api/workspaces", body);
-    assert_eq!(made["distro"], Value::Null);
-    let path = format!("/api/workspaces/{}", made["id"].as_str().unwrap());
-    let told = server.owner().post(200, &format!("{path}/build"), json!({"distro": "bookworm"}));
-    assert_eq!((&told["status"], &told["distro"]), (&json!("building"), &json!(DISTRO)));
+    let created = server.owner().post(200, "/api/workspaces", body);
+    assert_eq!(created["distro"], Value::Null);
+    let path = format!("/api/workspaces/{}", created["id"].as_str().unwrap());
+    let reply = server.owner().post(200, &format!("{path}/build"), json!({"distro": "bookworm"}));
+    assert_eq!((&reply["status"], &reply["distro"]), (&json!("building"), &json!(DISTRO)));
     wait_for("the build", secs(60), || (server.owner().get(200, &path)["status"] == "ready").then_some(()));
     server.owner().delete(200, &path);
 }
 
 #[test]
-fn collaborators_may_build_where_nobody_is_asked() {
+fn collaborators_may_build_without_approval_in_auto_mode() {
     let server = shared();
     let place = Place::pending(server, json!({"name": "built by a collaborator"}));
     server.collaborator().call("POST", &place.path("/build"), None).expect(200);
@@ -223,19 +231,19 @@ fn collaborators_may_build_where_nobody_is_asked() {
 }
 
 #[test]
-fn debug_shows_the_root() {
+fn debug_describes_the_root() {
     let place = Place::ready(shared(), json!({"name": "looked at"}));
-    let told = place.client.get(200, &place.path("/debug"));
+    let reply = place.client.get(200, &place.path("/debug"));
     for field in ["id", "name", "path", "init_script_exists", "init_script_modified", "distro", "last_error"]
     {
-        assert!(told.get(field).is_some(), "{field} is missing: {told}");
+        assert!(reply.get(field).is_some(), "{field} is missing: {reply}");
     }
     assert_eq!(
-        (&told["status"], &told["path_exists"], &told["has_bash"]),
+        (&reply["status"], &reply["path_exists"], &reply["has_bash"]),
         (&json!("ready"), &json!(true), &json!(true))
     );
-    assert!(told["size_bytes"].as_u64().is_some_and(|size| size > 50_000_000), "{told}");
-    let folders = told["directories"].as_array().unwrap();
+    assert!(reply["size_bytes"].as_u64().is_some_and(|size| size > 50_000_000), "{reply}");
+    let folders = reply["directories"].as_array().unwrap();
     for (folder, name) in folders.iter().zip(["bin", "usr", "etc", "var", "var/log", "root", "tmp"]) {
         assert_eq!((&folder["path"], &folder["exists"]), (&json!(name), &json!(true)), "{folder}");
         assert!(folder["file_count"].is_u64(), "{folder}");
@@ -246,7 +254,7 @@ fn debug_shows_the_root() {
 }
 
 #[test]
-fn eight_parallel_builds_are_one() {
+fn eight_concurrent_build_requests_start_one_build() {
     const ROUNDS: usize = 20;
     let place =
         Place::pending(shared(), json!({"name": "single flight", "init_script": "#!/bin/sh\nsleep 0.3\n"}));
@@ -257,7 +265,7 @@ fn eight_parallel_builds_are_one() {
                 .map(|_| {
                     let (start, path, owner) =
                         (&start, place.path("/build?rebuild=true"), place.server.owner());
-                    // Connected before the race, so that it is about the build and not about accepting.
+                    // Connected before the race, so that the race is between builds and not between connections.
                     owner.get(200, "/health");
                     scope.spawn(move || {
                         start.wait();
@@ -309,7 +317,7 @@ fn delete_ends_a_running_build() {
     assert!(start.elapsed() < secs(20), "{:?}", start.elapsed());
     procs::assert_dead(&number);
     client.refused(404, "workspace_not_found", "GET", &path, None);
-    assert!(!root.exists() && !root.parent().unwrap().exists(), "left behind: {}", root.display());
+    assert!(!root.exists() && !root.parent().unwrap().exists(), "not deleted: {}", root.display());
     assert!(procs::mounts_below(root.parent().unwrap()).is_empty());
 }
 
@@ -319,17 +327,17 @@ fn delete_at_any_moment_of_a_build_leaves_nothing() {
         let place =
             Place::pending(shared(), json!({"name": "any moment", "init_script": "#!/bin/sh\nsleep 0.2\n"}));
         place.client.call("POST", &place.path("/build"), None).expect(200);
-        // The one place where time is the test: a build has no other handle for "somewhere in the middle".
+        // Time is part of this test: a build has no other handle for a point in the middle.
         thread::sleep(Duration::from_millis(step * 100));
         let folder = place.root.parent().unwrap().to_owned();
         place.delete();
-        assert!(!folder.exists(), "step {step} has left {}", folder.display());
+        assert!(!folder.exists(), "after step {step} remains {}", folder.display());
         assert!(procs::mounts_below(&folder).is_empty(), "step {step}");
     }
 }
 
 #[test]
-fn delete_stops_what_runs_inside() {
+fn delete_kills_the_processes_inside() {
     let place = Place::ready(shared(), json!({"name": "running"}));
     let number = unique_secs();
     thread::scope(|scope| {
@@ -346,8 +354,8 @@ fn delete_stops_what_runs_inside() {
 }
 
 #[test]
-fn a_build_that_cannot_work_says_why() {
-    // A mirror that nobody listens on: the message must carry the tool's last words, never be empty.
+fn a_failing_build_reports_the_cause() {
+    // A mirror without a listener: the message must contain the tool's last output and never be empty.
     let server =
         crate::server::Setup::new().arg("--mirror=debian-bookworm=http://127.0.0.1:1/debian").start();
     let place = Place::pending(&server, json!({"name": "no mirror"}));
@@ -359,20 +367,20 @@ fn a_build_that_cannot_work_says_why() {
         message.contains("127.0.0.1:1") || message.contains("InRelease") || message.contains("Release"),
         "{message}"
     );
-    assert!(!place.root.join("usr").exists(), "a half-made root is left");
+    assert!(!place.root.join("usr").exists(), "a partial root was not deleted");
     place.client.call("POST", &place.path("/build"), None).expect(200);
     assert_eq!(place.settled()["status"], "error");
 }
 
 #[test]
 fn a_missing_tool_names_its_package() {
-    // In a mount namespace in which neither is a program.
+    // In a mount namespace in which both tools are missing.
     let hide = "for tool in systemd-nspawn debootstrap; do \
                     mount --bind /dev/null \"$(command -v $tool)\" || exit; done; exec \"$@\"";
     let server = crate::server::Setup::new().start_through(&["unshare", "-m", "sh", "-c", hide, "sh"]);
     let body = json!({"name": "no tools", "workspace_type": "container", "distro": DISTRO});
-    let made = server.owner().post(200, "/api/workspaces", body);
-    let path = format!("/api/workspaces/{}", made["id"].as_str().unwrap());
+    let created = server.owner().post(200, "/api/workspaces", body);
+    let path = format!("/api/workspaces/{}", created["id"].as_str().unwrap());
     let reply = server.owner().call("POST", &format!("{path}/build"), None);
     let message = if reply.status == 200 {
         let done = wait_for("the build to fail", secs(20), || {
@@ -388,19 +396,19 @@ fn a_missing_tool_names_its_package() {
     let log = server.log();
     assert!(
         log.contains("systemd-container") && log.contains("debootstrap"),
-        "the start says nothing:\n{log}"
+        "the start-up log does not mention it:\n{log}"
     );
 }
 
 #[test]
-fn a_restart_in_mid_build_is_an_error_that_says_so() {
+fn a_restart_during_a_build_is_reported_as_its_error() {
     let setup = crate::fixture::seeded();
     let server = setup.start();
     let number = unique_secs();
     let script = format!("#!/bin/sh\nsetsid sleep {number} &\nsleep {number}\n");
     let body = json!({"name": "b", "workspace_type": "container", "distro": DISTRO, "init_script": script});
-    let made = server.owner().post(200, "/api/workspaces", body);
-    let path = format!("/api/workspaces/{}", made["id"].as_str().unwrap());
+    let created = server.owner().post(200, "/api/workspaces", body);
+    let path = format!("/api/workspaces/{}", created["id"].as_str().unwrap());
     server.owner().call("POST", &format!("{path}/build"), None).expect(200);
     wait_for("the init script", secs(60), || (procs::sleeps(&number).len() == 2).then_some(()));
     server.crash();
@@ -419,7 +427,7 @@ fn a_restart_in_mid_build_is_an_error_that_says_so() {
         (now["status"] != "building").then_some(now)
     });
     assert_eq!(done["status"], "ready", "{done}");
-    // A stop in an orderly way is no different.
+    // After a regular stop the result is the same.
     server.owner().put(200, &path, json!({"init_script": format!("#!/bin/sh\nsleep {number}\n")}));
     server.owner().call("POST", &format!("{path}/build?rebuild=true"), None).expect(200);
     procs::wait_sleep(&number);

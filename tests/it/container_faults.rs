@@ -1,4 +1,5 @@
-//! Whatever dies, the next command works: the agent, nspawn, the shell inside, everything inside.
+//! Faults in a container: after the death of the agent, of nspawn, of the shell or of every process inside, the next
+//! command works.
 
 use std::thread;
 use std::time::Instant;
@@ -8,7 +9,7 @@ use serde_json::{Value, json};
 use crate::fixture::{Place, shared};
 use crate::procs::{self, secs, unique_secs};
 
-/// Runs a sleep inside, calls `harm` with its pid on this machine, and returns what its caller was told.
+/// Runs a sleep inside, calls `harm` with its pid on the host, and returns the reply to the command.
 fn harmed(place: &Place<'_>, harm: impl FnOnce(u32)) -> (u16, Value) {
     let number = unique_secs();
     let answer = thread::scope(|scope| {
@@ -21,9 +22,9 @@ fn harmed(place: &Place<'_>, harm: impl FnOnce(u32)) -> (u16, Value) {
         harm(procs::wait_sleep(&number));
         run.join().unwrap()
     });
-    // With its container goes what ran in it; with its shell alone it does not.
-    let left = procs::sleeps(&number);
-    left.iter().for_each(|pid| procs::kill(*pid));
+    // If the container ends, its processes end; if only the shell ends, they keep running.
+    let remaining = procs::sleeps(&number);
+    remaining.iter().for_each(|pid| procs::kill(*pid));
     answer
 }
 
@@ -40,30 +41,30 @@ fn fresh(name: &str) -> Place<'static> {
     place
 }
 
-/// The command was cut short, and its caller must hear so.
+/// Checks that no success was reported when its command was killed.
 #[track_caller]
-fn told_of_a_cut((status, told): &(u16, Value)) {
+fn assert_not_a_success((status, reply): &(u16, Value)) {
     if *status == 200 {
-        assert_ne!(told["exit_code"], 0, "a command that was killed is no success: {told}");
+        assert_ne!(reply["exit_code"], 0, "a killed command was reported as a success: {reply}");
     } else {
-        assert!(*status >= 500 && told["code"].is_string(), "{status} {told}");
+        assert!(*status >= 500 && reply["code"].is_string(), "{status} {reply}");
     }
 }
 
 #[test]
-fn kill_the_containers_first_process() {
+fn commands_work_after_the_first_process_is_killed() {
     let place = fresh("init dies");
     for _ in 0..3 {
         let number = unique_secs();
         place.exec(json!({"command": format!("setsid sleep {number} >/dev/null 2>&1 </dev/null &")}));
-        told_of_a_cut(&harmed(&place, |pid| procs::kill(procs::init_of(pid).expect("no container"))));
+        assert_not_a_success(&harmed(&place, |pid| procs::kill(procs::init_of(pid).expect("no container"))));
         procs::assert_dead(&number);
         still_works(&place);
     }
 }
 
 #[test]
-fn kill_nspawn() {
+fn commands_work_after_nspawn_is_killed() {
     let place = fresh("nspawn dies");
     for _ in 0..3 {
         let answer = harmed(&place, |pid| {
@@ -76,15 +77,15 @@ fn kill_nspawn() {
             );
             procs::kill(nspawn);
         });
-        told_of_a_cut(&answer);
+        assert_not_a_success(&answer);
         still_works(&place);
     }
 }
 
 #[test]
-fn kill_the_agent() {
+fn commands_work_after_the_agent_is_killed() {
     let place = fresh("agent dies");
-    // It is a copy of our binary, under a name of its own.
+    // The agent is a copy of berth's binary under another name.
     let ours = std::fs::metadata(crate::server::BINARY).unwrap().len();
     for _ in 0..3 {
         let answer = harmed(&place, |pid| {
@@ -98,29 +99,29 @@ fn kill_the_agent() {
                     std::fs::metadata(format!("/proc/{other}/exe")).is_ok_and(|exe| exe.len() == ours)
                 })
                 .collect();
-            assert!(!agents.is_empty(), "no process of our binary in the container");
+            assert!(!agents.is_empty(), "no agent in the container");
             agents.iter().for_each(|agent| procs::kill(*agent));
         });
-        told_of_a_cut(&answer);
+        assert_not_a_success(&answer);
         still_works(&place);
     }
 }
 
 #[test]
-fn kill_the_shell_inside() {
+fn commands_work_after_the_shell_is_killed() {
     let place = fresh("shell dies");
-    let (status, told) = harmed(&place, |pid| procs::kill(procs::parent(pid).unwrap()));
+    let (status, reply) = harmed(&place, |pid| procs::kill(procs::parent(pid).unwrap()));
     assert_eq!(status, 200);
     assert_eq!(
-        (&told["exit_code"], &told["signal"], &told["stdout"]),
+        (&reply["exit_code"], &reply["signal"], &reply["stdout"]),
         (&json!(-1), &json!(9), &json!("started\n")),
-        "{told}"
+        "{reply}"
     );
     still_works(&place);
 }
 
 #[test]
-fn a_container_that_kills_all_it_can_see() {
+fn commands_work_after_the_container_kills_all_its_processes() {
     let place = fresh("suicidal");
     for command in ["kill -9 -1", "kill -9 1; kill -TERM 1; kill -INT 1; true"] {
         let reply = place.client.call(
@@ -134,27 +135,29 @@ fn a_container_that_kills_all_it_can_see() {
 }
 
 #[test]
-fn a_container_that_stops_all_it_can_see() {
+fn commands_work_after_the_container_stops_all_its_processes() {
     let place = fresh("stopper");
-    // Once the agent has processes in reserve, they are stopped as well; a command given to one of them must not wait.
+    // Once the agent has spare processes, these are stopped as well; a command that is assigned to one of them must not
+    // hang.
     let reserve =
         "until [ $(grep -l agent /proc/[0-9]*/comm | wc -l) -ge 3 ]; do :; done; kill -STOP -1; true";
     place.exec(json!({"command": reserve, "timeout_secs": 10}));
     for _ in 0..6 {
-        let told = place.exec(json!({"command": "cat /root/kept", "timeout_secs": 5}));
-        assert_eq!((&told["exit_code"], &told["stdout"]), (&json!(0), &json!("kept\n")), "{told}");
+        let reply = place.exec(json!({"command": "cat /root/kept", "timeout_secs": 5}));
+        assert_eq!((&reply["exit_code"], &reply["stdout"]), (&json!(0), &json!("kept\n")), "{reply}");
     }
     still_works(&place);
 }
 
 #[test]
-fn what_waits_for_a_command_may_be_killed_without_harm_to_the_rest() {
+fn spare_processes_can_be_killed_without_harm() {
     let place = fresh("killer of those who wait");
     let server = place.server;
     let number = unique_secs();
     let rest = format!("setsid sleep {number} >/dev/null 2>&1 </dev/null & true");
     place.exec(json!({"command": rest}));
-    // They share the agent's memory until they become a command: neither their end nor a core dump may be its end.
+    // Spare processes share the agent's memory until they execute a command: neither their death nor a core dump may
+    // end the agent.
     for signal in ["ABRT", "TERM", "KILL", "SEGV", "QUIT", "HUP"] {
         let all = "waiting() { grep -l agent /proc/[0-9]*/comm | cut -d/ -f3 | grep -vx 1; }";
         let kill =
@@ -175,7 +178,7 @@ fn what_waits_for_a_command_may_be_killed_without_harm_to_the_rest() {
 }
 
 #[test]
-fn long_commands_leave_no_memory_behind() {
+fn long_commands_do_not_leak_memory() {
     let place = fresh("long commands");
     let env: serde_json::Map<_, _> = (0..10).map(|n| (format!("V{n}"), json!("z".repeat(100_000)))).collect();
     let agents = || procs::naming("/run/berth/agent");
@@ -198,9 +201,9 @@ fn long_commands_leave_no_memory_behind() {
 }
 
 #[test]
-fn a_frozen_agent_holds_nobody_up() {
-    // SIGSTOP from outside: the agent answers no more, and nothing in it ends by itself. (From inside PID 1 cannot be
-    // stopped.) Deadlines hold, the other containers live, and when it thaws all is well.
+fn a_frozen_agent_does_not_block_other_requests() {
+    // SIGSTOP from outside: the agent does not respond, and no process in it ends. (A process inside cannot stop PID
+    // 1.) Timeouts hold, other containers keep working, and after SIGCONT the container works again.
     let place = fresh("frozen");
     let other = fresh("warm");
     let number = unique_secs();
@@ -216,11 +219,11 @@ fn a_frozen_agent_holds_nobody_up() {
         let start = Instant::now();
         procs::signal(init, rustix::process::Signal::STOP);
         let reply = first.join().unwrap();
-        assert!(start.elapsed() < secs(30), "the timeout of a frozen container took {:?}", start.elapsed());
+        assert!(start.elapsed() < secs(30), "the timeout of a frozen container lasted {:?}", start.elapsed());
         assert!(reply.status == 200 || reply.status >= 500, "{reply}");
         procs::assert_dead(&number);
         still_works(&other);
-        // Also what is only to be started: at first by processes that wait, then with nobody who does anything.
+        // Runs that are only started as well: first by spare processes, then without any.
         for _ in 0..8 {
             let body = json!({"command": "true", "timeout_secs": 1});
             let start = Instant::now();
@@ -234,12 +237,12 @@ fn a_frozen_agent_holds_nobody_up() {
 }
 
 #[test]
-fn files_that_the_agent_lives_on_may_be_ruined() {
+fn commands_work_after_the_agents_files_are_damaged() {
     let place = fresh("ruined");
-    // What a workload with root can do to its own system, short of its shell.
+    // Damage that a workload with root can do to its own system, without removing the shell.
     place.sh("rm -rf /run/* /dev/shm/* /tmp/* 2>/dev/null; chmod 000 /tmp /run; true");
     still_works(&place);
-    told_of_a_cut(&harmed(&place, |pid| procs::kill(procs::init_of(pid).unwrap())));
+    assert_not_a_success(&harmed(&place, |pid| procs::kill(procs::init_of(pid).unwrap())));
     still_works(&place);
 }
 
@@ -254,7 +257,7 @@ fn a_stopped_server_leaves_no_container() {
     drop_without_delete(place);
     server.stop();
     procs::assert_dead(&number);
-    procs::wait_for("no process of ours", secs(5), || {
+    procs::wait_for("all processes to end", secs(5), || {
         procs::mentioning(setup.data_dir()).is_empty().then_some(())
     });
     assert!(procs::mounts_below(setup.data_dir()).is_empty(), "{:?}", procs::mounts_below(setup.data_dir()));
@@ -264,7 +267,7 @@ fn a_stopped_server_leaves_no_container() {
 }
 
 #[test]
-fn a_crashed_server_takes_its_containers_back() {
+fn a_restarted_server_adopts_the_containers_of_a_crashed_one() {
     let setup = crate::fixture::seeded();
     let server = setup.start();
     let place = Place::ready(&server, json!({"name": "survivor"}));
@@ -276,23 +279,23 @@ fn a_crashed_server_takes_its_containers_back() {
     server.crash();
     let server = setup.start();
     assert_eq!(server.owner().get(200, &format!("/api/workspaces/{id}"))["status"], "ready");
-    let told = server.owner().post(200, &path, json!({"command": "cat /root/kept"}));
-    assert_eq!(told["stdout"], "kept\n", "{told}");
-    // It may have been between fork and exec when its command ended.
-    procs::wait_for("what an ended command left: it is the container's, which runs on", secs(20), || {
+    let reply = server.owner().post(200, &path, json!({"command": "cat /root/kept"}));
+    assert_eq!(reply["stdout"], "kept\n", "{reply}");
+    // The process may have been between fork and exec when its command ended.
+    procs::wait_for("the background process of the command", secs(20), || {
         (procs::sleeps(&number).len() == 1).then_some(())
     });
     server.owner().delete(200, &format!("/api/workspaces/{id}"));
     procs::assert_dead(&number);
     server.stop();
-    procs::wait_for("no process of ours", secs(5), || {
+    procs::wait_for("all processes to end", secs(5), || {
         procs::mentioning(setup.data_dir()).is_empty().then_some(())
     });
     assert!(procs::mounts_below(setup.data_dir()).is_empty());
 }
 
 #[test]
-fn what_a_command_left_outlives_a_server_that_is_killed_with_its_answer() {
+fn background_processes_survive_a_server_that_is_killed_after_the_response() {
     let setup = crate::fixture::seeded();
     let mut server = setup.start();
     let place = Place::ready(&server, json!({"name": "left behind"}));
@@ -307,12 +310,12 @@ fn what_a_command_left_outlives_a_server_that_is_killed_with_its_answer() {
         numbers.push(number);
         server = setup.start();
         for number in &numbers {
-            procs::wait_for("what was left to run", secs(20), || {
+            procs::wait_for("the background process to run", secs(20), || {
                 (procs::sleeps(number).len() == 1).then_some(())
             });
         }
     }
-    // What has no answer yet is under way, and ends.
+    // A command without a response yet is in progress, and is killed.
     let number = unique_secs();
     let owner = server.owner();
     let body = json!({"command": format!("sleep {number}; true")}).to_string();
@@ -327,7 +330,7 @@ fn what_a_command_left_outlives_a_server_that_is_killed_with_its_answer() {
     numbers.iter().for_each(|number| procs::assert_dead(number));
 }
 
-/// The workspace shall outlive this server.
+/// Drops the handle without deleting the workspace, which must outlive this server.
 fn drop_without_delete(place: Place<'_>) {
     std::mem::forget(place);
 }

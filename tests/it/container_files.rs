@@ -1,4 +1,4 @@
-//! Temporary files and names inside containers: what lasts, where it is, and what resolves.
+//! Temporary files and host names inside containers: their location, lifetime and resolution.
 
 use serde_json::json;
 
@@ -12,7 +12,7 @@ fn temporary_files_are_on_the_disk_of_the_container() {
     assert_eq!(kind("/tmp"), kind("/root"));
     assert_eq!(place.sh("stat -c %a /tmp /var/tmp"), "1777\n1777\n");
     assert_eq!((kind("/run").as_str(), kind("/dev/shm").as_str()), ("tmpfs\n", "tmpfs\n"));
-    // It lasts over a stop, and snapshots and clones have it.
+    // The file survives a stop, and snapshots and clones contain it.
     place.sh("umask 077; echo kept > /tmp/mine; chmod 700 /tmp");
     let snapshot = place.client.post(200, &place.path("/snapshots"), json!({"name": "s"}));
     place.client.post(200, &place.path("/stop"), json!({}));
@@ -24,23 +24,23 @@ fn temporary_files_are_on_the_disk_of_the_container() {
 }
 
 #[test]
-fn a_tmp_in_memory_is_there_where_it_is_asked_for() {
+fn tmp_is_in_memory_on_request() {
     let server = shared();
     let place = Place::ready(server, json!({"name": "in memory", "resources": {"tmpfs_bytes": 8 << 20}}));
     assert_eq!(
         place.sh("stat -f -c %T /tmp; stat -c %a /tmp; df -k --output=size /tmp | tail -1 | tr -d ' '"),
         "tmpfs\n1777\n8192\n"
     );
-    let field = |told: serde_json::Value| told["details"]["field"].clone();
+    let field = |reply: serde_json::Value| reply["details"]["field"].clone();
     for wrong in [json!({"tmpfs_bytes": 1}), json!({"tmpfs_bytes": 1_u64 << 60})] {
-        let told = place.client.refused(
+        let reply = place.client.refused(
             400,
             "invalid_payload",
             "PUT",
             &place.path(""),
             Some(json!({"resources": wrong})),
         );
-        assert_eq!(field(told), "resources.tmpfs_bytes");
+        assert_eq!(field(reply), "resources.tmpfs_bytes");
     }
     let host = json!({"name": "h", "workspace_type": "host", "resources": {"tmpfs_bytes": 8 << 20}});
     assert_eq!(
@@ -60,7 +60,7 @@ fn a_container_resolves_its_own_name_in_every_network() {
         assert_eq!(place.sh("hostname; cat /etc/hostname"), format!("{name}{name}"));
         let found = place.sh("getent hosts \"$(hostname)\" && getent hosts localhost");
         assert!(found.contains(name.trim()), "{network}: {found}");
-        // What the workload writes there stays, also when the workspace has another name.
+        // Entries that the workload adds stay, also after the workspace is renamed.
         place.sh("echo '10.1.2.3 mine' >> /etc/hosts");
         place.client.put(200, &place.path(""), json!({"name": "Other"}));
         place.client.post(200, &place.path("/stop"), json!({}));
@@ -69,11 +69,7 @@ fn a_container_resolves_its_own_name_in_every_network() {
         assert!(!hosts.contains("my-box"), "{hosts}");
         let before = place.sh("stat -c %i /etc/hosts /etc/hostname");
         place.client.post(200, &place.path("/stop"), json!({}));
-        assert_eq!(
-            place.sh("stat -c %i /etc/hosts /etc/hostname"),
-            before,
-            "what is right is not written again"
-        );
+        assert_eq!(place.sh("stat -c %i /etc/hosts /etc/hostname"), before, "a correct file was rewritten");
         place.sh("rm -rf /etc/hosts /etc/hostname && ln -s /proc/version /etc/hosts");
         place.client.post(200, &place.path("/stop"), json!({}));
         assert!(place.sh("readlink /etc/hosts; cat /etc/hostname").ends_with("other\n"));
@@ -107,7 +103,7 @@ fn a_data_folder_can_be_moved() {
             crate::procs::secs(60),
         );
         let own = named.stdout.lines().filter(|path| !path.contains("/files/") && !path.contains("/root/"));
-        assert_eq!(own.collect::<Vec<_>>(), Vec::<&str>::new(), "state that holds the path of its folder");
+        assert_eq!(own.collect::<Vec<_>>(), Vec::<&str>::new(), "files that contain the old path");
         let setup = setup.data(&new);
         let server = setup.start();
         let owner = server.owner();
@@ -116,25 +112,25 @@ fn a_data_folder_can_be_moved() {
         assert_eq!(shown["status"], "ready", "{shown}");
         assert!(shown["path"].as_str().unwrap().starts_with(new.to_str().unwrap()), "{shown}");
         let sh = |command: &str| {
-            let told = owner.post(200, &format!("{url}/exec"), json!({"command": command}));
-            assert_eq!(told["exit_code"], 0, "{command}: {told}");
-            told["stdout"].as_str().unwrap().to_owned()
+            let reply = owner.post(200, &format!("{url}/exec"), json!({"command": command}));
+            assert_eq!(reply["exit_code"], 0, "{command}: {reply}");
+            reply["stdout"].as_str().unwrap().to_owned()
         };
         assert_eq!(sh("cat /root/precious /tmp/t"), "later\nt\n");
         owner.post(200, &format!("{url}/snapshots/{snapshot}/restore"), json!({}));
         assert_eq!(sh("cat /root/precious"), "mine\n");
         let clone = owner.post(200, &format!("{url}/clone"), json!({"name": "copy"}));
         let clone = format!("/api/workspaces/{}", clone["id"].as_str().unwrap());
-        let told = owner.post(200, &format!("{clone}/exec"), json!({"command": "cat /root/precious"}));
-        assert_eq!(told["stdout"], "mine\n", "{told}");
+        let reply = owner.post(200, &format!("{clone}/exec"), json!({"command": "cat /root/precious"}));
+        assert_eq!(reply["stdout"], "mine\n", "{reply}");
         let files = owner.get(200, &format!("/api/workspaces/{}", host["id"].as_str().unwrap()));
         let files = std::path::PathBuf::from(files["path"].as_str().unwrap());
-        crate::procs::wait_for("agents' configuration of the new place", crate::procs::secs(30), || {
+        crate::procs::wait_for("the agent configuration at the new path", crate::procs::secs(30), || {
             let text = std::fs::read_to_string(files.join("opencode.json")).ok()?;
             (!text.contains(old.to_str().unwrap())).then_some(())
         });
-        for made in [url, clone] {
-            owner.delete(200, &made);
+        for created in [url, clone] {
+            owner.delete(200, &created);
         }
     }
 }

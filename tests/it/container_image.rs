@@ -1,5 +1,5 @@
-//! The container image: built by a Docker engine of the tests' own, run without root and privileges, with everything that
-//! lasts on its two volumes.
+//! The container image: built by a Docker engine of the tests, run without root and privileges, with all persistent
+//! data on its two volumes.
 
 use std::fs;
 use std::process::Command;
@@ -11,7 +11,7 @@ use crate::procs::{secs, wait_for};
 use crate::scratch::Scratch;
 use crate::server::{BINARY, CLIENT_TOKEN, Ended, HOST_TOKEN, NIL, run};
 
-/// A call from inside of the container, whose network is its own.
+/// Sends a request from inside the container, since its network is private.
 fn call(docker: &Docker, name: &str, method: &str, path: &str, body: &str) -> Value {
     let script = r#"exec 3<>/dev/tcp/127.0.0.1/8787
         printf '%s %s HTTP/1.1\r\nHost: localhost\r\nX-OpenWork-Host-Token: %s\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %s\r\n\r\n%s' \
@@ -43,7 +43,7 @@ fn the_image_serves_without_root_and_keeps_everything_on_its_volumes() {
         "{config}"
     );
 
-    // Other machines could reach it: without tokens it does not start.
+    // Other machines could reach this server: without tokens it does not start.
     let open = docker.ask(&["run", "--rm", "--network", "none", "it-berth"]);
     assert!(open.code == Some(2) && open.stderr.contains("there are no tokens yet"), "{open:?}");
 
@@ -53,7 +53,7 @@ fn the_image_serves_without_root_and_keeps_everything_on_its_volumes() {
     }
     let secrets = format!("{}:/run/secrets:ro", secrets.display());
     let start = |name: &str| -> Ended {
-        // As the service `berth` of docker-compose.yml has it.
+        // The options of the service `berth` in docker-compose.yml.
         let words = [
             "run",
             "--detach",
@@ -103,7 +103,7 @@ fn the_image_serves_without_root_and_keeps_everything_on_its_volumes() {
     assert_eq!(docker.inspect("it-berth-1")["State"]["ExitCode"], 0);
     docker.ask(&["rm", "it-berth-1"]);
 
-    // Another container with the same volumes has all of it.
+    // Another container with the same volumes has the same data.
     start("it-berth-2");
     let seen = call(&docker, "it-berth-2", "POST", &exec, r#"{"command": "cat kept"}"#);
     assert_eq!(seen["stdout"], "kept\n", "{seen}");

@@ -1,4 +1,4 @@
-//! Every row of the route table with every credential: a new endpoint is tested on arrival.
+//! Every row of the route table with every credential, so that new endpoints are tested automatically.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::procs::{secs, wait_for};
 use crate::scoped_tokens;
 use crate::server::{CLIENT_TOKEN, HOST_TOKEN, Server, Setup};
 
-/// The path of a row with ids that lead nowhere, so that no call does anything, and no stream begins.
+/// Fills the pattern with ids that do not exist, so that no call has an effect and no stream begins.
 fn path(pattern: &str) -> String {
     if ["/api/images/events", "/api/opencode/events"].contains(&pattern) {
         return format!("{pattern}?since=never");
@@ -27,8 +27,8 @@ fn path(pattern: &str) -> String {
     pattern.split('/').map(fill).collect::<Vec<_>>().join("/")
 }
 
-/// Status and `code` of a call with a body that no endpoint accepts. A stream that no id keeps from beginning has only its
-/// head looked at; what a HEAD is refused with, its status has to tell.
+/// Returns status and `code` of a call with a body that no endpoint accepts. Of a stream without an id only the head is
+/// requested; a HEAD response has no body, so its code is derived from the status.
 fn ask(client: &Client, method: &str, path: &str) -> (u16, String) {
     if method == "GET" && path.ends_with("/events") {
         let status = client.call("HEAD", path, None).status;
@@ -41,36 +41,36 @@ fn ask(client: &Client, method: &str, path: &str) -> (u16, String) {
     }
     let body = (method != "GET").then(|| json!([]));
     let reply = client.call(method, path, body.as_ref());
-    // A success may be a sentence.
+    // The body of a success may be plain text.
     if reply.status < 400 {
         return (reply.status, String::new());
     }
-    let told = reply.value();
-    assert!(told["message"].as_str().is_some_and(|text| !text.is_empty()), "{method} {path}: {reply}");
-    (reply.status, told["code"].as_str().unwrap_or_default().to_owned())
+    let answer = reply.value();
+    assert!(answer["message"].as_str().is_some_and(|text| !text.is_empty()), "{method} {path}: {reply}");
+    (reply.status, answer["code"].as_str().unwrap_or_default().to_owned())
 }
 
 #[test]
-fn every_route_asks_for_its_credential() {
-    for (mode, asked) in [("auto", false), ("manual", true)] {
+fn every_route_requires_its_credential() {
+    for (mode, manual) in [("auto", false), ("manual", true)] {
         let server = Setup::new().args(&[&format!("--approval={mode}"), "--approval-timeout=200"]).start();
         let scoped = Scoped::make(&server);
-        // Wrong tokens are slowed down, each connection for itself.
+        // Failed logins are delayed per connection.
         thread::scope(|scope| {
             for rows in ROUTES.chunks(ROUTES.len().div_ceil(128)) {
                 let (server, scoped) = (&server, &scoped);
-                scope.spawn(move || rows.iter().for_each(|row| credentials_of(server, scoped, row, asked)));
+                scope.spawn(move || rows.iter().for_each(|row| credentials_of(server, scoped, row, manual)));
             }
         });
     }
 }
 
-/// Tokens of the store, one of each kind.
+/// One token of each kind.
 struct Scoped {
     viewer: String,
     collaborator: String,
     owner: String,
-    /// An owner's, but for another workspace than any that the rows name.
+    /// An owner token that is limited to a workspace that no row names.
     elsewhere: String,
     expired: String,
     revoked: String,
@@ -97,9 +97,9 @@ impl Scoped {
     }
 }
 
-fn credentials_of(server: &Server, scoped: &Scoped, route: &Route<Ctx>, asked: bool) {
+fn credentials_of(server: &Server, scoped: &Scoped, route: &Route<Ctx>, manual: bool) {
     let (method, path) = (route.method.as_str(), path(route.pattern));
-    let told = |client: Client| ask(&client, method, &path);
+    let respond = |client: Client| ask(&client, method, &path);
     let place = format!("{method} {path}");
     let strangers = [
         server.anyone(),
@@ -109,28 +109,28 @@ fn credentials_of(server: &Server, scoped: &Scoped, route: &Route<Ctx>, asked: b
         server.with_token(&scoped.revoked),
     ];
     for stranger in strangers {
-        let (status, code) = told(stranger);
+        let (status, code) = respond(stranger);
         match route.auth {
             Auth::Public => assert!(status != 401 && status != 403, "{place}: {status} {code}"),
             _ => assert_eq!((status, code.as_str()), (401, "unauthorized"), "{place}"),
         }
     }
     for client in [server.collaborator(), server.with_token(&scoped.collaborator)] {
-        let (status, code) = told(client);
+        let (status, code) = respond(client);
         match (route.auth, route.gate) {
             (Auth::Host, _) => assert_eq!((status, code.as_str()), (401, "unauthorized"), "{place}"),
             (Auth::Scope(Scope::Owner), _) => {
                 assert_eq!((status, code.as_str()), (403, "forbidden"), "{place}")
             }
-            (_, ApprovalPolicy::Collaborators(_)) if asked => {
+            (_, ApprovalPolicy::Collaborators(_)) if manual => {
                 assert_eq!((status, code.as_str()), (403, "write_denied"), "{place}");
             }
             _ => assert!(status != 401 && status != 403, "{place}: {status} {code}"),
         }
     }
-    // What a viewer may do at OpenCode, its own tests say.
+    // The proxy's own tests cover the rights of viewers.
     let proxied = route.pattern.contains("/opencode");
-    let (status, code) = told(server.with_token(&scoped.viewer));
+    let (status, code) = respond(server.with_token(&scoped.viewer));
     match route.auth {
         Auth::Host => assert_eq!((status, code.as_str()), (401, "unauthorized"), "{place}"),
         Auth::Scope(scope) if scope > Scope::Viewer => {
@@ -143,13 +143,13 @@ fn credentials_of(server: &Server, scoped: &Scoped, route: &Route<Ctx>, asked: b
         server.with_token(&scoped.owner),
         server.anyone().with("X-OpenWork-Host-Token", HOST_TOKEN),
     ] {
-        let (status, code) = told(owner);
+        let (status, code) = respond(owner);
         assert!(status != 401 && status != 403, "{place}: {status} {code}");
         assert!(status < 500 || proxied, "{place}: {status} {code}");
     }
-    let (status, code) = told(server.with_token(&scoped.elsewhere));
+    let (status, code) = respond(server.with_token(&scoped.elsewhere));
     let open = route.auth == Auth::Public || authorization::of(route) == WorkspaceAccess::Filtered;
-    // `/opencode` is the active workspace's, which this token reaches.
+    // `/opencode` belongs to the active workspace, which this token may use.
     if open || authorization::of(route) == WorkspaceAccess::Active {
         assert!(status != 401 && status != 403, "{place}: {status} {code}");
     } else {
@@ -157,10 +157,10 @@ fn credentials_of(server: &Server, scoped: &Scoped, route: &Route<Ctx>, asked: b
     }
 }
 
-/// What a limited token gets without naming a workspace is decided one by one: a new row that names none is refused to it
-/// until somebody has thought about it.
+/// Each route without a workspace is listed by decision: limited tokens are refused by a new one until it is added
+/// here.
 #[test]
-fn what_limited_tokens_get_without_a_workspace_was_decided() {
+fn routes_for_limited_tokens_without_a_workspace_are_listed() {
     let filtered: Vec<String> = ROUTES
         .iter()
         .filter(|route| route.auth != Auth::Public && authorization::of(route) == WorkspaceAccess::Filtered)
@@ -181,7 +181,7 @@ fn what_limited_tokens_get_without_a_workspace_was_decided() {
             "GET /api/workspaces",
         ]
     );
-    // It makes a workspace that the token would not reach.
+    // A clone is a workspace outside of the token's limit.
     let refused = |route: &&Route<Ctx>| route.pattern == "/api/workspaces/:id/clone";
     for route in ROUTES.iter().filter(refused) {
         assert!(authorization::of(route) == WorkspaceAccess::Refused, "{}", route.pattern);
@@ -202,12 +202,12 @@ fn what_limited_tokens_get_without_a_workspace_was_decided() {
 fn a_read_only_server_writes_nothing() {
     let server = Setup::new().arg("--read-only").start();
     for route in ROUTES {
-        let told = ask(&server.owner(), route.method.as_str(), &path(route.pattern));
-        let refused = told == (403, "read_only".to_owned());
+        let reply = ask(&server.owner(), route.method.as_str(), &path(route.pattern));
+        let refused = reply == (403, "read_only".to_owned());
         assert_eq!(
             refused,
             route.effect == Effect::Write,
-            "{} {}: {told:?}",
+            "{} {}: {reply:?}",
             route.method.as_str(),
             route.pattern
         );
@@ -215,23 +215,23 @@ fn a_read_only_server_writes_nothing() {
 }
 
 #[test]
-fn other_methods_are_told_apart() {
+fn other_methods_are_refused() {
     let server = Server::start();
     let patched = |pattern| {
         ROUTES.iter().any(|route| route.method == berth::http::Method::Patch && route.pattern == pattern)
     };
     for route in ROUTES.iter().filter(|route| !patched(route.pattern)) {
         let (status, code) = ask(&server.owner(), "PATCH", &path(route.pattern));
-        let wanted = match route.pattern.starts_with("/api/") {
+        let expected = match route.pattern.starts_with("/api/") {
             true => (405, "method_not_allowed"),
             false => (404, "not_found"),
         };
-        assert_eq!((status, code.as_str()), wanted, "PATCH {}", route.pattern);
+        assert_eq!((status, code.as_str()), expected, "PATCH {}", route.pattern);
     }
 }
 
 #[test]
-fn no_row_stands_there_twice() {
+fn no_route_is_defined_twice() {
     for (at, route) in ROUTES.iter().enumerate() {
         let same = |other: &&berth::http::Route<_>| {
             other.method == route.method && path(other.pattern) == path(route.pattern)

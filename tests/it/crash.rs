@@ -1,5 +1,6 @@
-//! The server is killed with -9 at random moments of creates, builds, commands and deletes. The next start serves the
-//! same data folder: nothing acknowledged is lost, nothing is doubled, nothing runs on, nothing stays mounted.
+//! Kills the server with SIGKILL at random moments of creates, builds, commands and deletes, and restarts it on the
+//! same data folder. **Invariant:** nothing acknowledged is lost or duplicated, no process keeps running, nothing stays
+//! mounted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,25 +17,25 @@ use crate::procs::{self, secs, unique_secs, wait_for};
 use crate::server::{NIL, Server};
 
 const ROUNDS: u32 = 50;
-/// So many workspaces go on into the next round.
+/// Number of workspaces that are kept for the next round.
 const KEPT: usize = 8;
 
-/// What the callers know: from answers, and from requests whose answer never came.
+/// The state that the clients know from responses and from requests without a response.
 #[derive(Default)]
 struct Truth {
     /// Acknowledged, and no delete was sent: id → name.
     there: BTreeMap<String, String>,
-    /// Acknowledged deletes: the ids.
+    /// Ids of acknowledged deletes.
     gone: BTreeSet<String>,
-    /// A create without an answer: the name.
-    maybe_made: Option<String>,
-    /// A delete without an answer: the id.
-    maybe_gone: Option<String>,
-    /// Containers that were found running.
+    /// The name of a create without a response.
+    unconfirmed_create: Option<String>,
+    /// The id of a delete without a response.
+    unconfirmed_delete: Option<String>,
+    /// Number of containers that were found running.
     adopted: usize,
 }
 
-/// xorshift64: a crash that cannot be repeated cannot be repaired, so the seed is printed and can be given.
+/// xorshift64. The seed is printed and can be set, so that a failure can be reproduced.
 struct Random(u64);
 
 impl Random {
@@ -54,7 +55,7 @@ impl Random {
 }
 
 #[test]
-fn killed_at_random_moments() {
+fn sigkill_at_random_moments_loses_no_acknowledged_state() {
     let setup = seeded();
     let mark = format!("it-mark-{}", unique_secs());
     let mut random = Random::new();
@@ -62,7 +63,7 @@ fn killed_at_random_moments() {
     for round in 0..ROUNDS {
         let server = setup.start();
         check(&server, &mut truth, &mark, round);
-        // Every round looks at all of them.
+        // Every round checks all of them.
         while truth.there.len() > KEPT {
             let (id, _) = truth.there.pop_first().unwrap();
             server.owner().delete(200, &format!("/api/workspaces/{id}"));
@@ -93,10 +94,12 @@ fn killed_at_random_moments() {
     let server = setup.start();
     check(&server, &mut truth, &mark, ROUNDS);
     let (there, gone, adopted) = (truth.there.len(), truth.gone.len(), truth.adopted);
-    eprintln!("{ROUNDS} crashes: {there} workspaces there, {gone} deleted; {adopted} containers ran on");
+    eprintln!(
+        "{ROUNDS} crashes: {there} workspaces there, {gone} deleted; {adopted} containers kept running"
+    );
     assert!(
         truth.there.len() + truth.gone.len() >= ROUNDS as usize / 2,
-        "too little happened to prove anything"
+        "too few workspaces were created for a meaningful test"
     );
     let owner = server.owner();
     for id in truth.there.keys() {
@@ -113,28 +116,28 @@ fn killed_at_random_moments() {
     assert!(folders(setup.data_dir()).is_empty(), "{:?}", folders(setup.data_dir()));
 }
 
-/// Create, build, run, delete; `None` as soon as the server has died.
+/// Creates, builds, runs and deletes; `None` as soon as the server has exited.
 fn sequence(owner: &Client, truth: &mut Truth, random: &mut Random, name: String, mark: &str) -> Option<()> {
     let post = |path: &str, body: Value| {
         let body = serde_json::to_vec(&body).unwrap();
         owner.try_send("POST", path, &[], Some(&body)).ok()
     };
-    truth.maybe_made = Some(name.clone());
+    truth.unconfirmed_create = Some(name.clone());
     let init = ["", "#!/bin/sh\nsleep 0.2\n"][random.below(2) as usize];
-    let made = post(
+    let created = post(
         "/api/workspaces",
         json!({
             "name": name, "workspace_type": "container", "distro": DISTRO, "init_script": init, "env_vars": {"MARK": mark}
         }),
     )?;
-    let made = made.expect(200).value();
-    let id = made["id"].as_str().unwrap().to_owned();
-    truth.maybe_made = None;
+    let created = created.expect(200).value();
+    let id = created["id"].as_str().unwrap().to_owned();
+    truth.unconfirmed_create = None;
     truth.there.insert(id.clone(), name);
     let path = format!("/api/workspaces/{id}");
     if random.below(8) > 0 {
         post(&format!("{path}/build"), json!({}))?.expect(200);
-        // One in three is deleted while it is built.
+        // One in three is deleted during its build.
         if random.below(3) > 0 {
             loop {
                 let now = owner.try_send("GET", &path, &[], None).ok()?.expect(200).value();
@@ -144,16 +147,16 @@ fn sequence(owner: &Client, truth: &mut Truth, random: &mut Random, name: String
                 }
                 thread::sleep(Duration::from_millis(5));
             }
-            let told =
+            let reply =
                 post(&format!("{path}/exec"), json!({"command": "echo $MARK; setsid sleep 5 & sleep 0.05"}))?;
-            assert_eq!(told.clone().expect(200).value()["stdout"], format!("{mark}\n"), "{told}");
+            assert_eq!(reply.clone().expect(200).value()["stdout"], format!("{mark}\n"), "{reply}");
         }
     }
     if random.below(3) > 0 {
         truth.there.remove(&id);
-        truth.maybe_gone = Some(id.clone());
+        truth.unconfirmed_delete = Some(id.clone());
         owner.try_send("DELETE", &path, &[], None).ok()?.expect(200);
-        truth.maybe_gone = None;
+        truth.unconfirmed_delete = None;
         truth.gone.insert(id);
     }
     Some(())
@@ -177,14 +180,14 @@ fn check(server: &Server, truth: &mut Truth, mark: &str, round: u32) {
             assert_eq!(found.insert(id, name), None, "round {round}: one id twice in {list}");
         }
     }
-    // An answer that never came leaves two possibilities, and now one of them has become a fact.
-    if let Some(name) = truth.maybe_made.take() {
-        let made = found.iter().find(|(_, found)| **found == name);
-        if let Some((id, name)) = made {
+    // A request without a response was executed or not; the list now shows which.
+    if let Some(name) = truth.unconfirmed_create.take() {
+        let created = found.iter().find(|(_, found)| **found == name);
+        if let Some((id, name)) = created {
             truth.there.insert(id.clone(), name.clone());
         }
     }
-    if let Some(id) = truth.maybe_gone.take() {
+    if let Some(id) = truth.unconfirmed_delete.take() {
         match found.get(&id) {
             Some(name) => _ = truth.there.insert(id, name.clone()),
             None => _ = truth.gone.insert(id),
@@ -192,16 +195,17 @@ fn check(server: &Server, truth: &mut Truth, mark: &str, round: u32) {
     }
     assert_eq!(
         found, truth.there,
-        "round {round}: what is there (left) is not what was acknowledged (right)"
+        "round {round}: the workspaces (left) differ from the acknowledged ones (right)"
     );
     let orphans: Vec<_> = wait_or(secs(10), || {
         let folders = folders(&server.data);
         folders.into_iter().filter(|name| !truth.there.keys().any(|id| name.contains(id.as_str()))).collect()
     });
-    assert!(orphans.is_empty(), "round {round}: folders of no workspace: {orphans:?}");
+    assert!(orphans.is_empty(), "round {round}: folders without a workspace: {orphans:?}");
 }
 
-/// The containers that the crash left running work; they are stopped, so that whatever is left then is an orphan.
+/// Checks that the containers that survived the crash work, and stops them, so that every remaining process is an
+/// orphan. Returns their number.
 fn adopted(server: &Server, list: &Value) -> usize {
     let owner = server.owner();
     let mut count = 0;
@@ -213,8 +217,8 @@ fn adopted(server: &Server, list: &Value) -> usize {
         }
         assert_eq!(machine["adopted"], true, "{machine}");
         if workspace["status"] == "ready" {
-            let told = owner.post(200, &format!("{path}/exec"), json!({"command": "echo adopted"}));
-            assert_eq!(told["stdout"], "adopted\n", "{told}");
+            let reply = owner.post(200, &format!("{path}/exec"), json!({"command": "echo adopted"}));
+            assert_eq!(reply["stdout"], "adopted\n", "{reply}");
         }
         assert_eq!(owner.post(200, &format!("{path}/stop"), json!({}))["state"], "stopped");
         count += 1;
@@ -222,13 +226,13 @@ fn adopted(server: &Server, list: &Value) -> usize {
     count
 }
 
-/// Names in the data folder's `workspaces`, besides the default one's record.
+/// Names in `workspaces` of the data folder, except the record of the default workspace.
 fn folders(data: &Path) -> Vec<String> {
     let entries = fs::read_dir(data.join("workspaces")).into_iter().flatten().flatten();
     entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).filter(|name| name != NIL).collect()
 }
 
-/// Asks until the list is empty, at most this long; the last list.
+/// Calls `ask` until the list is empty or the time is over, and returns the last list.
 fn wait_or<T>(longest: Duration, mut ask: impl FnMut() -> Vec<T>) -> Vec<T> {
     let deadline = Instant::now() + longest;
     loop {
@@ -241,13 +245,13 @@ fn wait_or<T>(longest: Duration, mut ask: impl FnMut() -> Vec<T>) -> Vec<T> {
 }
 
 fn nothing_left(data: &Path, mark: &str, server: u32) {
-    let left = wait_or(secs(10), || {
-        let mut left = procs::mentioning(data);
-        left.extend(procs::naming(mark).into_iter().map(|pid| (pid, procs::arguments(pid))));
-        left.retain(|(pid, _)| *pid != server && *pid != std::process::id());
-        left
+    let remaining = wait_or(secs(10), || {
+        let mut remaining = procs::mentioning(data);
+        remaining.extend(procs::naming(mark).into_iter().map(|pid| (pid, procs::arguments(pid))));
+        remaining.retain(|(pid, _)| *pid != server && *pid != std::process::id());
+        remaining
     });
-    assert!(left.is_empty(), "still running: {left:?}");
+    assert!(remaining.is_empty(), "still running: {remaining:?}");
     let mounts = wait_or(secs(10), || procs::mounts_below(data));
     assert!(mounts.is_empty(), "still mounted: {mounts:?}");
 }

@@ -1,5 +1,5 @@
-//! A full table of connections: clients without a request make room for others, and owners always get in.
-//! `tests/bench/crowd.py` has the long form.
+//! A full connection table: clients without a request are closed to accept others, and owners always get a connection.
+//! `tests/bench/crowd.py` is the long form.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
@@ -24,7 +24,7 @@ fn request(method: &str, path: &str, token: &str, body: &str) -> String {
     )
 }
 
-/// The answer to a request on a new connection.
+/// Sends a request on a new connection and returns the response.
 fn try_ask(server: &Server, request: &str) -> io::Result<Raw> {
     let mut stream = connect(server);
     stream.write_all(request.as_bytes())?;
@@ -32,11 +32,11 @@ fn try_ask(server: &Server, request: &str) -> io::Result<Raw> {
 }
 
 fn ask(server: &Server, request: &str) -> Raw {
-    try_ask(server, request).unwrap_or_else(|error| panic!("{error} instead of an answer to {request}"))
+    try_ask(server, request).unwrap_or_else(|error| panic!("{error} instead of a response to {request}"))
 }
 
 #[test]
-fn owners_get_in_while_all_connections_are_in_use() {
+fn owners_can_connect_while_all_connections_are_in_use() {
     let server = Setup::new().arg("--max-connections=4").start();
     let places = [0; 2].map(|_| Place::another_host(&server));
     let tokens = [0, 1].map(|at| token(&server, &places[at]));
@@ -50,7 +50,7 @@ fn owners_get_in_while_all_connections_are_in_use() {
     };
     let mut streams: Vec<TcpStream> = Vec::new();
     for at in [0, 0, 1, 1] {
-        // The owner's connection of this very moment may have the last seat.
+        // The owner's own connection may occupy the last slot at this moment.
         let started = wait_for("a command", secs(20), || {
             let mut stream = connect(&server);
             stream.write_all(exec(at).as_bytes()).unwrap();
@@ -63,7 +63,7 @@ fn owners_get_in_while_all_connections_are_in_use() {
         });
         streams.push(started);
     }
-    // As an owner, who asks in vain for none of those four.
+    // The owner's own request is not counted against those four.
     wait_for("all connections to be in use", secs(10), || {
         (server.owner().get(200, "/status")["connections"]["busy"].as_u64() >= Some(5)).then_some(())
     });
@@ -72,7 +72,7 @@ fn owners_get_in_while_all_connections_are_in_use() {
     assert!(refused.text.contains("Retry-After: ") && refused.closes(), "{}", refused.text);
     let health = ask(&server, &get(""));
     assert!(health.status == 200 && health.closes(), "{}", health.text);
-    // Silence beyond the bound is in no owner's way either.
+    // Idle connections beyond the limit do not block the owner either.
     let silent: Vec<TcpStream> = (0..20).map(|_| connect(&server)).collect();
     for place in &places {
         let runs = ask(&server, &request("GET", &place.path("/runs"), HOST_TOKEN, ""));
@@ -83,7 +83,7 @@ fn owners_get_in_while_all_connections_are_in_use() {
 }
 
 #[test]
-fn clients_without_a_request_make_room() {
+fn connections_without_a_request_are_closed_for_new_clients() {
     let server = Setup::new().arg("--max-connections=4").start();
     let begun = |text: &str, answered: bool| {
         let mut stream = connect(&server);
@@ -111,7 +111,7 @@ fn clients_without_a_request_make_room() {
         }
         for mut stream in waiting {
             stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
-            // Closed, or reset where a part of a request was not read; one that came just now lasts for a moment.
+            // Closed, or reset if a part of a request was not read; a new connection is kept for a moment.
             wait_for("the end of a client without a request", secs(20), || {
                 open.push(begun(&get(""), true));
                 let read = stream.read(&mut [0; 100]);
@@ -122,7 +122,7 @@ fn clients_without_a_request_make_room() {
     }
     let line = server.stdout.line_with("closing idle ones to accept new clients", secs(5));
     assert!(line.is_some(), "{}", server.log());
-    // An owner's connection goes last.
+    // The owner's connection is closed last.
     let mut own = begun(&request("GET", "/status", HOST_TOKEN, ""), true);
     let silent: Vec<TcpStream> = (0..20).map(|_| connect(&server)).collect();
     own.write_all(request("GET", "/status", HOST_TOKEN, "").as_bytes()).unwrap();
@@ -130,7 +130,7 @@ fn clients_without_a_request_make_room() {
     drop(silent);
 }
 
-/// Opens connections that say `text`, keeps the last of them, and reads nothing.
+/// Opens connections that send `text`, keeps the last 40 of them, and reads nothing.
 fn flood(server: &Server, text: &str, over: &AtomicBool, opened: &AtomicUsize) {
     let mut held = VecDeque::new();
     while !over.load(Ordering::SeqCst) {
@@ -146,7 +146,7 @@ fn flood(server: &Server, text: &str, over: &AtomicBool, opened: &AtomicUsize) {
 }
 
 #[test]
-fn a_flood_of_unfinished_and_refused_clients_keeps_no_owner_out() {
+fn a_flood_of_incomplete_requests_does_not_lock_out_owners() {
     let server = Setup::new().arg("--max-connections=64").start();
     let place = Place::another_host(&server);
     let token = token(&server, &place);
@@ -167,8 +167,8 @@ fn a_flood_of_unfinished_and_refused_clients_keeps_no_owner_out() {
             for _ in 0..25 {
                 let start = Instant::now();
                 let list = request("GET", "/api/workspaces", HOST_TOKEN, "");
-                // Nothing tells a client that has not sent its request yet from one that never will: on a busy machine it
-                // may have to connect again.
+                // The server cannot distinguish a client that has not sent its request yet from one that never will: on
+                // a busy machine the owner may have to reconnect.
                 let reply = match try_ask(&server, &list) {
                     Err(_) if kinds.contains(&"") => ask(&server, &list),
                     reply => reply.unwrap(),
@@ -177,16 +177,13 @@ fn a_flood_of_unfinished_and_refused_clients_keeps_no_owner_out() {
                 assert_eq!(reply.status, 200, "{kinds:?}: {}", reply.text);
             }
         });
-        eprintln!(
-            "{} connections beside an owner, whose slowest answer took {slowest:?}",
-            opened.into_inner()
-        );
+        eprintln!("{} connections beside an owner, maximum latency {slowest:?}", opened.into_inner());
         assert!(slowest < secs(3), "{kinds:?}: {slowest:?}");
     }
 }
 
 #[test]
-fn a_token_over_its_share_is_refused_before_its_body_is_read() {
+fn a_token_over_its_connection_share_is_refused_before_its_body_is_read() {
     let server = Setup::new().arg("--max-connections=4").start();
     let place = Place::another_host(&server);
     let token = token(&server, &place);
@@ -207,7 +204,7 @@ fn a_token_over_its_share_is_refused_before_its_body_is_read() {
         assert_eq!(refused.status, 429, "{}", refused.text);
         let whole = refused.text.contains("over_share") && refused.text.contains("Retry-After: ");
         assert!(whole && refused.text.contains("\"share\":\"token\""), "{}", refused.text);
-        // Until the table is half full it is refused inside, and its connection stays.
+        // Until the table is half full, the request is refused by the handler and its connection stays open.
         refused.closes().then_some(())
     });
     drop(sleeping);

@@ -1,5 +1,5 @@
-//! The data folder's format: recorded at the first start, absent in older folders, and refused by every command when a
-//! newer version wrote it, before anything in the folder changes.
+//! The format number of the data folder: recorded at the first start, absent in older folders, and checked by every
+//! command: a folder of a newer version is refused before anything in it changes.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use crate::scratch::Scratch;
 use crate::server::{self, Setup, berth};
 
-/// Every file below a folder with its content and the time of its last change.
+/// Every file below a folder with its content and modification time.
 fn everything(folder: &Path) -> BTreeMap<PathBuf, (Vec<u8>, SystemTime)> {
     let mut found = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
@@ -27,12 +27,12 @@ fn everything(folder: &Path) -> BTreeMap<PathBuf, (Vec<u8>, SystemTime)> {
 }
 
 #[test]
-fn a_newer_data_folder_is_refused_by_every_command_and_stays_as_it_is() {
+fn a_newer_data_folder_is_refused_unchanged_by_every_command() {
     let setup = Setup::new();
     setup.start().stop();
     let data = setup.data_dir();
     assert_eq!(server::read(data.join("format")), "1\n");
-    // A folder of a version without the file.
+    // A folder of a version that did not write the file.
     fs::remove_file(data.join("format")).unwrap();
     setup.start().stop();
     assert_eq!(server::read(data.join("format")), "1\n");
@@ -65,10 +65,10 @@ fn a_newer_data_folder_is_refused_by_every_command_and_stays_as_it_is() {
         let refused = berth(setup.scratch(), &[words, &[&flag]].concat(), &[]);
         assert_eq!(refused.code, Some(3), "{words:?}: {refused:?}");
     }
-    assert!(everything(data) == before, "something was changed");
+    assert!(everything(data) == before, "a file was changed");
     assert!(!Path::new(file).exists());
 
-    // Damage is not taken for a version.
+    // A damaged file is not mistaken for a version.
     fs::write(data.join("format"), "newest\n").unwrap();
     let damaged = setup.run();
     assert_eq!(damaged.code, Some(2), "{damaged:?}");

@@ -1,5 +1,5 @@
-//! Runs with `"detach": true`: they outlive the server, however it ends, with their output, their deadline and their exit
-//! status; and they end when they are to. On the host and in a container alike.
+//! Runs with `"detach": true`, on the host and in containers: their output, deadline and exit status survive the
+//! server, and they end at their deadline or with their workspace.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ use crate::fixture::{Place, seeded};
 use crate::procs::{self, secs, unique_secs, wait_for};
 use crate::server::{NIL, Server, Setup, read};
 
-/// A server that comes and goes, and a workspace that stays.
+/// A server that is restarted, and a workspace that persists.
 struct World {
     setup: Setup,
     server: Option<Server>,
@@ -21,7 +21,7 @@ struct World {
     path: String,
 }
 
-/// How a server ends.
+/// How the server ends.
 #[derive(Clone, Copy)]
 enum Way {
     Killed,
@@ -46,19 +46,19 @@ macro_rules! in_both {
 }
 
 in_both! {
-    nothing_of_its_output_or_status_is_lost_when_the_server_is_killed
-    nothing_of_its_output_or_status_is_lost_when_the_server_is_stopped
-    it_goes_on_where_the_data_folder_was_moved
-    one_that_ends_without_a_server_says_how
-    its_deadline_holds_across_a_restart
-    stdin_and_signals_reach_it_after_a_restart
-    deletion_ends_it_after_a_restart
-    it_goes_with_its_workspace
-    a_killed_keeper_is_no_exit_status
-    a_window_of_its_output_is_kept
-    a_terminal_goes_with_it
-    what_cannot_be_started_is_refused_as_ever
-    one_that_does_not_outlive_the_server_is_ended_as_ever
+    output_and_status_survive_a_killed_server
+    output_and_status_survive_a_stopped_server
+    runs_continue_after_the_data_folder_is_moved
+    a_run_that_ends_without_a_server_has_its_exit_status
+    the_deadline_holds_across_a_restart
+    stdin_and_signals_reach_a_run_after_a_restart
+    deletion_ends_a_run_after_a_restart
+    a_run_ends_with_its_workspace
+    a_killed_keeper_is_reported_as_an_error
+    output_beyond_the_limit_is_dropped_from_the_start
+    a_detached_run_keeps_its_terminal
+    detached_runs_that_cannot_start_are_refused
+    a_run_without_detach_ends_with_the_server
 }
 
 impl World {
@@ -73,7 +73,7 @@ impl World {
         let server = setup.start();
         let place = Place::ready(&server, json!({"name": "stays"}));
         let path = place.path("");
-        // It outlives this server.
+        // The workspace outlives this server.
         std::mem::forget(place);
         World { setup, server: Some(server), path }
     }
@@ -106,17 +106,17 @@ impl World {
     #[track_caller]
     fn start(&self, mut body: Value) -> String {
         body["detach"] = json!(true);
-        let told = self.client().post(201, &format!("{}/runs", self.path), body);
-        assert_eq!(told["detach"], true, "{told}");
-        format!("{}/runs/{}", self.path, told["id"].as_str().unwrap())
+        let reply = self.client().post(201, &format!("{}/runs", self.path), body);
+        assert_eq!(reply["detach"], true, "{reply}");
+        format!("{}/runs/{}", self.path, reply["id"].as_str().unwrap())
     }
 
     #[track_caller]
     fn ended(&self, run: &str) -> Value {
         let wait = format!("{run}/wait?timeout_secs=60");
-        let told = self.client().call("POST", &wait, None).expect(200).value();
-        assert_ne!(told["status"], "running", "{told}");
-        told
+        let reply = self.client().call("POST", &wait, None).expect(200).value();
+        assert_ne!(reply["status"], "running", "{reply}");
+        reply
     }
 
     #[track_caller]
@@ -124,7 +124,7 @@ impl World {
         self.client().call("GET", &format!("{run}/output{query}"), None).expect(200)
     }
 
-    /// Waits until so much of it is there.
+    /// Waits until the run has printed `text`.
     #[track_caller]
     fn printed(&self, run: &str, text: &str) {
         wait_for(text, secs(30), || self.output(run, "").text().contains(text).then_some(()));
@@ -135,17 +135,17 @@ impl World {
         all.filter(|(_, words)| words.iter().any(|word| word == "keeper")).map(|(pid, _)| pid).collect()
     }
 
-    /// Nothing of it is left: no process, no container.
+    /// Checks that neither a process nor a container remains.
     #[track_caller]
     fn leave(mut self) {
         if self.is_container() {
             self.client().delete(200, &self.path);
         }
-        wait_for("the keepers to go", secs(10), || self.keepers().is_empty().then_some(()));
+        wait_for("the keepers to exit", secs(10), || self.keepers().is_empty().then_some(()));
         let tree = PathBuf::from(read(self.setup.data_dir().join("cgroup")));
         self.end(Way::Stopped);
-        let left = || procs::mentioning(self.setup.data_dir());
-        wait_for("no process of ours", secs(5), || left().is_empty().then_some(()));
+        let remaining = || procs::mentioning(self.setup.data_dir());
+        wait_for("all processes to end", secs(5), || remaining().is_empty().then_some(()));
         let groups = cgroups(tree.file_name().unwrap().to_str().unwrap());
         assert!(groups.is_empty(), "{groups:?}");
     }
@@ -159,7 +159,7 @@ impl Drop for World {
     }
 }
 
-/// Numbers, in turns on both streams, so that a lost or doubled byte shows; some 1.2 MB in about two seconds.
+/// Numbers on both streams in turn, so that a lost or duplicated byte is detected; about 1.2 MB in two seconds.
 const TALK: &str = "i=0; while [ $i -lt 200 ]; do seq $((i*800)) $((i*800+799)); echo e$i >&2; i=$((i+1)); sleep 0.01; done; \
                     exit 7";
 
@@ -169,8 +169,8 @@ fn talked() -> (String, String) {
     (out, err)
 }
 
-/// The data folder is given another name while no server runs: what state says of itself holds no path.
-fn it_goes_on_where_the_data_folder_was_moved(mut world: World) {
+/// The data folder is renamed while no server runs: its state contains no path.
+fn runs_continue_after_the_data_folder_is_moved(mut world: World) {
     let run =
         world.start(json!({"command": "echo first; read x; echo \"got $x\"; exit 5", "open_stdin": true}));
     world.printed(&run, "first");
@@ -182,10 +182,10 @@ fn it_goes_on_where_the_data_folder_was_moved(mut world: World) {
     assert_eq!(world.client().get(200, &run)["status"], "running");
     let words = [("Content-Type", "text/plain")];
     world.client().send("POST", &format!("{run}/stdin?eof=true"), &words, Some(b"more\n")).expect(200);
-    let told = world.ended(&run);
-    assert_eq!(told["exit_code"], 5, "{told}");
+    let reply = world.ended(&run);
+    assert_eq!(reply["exit_code"], 5, "{reply}");
     assert_eq!(world.output(&run, "").text(), "first\ngot more\n");
-    // And one that is new there.
+    // A new run at the new path.
     let run = world.start(json!({"command": "echo second"}));
     assert_eq!(world.ended(&run)["exit_code"], 0);
     if world.is_container() {
@@ -200,10 +200,10 @@ fn survives(mut world: World, way: Way) {
         let before = world.output(&run, "").body.len();
         wait_for("more of it", secs(20), || (world.output(&run, "").body.len() > before).then_some(()));
         world.restart(way);
-        let told = world.client().get(200, &run);
-        assert_eq!((&told["tag"], &told["command"]), (&json!("talk"), &json!(TALK)));
+        let reply = world.client().get(200, &run);
+        assert_eq!((&reply["tag"], &reply["command"]), (&json!("talk"), &json!(TALK)));
     }
-    // Followed from the beginning by somebody who comes late, and whose order is exact.
+    // Followed from the beginning by a late client, in the exact order of the output.
     let mut order = String::new();
     let mut events = Events::follow(world.server(), &run, None);
     while let Some(event) = events.next() {
@@ -211,17 +211,17 @@ fn survives(mut world: World, way: Way) {
             order.push_str(event.data["text"].as_str().unwrap());
         }
     }
-    let told = world.ended(&run);
-    assert_eq!((&told["status"], &told["exit_code"]), (&json!("exited"), &json!(7)), "{told}");
-    assert_eq!((&told["truncated"], &told["error"]), (&json!(false), &Value::Null), "{told}");
-    assert!(told["wall_secs"].as_f64().unwrap() >= 2.0, "{told}");
+    let reply = world.ended(&run);
+    assert_eq!((&reply["status"], &reply["exit_code"]), (&json!("exited"), &json!(7)), "{reply}");
+    assert_eq!((&reply["truncated"], &reply["error"]), (&json!(false), &Value::Null), "{reply}");
+    assert!(reply["wall_secs"].as_f64().unwrap() >= 2.0, "{reply}");
     let (out, err) = talked();
     assert!(world.output(&run, "").text() == out, "stdout differs");
     assert!(world.output(&run, "?stream=stderr").text() == err, "stderr differs");
     assert_eq!(order.len(), out.len() + err.len());
     assert!(world.output(&run, "?stream=both").text() == order, "the order differs");
     assert_eq!(order.find("e0\n").map(|at| &order[at - 4..at]), Some("799\n"));
-    // And it is there after one more.
+    // The output is complete after another restart too.
     world.restart(way);
     assert_eq!(world.client().get(200, &run)["exit_code"], 7);
     assert!(world.output(&run, "").text() == out);
@@ -229,15 +229,15 @@ fn survives(mut world: World, way: Way) {
     world.leave();
 }
 
-fn nothing_of_its_output_or_status_is_lost_when_the_server_is_killed(world: World) {
+fn output_and_status_survive_a_killed_server(world: World) {
     survives(world, Way::Killed);
 }
 
-fn nothing_of_its_output_or_status_is_lost_when_the_server_is_stopped(world: World) {
+fn output_and_status_survive_a_stopped_server(world: World) {
     survives(world, Way::Stopped);
 }
 
-fn one_that_ends_without_a_server_says_how(mut world: World) {
+fn a_run_that_ends_without_a_server_has_its_exit_status(mut world: World) {
     let ways =
         [("exit 3", "exited", json!(3), Value::Null), ("kill -SEGV $$", "killed", json!(-1), json!(11))];
     for (command, status, code, signal) in ways {
@@ -250,35 +250,35 @@ fn one_that_ends_without_a_server_says_how(mut world: World) {
             procs::kill(pid);
             wait_for("its keeper to end", secs(20), || world.keepers().is_empty().then_some(()));
             world.server = Some(world.setup.start());
-            let told = world.client().get(200, &run);
+            let reply = world.client().get(200, &run);
             assert_eq!(
-                (&told["status"], &told["exit_code"], &told["signal"]),
+                (&reply["status"], &reply["exit_code"], &reply["signal"]),
                 (&json!(status), &code, &signal),
-                "{told}"
+                "{reply}"
             );
             assert_eq!(world.output(&run, "").text(), "done\n");
-            assert!(told["cpu_secs"].as_f64().is_some(), "{told}");
+            assert!(reply["cpu_secs"].as_f64().is_some(), "{reply}");
         }
     }
     world.leave();
 }
 
-fn its_deadline_holds_across_a_restart(mut world: World) {
+fn the_deadline_holds_across_a_restart(mut world: World) {
     let (a, b) = (unique_secs(), unique_secs());
     let command = format!("trap '' TERM; setsid sleep {a} & echo up; sleep {b}; sleep {b}");
     let run = world.start(json!({"command": command, "hard_timeout_secs": 3}));
     world.printed(&run, "up\n");
     world.restart(Way::Killed);
-    let told = world.ended(&run);
-    assert_eq!((&told["status"], &told["exit_code"]), (&json!("timed_out"), &json!(-1)), "{told}");
-    let wall = told["wall_secs"].as_f64().unwrap();
+    let reply = world.ended(&run);
+    assert_eq!((&reply["status"], &reply["exit_code"]), (&json!("timed_out"), &json!(-1)), "{reply}");
+    let wall = reply["wall_secs"].as_f64().unwrap();
     assert!((3.0..4.5).contains(&wall), "{wall}");
     procs::assert_dead(&a);
     procs::assert_dead(&b);
     world.leave();
 }
 
-fn stdin_and_signals_reach_it_after_a_restart(mut world: World) {
+fn stdin_and_signals_reach_a_run_after_a_restart(mut world: World) {
     let command = "trap 'echo usr1' USR1; echo up; while read x; do echo got $x; done; echo eof";
     let run = world.start(json!({"command": command, "open_stdin": true}));
     let put = |world: &World, query: &str, text: &str| {
@@ -301,7 +301,7 @@ fn stdin_and_signals_reach_it_after_a_restart(mut world: World) {
     assert_eq!(put(&world, "?eof=true", "five\n"), json!({"bytes_taken": 5, "stdin_open": false}));
     assert_eq!(world.ended(&run)["exit_code"], 0);
     assert!(world.output(&run, "").text().ends_with("got five\neof\n"));
-    // One that was given its whole input at the start.
+    // A run that receives its whole input at the start.
     let long: String = (0..50_000).map(|n| format!("{n}\n")).collect();
     let run = world.start(json!({"command": "sleep 0.5; cat", "stdin": long}));
     world.restart(Way::Killed);
@@ -310,7 +310,7 @@ fn stdin_and_signals_reach_it_after_a_restart(mut world: World) {
     world.leave();
 }
 
-fn deletion_ends_it_after_a_restart(mut world: World) {
+fn deletion_ends_a_run_after_a_restart(mut world: World) {
     let (a, b) = (unique_secs(), unique_secs());
     let command = format!("trap '' TERM; setsid sleep {a} & echo up; sleep {b}; sleep {b}");
     let run = world.start(json!({"command": command}));
@@ -323,7 +323,7 @@ fn deletion_ends_it_after_a_restart(mut world: World) {
     world.client().refused(404, "run_not_found", "GET", &run, None);
     let id = run.rsplit('/').next().unwrap();
     assert!(!world.setup.data_dir().join("runs").join(id).exists());
-    // One of the same server as well.
+    // A run of the same server too.
     let run = world.start(json!({"command": format!("sleep {a}")}));
     procs::wait_sleep(&a);
     world.client().delete(204, &run);
@@ -331,16 +331,16 @@ fn deletion_ends_it_after_a_restart(mut world: World) {
     world.leave();
 }
 
-fn it_goes_with_its_workspace(mut world: World) {
+fn a_run_ends_with_its_workspace(mut world: World) {
     if !world.is_container() {
-        let made = world.client().post(200, "/api/workspaces", json!({"name": "goes"}));
-        world.path = format!("/api/workspaces/{}", made["id"].as_str().unwrap());
+        let created = world.client().post(200, "/api/workspaces", json!({"name": "goes"}));
+        world.path = format!("/api/workspaces/{}", created["id"].as_str().unwrap());
     }
     let number = unique_secs();
     let run = world.start(json!({"command": format!("setsid sleep {number} & sleep {number}")}));
     wait_for("both", secs(20), || (procs::sleeps(&number).len() == 2).then_some(()));
     world.restart(Way::Stopped);
-    assert_eq!(procs::sleeps(&number).len(), 2, "an orderly stop has ended it");
+    assert_eq!(procs::sleeps(&number).len(), 2, "a regular stop ended the run");
     world.client().delete(200, &world.path);
     procs::assert_dead(&number);
     let id = run.rsplit('/').next().unwrap();
@@ -349,7 +349,7 @@ fn it_goes_with_its_workspace(mut world: World) {
     world.leave();
 }
 
-fn a_killed_keeper_is_no_exit_status(mut world: World) {
+fn a_killed_keeper_is_reported_as_an_error(mut world: World) {
     for restarts in 0..3 {
         let number = unique_secs();
         let command = format!("echo part; setsid sleep {number} & sleep {number}");
@@ -365,12 +365,12 @@ fn a_killed_keeper_is_no_exit_status(mut world: World) {
         }
         procs::signal(keeper, Signal::KILL);
         if restarts > 0 {
-            wait_for("its end", secs(5), || world.keepers().is_empty().then_some(()));
+            wait_for("the keeper to exit", secs(5), || world.keepers().is_empty().then_some(()));
             world.server = Some(world.setup.start());
         }
-        let told = world.ended(&run);
-        assert_eq!((&told["status"], &told["exit_code"]), (&json!("failed"), &Value::Null), "{told}");
-        assert!(told["error"]["message"].as_str().unwrap().contains("keeper process"), "{told}");
+        let reply = world.ended(&run);
+        assert_eq!((&reply["status"], &reply["exit_code"]), (&json!("failed"), &Value::Null), "{reply}");
+        assert!(reply["error"]["message"].as_str().unwrap().contains("keeper process"), "{reply}");
         procs::assert_dead(&number);
         assert_eq!(world.output(&run, "").text(), "part\n");
         world.client().delete(204, &run);
@@ -378,8 +378,8 @@ fn a_killed_keeper_is_no_exit_status(mut world: World) {
     world.leave();
 }
 
-/// What its keeper gives up is never read as something else.
-fn a_window_of_its_output_is_kept(mut world: World) {
+/// Output beyond the limit is dropped from the start, and offsets stay correct.
+fn output_beyond_the_limit_is_dropped_from_the_start(mut world: World) {
     let command = "seq 1 600000; sleep 0.5; seq 600001 1200000";
     let run = world.start(json!({"command": command, "output_limit_bytes": 1 << 20}));
     let whole: String = (1..=1_200_000).map(|n| format!("{n}\n")).collect();
@@ -388,8 +388,8 @@ fn a_window_of_its_output_is_kept(mut world: World) {
         loop {
             let part = world.output(&run, &format!("?offset={at}&limit=65536"));
             let from: usize = part.header("x-offset").unwrap().parse().unwrap();
-            let wanted = &whole.as_bytes()[from..from + part.body.len()];
-            assert!(part.body == wanted, "other bytes at {from}");
+            let expected = &whole.as_bytes()[from..from + part.body.len()];
+            assert!(part.body == expected, "other bytes at {from}");
             if part.body.is_empty() {
                 return;
             }
@@ -399,12 +399,12 @@ fn a_window_of_its_output_is_kept(mut world: World) {
     look(&world);
     world.restart(Way::Killed);
     look(&world);
-    let told = world.ended(&run);
+    let reply = world.ended(&run);
     look(&world);
-    assert_eq!((&told["exit_code"], &told["truncated"]), (&json!(0), &json!(true)), "{told}");
-    assert_eq!(told["stdout_bytes"], whole.len());
-    let start = told["stdout_start"].as_u64().unwrap();
-    assert!(whole.len() as u64 - start <= 1 << 20, "{told}");
+    assert_eq!((&reply["exit_code"], &reply["truncated"]), (&json!(0), &json!(true)), "{reply}");
+    assert_eq!(reply["stdout_bytes"], whole.len());
+    let start = reply["stdout_start"].as_u64().unwrap();
+    assert!(whole.len() as u64 - start <= 1 << 20, "{reply}");
     let folder: PathBuf = world.setup.data_dir().join("runs").join(run.rsplit('/').next().unwrap());
     let used =
         std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(folder.join("stdout")).unwrap()) * 512;
@@ -412,7 +412,7 @@ fn a_window_of_its_output_is_kept(mut world: World) {
     world.leave();
 }
 
-fn a_terminal_goes_with_it(mut world: World) {
+fn a_detached_run_keeps_its_terminal(mut world: World) {
     let command = "stty -echo; stty size; read x; echo got $x; read y; exit 5";
     let run = world.start(json!({"command": command, "pty": {"cols": 91, "rows": 33}}));
     world.printed(&run, "33 91");
@@ -428,7 +428,7 @@ fn a_terminal_goes_with_it(mut world: World) {
     world.leave();
 }
 
-fn what_cannot_be_started_is_refused_as_ever(world: World) {
+fn detached_runs_that_cannot_start_are_refused(world: World) {
     let client = world.client();
     for (code, body) in [
         ("invalid_cwd", json!({"command": "true", "cwd": "/no/such/folder", "detach": true})),
@@ -440,7 +440,7 @@ fn what_cannot_be_started_is_refused_as_ever(world: World) {
     let exec = Some(json!({"command": "true", "detach": true}));
     client.refused(400, "invalid_payload", "POST", &format!("{}/exec", world.path), exec);
     assert_eq!(client.get(200, &format!("{}/runs", world.path)), json!([]), "a refused run is listed");
-    // Short ones are no race: nothing of them is lost.
+    // The output of short runs is complete.
     for n in 0..20 {
         let run = world.start(json!({"command": format!("echo {n}; exit {n}")}));
         assert_eq!(world.ended(&run)["exit_code"], n);
@@ -449,12 +449,12 @@ fn what_cannot_be_started_is_refused_as_ever(world: World) {
     world.leave();
 }
 
-fn one_that_does_not_outlive_the_server_is_ended_as_ever(mut world: World) {
+fn a_run_without_detach_ends_with_the_server(mut world: World) {
     let (stays, goes) = (unique_secs(), unique_secs());
     let kept = world.start(json!({"command": format!("sleep {stays}")}));
     let body = json!({"command": format!("setsid sleep {goes} & sleep {goes}")});
-    let told = world.client().post(201, &format!("{}/runs", world.path), body);
-    let other = format!("{}/runs/{}", world.path, told["id"].as_str().unwrap());
+    let reply = world.client().post(201, &format!("{}/runs", world.path), body);
+    let other = format!("{}/runs/{}", world.path, reply["id"].as_str().unwrap());
     procs::wait_sleep(&stays);
     wait_for("both", secs(20), || (procs::sleeps(&goes).len() == 2).then_some(()));
     world.restart(Way::Killed);
@@ -466,9 +466,10 @@ fn one_that_does_not_outlive_the_server_is_ended_as_ever(mut world: World) {
     world.leave();
 }
 
-/// A container with a detached run in it is not idle, also for a server that has found it; stopping it ends the run.
+/// A container with a detached run is not idle, even after a restart of the server; stopping the container ends the
+/// run.
 #[test]
-fn a_container_is_not_idle_while_one_runs_in_it() {
+fn a_container_with_a_detached_run_is_not_idle() {
     let mut world = World::container();
     world.client().put(200, &world.path, json!({"idle_timeout_secs": 1}));
     let number = unique_secs();
@@ -485,7 +486,7 @@ fn a_container_is_not_idle_while_one_runs_in_it() {
     world.leave();
 }
 
-/// So many, and no more; whoever comes late is told.
+/// The number of detached runs is limited, and further ones are refused.
 #[test]
 fn detached_runs_are_bounded() {
     let world = World::host();

@@ -1,4 +1,4 @@
-//! A full disk: a clear error with its own code, no torn state file, and all works again once there is space.
+//! A full disk: an error with its own code, no torn state file, and normal operation once there is space.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -11,7 +11,7 @@ use crate::fixture::DISTRO;
 use crate::procs::{secs, wait_for};
 use crate::server::{NIL, Server, Setup};
 
-/// A small file system of its own, for as long as this lives.
+/// A small mounted file system, unmounted on drop.
 pub struct SmallDisk(pub PathBuf);
 
 impl SmallDisk {
@@ -24,7 +24,7 @@ impl SmallDisk {
         SmallDisk(path)
     }
 
-    /// Leaves not one byte.
+    /// Fills the disk to the last byte.
     pub fn fill(&self) {
         let mut file = File::create(self.0.join("filler")).unwrap();
         for size in [64 << 10, 4 << 10, 1] {
@@ -39,7 +39,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // The scratch folder may have done it already.
+        // The scratch folder may have unmounted it already.
         let _ = Command::new("umount").arg("-l").arg(&self.0).stderr(Stdio::null()).status();
     }
 }
@@ -48,7 +48,7 @@ fn state_is_whole(data: &Path) {
     let mut seen = 0;
     let mut folders = vec![data.to_owned()];
     while let Some(folder) = folders.pop() {
-        // What was deleted is removed in the background.
+        // Deleted workspaces are removed in the background.
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             let path = entry.path();
             if entry.file_type().unwrap().is_dir() {
@@ -68,14 +68,14 @@ fn state_is_whole(data: &Path) {
 }
 
 #[test]
-fn the_record_survives_a_full_disk() {
+fn state_files_survive_a_full_disk() {
     let setup = Setup::new();
     let disk = SmallDisk::new(&setup, "2m");
     let setup = setup.data(disk.0.join("data"));
     let server = setup.start();
     let owner = server.owner();
-    let made = owner.post(200, "/api/workspaces", json!({"name": "before"}));
-    let path = format!("/api/workspaces/{}", made["id"].as_str().unwrap());
+    let created = owner.post(200, "/api/workspaces", json!({"name": "before"}));
+    let path = format!("/api/workspaces/{}", created["id"].as_str().unwrap());
     let before = owner.get(200, "/api/workspaces");
 
     disk.fill();
@@ -89,9 +89,13 @@ fn the_record_survives_a_full_disk() {
         ),
         ("PUT", &path, json!({"name": "renamed", "env_vars": {"A": large}})),
     ] {
-        let told = owner.refused(507, "disk_full", method, path, Some(body));
-        assert!(told["message"].as_str().unwrap().to_lowercase().contains("space"), "{told}");
-        assert_eq!(owner.get(200, "/api/workspaces"), before, "what could not be stored must not be shown");
+        let answer = owner.refused(507, "disk_full", method, path, Some(body));
+        assert!(answer["message"].as_str().unwrap().to_lowercase().contains("space"), "{answer}");
+        assert_eq!(
+            owner.get(200, "/api/workspaces"),
+            before,
+            "a workspace that could not be stored is listed"
+        );
     }
     let exec = format!("/api/workspaces/{NIL}/exec");
     let reply = owner.call("POST", &exec, Some(&json!({"command": "echo hi"})));
@@ -99,7 +103,11 @@ fn the_record_survives_a_full_disk() {
     state_is_whole(&server.data);
     server.crash();
     let server = setup.start();
-    assert_eq!(server.owner().get(200, "/api/workspaces"), before, "a restart on the full disk");
+    assert_eq!(
+        server.owner().get(200, "/api/workspaces"),
+        before,
+        "different after a restart on the full disk"
+    );
 
     disk.free();
     let owner = server.owner();
@@ -108,8 +116,8 @@ fn the_record_survives_a_full_disk() {
     let after = owner.get(200, "/api/workspaces");
     assert_eq!(after.as_array().unwrap().len(), 3);
     state_is_whole(&server.data);
-    let left = leftovers(&server);
-    assert!(left.is_empty(), "half-written files were left: {left:?}");
+    let remaining = leftovers(&server);
+    assert!(remaining.is_empty(), "partial files remain: {remaining:?}");
     server.stop();
     assert_eq!(setup.start().owner().get(200, "/api/workspaces"), after);
 }
@@ -123,7 +131,7 @@ fn leftovers(server: &Server) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_build_on_a_full_disk_is_an_error_that_goes_away() {
+fn a_build_that_failed_on_a_full_disk_succeeds_with_more_space() {
     crate::fixture::tools();
     let setup = Setup::new();
     let disk = SmallDisk::new(&setup, "2m");
@@ -131,13 +139,13 @@ fn a_build_on_a_full_disk_is_an_error_that_goes_away() {
     let server = setup.start();
     let owner = server.owner();
     let body = json!({"name": "big", "workspace_type": "container", "distro": DISTRO});
-    let made = owner.post(200, "/api/workspaces", body);
-    let path = format!("/api/workspaces/{}", made["id"].as_str().unwrap());
+    let created = owner.post(200, "/api/workspaces", body);
+    let path = format!("/api/workspaces/{}", created["id"].as_str().unwrap());
     disk.fill();
     let reply = owner.call("POST", &format!("{path}/build"), None);
     if reply.status == 200 {
         disk.free();
-        // A bootstrap needs a hundred times this disk, so it fails in the end in any case.
+        // A bootstrap needs a hundred times this disk, so the build always fails.
         disk.fill();
         let done = wait_for("the build to fail", secs(300), || {
             let now = owner.get(200, &path);
@@ -152,7 +160,7 @@ fn a_build_on_a_full_disk_is_an_error_that_goes_away() {
     }
     disk.free();
     owner.get(200, "/api/workspaces");
-    // With room, and so that the test needs no bootstrap with an image, the very same workspace is built.
+    // With more space the same workspace is built; an image that is already there avoids the bootstrap.
     let larger = Command::new("mount").args(["-o", "remount,size=1g"]).arg(&disk.0).status();
     assert!(larger.unwrap().success());
     crate::fixture::copy_image(&server.data);

@@ -1,5 +1,5 @@
-//! A Docker engine of the tests' own: Debian's packages, unpacked into `it-docker` in the target folder and not installed,
-//! in namespaces that end with it. All tests that run at the same time share one.
+//! A Docker engine for the tests: Debian's packages, unpacked into `it-docker` in the target folder and not installed,
+//! in namespaces that end with the engine. All tests that run at the same time share one engine.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -13,10 +13,10 @@ use crate::procs::{self, secs, wait_for};
 use crate::scratch::Scratch;
 use crate::server::{Ended, Printed, run};
 
-/// The image that berth uses unless another one is named.
+/// The default image of berth.
 pub const IMAGE: &str = "debian:bookworm-slim";
 
-/// What a shell in the image finds.
+/// Programs in the image.
 const PROGRAMS: [&str; 17] = [
     "sh", "bash", "cat", "cp", "chmod", "env", "id", "ls", "mkdir", "mv", "rm", "setsid", "sleep", "stat",
     "touch", "uname", "ln",
@@ -31,7 +31,7 @@ pub struct Docker {
 }
 
 impl Docker {
-    /// The engine that other tests use at this moment, or a new one with the image.
+    /// Returns the engine that other tests use at this moment, or starts a new one with the image.
     pub fn shared() -> Arc<Docker> {
         static SHARED: Mutex<Weak<Docker>> = Mutex::new(Weak::new());
         let mut shared = SHARED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -78,17 +78,17 @@ impl Docker {
         docker
     }
 
-    /// The program `docker`.
+    /// Path of the program `docker`.
     pub fn program(&self) -> PathBuf {
         self.programs.join("usr/bin/docker")
     }
 
-    /// For `DOCKER_HOST`.
+    /// Value of `DOCKER_HOST`.
     pub fn host(&self) -> String {
         format!("unix://{}/sock", self.scratch.path().display())
     }
 
-    /// A process whose network namespace is the engine's.
+    /// A process in the engine's network namespace.
     pub fn pid(&self) -> u32 {
         self.daemon.id()
     }
@@ -100,30 +100,30 @@ impl Docker {
         command
     }
 
-    /// Runs `docker` to its end.
+    /// Runs `docker` and waits for its exit.
     pub fn ask(&self, words: &[&str]) -> Ended {
         run(self.command(self.program().to_str().unwrap()).args(words), secs(60))
     }
 
-    /// The names of all its containers.
+    /// The names of all containers of the engine.
     pub fn containers(&self) -> Vec<String> {
-        let told = self.ask(&["ps", "--all", "--format", "{{.Names}}"]);
-        assert_eq!(told.code, Some(0), "{told:?}");
-        told.stdout.lines().map(str::to_owned).collect()
+        let output = self.ask(&["ps", "--all", "--format", "{{.Names}}"]);
+        assert_eq!(output.code, Some(0), "{output:?}");
+        output.stdout.lines().map(str::to_owned).collect()
     }
 
-    /// What it shows of a container.
+    /// Output of `docker inspect`.
     #[track_caller]
     pub fn inspect(&self, name: &str) -> serde_json::Value {
-        let told = self.ask(&["inspect", name]);
-        assert_eq!(told.code, Some(0), "{told:?}");
-        serde_json::from_str::<serde_json::Value>(&told.stdout).unwrap()[0].take()
+        let output = self.ask(&["inspect", name]);
+        assert_eq!(output.code, Some(0), "{output:?}");
+        serde_json::from_str::<serde_json::Value>(&output.stdout).unwrap()[0].take()
     }
 }
 
 impl Drop for Docker {
     fn drop(&mut self) {
-        // The daemon is the first process of its namespace: whatever it leaves ends with it.
+        // The daemon is the first process of its pid namespace: all other processes in it end with it.
         let child = procs::all().into_iter().find(|pid| procs::parent(*pid) == Some(self.daemon.id()));
         if let Some(child) = child {
             procs::signal(child, Signal::TERM);
@@ -134,7 +134,7 @@ impl Drop for Docker {
         }
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
-        // Empty by now: one of cgroup v2, or one of each controller.
+        // Empty by now: one group of cgroup v2, or one of each controller.
         let top = Path::new("/sys/fs/cgroup");
         let controllers = fs::read_dir(top).into_iter().flatten().flatten().map(|entry| entry.path());
         for folder in controllers.chain([top.to_owned()]) {
@@ -143,7 +143,7 @@ impl Drop for Docker {
     }
 }
 
-/// The cgroup of its containers.
+/// The parent cgroup of the containers.
 fn group() -> String {
     format!("/it-docker-{}", std::process::id())
 }
@@ -153,7 +153,7 @@ fn path_of(programs: &Path) -> String {
     format!("{}:{}:{}", bin.display(), sbin.display(), std::env::var("PATH").unwrap())
 }
 
-/// Where libraries are that this machine may not have.
+/// Folders of shared libraries that this machine may lack.
 fn libraries(programs: &Path) -> String {
     let folders = ["usr/lib", "lib"].map(|lib| programs.join(lib));
     let found = folders.iter().filter_map(|lib| fs::read_dir(lib).ok()).flatten().flatten();
@@ -161,7 +161,7 @@ fn libraries(programs: &Path) -> String {
     found.join(":")
 }
 
-/// The engine's programs, downloaded once.
+/// Folder of the engine's programs, which are downloaded once.
 fn unpacked() -> PathBuf {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
     let programs = target.join("it-docker");
@@ -173,13 +173,13 @@ fn unpacked() -> PathBuf {
         for package in *.deb; do dpkg-deb -x \"$package\" root; done";
     let ended = run(Command::new("sh").args(["-c", script, "sh"]).arg(scratch.path()), secs(300));
     assert_eq!(ended.code, Some(0), "{ended:?}");
-    // Another run of the tests may have been quicker.
+    // A concurrent test process may have renamed its folder first.
     let _ = fs::rename(scratch.path().join("root"), &programs);
     assert!(programs.join("usr/sbin/dockerd").exists(), "{ended:?}");
     programs
 }
 
-/// A small root of this machine's own programs: a download of one would take longer than all that is done with it.
+/// Creates a small root from programs of this machine, which is faster than a download.
 fn root(scratch: &Scratch) -> PathBuf {
     let root = scratch.folder("root");
     for folder in ["usr/bin", "etc", "tmp", "proc", "sys", "dev", "root"] {

@@ -1,5 +1,5 @@
-//! `berth doctor` and `GET /api/doctor`: what this machine can do, what it cannot and what helps, and that looking leaves
-//! nothing behind, however it ends.
+//! `berth doctor` and `GET /api/doctor`: the supported and missing features of this machine with their fixes. The
+//! examination leaves nothing behind, however it ends.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::procs::{self, secs, wait_for};
 use crate::scratch::Scratch;
 use crate::server::{BINARY, Ended, Server, Setup, run};
 
-/// As a person starts it, in a folder of its own; `wrapper` becomes it.
+/// The command in a scratch folder, executed by `wrapper`.
 fn command(scratch: &Scratch, wrapper: &[&str], args: &[&str]) -> Command {
     let words = [wrapper, &[BINARY, "doctor"], args].concat();
     let mut command = Command::new(words[0]);
@@ -30,7 +30,7 @@ fn doctor(scratch: &Scratch, wrapper: &[&str], args: &[&str]) -> Ended {
     run(&mut command(scratch, wrapper, args), secs(60))
 }
 
-/// Its report and its exit code.
+/// Returns the report and the exit code.
 #[track_caller]
 pub fn report(scratch: &Scratch, wrapper: &[&str]) -> (Value, Option<i32>) {
     let ended = doctor(scratch, wrapper, &["--json"]);
@@ -38,14 +38,14 @@ pub fn report(scratch: &Scratch, wrapper: &[&str]) -> (Value, Option<i32>) {
     (report, ended.code)
 }
 
-/// The row of this name.
+/// The row with this name.
 #[track_caller]
 pub fn row<'a>(report: &'a Value, name: &str) -> &'a Value {
     let checks = report["checks"].as_array().unwrap();
     checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("no {name} in {report:#}"))
 }
 
-/// Its status, and what helps.
+/// Status and fix of a row.
 #[track_caller]
 pub fn of<'a>(report: &'a Value, name: &str) -> (&'a str, &'a str) {
     let row = row(report, name);
@@ -54,12 +54,12 @@ pub fn of<'a>(report: &'a Value, name: &str) -> (&'a str, &'a str) {
     assert_eq!(
         status == "ok",
         row.get("fix").is_none(),
-        "what is not ok needs a fix, and nothing else: {row}"
+        "exactly the rows that are not ok need a fix: {row}"
     );
     (status, row["fix"].as_str().unwrap_or_default())
 }
 
-/// Every folder below a cgroup hierarchy with this in its name.
+/// Returns every folder below a cgroup hierarchy with this in its name.
 pub fn cgroups(part: &str) -> Vec<std::path::PathBuf> {
     let (mut found, mut folders) = (Vec::new(), vec![Path::new("/sys/fs/cgroup").to_owned()]);
     while let Some(folder) = folders.pop() {
@@ -75,22 +75,23 @@ pub fn cgroups(part: &str) -> Vec<std::path::PathBuf> {
     found
 }
 
-/// The name of the groups of `berth doctor` by this binary.
+/// The name of the cgroups of `berth doctor` with this binary.
 fn group() -> String {
     use std::os::unix::fs::MetadataExt as _;
     let meta = fs::metadata(BINARY).unwrap();
     format!("berth-doctor-{:x}-{:x}", meta.dev(), meta.ino())
 }
 
-/// No file, mount or process of it is there. Groups are looked at where no other doctor can be at work.
+/// Checks that no file, mount or process of the doctor remains. Cgroups are checked only where no other doctor can be
+/// running.
 #[track_caller]
 fn nothing_left(scratch: &Scratch) {
     let place = scratch.path().join("place");
-    let left: Vec<_> = fs::read_dir(&place).unwrap().flatten().map(|entry| entry.path()).collect();
-    assert!(left.is_empty(), "{left:?}");
+    let remaining: Vec<_> = fs::read_dir(&place).unwrap().flatten().map(|entry| entry.path()).collect();
+    assert!(remaining.is_empty(), "{remaining:?}");
     let inner: Vec<_> = procs::mounts_below(&place).into_iter().filter(|point| *point != place).collect();
     assert!(inner.is_empty(), "{inner:?}");
-    wait_for("its processes to be gone", secs(5), || procs::mentioning(&place).is_empty().then_some(()));
+    wait_for("its processes to exit", secs(5), || procs::mentioning(&place).is_empty().then_some(()));
 }
 
 #[test]
@@ -144,7 +145,7 @@ fn this_machine_can_do_everything_that_the_tests_need() {
 }
 
 #[test]
-fn the_table_is_for_people() {
+fn the_output_is_a_readable_table() {
     let scratch = Scratch::new();
     let ended = doctor(&scratch, &[], &[]);
     assert_eq!(ended.code, Some(0), "{ended:?}");
@@ -160,7 +161,7 @@ fn the_table_is_for_people() {
 }
 
 #[test]
-fn what_is_missing_is_named_with_its_package() {
+fn missing_tools_are_reported_with_their_packages() {
     let scratch = Scratch::new();
     let hide = "for tool in systemd-nspawn debootstrap; do mount --bind /dev/null \"$(command -v $tool)\" || exit 9; done; \
                 exec \"$@\"";
@@ -173,7 +174,7 @@ fn what_is_missing_is_named_with_its_package() {
         assert!(fix.contains(&format!("apt-get install {package}")) && fix.contains("--setup"), "{fix}");
     }
     assert_eq!(of(&report, "container").0, "fail");
-    assert_eq!(of(&report, "build debian-bookworm").0, "fail", "nothing can be built, so this is no detail");
+    assert_eq!(of(&report, "build debian-bookworm").0, "fail", "nothing can be built, which is a failure");
     let ended = doctor(&scratch, &wrapper, &[]);
     assert_eq!(ended.code, Some(1));
     assert!(ended.stdout.contains("FAIL  debootstrap") && ended.stdout.contains("do not work"), "{ended:?}");
@@ -181,30 +182,30 @@ fn what_is_missing_is_named_with_its_package() {
 }
 
 #[test]
-fn a_firewall_that_drops_what_it_does_not_know_is_named() {
+fn a_firewall_that_drops_forwarded_traffic_is_reported() {
     let scratch = Scratch::new();
     let drop = "iptables -P FORWARD DROP || exit 9; [ $0 = nft ] || mount --bind /dev/null \"$(command -v nft)\" || exit 9; \
                 exec \"$@\"";
-    for (reader, says, helps) in [
+    for (reader, finding, fix_part) in [
         ("nft", "table ip filter", "iifname \"vb*\""),
         ("iptables", "FORWARD of iptables", "-i vb+ and -o vb+"),
     ] {
         let (report, _) = report(&scratch, &["unshare", "-m", "-n", "sh", "-c", drop, reader]);
         let (status, fix) = of(&report, "forwarding");
         assert_eq!(status, "warn");
-        assert!(fix.contains(helps), "{fix}");
+        assert!(fix.contains(fix_part), "{fix}");
         let found = row(&report, "forwarding")["found"].as_str().unwrap();
-        assert!(found.contains(says), "{found}");
+        assert!(found.contains(finding), "{found}");
     }
 }
 
 #[test]
-fn without_root_it_says_so_and_looks_at_the_rest() {
+fn without_root_the_other_checks_still_run() {
     let scratch = Scratch::new();
     let place = scratch.folder("place");
     std::os::unix::fs::chown(place, Some(65534), Some(65534)).unwrap();
-    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"];
-    let (report, code) = report(&scratch, &nobody);
+    let unprivileged = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"];
+    let (report, code) = report(&scratch, &unprivileged);
     assert_eq!((code, &report["ok"]), (Some(1), &json!(false)), "{report:#}");
     assert_eq!(of(&report, "root"), ("fail", "start berth as root"));
     assert_eq!(of(&report, "programs").0, "ok");
@@ -213,38 +214,38 @@ fn without_root_it_says_so_and_looks_at_the_rest() {
     assert!(of(&report, "container").1.contains("as root"));
     assert!(of(&report, "limit of memory").1.contains("Delegate=yes"), "{report:#}");
     nothing_left(&scratch);
-    // Where it may not even look.
+    // A folder that may not even be listed.
     let closed = scratch.folder("place/closed");
     fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
-    let ended = run(command(&scratch, &nobody, &["--json"]).env("BERTH_DATA_DIR", &closed), secs(60));
+    let ended = run(command(&scratch, &unprivileged, &["--json"]).env("BERTH_DATA_DIR", &closed), secs(60));
     let report: Value = serde_json::from_str(&ended.stdout).unwrap();
     assert_eq!((ended.code, of(&report, "data folder").0), (Some(1), "fail"), "{report:#}");
     fs::remove_dir(closed).unwrap();
 }
 
-/// Whoever starts berth without the privilege is told, by the doctor and at the start, that memory may run out for berth
-/// itself as well.
+/// Without CAP_SYS_RESOURCE, the doctor and the server's start-up log warn that the kernel may kill berth itself when
+/// memory runs out.
 #[test]
-fn a_server_that_the_kernel_may_end_for_memory_says_so() {
+fn a_server_that_the_oom_killer_may_choose_warns() {
     let scratch = Scratch::new();
     let without = ["setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource", "--"];
-    let (told, code) = report(&scratch, &without);
-    assert_eq!((code, of(&told, "oom").0), (Some(0), "warn"), "{told:#}");
-    assert!(of(&told, "oom").1.contains("CAP_SYS_RESOURCE"), "{told:#}");
+    let (reply, code) = report(&scratch, &without);
+    assert_eq!((code, of(&reply, "oom").0), (Some(0), "warn"), "{reply:#}");
+    assert!(of(&reply, "oom").1.contains("CAP_SYS_RESOURCE"), "{reply:#}");
     let server = Setup::new().start_through(&without);
-    server.stdout.line_with("the kernel may kill berth itself", secs(10)).expect("a line at the start");
-    let told = server.owner().get(200, "/api/doctor");
-    assert_eq!(of(&told, "oom").0, "warn", "{told:#}");
+    server.stdout.line_with("the kernel may kill berth itself", secs(10)).expect("no warning at the start");
+    let reply = server.owner().get(200, "/api/doctor");
+    assert_eq!(of(&reply, "oom").0, "warn", "{reply:#}");
     server.stop();
-    // With it there is nothing to say; this machine may lack it.
+    // With the capability there is no warning; this machine may lack it.
     let server = Server::start();
     let score = fs::read_to_string(format!("/proc/{}/oom_score_adj", server.pid)).unwrap();
-    let wanted = if score.trim() == "-900" { "ok" } else { "warn" };
-    assert_eq!(of(&server.owner().get(200, "/api/doctor"), "oom").0, wanted);
-    assert_eq!(server.log().contains("the kernel may kill berth itself"), wanted == "warn");
+    let expected = if score.trim() == "-900" { "ok" } else { "warn" };
+    assert_eq!(of(&server.owner().get(200, "/api/doctor"), "oom").0, expected);
+    assert_eq!(server.log().contains("the kernel may kill berth itself"), expected == "warn");
 }
 
-/// What a data folder on this mount is said to be good for.
+/// Returns the doctor's row for a data folder on this mount.
 #[track_caller]
 fn on(mount: &str) -> (Value, Option<i32>) {
     let scratch = Scratch::new();
@@ -258,13 +259,13 @@ fn on(mount: &str) -> (Value, Option<i32>) {
         secs(10),
     );
     assert_eq!(done.code, Some(0), "{done:?}");
-    let told = report(&scratch, &[]);
+    let reply = report(&scratch, &[]);
     nothing_left(&scratch);
-    told
+    reply
 }
 
 #[test]
-fn a_data_folder_that_is_no_good_is_said_to_be_none() {
+fn an_unsuitable_data_folder_is_reported() {
     let (report, code) = on("-t tmpfs -o noexec,nodev,size=2g tmpfs");
     assert_eq!(code, Some(1));
     let (status, fix) = of(&report, "data folder");
@@ -276,7 +277,7 @@ fn a_data_folder_that_is_no_good_is_said_to_be_none() {
     assert_eq!(of(&report, "disk").0, "fail");
     assert!(row(&report, "disk")["found"].as_str().unwrap().contains("MiB free of 200 MiB"), "{report:#}");
 
-    // As in many an outer container: no layers upon layers there, and files get new owners; containers do start.
+    // As in many outer containers: overlays cannot be stacked there, and files get new owners; containers do start.
     let (report, code) = on("-t overlay -o lowerdir=lower,upperdir=upper,workdir=work overlay");
     assert_eq!(code, Some(0), "{report:#}");
     assert_eq!(of(&report, "overlayfs").0, "warn");
@@ -285,9 +286,9 @@ fn a_data_folder_that_is_no_good_is_said_to_be_none() {
 }
 
 #[test]
-fn a_systemd_that_may_have_the_known_hole_is_named() {
+fn a_vulnerable_systemd_is_reported() {
     let scratch = Scratch::new();
-    // The version alone does not tell; the package's own list of changes does.
+    // The version alone does not show it; the changelog of the package does.
     let hide = "mount --bind /dev/null /usr/share/doc/systemd-container/changelog.Debian.gz && exec \"$@\"";
     let changes = Path::new("/usr/share/doc/systemd-container/changelog.Debian.gz");
     assert!(changes.exists(), "this test is for Debian");
@@ -297,12 +298,12 @@ fn a_systemd_that_may_have_the_known_hole_is_named() {
     let (status, fix) = of(&hidden, "CVE-2026-40226");
     assert_eq!(status, "warn");
     assert!(fix.contains("259.4"), "{fix}");
-    assert_eq!(code, Some(0), "berth itself never reads such a file");
+    assert_eq!(code, Some(0), "berth itself never reads such files");
 }
 
 #[test]
-fn where_root_is_not_really_root_it_says_what_that_one_may_not() {
-    // As in an outer container that was not made for this.
+fn missing_privileges_of_a_restricted_root_are_reported() {
+    // As in an outer container with default restrictions.
     let scratch = Scratch::new();
     let switch_off = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$@\"";
     let wrapper = ["unshare", "--user", "--map-root-user", "sh", "-c", switch_off, "sh"];
@@ -321,7 +322,7 @@ fn where_root_is_not_really_root_it_says_what_that_one_may_not() {
 }
 
 #[test]
-fn it_takes_the_flags_of_serve_and_refuses_others() {
+fn doctor_accepts_the_flags_of_serve_and_refuses_others() {
     let scratch = Scratch::new();
     let key = scratch.file("key.gpg", "k");
     let keyring = format!("--keyring=ubuntu-noble={}", key.display());
@@ -329,7 +330,7 @@ fn it_takes_the_flags_of_serve_and_refuses_others() {
     let report: Value = serde_json::from_str(&ended.stdout).unwrap();
     assert_eq!(of(&report, "build ubuntu-noble"), ("ok", ""));
     assert!(row(&report, "build ubuntu-noble")["found"].as_str().unwrap().contains("gutsy"), "{report:#}");
-    // Without a keyring of its own: the one that berth carries.
+    // Without a keyring on this machine, berth uses the one that it contains.
     assert_eq!(of(&report, "build ubuntu-jammy"), ("ok", ""));
     let found = row(&report, "build ubuntu-jammy")["found"].as_str().unwrap();
     let keys = ["Ubuntu's archive keys, which are part of berth", "ubuntu-archive-keyring"];
@@ -344,59 +345,59 @@ fn it_takes_the_flags_of_serve_and_refuses_others() {
 }
 
 #[test]
-fn an_end_at_any_moment_leaves_nothing() {
+fn an_interrupted_doctor_leaves_nothing_behind() {
     let scratch = Scratch::new();
     scratch.folder("place");
     let end = |signal: Signal, after: Duration| {
         let mut command = command(&scratch, &[], &["--json"]);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        // Time is the test here: there is no other handle for "somewhere in the middle".
+        // Time is part of this test: there is no other handle for a point in the middle.
         thread::sleep(after);
         procs::signal(child.id(), signal);
-        wait_for("its end", secs(20), || child.try_wait().unwrap());
+        wait_for("the doctor to exit", secs(20), || child.try_wait().unwrap());
     };
     for step in 0..8 {
         end(Signal::INT, Duration::from_millis(50 + step * 60));
         nothing_left(&scratch);
     }
-    // Nobody can clean up after a KILL at once; the next one does.
+    // After SIGKILL there is no immediate cleanup; the next doctor cleans up.
     for step in 0..8 {
         end(Signal::KILL, Duration::from_millis(50 + step * 60));
     }
     let (_, code) = report(&scratch, &[]);
     assert_eq!(code, Some(0));
     nothing_left(&scratch);
-    // The other tests look at this machine with the same binary: one of them may be at work, but none for ever.
-    wait_for("its groups to be gone", secs(60), || cgroups(&group()).is_empty().then_some(()));
+    // Other tests run a doctor with the same binary on this machine, each for a limited time.
+    wait_for("its cgroups to be removed", secs(60), || cgroups(&group()).is_empty().then_some(()));
 }
 
 #[test]
-fn the_server_tells_the_same() {
+fn the_server_returns_the_same_report() {
     let server = Server::start();
     server.anyone().refused(401, "unauthorized", "GET", "/api/doctor", None);
-    // However many ask at once, it looks once.
+    // Concurrent requests share one examination.
     let reports: Vec<Value> = thread::scope(|scope| {
-        let asked: Vec<_> =
+        let request: Vec<_> =
             (0..8).map(|_| scope.spawn(|| server.collaborator().get(200, "/api/doctor"))).collect();
-        asked.into_iter().map(|asked| asked.join().unwrap()).collect()
+        request.into_iter().map(|request| request.join().unwrap()).collect()
     });
     for report in &reports {
         assert_eq!(report["checked_at"], reports[0]["checked_at"]);
         assert_eq!(of(report, "container"), ("ok", ""), "{report:#}");
     }
-    let left: Vec<_> = fs::read_dir(&server.data)
+    let remaining: Vec<_> = fs::read_dir(&server.data)
         .unwrap()
         .flatten()
         .filter(|entry| entry.file_name().to_string_lossy().contains("doctor"))
         .collect();
-    assert!(left.is_empty(), "{left:?}");
+    assert!(remaining.is_empty(), "{remaining:?}");
     for secret in [crate::server::CLIENT_TOKEN, crate::server::HOST_TOKEN] {
         assert!(!reports[0].to_string().contains(secret));
     }
 }
 
 #[test]
-fn a_server_that_stops_does_not_wait_for_the_doctor() {
+fn shutdown_does_not_wait_for_the_doctor() {
     let setup = Setup::new();
     let server = setup.start();
     let data = setup.data_dir().to_owned();
@@ -410,6 +411,6 @@ fn a_server_that_stops_does_not_wait_for_the_doctor() {
         assert_eq!(server.stop().code(), Some(0));
     });
     assert!(procs::mounts_below(&data).is_empty());
-    let left = fs::read_dir(&data).unwrap().flatten();
-    assert!(left.into_iter().all(|entry| !entry.file_name().to_string_lossy().contains("doctor")));
+    let remaining = fs::read_dir(&data).unwrap().flatten();
+    assert!(remaining.into_iter().all(|entry| !entry.file_name().to_string_lossy().contains("doctor")));
 }

@@ -1,5 +1,5 @@
-//! A stream of events as a client reads it: over one connection, event by event, with a deadline for each, and broken
-//! off wherever the test likes.
+//! A client of an event stream over one connection: it reads event by event, with a deadline for each, and can
+//! disconnect at any point.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -16,7 +16,7 @@ pub struct Events {
     reader: BufReader<TcpStream>,
     pub head: String,
     ndjson: bool,
-    /// What came; up to `at` it has been used.
+    /// The received bytes; those before `at` are consumed.
     text: Vec<u8>,
     at: usize,
     ended: bool,
@@ -42,20 +42,20 @@ impl Event {
 }
 
 impl Events {
-    /// Follows a run; `last` is the id of the last event that was seen.
+    /// Follows a run; `last` is the id of the last event that was received.
     #[track_caller]
     pub fn follow(server: &Server, run: &str, last: Option<&str>) -> Events {
         let resume = last.map(|id| format!("Last-Event-ID: {id}\r\n")).unwrap_or_default();
         Events::ask(server, &format!("GET {run}/events HTTP/1.1\r\n{resume}"), None)
     }
 
-    /// Sends any request whose answer is a stream; `head` without Host and credential.
+    /// Sends a request with a stream as its response; `head` has neither Host nor credential.
     #[track_caller]
     pub fn ask(server: &Server, head: &str, body: Option<&Value>) -> Events {
         Events::ask_as(server, HOST_TOKEN, head, body)
     }
 
-    /// The same with another token.
+    /// Like `ask`, with another token.
     #[track_caller]
     pub fn ask_as(server: &Server, token: &str, head: &str, body: Option<&Value>) -> Events {
         let mut stream = TcpStream::connect(server.address).unwrap();
@@ -69,28 +69,28 @@ impl Events {
         let mut reader = BufReader::new(stream);
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
-            assert!(reader.read_line(&mut head).unwrap() > 0, "hung up: {head}");
+            assert!(reader.read_line(&mut head).unwrap() > 0, "the server closed the connection: {head}");
         }
         assert!(head.starts_with("HTTP/1.1 200"), "{head}");
         let ndjson = head.contains("application/x-ndjson");
         Events { reader, head, ndjson, text: Vec::new(), at: 0, ended: false }
     }
 
-    /// Waits until the stream is broken off, without its proper end.
+    /// Waits until the stream closes without its final chunk.
     #[track_caller]
     pub fn until_cut(mut self) {
         let mut rest = Vec::new();
-        // A reset is as good as an end.
+        // A reset counts as EOF.
         let _ = self.reader.read_to_end(&mut rest);
         assert!(!rest.ends_with(b"0\r\n\r\n"), "{}", String::from_utf8_lossy(&rest));
     }
 
-    /// Takes in the next chunk; `false` at the proper end, and a panic where the stream is broken off.
+    /// Reads the next chunk; `false` at the final chunk, panics if the connection closes before it.
     fn chunk(&mut self) -> bool {
         let mut line = String::new();
         self.reader.read_line(&mut line).unwrap();
         let size = usize::from_str_radix(line.trim_end(), 16)
-            .unwrap_or_else(|error| panic!("the stream broke off: {line:?}: {error}"));
+            .unwrap_or_else(|error| panic!("the stream closed: {line:?}: {error}"));
         self.ended = size == 0;
         let start = self.text.len();
         self.text.resize(start + size + 2, 0);
@@ -109,13 +109,13 @@ impl Events {
             self.text.drain(..self.at);
             self.at = 0;
             if self.ended || !self.chunk() {
-                assert!(self.text.is_empty(), "half a line at the end: {:?}", self.text);
+                assert!(self.text.is_empty(), "a partial line at the end: {:?}", self.text);
                 return None;
             }
         }
     }
 
-    /// The next event or comment (then its name is empty); `None` at the end.
+    /// Returns the next event or comment (with an empty name); `None` at the end.
     pub fn next_or_comment(&mut self) -> Option<Event> {
         let mut event = Event { name: String::new(), id: String::new(), data: Value::Null };
         if self.ndjson {
@@ -147,7 +147,7 @@ impl Events {
         }
     }
 
-    /// The first event of this name.
+    /// Returns the first event with this name.
     #[track_caller]
     pub fn wait(&mut self, name: &str) -> Event {
         loop {
@@ -158,7 +158,7 @@ impl Events {
         }
     }
 
-    /// All of both streams, and the last event.
+    /// Returns all bytes of stdout and stderr, and the last event.
     #[track_caller]
     pub fn collect(mut self) -> (Vec<u8>, Vec<u8>, Event) {
         let (mut out, mut err) = (Vec::new(), Vec::new());
@@ -169,7 +169,7 @@ impl Events {
                 "stderr" => err.extend(event.bytes()),
                 "status" => {}
                 "exit" => {
-                    assert!(self.next().is_none(), "something follows the exit");
+                    assert!(self.next().is_none(), "an event follows the exit");
                     return (out, err, event);
                 }
                 other => panic!("unexpected event {other}: {event:?}"),

@@ -1,5 +1,5 @@
-//! Fairness: one token, or one workspace, that takes all it can get leaves enough for the others, and ends nowhere.
-//! `tests/bench/fairness.py` has the long form.
+//! Fairness: a token or workspace that uses its whole share leaves enough capacity for the others.
+//! `tests/bench/fairness.py` is the long form.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -12,22 +12,22 @@ use crate::fixture::Place;
 use crate::procs::{self, secs, wait_for};
 use crate::server::{HOST_TOKEN, Server, Setup};
 
-/// An owner's token that is limited to a host workspace, where commands are for owners.
+/// Creates an owner token that is limited to a host workspace; commands on the host need an owner.
 pub fn token(server: &Server, place: &Place<'_>) -> String {
     let body = json!({"scope": "owner", "label": "limited", "workspaceIds": [place.id]});
-    let made = server.owner().post(201, "/tokens", body);
-    made["token"].as_str().unwrap().to_owned()
+    let created = server.owner().post(201, "/tokens", body);
+    created["token"].as_str().unwrap().to_owned()
 }
 
-/// Its holder.
+/// A client with such a token.
 fn limited(server: &Server, place: &Place<'_>) -> Client {
     server.with_token(&token(server, place))
 }
 
 fn run(client: &Client, place: &Place<'_>, body: Value) -> Result<String, (u16, String)> {
     let reply = client.call("POST", &place.path("/runs"), Some(&body));
-    let told = reply.value();
-    let text = |key: &str| told[key].as_str().unwrap_or_default().to_owned();
+    let answer = reply.value();
+    let text = |key: &str| answer[key].as_str().unwrap_or_default().to_owned();
     if reply.status == 201 {
         return Ok(text("id"));
     }
@@ -44,7 +44,7 @@ fn busy() -> Result<String, (u16, String)> {
 }
 
 #[test]
-fn a_token_and_a_workspace_hold_half_and_the_owner_can_always_run_and_end() {
+fn tokens_and_workspaces_have_half_the_permits_and_owners_a_reserved_one() {
     let server = Setup::new().arg("--max-runs=4").arg("--max-streams=1").start();
     let [one, two, three] = [0; 3].map(|_| Place::another_host(&server));
     let (token, second) = (token(&server, &one), limited(&server, &one));
@@ -57,17 +57,17 @@ fn a_token_and_a_workspace_hold_half_and_the_owner_can_always_run_and_end() {
     for _ in 0..2 {
         run(&other, &two, sleep()).unwrap();
     }
-    assert_eq!(run(&limited(&server, &three), &three, sleep()), busy(), "all is taken");
-    // One stream worker is all there is, and a wait has it.
+    assert_eq!(run(&limited(&server, &three), &three, sleep()), busy(), "the server is at its limit");
+    // The only stream worker is occupied by a wait.
     let wait = one.path(&format!("/runs/{}/wait?timeout_secs=60", runs[0]));
     thread::scope(|scope| {
-        // Until the run is deleted: the look below may have the place at this moment.
+        // Repeated until the run is deleted, because the poll below may occupy the worker at this moment.
         scope.spawn(|| while server.with_token(&token).call("POST", &wait, None).status == 503 {});
-        wait_for("the wait to wait", secs(20), || {
+        wait_for("the wait to begin", secs(20), || {
             let path = one.path(&format!("/runs/{}/wait?timeout_secs=0.01", runs[1]));
             (second.call("POST", &path, None).status == 503).then_some(())
         });
-        // The owner's place is kept, and what ends something needs none of those.
+        // One permit is reserved for the owner, and requests that end something need none.
         assert_eq!(
             server.owner().post(200, &three.path("/exec"), json!({"command": "true"}))["exit_code"],
             0
@@ -76,12 +76,12 @@ fn a_token_and_a_workspace_hold_half_and_the_owner_can_always_run_and_end() {
         first.call("DELETE", &one.path(&format!("/runs/{}", runs[0])), None).expect(204);
         server.owner().call("DELETE", &two.path(""), None).expect(200);
     });
-    // Runs that were ended have given their places back.
-    wait_for("a place for the third", secs(10), || run(&limited(&server, &three), &three, sleep()).ok());
+    // Runs that have ended have returned their permits.
+    wait_for("a permit for the third", secs(10), || run(&limited(&server, &three), &three, sleep()).ok());
 }
 
 #[test]
-fn one_user_has_what_was_configured() {
+fn a_single_user_can_use_the_configured_limit() {
     let server = Setup::new().arg("--max-runs=1").start();
     let place = Place::another_host(&server);
     let limited = limited(&server, &place);
@@ -92,7 +92,7 @@ fn one_user_has_what_was_configured() {
 }
 
 #[test]
-fn terminals_streams_and_detached_runs_are_shared_too() {
+fn terminals_streams_and_detached_runs_have_shares_too() {
     let server = Setup::new().arg("--max-streams=4").start();
     let (one, two) = (Place::another_host(&server), Place::another_host(&server));
     let (token, second) = (token(&server, &one), limited(&server, &two));
@@ -100,15 +100,15 @@ fn terminals_streams_and_detached_runs_are_shared_too() {
     let terminal = |client: &Client, place: &Place<'_>| {
         client.call("POST", &place.path("/terminals"), Some(&json!({"command": "cat"})))
     };
-    let mut made = 0;
+    let mut created = 0;
     let refused = loop {
         let reply = terminal(&first, &one);
         if reply.status != 201 {
             break reply;
         }
-        made += 1;
+        created += 1;
     };
-    assert_eq!((made, refused.status, &refused.value()["code"]), (32, 429, &json!("over_share")));
+    assert_eq!((created, refused.status, &refused.value()["code"]), (32, 429, &json!("over_share")));
     let other = terminal(&second, &two).expect(201).value();
     let path = two.path(&format!("/terminals/{}", other["id"].as_str().unwrap()));
     second.call("DELETE", &path, None).expect(200);
@@ -119,10 +119,10 @@ fn terminals_streams_and_detached_runs_are_shared_too() {
     let wait = one.path(&format!("/runs/{}/wait?timeout_secs=60", runs[0]));
     thread::scope(|scope| {
         for _ in 0..2 {
-            // The question below may have a place for a moment.
+            // The poll below may occupy the permit for a moment.
             scope.spawn(|| while server.with_token(&token).call("POST", &wait, None).status == 429 {});
         }
-        wait_for("both to wait", secs(10), || {
+        wait_for("both waits to begin", secs(10), || {
             let path = one.path(&format!("/runs/{}/wait?timeout_secs=0.01", runs[1]));
             (first.call("POST", &path, None).status == 429).then_some(())
         });
@@ -144,8 +144,8 @@ fn latencies(client: &Client, place: &Place<'_>, count: usize) -> Vec<f64> {
     let mut all: Vec<f64> = (0..count)
         .map(|_| {
             let begun = Instant::now();
-            let told = client.post(200, &place.path("/exec"), json!({"command": "true"}));
-            assert_eq!(told["exit_code"], 0, "{told}");
+            let reply = client.post(200, &place.path("/exec"), json!({"command": "true"}));
+            assert_eq!(reply["exit_code"], 0, "{reply}");
             begun.elapsed().as_secs_f64() * 1e3
         })
         .collect();
@@ -153,7 +153,7 @@ fn latencies(client: &Client, place: &Place<'_>, count: usize) -> Vec<f64> {
     all
 }
 
-/// Ends the flood, also when the test fails.
+/// Ends the flood on drop, also if the test fails.
 pub struct Over<'a>(pub &'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -163,7 +163,7 @@ impl Drop for Over<'_> {
 }
 
 #[test]
-fn a_flood_of_one_token_refuses_and_holds_up_no_other() {
+fn a_flood_from_one_token_does_not_affect_others() {
     let server = Setup::new().arg("--max-runs=16").start();
     let places = [0; 3].map(|_| Place::another_host(&server));
     let tokens = [0, 1, 2].map(|at| token(&server, &places[at]));
@@ -198,13 +198,13 @@ fn a_flood_of_one_token_refuses_and_holds_up_no_other() {
         server.owner().call("DELETE", &places[0].path(""), None).expect(200);
         let ended = begun.elapsed();
         over.store(true, Ordering::SeqCst);
-        // Looser than the long form: a machine that runs tests has other work.
+        // The limit is looser than in the long form, because other tests use the same machine.
         let p95 = |all: &[f64]| all[all.len() * 95 / 100];
         for one in &flooded {
             let bound = (10.0 * p95(&quiet)).max(500.0);
             assert!(p95(one) < bound, "{:.1} ms, {:.1} ms without the flood", p95(one), p95(&quiet));
         }
-        assert!(ended < Duration::from_secs(10), "the owner needed {ended:?}");
+        assert!(ended < Duration::from_secs(10), "the owner's delete lasted {ended:?}");
     });
 }
 
@@ -220,19 +220,19 @@ fn runs_of_one_workspace_do_not_evict_those_of_another() {
     }
     let kept = server.owner().get(200, &small);
     assert_eq!((&kept["truncated"], &kept["stdout_bytes"]), (&json!(false), &json!(2_000_000)));
-    let left = server.owner().get(200, &one.path("/runs"));
-    assert!(left.as_array().unwrap().len() < 6, "{left}");
+    let remaining = server.owner().get(200, &one.path("/runs"));
+    assert!(remaining.as_array().unwrap().len() < 6, "{remaining}");
 }
 
 #[test]
-fn clients_that_do_not_read_cost_little_memory() {
+fn clients_that_do_not_read_use_little_memory() {
     use std::io::{Read as _, Write as _};
     use std::net::TcpStream;
     let server = Server::start();
     let place = Place::host(&server);
     place.sh("true");
     let before = procs::memory(server.pid, "VmRSS");
-    // Both streams, 10 MiB of each kept, and each byte of them six in the answer.
+    // 10 MiB of each stream are kept, and each byte becomes six bytes of JSON in the response.
     let body = json!({"command": "head -c 20000000 /dev/zero; head -c 20000000 /dev/zero >&2"}).to_string();
     let head = format!(
         "POST {} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nContent-Type: application/json\r\n\
@@ -249,7 +249,7 @@ fn clients_that_do_not_read_cost_little_memory() {
         })
         .collect();
     for client in &mut clients {
-        // The head of the answer is there, so the output is complete; the rest stays unread.
+        // Once the head of the response is there, the output is complete; the rest stays unread.
         let mut first = [0; 12];
         client.read_exact(&mut first).unwrap();
         assert_eq!(&first, b"HTTP/1.1 200");
@@ -260,7 +260,7 @@ fn clients_that_do_not_read_cost_little_memory() {
 }
 
 #[test]
-fn large_inputs_cost_little_memory_while_their_commands_do_not_read() {
+fn large_unread_inputs_use_little_memory() {
     let server = Server::start();
     let place = Place::host(&server);
     place.sh("true");
@@ -271,7 +271,7 @@ fn large_inputs_cost_little_memory_while_their_commands_do_not_read() {
         for _ in 0..8 {
             scope.spawn(|| server.owner().call("POST", &place.path("/exec"), Some(&body)));
         }
-        wait_for("all to run", secs(60), || (procs::sleeps(&number).len() == 8).then_some(()));
+        wait_for("all commands to run", secs(60), || (procs::sleeps(&number).len() == 8).then_some(()));
         let grown = procs::memory(server.pid, "VmRSS").saturating_sub(before) >> 20;
         procs::sleeps(&number).iter().for_each(|pid| procs::kill(*pid));
         assert!(grown < 36, "the server has grown by {grown} MB");

@@ -1,5 +1,5 @@
-//! What container tests start from: the tools, a base image that was really bootstrapped once and is kept in
-//! `it-cache` in the target folder, one server that all of them share, and workspaces that are deleted with their owner.
+//! Fixtures of the container tests: the required tools, a base image that was bootstrapped once and is cached in
+//! `it-cache` in the target folder, one shared server, and workspaces that are deleted on drop.
 
 use std::fs;
 use std::panic;
@@ -14,17 +14,17 @@ use crate::procs::{secs, wait_for};
 use crate::scratch::Scratch;
 use crate::server::{BINARY, NIL, Server, Setup};
 
-/// What every container here is built from: this machine's own family, so its own mirror and keyring serve.
+/// The distribution of every test container: the family of this machine, so that its mirror and keyring can be used.
 pub const DISTRO: &str = "debian-bookworm";
 
-/// A workspace with everything that a test wants to do in it.
+/// A workspace with its server, a client and its id.
 pub struct Place<'a> {
     pub server: &'a Server,
     pub client: Client,
     pub id: String,
-    /// A container's root, or a host workspace's folder.
+    /// The root of a container, or the folder of a host workspace.
     pub root: PathBuf,
-    /// Delete it in the end; not the default host workspace.
+    /// Whether it is deleted on drop; not the default host workspace.
     ours: bool,
 }
 
@@ -34,16 +34,16 @@ impl<'a> Place<'a> {
         Place { server, client: server.owner(), id: NIL.into(), root: server.work.clone(), ours: false }
     }
 
-    /// A host workspace of its own.
+    /// Creates a host workspace.
     #[track_caller]
     pub fn another_host(server: &'a Server) -> Place<'a> {
         let client = server.owner();
-        let made = client.post(200, "/api/workspaces", json!({"name": "another"}));
-        let root = PathBuf::from(made["path"].as_str().unwrap());
-        Place { server, client, id: made["id"].as_str().unwrap().to_owned(), root, ours: true }
+        let created = client.post(200, "/api/workspaces", json!({"name": "another"}));
+        let root = PathBuf::from(created["path"].as_str().unwrap());
+        Place { server, client, id: created["id"].as_str().unwrap().to_owned(), root, ours: true }
     }
 
-    /// A container workspace that has not been built; `extra` are further fields of its creation.
+    /// Creates a container workspace without building it; `extra` has further fields of the request.
     #[track_caller]
     pub fn pending(server: &'a Server, extra: Value) -> Place<'a> {
         tools();
@@ -53,14 +53,14 @@ impl<'a> Place<'a> {
         Place::of(server, &client.post(200, "/api/workspaces", body))
     }
 
-    /// One that has just been made.
-    pub fn of(server: &'a Server, made: &Value) -> Place<'a> {
-        let root = PathBuf::from(made["path"].as_str().unwrap());
-        let id = made["id"].as_str().unwrap().to_owned();
+    /// The workspace that a create request returned.
+    pub fn of(server: &'a Server, created: &Value) -> Place<'a> {
+        let root = PathBuf::from(created["path"].as_str().unwrap());
+        let id = created["id"].as_str().unwrap().to_owned();
         Place { server, client: server.owner(), id, root, ours: true }
     }
 
-    /// A built one.
+    /// Creates and builds a container workspace.
     #[track_caller]
     pub fn ready(server: &'a Server, extra: Value) -> Place<'a> {
         let place = Place::pending(server, extra);
@@ -77,11 +77,11 @@ impl<'a> Place<'a> {
         self.client.get(200, &self.path(""))
     }
 
-    /// Builds it and waits until it is ready.
+    /// Builds the workspace and waits until it is ready.
     #[track_caller]
     pub fn build(&self) {
-        let told = self.client.call("POST", &self.path("/build"), None).expect(200).value();
-        assert_eq!(told["status"], "building", "{told}");
+        let reply = self.client.call("POST", &self.path("/build"), None).expect(200).value();
+        assert_eq!(reply["status"], "building", "{reply}");
         let done = self.settled();
         assert_eq!(done["status"], "ready", "{done}\n{}", self.init_log());
     }
@@ -89,7 +89,7 @@ impl<'a> Place<'a> {
     /// Waits for the end of a build.
     #[track_caller]
     pub fn settled(&self) -> Value {
-        // A real debootstrap over a slow line is the longest thing that any test does.
+        // A real debootstrap over a slow connection takes longer than any other step of a test.
         wait_for("a build to end", secs(900), || {
             let now = self.show();
             (now["status"] != "building").then_some(now)
@@ -98,18 +98,18 @@ impl<'a> Place<'a> {
 
     #[track_caller]
     pub fn init_log(&self) -> String {
-        let told = self.client.get(200, &self.path("/init-log"));
-        told["content"].as_str().unwrap().to_owned()
+        let reply = self.client.get(200, &self.path("/init-log"));
+        reply["content"].as_str().unwrap().to_owned()
     }
 
-    /// The first process of the running container.
+    /// Pid on the host of the container's first process.
     #[track_caller]
     pub fn init(&self) -> u32 {
         let init = self.server.owner().get(200, &self.path("/debug"))["machine"]["init_pid"].clone();
-        init.as_u64().expect("the container does not run") as u32
+        init.as_u64().expect("the container is not running") as u32
     }
 
-    /// Where this process finds a file of the running container: its root need not be mounted on the host.
+    /// Path to a file of the running container on the host, through /proc: the root need not be mounted on the host.
     #[track_caller]
     pub fn inside(&self, file: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root/{file}", self.init()))
@@ -120,12 +120,12 @@ impl<'a> Place<'a> {
         self.client.post(200, &self.path("/exec"), body)
     }
 
-    /// Runs a command that must end with 0, and returns its stdout.
+    /// Runs a command that must exit with 0, and returns its stdout.
     #[track_caller]
     pub fn sh(&self, command: &str) -> String {
-        let told = self.exec(json!({"command": command, "timeout_secs": 60}));
-        assert_eq!(told["exit_code"], 0, "{command}: {told}");
-        told["stdout"].as_str().unwrap().to_owned()
+        let reply = self.exec(json!({"command": command, "timeout_secs": 60}));
+        assert_eq!(reply["exit_code"], 0, "{command}: {reply}");
+        reply["stdout"].as_str().unwrap().to_owned()
     }
 
     #[track_caller]
@@ -133,7 +133,7 @@ impl<'a> Place<'a> {
         self.client.refused(400, code, "POST", &self.path("/exec"), Some(body))
     }
 
-    /// Deletes it now.
+    /// Deletes the workspace.
     #[track_caller]
     pub fn delete(mut self) -> Reply {
         self.ours = false;
@@ -149,35 +149,35 @@ impl Drop for Place<'_> {
     }
 }
 
-/// The one server of all container tests; it ends with this process, whatever ends this process.
+/// The shared server of all container tests; it ends with this process, even if this process is killed.
 #[track_caller]
 pub fn shared() -> &'static Server {
     static SHARED: OnceLock<Server> = OnceLock::new();
     SHARED.get_or_init(|| {
-        // Collaborators may run commands in its containers; what manual mode does is for other tests.
+        // Collaborators may run commands in its containers; other tests cover manual mode.
         let server = seeded().arg("--approval=auto").start();
         guard(&server);
         server
     })
 }
 
-/// A container workspace on the shared server that nobody changes.
+/// A container workspace on the shared server that tests may not change.
 #[track_caller]
 pub fn shared_box() -> Place<'static> {
     static BOX: Mutex<Option<(String, PathBuf)>> = Mutex::new(None);
     let server = shared();
-    let mut made = BOX.lock().unwrap_or_else(|poison| poison.into_inner());
-    if made.is_none() {
+    let mut created = BOX.lock().unwrap_or_else(|poison| poison.into_inner());
+    if created.is_none() {
         let mut place =
             Place::ready(server, json!({"name": "shared box", "env_vars": {"FROM_WORKSPACE": "ws"}}));
         place.ours = false;
-        *made = Some((place.id.clone(), place.root.clone()));
+        *created = Some((place.id.clone(), place.root.clone()));
     }
-    let (id, root) = made.clone().unwrap();
+    let (id, root) = created.clone().unwrap();
     Place { server, client: server.owner(), id, root, ours: false }
 }
 
-/// A set-up whose data folder already has the base image.
+/// A set-up with the base image in its data folder.
 #[track_caller]
 pub fn seeded() -> Setup {
     let setup = Setup::in_folder(Scratch::in_memory());
@@ -186,13 +186,13 @@ pub fn seeded() -> Setup {
     setup
 }
 
-/// Gives a data folder the base image.
+/// Copies the base image into a data folder.
 #[track_caller]
 pub fn copy_image(data: &Path) {
     copy(&cache().join("images"), &data.join("images"));
 }
 
-/// The tree of the base image in a data folder.
+/// Path of the base image's files in a data folder.
 #[track_caller]
 pub fn image_root(data: &Path) -> PathBuf {
     let images = data.join("images");
@@ -200,7 +200,7 @@ pub fn image_root(data: &Path) -> PathBuf {
     images.join(id.trim()).join("root")
 }
 
-/// Fails with the name of the package, when a tool that container workspaces need is not there.
+/// Panics with the name of the package if a tool that container workspaces need is missing.
 #[track_caller]
 pub fn tools() {
     for (tool, package) in [
@@ -219,28 +219,30 @@ pub fn tools() {
     assert!(keyring.exists(), "container tests need Debian's keys: apt-get install debian-archive-keyring");
 }
 
-/// What the one real bootstrap was seen to do.
+/// Observations of the one real bootstrap.
 #[track_caller]
 pub fn bootstrap_facts() -> Value {
     serde_json::from_slice(&fs::read(cache().join("facts.json")).unwrap()).unwrap()
 }
 
-/// `it-cache` in the target folder: `images/` as the server has made it, and `facts.json`. Made by the first test that asks; when
-/// that fails, the others fail at once.
+/// `it-cache` in the target folder: `images/` as the server wrote it, and `facts.json`. Created by the first test that
+/// needs it; if that fails, the others fail at once.
 #[track_caller]
 fn cache() -> &'static Path {
     static CACHE: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let made = CACHE.get_or_init(|| {
+    let created = CACHE.get_or_init(|| {
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("it-cache");
         if path.join("images/names").join(DISTRO).is_file() {
             return Some(path);
         }
         panic::catch_unwind(|| bootstrap(&path)).ok().map(|()| path)
     });
-    made.as_deref().expect("there is no base image: the bootstrap failed; the first container test says why")
+    created
+        .as_deref()
+        .expect("there is no base image: the bootstrap failed; the first container test reports the cause")
 }
 
-/// Lets the real server build a real Debian, and keeps its images.
+/// Builds a Debian with the real server, and keeps its images.
 fn bootstrap(path: &Path) {
     tools();
     eprintln!("building the base image for the tests, once, from this machine's package mirror …");
@@ -278,8 +280,9 @@ fn copy(from: &Path, to: &Path) {
     assert!(done.success(), "cp -a {} {}", from.display(), to.display());
 }
 
-/// A static is never dropped: a shell waits for the end of our pipe, which is our own end, then ends the server,
-/// if that process still is our binary, and removes its folder.
+/// Starts a shell that ends the server and removes its folder after this process exits, since statics are never
+/// dropped. The shell waits for EOF on a pipe that this process holds open, and checks that the pid is still a berth
+/// server.
 pub fn guard(server: &Server) {
     let script = r#"
         read -r _
@@ -300,12 +303,12 @@ pub fn guard(server: &Server) {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    // Its stdin stays open for as long as we live.
+    // The pipe stays open until this process exits.
     static GUARDS: Mutex<Vec<std::process::Child>> = Mutex::new(Vec::new());
     GUARDS.lock().unwrap().push(guard);
 }
 
-/// One server for each way of making roots that works on this machine's test disk.
+/// Runs the test with a server for each root backend that works on the disk of the tests.
 pub fn on_each_backend(test: impl Fn(&Server, &str)) {
     for way in ["overlay", "copy"] {
         let server = seeded().arg(format!("--root-backend={way}")).start();

@@ -1,5 +1,5 @@
-//! The gate alone, in this process, with a small tiny_http inside that misbehaves on purpose: streams, early answers,
-//! clients that leave, sockets that are handed over, an inside that dies.
+//! The gate by itself, in this process, with a small tiny_http server behind it that misbehaves on purpose: streams,
+//! early responses, clients that disconnect, sockets that are passed on, an inner server that dies.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -22,16 +22,16 @@ use tungstenite::{Message, WebSocket};
 use crate::procs::{secs, wait_for};
 use crate::scratch::Scratch;
 
-/// What the handlers of the small inside share with the test.
+/// State that the handlers of the inner server share with the test.
 struct Inside {
     gone: Disconnects,
     tickets: Tickets,
-    /// What was taken, as `METHOD path`.
+    /// The requests that were handled, as `METHOD path`.
     seen: Mutex<Vec<String>>,
-    /// One word for everything that a handler wants to report.
-    told: Mutex<mpsc::Sender<String>>,
+    /// Receives the reports of the handlers.
+    report: Mutex<mpsc::Sender<String>>,
     opened: AtomicUsize,
-    /// The loops that are to die at their next request.
+    /// Number of server loops that exit at their next request.
     dying: AtomicUsize,
 }
 
@@ -41,7 +41,7 @@ struct Place {
     unix: PathBuf,
     private: PathBuf,
     inside: Arc<Inside>,
-    told: mpsc::Receiver<String>,
+    report: mpsc::Receiver<String>,
     _scratch: Scratch,
 }
 
@@ -49,12 +49,12 @@ impl Place {
     fn start() -> Place {
         let scratch = Scratch::new();
         let (unix, private) = (scratch.path().join("door.sock"), scratch.path().join("private"));
-        let (sender, told) = mpsc::channel();
+        let (sender, report) = mpsc::channel();
         let inside = Arc::new(Inside {
             gone: Disconnects::default(),
             tickets: Tickets::default(),
             seen: Mutex::default(),
-            told: Mutex::new(sender),
+            report: Mutex::new(sender),
             opened: AtomicUsize::new(0),
             dying: AtomicUsize::new(0),
         });
@@ -87,7 +87,7 @@ impl Place {
             }
         };
         let gate = Gate::start(doors, settings, Box::new(open)).unwrap();
-        Place { gate, address, unix, private, inside, told, _scratch: scratch }
+        Place { gate, address, unix, private, inside, report, _scratch: scratch }
     }
 
     fn connect(&self) -> TcpStream {
@@ -103,8 +103,8 @@ impl Place {
         stream
     }
 
-    fn told(&self) -> String {
-        self.told.recv_timeout(secs(10)).expect("a handler should have said something")
+    fn report(&self) -> String {
+        self.report.recv_timeout(secs(10)).expect("a handler should have said something")
     }
 }
 
@@ -124,8 +124,8 @@ impl Inside {
         }
     }
 
-    fn tell(&self, word: impl Into<String>) {
-        let _ = self.told.lock().unwrap().send(word.into());
+    fn send_report(&self, word: impl Into<String>) {
+        let _ = self.report.lock().unwrap().send(word.into());
     }
 
     fn handle(&self, mut request: Request) {
@@ -133,46 +133,46 @@ impl Inside {
         match request.url().to_owned().as_str() {
             "/trickle" => {
                 let mut writer = request.into_writer();
-                let mut say = |text: &str| {
+                let mut send = |text: &str| {
                     writer.write_all(text.as_bytes()).unwrap();
                     writer.flush().unwrap();
                 };
-                say(
+                send(
                     "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n",
                 );
                 for _ in 0..20 {
                     thread::sleep(Duration::from_millis(20));
-                    self.tell("written");
-                    say("6\r\nevent\n\r\n");
+                    self.send_report("written");
+                    send("6\r\nevent\n\r\n");
                 }
-                say("0\r\n\r\n");
+                send("0\r\n\r\n");
             }
             "/wait" => {
                 let flag = Cancel::new().unwrap();
                 let connection = header(&request, "X-Berth-Connection").parse().unwrap();
                 let _interest = self.gone.subscribe(connection, &flag);
-                self.tell("waiting");
+                self.send_report("waiting");
                 let patience = Timespec { tv_sec: 10, tv_nsec: 0 };
                 poll(&mut [PollFd::new(&flag, PollFlags::IN)], Some(&patience)).unwrap();
-                self.tell(if flag.is_cancelled() { "gone" } else { "stayed" });
+                self.send_report(if flag.is_cancelled() { "gone" } else { "stayed" });
                 let _ = request.respond(Response::from_string("late").with_header(whole));
             }
             "/slow" => {
-                self.tell("taken");
+                self.send_report("taken");
                 thread::sleep(Duration::from_millis(500));
                 let _ = request.respond(Response::from_string("slow").with_header(whole));
             }
             "/echo" => {
                 let mut body = Vec::new();
                 let read = request.as_reader().read_to_end(&mut body);
-                self.tell(format!("{} {}", read.is_ok(), body.len()));
+                self.send_report(format!("{} {}", read.is_ok(), body.len()));
                 let _ = request.respond(Response::from_data(body).with_header(whole));
             }
             "/refuse" => {
                 let _ = request.respond(Response::from_string("no").with_status_code(401).with_header(whole));
             }
             "/more" => {
-                // Says 2 and sends more: what lies behind must never be another client's answer.
+                // Announces 2 bytes and sends more: the extra bytes must not become the response to another client.
                 let mut writer = request.into_writer();
                 let _ = writer.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged");
                 let _ = writer.flush();
@@ -210,7 +210,7 @@ fn header(request: &Request, name: &'static str) -> String {
     request.headers().iter().find(|h| h.field.equiv(name)).map(|h| h.value.to_string()).unwrap_or_default()
 }
 
-/// Reads on one thread while another writes: each message comes back, and 1000 others go out meanwhile.
+/// Reads on one thread while another writes: each message is echoed, and 1000 others are sent at the same time.
 fn echo(socket: ClientSocket, early: Vec<u8>) {
     let config = Some(WebSocketConfig::default());
     let (sender, messages) = mpsc::channel::<Message>();
@@ -236,31 +236,31 @@ fn echo(socket: ClientSocket, early: Vec<u8>) {
 }
 
 #[test]
-fn what_is_written_inside_is_out_at_once() {
+fn output_is_forwarded_without_delay() {
     let place = Place::start();
     let mut stream = place.ask("/trickle");
     read_until(&mut stream, b"\r\n\r\n");
     let mut delays = Vec::new();
     for _ in 0..20 {
-        assert_eq!(place.told(), "written");
+        assert_eq!(place.report(), "written");
         let start = Instant::now();
         read_until(&mut stream, b"event\n\r\n");
         delays.push(start.elapsed());
     }
     delays.sort();
     eprintln!(
-        "from a handler's write to its client: half within {:?}, all within {:?}",
+        "latency from a handler's write to the client: median {:?}, maximum {:?}",
         delays[10], delays[19]
     );
     assert!(delays[10] < Duration::from_millis(10), "{delays:?}");
     assert_eq!(read_until(&mut stream, b"0\r\n\r\n"), b"0\r\n\r\n");
-    // And the connection lives on.
+    // The connection stays open.
     stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     read_until(&mut stream, b"from 127.0.0.1");
 }
 
 #[test]
-fn http_1_0_gets_plain_bytes_until_the_end() {
+fn http_1_0_clients_receive_an_unchunked_body() {
     let place = Place::start();
     let mut stream = place.connect();
     stream.write_all(b"GET /trickle HTTP/1.0\r\n\r\n").unwrap();
@@ -273,33 +273,33 @@ fn http_1_0_gets_plain_bytes_until_the_end() {
 }
 
 #[test]
-fn a_client_that_leaves_is_noticed() {
+fn client_disconnects_are_detected() {
     let place = Place::start();
     for reset in [false, true] {
         let stream = place.ask("/wait");
-        assert_eq!(place.told(), "waiting");
+        assert_eq!(place.report(), "waiting");
         if reset {
             rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
         }
         drop(stream);
-        assert_eq!(place.told(), "gone");
+        assert_eq!(place.report(), "gone");
     }
     let mut stream = UnixStream::connect(&place.unix).unwrap();
     stream.write_all(b"GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
-    assert_eq!(place.told(), "waiting");
+    assert_eq!(place.report(), "waiting");
     drop(stream);
-    assert_eq!(place.told(), "gone");
-    // Half closed: told as well, and yet answered.
+    assert_eq!(place.report(), "gone");
+    // A half-closed connection is reported as well, but still receives its response.
     let mut stream = place.ask("/wait");
     stream.shutdown(Shutdown::Write).unwrap();
     let mut all = String::new();
     stream.read_to_string(&mut all).unwrap();
     assert!(all.ends_with("late"), "{all}");
-    wait_for("all seats to be free", secs(5), || place.gate.connections().is_empty().then_some(()));
+    wait_for("all connections to be closed", secs(5), || place.gate.connections().is_empty().then_some(()));
 }
 
 #[test]
-fn bodies_arrive_as_they_were_sent() {
+fn request_bodies_arrive_unchanged() {
     let place = Place::start();
     for size in [0, 1, 1024, 1025, 65_536, 65_537, 300_000, 4 << 20] {
         for chunked in [false, true] {
@@ -332,8 +332,8 @@ fn bodies_arrive_as_they_were_sent() {
                 got
             };
             assert!(got == body, "{size} {chunked}: {head}");
-            assert_eq!(place.told(), format!("true {size}"));
-            // The request behind it is not mistaken for a part of it.
+            assert_eq!(place.report(), format!("true {size}"));
+            // The following request is not mistaken for a part of the body.
             read_until(&mut stream, b"from 127.0.0.1");
             sending.join().unwrap();
         }
@@ -341,13 +341,13 @@ fn bodies_arrive_as_they_were_sent() {
 }
 
 #[test]
-fn a_body_that_breaks_off_is_never_a_whole_one() {
+fn an_incomplete_body_is_never_accepted_as_complete() {
     let place = Place::start();
     for (sent, goes_in) in [
         ("Content-Length: 10\r\n\r\nabc", false),
         ("Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", false),
         ("Transfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n", false),
-        // Too large to be held: their beginnings go in.
+        // Too large to be buffered: the beginning is passed on.
         ("Content-Length: 100000\r\n\r\nabc", true),
         ("Transfer-Encoding: chunked\r\n\r\nX\r\n", true),
     ] {
@@ -358,16 +358,16 @@ fn a_body_that_breaks_off_is_never_a_whole_one() {
         let mut all = Vec::new();
         let _ = stream.read_to_end(&mut all);
         if goes_in {
-            let told = place.told();
-            assert!(told.starts_with("false "), "{told}");
+            let reply = place.report();
+            assert!(reply.starts_with("false "), "{reply}");
         }
     }
-    assert!(place.told.try_recv().is_err(), "something else went in");
+    assert!(place.report.try_recv().is_err(), "another request was passed on");
     read_until(&mut place.ask("/"), b"from 127.0.0.1");
 }
 
 #[test]
-fn early_answers_do_not_wait_for_the_body() {
+fn early_responses_do_not_wait_for_the_body() {
     let place = Place::start();
     for announced in [200_000, 4 << 20] {
         let mut stream = place.connect();
@@ -375,7 +375,7 @@ fn early_answers_do_not_wait_for_the_body() {
             .unwrap();
         let head = String::from_utf8(read_until(&mut stream, b"\r\n\r\n")).unwrap();
         read_until(&mut stream, b"from 127.0.0.1");
-        // A little is worth reading to keep the connection; much is not.
+        // A small remaining body is read to keep the connection, a large one is not.
         let keeps = announced <= 256 << 10;
         assert_eq!(head.contains("Connection: close"), !keeps, "{head}");
         if keeps {
@@ -387,7 +387,7 @@ fn early_answers_do_not_wait_for_the_body() {
 }
 
 #[test]
-fn answers_that_lie_about_their_length_harm_only_themselves() {
+fn responses_with_a_wrong_length_affect_no_other_response() {
     let place = Place::start();
     for _ in 0..20 {
         let mut stream = place.ask("/more");
@@ -396,7 +396,7 @@ fn answers_that_lie_about_their_length_harm_only_themselves() {
         let next = read_until(&mut stream, b"from 127.0.0.1");
         assert!(!next.windows(6).any(|window| window == b"forged"));
     }
-    // A body that is streamed gets a connection of its own, whose end shows that the answer is too short.
+    // A streamed body has its own connection, which closes to show that the response is too short.
     let mut stream = place.connect();
     let body = "x".repeat(70_000);
     write!(stream, "POST /less HTTP/1.1\r\nHost: localhost\r\nContent-Length: 70000\r\n\r\n{body}").unwrap();
@@ -406,7 +406,7 @@ fn answers_that_lie_about_their_length_harm_only_themselves() {
 }
 
 #[test]
-fn a_slow_reader_holds_up_nobody_else() {
+fn a_slow_reader_does_not_delay_other_clients() {
     let place = Place::start();
     let slow: Vec<TcpStream> = (0..8).map(|_| place.ask("/long")).collect();
     for mut stream in &slow {
@@ -418,25 +418,25 @@ fn a_slow_reader_holds_up_nobody_else() {
     }
     assert!(start.elapsed() < secs(2), "{:?}", start.elapsed());
     let mut stream = &slow[0];
-    let mut left = 0;
+    let mut remaining = 0;
     let mut buffer = vec![0; 1 << 16];
-    while left < 50 << 20 {
-        left += stream.read(&mut buffer).unwrap();
+    while remaining < 50 << 20 {
+        remaining += stream.read(&mut buffer).unwrap();
     }
 }
 
 #[test]
-fn a_socket_is_handed_over_with_all_that_came_behind_the_handshake() {
+fn a_socket_is_passed_on_with_the_bytes_after_the_handshake() {
     let place = Place::start();
     web_socket(&place, place.connect());
     let stream = UnixStream::connect(&place.unix).unwrap();
     stream.set_read_timeout(Some(secs(20))).unwrap();
     web_socket(&place, stream);
-    wait_for("all seats to be free", secs(5), || place.gate.connections().is_empty().then_some(()));
+    wait_for("all connections to be closed", secs(5), || place.gate.connections().is_empty().then_some(()));
 }
 
 fn web_socket(place: &Place, mut stream: impl Read + Write) {
-    // Frames in the same packet as the handshake: masked, as a client's must be.
+    // Frames in the same packet as the handshake, masked as RFC 6455 requires of clients.
     let mut first =
         b"GET /socket HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
@@ -471,7 +471,7 @@ fn web_socket(place: &Place, mut stream: impl Read + Write) {
 }
 
 #[test]
-fn failures_are_slowed_down_and_successes_are_not() {
+fn only_failed_logins_are_delayed() {
     let place = Place::start();
     let mut stream = place.connect();
     let mut ask = |path: &str| {
@@ -487,11 +487,11 @@ fn failures_are_slowed_down_and_successes_are_not() {
 }
 
 #[test]
-fn draining_lets_answers_finish() {
+fn draining_lets_responses_finish() {
     let place = Place::start();
     let mut idle = place.connect();
     let mut busy = place.ask("/slow");
-    assert_eq!(place.told(), "taken");
+    assert_eq!(place.report(), "taken");
     assert!(place.gate.drain(Instant::now() + secs(5)));
     let mut all = String::new();
     busy.read_to_string(&mut all).unwrap();
@@ -506,28 +506,29 @@ fn draining_lets_answers_finish() {
 }
 
 #[test]
-fn what_does_not_finish_is_cut() {
+fn unfinished_requests_are_closed_at_the_deadline() {
     let place = Place::start();
     let mut busy = place.ask("/wait");
-    assert_eq!(place.told(), "waiting");
+    assert_eq!(place.report(), "waiting");
     assert!(!place.gate.drain(Instant::now() + Duration::from_millis(50)));
     place.gate.stop();
     let mut all = Vec::new();
     let _ = busy.read_to_end(&mut all);
     assert!(all.is_empty());
-    assert_eq!(place.told(), "gone");
+    assert_eq!(place.report(), "gone");
 }
 
 #[test]
-fn a_dead_inside_is_replaced() {
+fn a_dead_inner_server_is_replaced() {
     let place = Place::start();
     read_until(&mut place.ask("/"), b"from 127.0.0.1");
-    // The pause between two replacements.
+    // Waits for the pause between two replacements.
     thread::sleep(Duration::from_millis(1100));
     place.inside.dying.store(1, Ordering::SeqCst);
-    // One connection to it lies in store; a second one has to be made, and its greeting ends the loop.
+    // The pool has one open connection to the inner server; a second one must be opened, and its greeting ends the
+    // loop.
     let busy = place.ask("/slow");
-    assert_eq!(place.told(), "taken");
+    assert_eq!(place.report(), "taken");
     let mut stream = place.ask("/");
     read_until(&mut stream, b"from 127.0.0.1");
     assert_eq!(place.inside.opened.load(Ordering::SeqCst), 2);

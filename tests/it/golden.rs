@@ -1,12 +1,12 @@
-//! Shapes of answers as files in `tests/golden`: a changed one fails, `UPDATE_GOLDEN=1` writes it anew. What differs from
-//! run to run (folders, ids, times) is named first.
+//! Expected shapes of responses, stored in `tests/golden`: a difference fails the test, `UPDATE_GOLDEN=1` rewrites the
+//! files. Values that differ from run to run (folders, ids, times) are replaced first.
 
 use std::path::Path;
 
 use serde_json::Value;
 
-/// Compares a value with `tests/golden/NAME.json`, after each `what` in its strings has become `{name}` and each number
-/// that is a time in this decade, in milliseconds, has become 0.
+/// Compares a value with `tests/golden/NAME.json`. Before, each `what` in its strings is replaced by `{name}`, and each
+/// number that is a time of this decade in milliseconds by 0.
 #[track_caller]
 pub fn golden(name: &str, value: &Value, replace: &[(&str, &str)]) {
     let mut value = value.clone();
@@ -17,10 +17,10 @@ pub fn golden(name: &str, value: &Value, replace: &[(&str, &str)]) {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, &text).unwrap();
     }
-    let wanted = std::fs::read_to_string(&path).unwrap_or_default();
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(
-        wanted == text,
-        "{} is not what is answered; wanted:\n{wanted}\nanswered:\n{text}",
+        expected == text,
+        "{} differs from the response; expected:\n{expected}\nreceived:\n{text}",
         path.display()
     );
 }

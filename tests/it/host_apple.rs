@@ -1,5 +1,5 @@
-//! `berth host --sandbox container` with a stand-in for Apple's program, which records its calls: they are compared with
-//! `tests/golden/apple_container.json`. Its virtual machines are namespaces here.
+//! `berth host --sandbox container` with a stand-in for Apple's program that records its calls; they are compared with
+//! `tests/golden/apple_container.json`. Namespaces replace its virtual machines.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +20,7 @@ fn place() -> Place {
 }
 
 #[test]
-fn its_command_line_is_called_as_documented_and_gets_no_secret() {
+fn the_container_program_is_called_as_documented_without_secrets() {
     let place = place();
     std::os::unix::fs::chown(place.scratch.folder("work"), Some(12345), Some(12346)).unwrap();
     for folder in ["shared/a", "shared/b"] {
@@ -64,27 +64,27 @@ fn its_command_line_is_called_as_documented_and_gets_no_secret() {
     for secret in [token, host_token, "OPENCODE_SERVER_PASSWORD"] {
         assert!(!environments.contains(secret) && !calls.contains(secret));
     }
-    let left: Vec<_> = fs::read_dir(place.scratch.path().join("work")).unwrap().flatten().collect();
-    assert!(left.is_empty(), "{left:?}");
+    let remaining: Vec<_> = fs::read_dir(place.scratch.path().join("work")).unwrap().flatten().collect();
+    assert!(remaining.is_empty(), "{remaining:?}");
     wait_for("the end of all processes", secs(10), || naming(&scratch).is_empty().then_some(()));
 }
 
 #[test]
-fn what_it_cannot_do_is_refused() {
+fn unsupported_options_are_refused() {
     let place = place();
     place.scratch.file("shared/file", "x");
     let list = json!({"allowedRoots": [{"path": place.scratch.path().join("shared")}]});
     place.scratch.file("home/.config/openwork/sandbox-mount-allowlist.json", list.to_string());
     let file = format!("--sandbox-mount={}/shared/file:x", place.scratch.path().display());
-    for (flag, wanted) in [
+    for (flag, expected) in [
         (file.as_str(), "is no folder, and Apple's containers mount folders only"),
         ("--sandbox-network=none", "--sandbox-network: Apple's containers have a private network only"),
     ] {
         let ended = place.run(&["--openwork-port=0", "--workspace=work", "--sandbox=container", flag]);
-        assert!(ended.code == Some(2) && ended.stderr.contains(wanted), "{ended:?}");
+        assert!(ended.code == Some(2) && ended.stderr.contains(expected), "{ended:?}");
     }
     let mut command = place.host(&["--openwork-port=0", "--workspace=work", "--sandbox=container"]);
     let ended = run(command.env_remove("BERTH_CONTAINER_BIN"), secs(60));
-    let wanted = "--sandbox container: Apple container backend is only supported on macOS";
-    assert!(ended.code == Some(2) && ended.stderr.contains(wanted), "{ended:?}");
+    let expected = "--sandbox container: Apple container backend is only supported on macOS";
+    assert!(ended.code == Some(2) && ended.stderr.contains(expected), "{ended:?}");
 }

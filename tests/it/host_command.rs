@@ -1,4 +1,4 @@
-//! `berth host`: the server and its OpenCode as one command, for a person and for an orchestrator.
+//! `berth host`: the server and its OpenCode as one command, for users and for orchestrators.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -23,12 +23,12 @@ use crate::server::{BINARY, Ended, Printed, run};
 const TOKEN: &str = "it-host-client-20c4";
 const HOST_TOKEN: &str = "it-host-owner-91fa";
 
-/// A folder with a data folder, a home and a workspace, and the commands in it.
+/// A folder with a data folder, a home and a workspace, and the commands run in it.
 pub struct Place {
     pub scratch: Scratch,
     program: PathBuf,
     how: String,
-    /// Further variables.
+    /// Additional environment variables.
     pub env: Vec<(String, String)>,
 }
 
@@ -70,13 +70,13 @@ impl Place {
         command
     }
 
-    /// Runs it to its end.
+    /// Runs `berth host` with these arguments and waits for its exit.
     #[track_caller]
     pub fn run(&self, arguments: &[&str]) -> Ended {
         run(&mut self.host(arguments), secs(150))
     }
 
-    /// Starts it, and waits for its document.
+    /// Starts a host and waits for its JSON document.
     #[track_caller]
     pub fn start(&self, arguments: &[&str]) -> (Running, Value) {
         let all = [&["start", "--json", "--openwork-port=0", "--workspace=work"], arguments].concat();
@@ -85,7 +85,7 @@ impl Place {
 }
 
 impl Running {
-    /// Starts a host, and waits for its document.
+    /// Starts a host and waits for its JSON document.
     #[track_caller]
     pub fn of(mut command: Command) -> (Running, Value) {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -106,7 +106,7 @@ pub struct Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // One that has been waited for has no number any more.
+        // The pid of a process that was reaped may belong to another process.
         if let Ok(None) = self.child.try_wait() {
             procs::signal(self.child.id(), Signal::TERM);
         }
@@ -120,7 +120,7 @@ pub fn client(url: &Value, token: &str) -> Client {
 }
 
 #[test]
-fn checks_are_ok_with_real_versions_and_leave_the_workspace_as_it_is() {
+fn checks_pass_with_real_versions_and_leave_the_workspace_unchanged() {
     for version in VERSIONS {
         let place = Place::new(&program(version));
         let arguments = ["--check", "--check-events", "--openwork-port=0", "--workspace=new/work"];
@@ -142,12 +142,12 @@ fn checks_are_ok_with_real_versions_and_leave_the_workspace_as_it_is() {
         }
         assert_eq!(fs::read_dir(place.scratch.path().join("new/work")).unwrap().count(), 0);
         let places = place.scratch.path().to_str().unwrap();
-        wait_for("its end", secs(5), || naming(places).is_empty().then_some(()));
+        wait_for("all processes to exit", secs(5), || naming(places).is_empty().then_some(()));
     }
 }
 
 #[test]
-fn failed_checks_tell_why() {
+fn failed_checks_report_the_cause() {
     let place = Place::misbehaving("dies");
     let ended = place.run(&["--check", "--openwork-port=0"]);
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), "Checks: failed\n"), "{ended:?}");
@@ -160,7 +160,7 @@ fn failed_checks_tell_why() {
 }
 
 #[test]
-fn the_document_stands_alone_and_leads_to_everything() {
+fn stdout_is_one_document_with_every_address_and_token() {
     let place = Place::misbehaving("");
     let (running, document) = place.start(&["--connect-host=box.example", "--run-id=it-run"]);
     let openwork = &document["openwork"];
@@ -177,23 +177,23 @@ fn the_document_stands_alone_and_leads_to_everything() {
         client(&openwork["baseUrl"], openwork["token"].as_str().unwrap()).get(200, &health)["healthy"],
         true
     );
-    // Secrets are in the document alone.
+    // Only the document contains secrets.
     for secret in [&openwork["token"], &openwork["hostToken"]] {
         let secret = secret.as_str().unwrap();
         assert!(!running.err.text().contains(secret), "{}", running.err.text());
         assert!(!procs::arguments(running.child.id()).join(" ").contains(secret));
     }
 
-    // It is found by its data folder.
-    let told = place.run(&["status", "--json"]);
-    let status: Value = serde_json::from_str(&told.stdout).unwrap();
+    // The host is found by its data folder.
+    let output = place.run(&["status", "--json"]);
+    let status: Value = serde_json::from_str(&output.stdout).unwrap();
     assert_eq!(
-        (told.code, &status["ok"], &status["opencode"]["ok"]),
+        (output.code, &status["ok"], &status["opencode"]["ok"]),
         (Some(0), &true.into(), &true.into()),
         "{status}"
     );
-    let made = place.run(&["connect", "--scope=viewer", "--expires=600", "--json"]);
-    let artefact: Value = serde_json::from_str(&made.stdout).unwrap();
+    let created = place.run(&["connect", "--scope=viewer", "--expires=600", "--json"]);
+    let artefact: Value = serde_json::from_str(&created.stdout).unwrap();
     assert_eq!(artefact["kind"], "openwork.connect.v1", "{artefact}");
     let viewer = client(&artefact["hostUrl"], artefact["token"].as_str().unwrap());
     let actor = viewer.get(200, "/whoami")["actor"].clone();
@@ -202,7 +202,7 @@ fn the_document_stands_alone_and_leads_to_everything() {
         "{actor}"
     );
 
-    // The same document for the camera of a phone.
+    // The same document as a QR code.
     let code = place.run(&["connect", "--scope=viewer", "--expires=600", "--qr"]);
     let scanned: Value = serde_json::from_str(&scan(&code.stdout)).unwrap();
     assert_eq!((&scanned["kind"], &scanned["tokenScope"]), (&artefact["kind"], &artefact["tokenScope"]));
@@ -210,10 +210,10 @@ fn the_document_stands_alone_and_leads_to_everything() {
     let viewer = client(&scanned["hostUrl"], scanned["token"].as_str().unwrap());
     assert_eq!(viewer.get(200, "/whoami")["actor"]["scope"], "viewer");
 
-    // OpenCode's death is seen, and its return.
+    // The host notices that OpenCode died, and restarts it.
     let opencode = u32::try_from(state["pid"].as_u64().unwrap()).unwrap();
     procs::kill(opencode);
-    wait_for("another start", secs(60), || {
+    wait_for("a restart", secs(60), || {
         let state = owner.get(200, "/status")["opencode"].clone();
         (state["state"] == "running" && state["starts"] == 2).then_some(())
     });
@@ -241,7 +241,7 @@ fn the_document_stands_alone_and_leads_to_everything() {
 }
 
 #[test]
-fn a_failed_opencode_is_no_end_of_the_host() {
+fn the_host_keeps_running_if_opencode_fails() {
     let place = Place::misbehaving("dies");
     let (_running, document) = place.start(&["--opencode-restart=never"]);
     let status = place.run(&["status"]);
@@ -251,7 +251,7 @@ fn a_failed_opencode_is_no_end_of_the_host() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_an_error_that_names_who_has_it() {
+fn a_port_in_use_is_an_error_that_names_the_process() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let ended = Place::misbehaving("").run(&["start", &format!("--openwork-port={port}")]);
@@ -260,9 +260,9 @@ fn a_port_that_is_taken_is_an_error_that_names_who_has_it() {
     assert!(ended.stderr.contains(&holder) && ended.stderr.contains(&port.to_string()), "{ended:?}");
 }
 
-/// The line that OpenWork's desktop has, but for what it adds for a container.
+/// The command line that OpenWork's desktop uses, without its container options.
 #[test]
-fn the_desktops_command_line_detaches_through_a_link() {
+fn the_desktops_command_line_detaches_when_called_through_a_link() {
     let place = Place::misbehaving("");
     let link = place.scratch.path().join("openwork-orchestrator");
     symlink(BINARY, &link).unwrap();
@@ -283,12 +283,12 @@ fn the_desktops_command_line_detaches_through_a_link() {
     assert!(ended.code == Some(0) && ended.stdout.contains("Detached (process "), "{ended:?}");
     let url = Value::from(format!("http://127.0.0.1:{port}"));
     assert_eq!(client(&url, TOKEN).get(200, "/health")["ok"], true);
-    let made = client(&url, HOST_TOKEN).post(201, "/tokens", serde_json::json!({"scope": "owner"}));
-    assert!(made["token"].is_string());
+    let created = client(&url, HOST_TOKEN).post(201, "/tokens", serde_json::json!({"scope": "owner"}));
+    assert!(created["token"].is_string());
     for _ in 0..1000 {
         client(&url, TOKEN).get(200, "/opencode/global/health");
     }
-    // No command line of the machine has a token in it.
+    // No process has a token in its arguments.
     for pid in procs::all() {
         let words = procs::arguments(pid).join(" ");
         assert!(!words.contains(TOKEN) && !words.contains(HOST_TOKEN), "{words}");
@@ -296,19 +296,19 @@ fn the_desktops_command_line_detaches_through_a_link() {
     let log = fs::read_to_string(place.data().join("host/host.log")).unwrap();
     assert!(log.contains("listening on") && !log.contains(TOKEN), "{log}");
 
-    // The orchestrator's own words for a client.
-    let asked = |words: &[&str]| {
+    // The commands of the orchestrator's client.
+    let call = |words: &[&str]| {
         let mut command = place.command(&link);
         command.args(words).args(["--openwork-url", url.as_str().unwrap(), "--host-token", HOST_TOKEN]);
         run(&mut command, secs(60))
     };
-    let status = asked(&["status", "--json", "--verbose"]);
+    let status = call(&["status", "--json", "--verbose"]);
     let report: Value = serde_json::from_str(&status.stdout).unwrap();
     assert_eq!((status.code, &report["openwork"]["ok"]), (Some(0), &true.into()), "{status:?}");
-    let list = asked(&["approvals", "list"]);
+    let list = call(&["approvals", "list"]);
     let report: Value = serde_json::from_str(&list.stdout).unwrap();
     assert_eq!((list.code, report["items"].is_array()), (Some(0), true), "{list:?}");
-    let unknown = asked(&["approvals", "reply", "nothing", "--allow"]);
+    let unknown = call(&["approvals", "reply", "nothing", "--allow"]);
     assert_eq!(unknown.code, Some(1), "{unknown:?}");
     let version = run(place.command(&link).arg("--version"), secs(20));
     assert_eq!((version.code, version.stdout.trim()), (Some(0), env!("CARGO_PKG_VERSION")));
@@ -316,21 +316,21 @@ fn the_desktops_command_line_detaches_through_a_link() {
     let stopped = place.run(&["stop"]);
     assert_eq!(stopped.code, Some(0), "{stopped:?}");
     let places = place.scratch.path().to_str().unwrap();
-    wait_for("its end", secs(5), || naming(places).is_empty().then_some(()));
+    wait_for("all processes to exit", secs(5), || naming(places).is_empty().then_some(()));
     let files: Vec<_> =
         fs::read_dir(place.data().join("host")).unwrap().flatten().map(|file| file.file_name()).collect();
     assert!(!files.iter().any(|name| name == "state.json"), "{files:?}");
 }
 
-/// What stands in the daemon's state file.
-fn kept(place: &Place) -> Value {
+/// Contents of the daemon's state file.
+fn saved_state(place: &Place) -> Value {
     let text = fs::read(place.data().join("openwork-orchestrator-state.json")).unwrap();
     serde_json::from_slice(&text).unwrap()
 }
 
-/// The desktop's other line: its router, found by its state file.
+/// The other command line of the desktop: its router, found by its state file.
 #[test]
-fn the_desktops_daemon_serves_the_router_and_ends_when_asked() {
+fn the_desktops_daemon_serves_the_router_and_stops_on_request() {
     let place = Place::misbehaving("");
     let link = place.scratch.path().join("openwork-orchestrator");
     symlink(BINARY, &link).unwrap();
@@ -361,9 +361,9 @@ fn the_desktops_daemon_serves_the_router_and_ends_when_asked() {
     assert_eq!(health["daemon"]["port"], port.parse::<u16>().unwrap());
 
     let folder = place.scratch.path().join("made here");
-    let made = router.post(200, "/workspaces", serde_json::json!({"path": folder, "name": "first"}));
-    let id = made["workspace"]["id"].as_str().unwrap();
-    assert!(folder.is_dir() && id.starts_with("ws-") && made["activeId"] == id, "{made}");
+    let created = router.post(200, "/workspaces", serde_json::json!({"path": folder, "name": "first"}));
+    let id = created["workspace"]["id"].as_str().unwrap();
+    assert!(folder.is_dir() && id.starts_with("ws-") && created["activeId"] == id, "{created}");
     let remote = serde_json::json!({"baseUrl": "http://127.0.0.1:1/", "directory": "/d"});
     let far = router.post(200, "/workspaces/remote", remote)["workspace"].clone();
     assert_eq!((&far["workspaceType"], &far["baseUrl"]), (&"remote".into(), &"http://127.0.0.1:1".into()));
@@ -392,13 +392,13 @@ fn the_desktops_daemon_serves_the_router_and_ends_when_asked() {
         ),
     ] {
         let reply = router.call(method, path, body.as_ref());
-        let told = reply.value();
+        let response = reply.value();
         assert!(
-            reply.status == status && told["error"].as_str().unwrap().starts_with(error),
+            reply.status == status && response["error"].as_str().unwrap().starts_with(error),
             "{path}: {reply}"
         );
     }
-    // A page of another origin makes no folders.
+    // A page of another origin cannot create folders.
     let foreign = [("Origin", "http://evil.example"), ("Content-Type", "text/plain")];
     let body = serde_json::json!({"path": place.scratch.path().join("evil")}).to_string();
     assert_eq!(router.send("POST", "/workspaces", &foreign, Some(body.as_bytes())).status, 403);
@@ -409,60 +409,60 @@ fn the_desktops_daemon_serves_the_router_and_ends_when_asked() {
     assert!(reply.starts_with("HTTP/1.1 403"), "{reply}");
     assert!(!place.scratch.path().join("evil").exists());
 
-    let state = kept(&place);
+    let state = saved_state(&place);
     assert_eq!((&state["version"], &state["activeId"]), (&1.into(), &far["id"]), "{state}");
     assert_eq!(state["daemon"]["baseUrl"], format!("http://127.0.0.1:{port}"), "{state}");
     assert_eq!(state["opencode"]["baseUrl"], health["opencode"]["baseUrl"], "{state}");
     let opencode = u32::try_from(state["opencode"]["pid"].as_u64().unwrap()).unwrap();
     assert_eq!(router.post(200, "/shutdown", Value::Null)["ok"], true);
-    wait_for("its end", secs(20), || running.child.try_wait().unwrap().filter(|status| status.success()));
+    wait_for("the daemon to exit", secs(20), || {
+        running.child.try_wait().unwrap().filter(|status| status.success())
+    });
     assert!(!alive(opencode));
-    assert!(kept(&place).get("daemon").is_none(), "{}", kept(&place));
+    assert!(saved_state(&place).get("daemon").is_none(), "{}", saved_state(&place));
 }
 
 #[test]
 fn workspace_commands_start_a_daemon_if_none_runs() {
     let place = Place::misbehaving("");
-    let asked = |words: &[&str]| {
+    let call = |words: &[&str]| {
         let ended = run(place.command(BINARY).args(words), secs(60));
         let answer = serde_json::from_str::<Value>(&ended.stdout).unwrap_or_default();
         (ended.code, answer, ended.stderr)
     };
-    let (code, _, told) = asked(&["daemon", "status"]);
-    assert!(code == Some(1) && told.contains("orchestrator daemon is not running"), "{told}");
-    let (code, answer, _) = asked(&["daemon", "stop", "--json"]);
+    let (code, _, reply) = call(&["daemon", "status"]);
+    assert!(code == Some(1) && reply.contains("orchestrator daemon is not running"), "{reply}");
+    let (code, answer, _) = call(&["daemon", "stop", "--json"]);
     assert_eq!((code, &answer["ok"]), (Some(1), &false.into()), "{answer}");
-    let (code, answer, told) = asked(&["workspace", "add", "one", "--name", "first"]);
-    assert_eq!((code, &answer["workspace"]["name"]), (Some(0), &"first".into()), "{answer}{told}");
-    let first = kept(&place)["daemon"]["pid"].clone();
-    let (code, answer, _) = asked(&["workspace", "list"]);
+    let (code, answer, reply) = call(&["workspace", "add", "one", "--name", "first"]);
+    assert_eq!((code, &answer["workspace"]["name"]), (Some(0), &"first".into()), "{answer}{reply}");
+    let first = saved_state(&place)["daemon"]["pid"].clone();
+    let (code, answer, _) = call(&["workspace", "list"]);
     assert_eq!((code, answer["workspaces"].as_array().map(Vec::len)), (Some(0), Some(1)), "{answer}");
-    assert_eq!(asked(&["workspace", "switch", "first"]).0, Some(0));
+    assert_eq!(call(&["workspace", "switch", "first"]).0, Some(0));
     let path = place.scratch.path().join("one");
-    let (code, answer, _) = asked(&["workspace", "info", path.to_str().unwrap()]);
+    let (code, answer, _) = call(&["workspace", "info", path.to_str().unwrap()]);
     assert_eq!((code, &answer["workspace"]["name"]), (Some(0), &"first".into()), "{answer}");
-    let (code, _, told) = asked(&["workspace", "info", "none"]);
-    assert!(code == Some(1) && told.contains("workspace not found"), "{told}");
-    wait_for("its OpenCode", secs(60), || {
-        (asked(&["workspace", "path", "first"]).0 == Some(0)).then_some(())
-    });
-    assert_eq!(asked(&["instance", "dispose", "first"]).0, Some(1), "the stand-in has no such call");
-    let (code, answer, _) = asked(&["daemon", "start"]);
+    let (code, _, reply) = call(&["workspace", "info", "none"]);
+    assert!(code == Some(1) && reply.contains("workspace not found"), "{reply}");
+    wait_for("its OpenCode", secs(60), || (call(&["workspace", "path", "first"]).0 == Some(0)).then_some(()));
+    assert_eq!(call(&["instance", "dispose", "first"]).0, Some(1), "the stand-in does not support this call");
+    let (code, answer, _) = call(&["daemon", "start"]);
     assert_eq!((code, &answer["daemon"]["pid"]), (Some(0), &first), "{answer}");
-    let (code, answer, _) = asked(&["daemon", "stop"]);
+    let (code, answer, _) = call(&["daemon", "stop"]);
     assert_eq!((code, &answer["ok"]), (Some(0), &true.into()), "{answer}");
     let places = place.scratch.path().to_str().unwrap();
-    wait_for("its end", secs(20), || naming(places).is_empty().then_some(()));
+    wait_for("all processes to exit", secs(20), || naming(places).is_empty().then_some(()));
 }
 
 #[test]
-fn a_real_opencode_works_in_a_sandbox_and_is_not_root_outside() {
+fn the_real_opencode_works_in_a_sandbox_without_root_outside() {
     let place = Place::new(&program("opencode-new"));
     fs::create_dir_all(place.data()).unwrap();
     crate::fixture::tools();
     crate::fixture::copy_image(&place.data());
     let work = place.scratch.folder("work");
-    // The owner of the files is nobody special on the host.
+    // The owner of the files is an unprivileged user without a name on the host.
     std::os::unix::fs::chown(&work, Some(12345), Some(12345)).unwrap();
     let ended =
         place.run(&["--check", "--check-events", "--openwork-port=0", "--workspace=work", "--sandbox=berth"]);
@@ -481,13 +481,13 @@ fn a_real_opencode_works_in_a_sandbox_and_is_not_root_outside() {
     assert_eq!(shown, serde_json::json!({"enabled": true, "backend": "container", "engine": "berth"}));
     let state = owner.get(200, "/status")["opencode"].clone();
     let pid = u32::try_from(state["pid"].as_u64().unwrap_or_else(|| panic!("{state}"))).unwrap();
-    assert!(procs::uids(pid)[0] != 0, "root inside is nobody outside: {:?}", procs::uids(pid));
+    assert!(procs::uids(pid)[0] != 0, "root inside is root outside: {:?}", procs::uids(pid));
     let environment =
         String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/environ")).unwrap()).into_owned();
     let host_token = document["openwork"]["hostToken"].as_str().unwrap();
     assert!(!environment.contains(host_token) && environment.contains("HOME=/root"), "{environment}");
 
-    // Its shell: who it is, what it sees of the host, and whose file it writes.
+    // A shell of OpenCode prints its user, its view of the host, and writes a file.
     let mount = format!("/w/{}/opencode", document["workspaceId"].as_str().unwrap());
     let session = owner.post(200, &format!("{mount}/session"), serde_json::json!({}));
     let listening = url.as_str().unwrap().rsplit(':').next().unwrap().to_owned();
@@ -498,16 +498,16 @@ fn a_real_opencode_works_in_a_sandbox_and_is_not_root_outside() {
     );
     let body = serde_json::json!({"agent": "build", "command": command, "model": {"providerID": "none", "modelID": "none"}});
     owner.call("POST", &format!("{mount}/session/{}/shell", session["id"].as_str().unwrap()), Some(&body));
-    let seen = wait_for("the shell to have written", secs(60), || {
+    let seen = wait_for("the output of the shell", secs(60), || {
         fs::read_to_string(work.join("seen")).ok().filter(|text| text.lines().count() >= 3)
     });
     assert_eq!(seen, "0\n/workspace\nshared\n");
     use std::os::unix::fs::MetadataExt as _;
     assert_eq!(fs::metadata(work.join("seen")).unwrap().uid(), 12345);
 
-    // It is killed, and comes back in the same container; so it does for the next host after a host that was killed.
+    // OpenCode is killed and restarts in the same container, also under the next host after the host itself was killed.
     procs::kill(pid);
-    wait_for("another start", secs(120), || {
+    wait_for("a restart", secs(120), || {
         let state = owner.get(200, "/status")["opencode"].clone();
         (state["state"] == "running" && state["starts"] == 2).then_some(())
     });
@@ -518,14 +518,14 @@ fn a_real_opencode_works_in_a_sandbox_and_is_not_root_outside() {
     let stopped = place.run(&["stop"]);
     assert_eq!(stopped.code, Some(0), "{stopped:?}");
     let places = place.scratch.path().to_str().unwrap();
-    wait_for("its end", secs(10), || naming(places).is_empty().then_some(()));
+    wait_for("all processes to exit", secs(10), || naming(places).is_empty().then_some(()));
     assert!(procs::mounts_below(&place.data()).is_empty());
 }
 
 #[test]
-fn auto_without_containers_is_an_error_that_lists_what_was_tried() {
+fn auto_without_containers_is_an_error_that_lists_the_attempts() {
     let place = Place::misbehaving("");
-    // Root that may mount nothing.
+    // Root without the right to mount.
     let mut command = place.command("setpriv");
     command.args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin", BINARY, "host", "start"]);
     let ended = run(command.args(["--sandbox=auto", "--openwork-port=0"]), secs(60));
@@ -537,7 +537,7 @@ fn auto_without_containers_is_an_error_that_lists_what_was_tried() {
 }
 
 #[test]
-fn a_sandbox_gets_neither_the_root_nor_a_home() {
+fn a_sandbox_cannot_mount_the_root_or_a_home() {
     let place = Place::misbehaving("");
     for folder in ["/", "home"] {
         let workspace = format!("--workspace={folder}");

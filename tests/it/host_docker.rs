@@ -13,7 +13,7 @@ use crate::opencode_serve::program;
 use crate::procs::{self, alive, naming, secs, wait_for};
 use crate::server::{BINARY, run};
 
-/// The owner of the workspace, who has no name on this machine.
+/// The uid that owns the workspace; it has no name on this machine.
 const OWNER: u32 = 12345;
 
 fn place(docker: &Docker, version: &str) -> Place {
@@ -38,7 +38,7 @@ fn pid(state: &Value) -> u32 {
     u32::try_from(state["pid"].as_u64().unwrap_or_else(|| panic!("{state}"))).unwrap()
 }
 
-/// Neither a container nor a process of this place is left.
+/// Checks that neither a container nor a process of this host remains.
 #[track_caller]
 fn nothing_is_left(place: &Place, docker: &Docker, name: &str) {
     let scratch = place.scratch.path().to_str().unwrap();
@@ -49,7 +49,7 @@ fn nothing_is_left(place: &Place, docker: &Docker, name: &str) {
 }
 
 #[test]
-fn a_real_opencode_works_in_a_locked_container_without_a_port() {
+fn the_real_opencode_works_in_a_restricted_container_without_a_port() {
     let docker = Docker::shared();
     let place = place(&docker, "opencode-new");
     let (mut running, document) =
@@ -61,7 +61,7 @@ fn a_real_opencode_works_in_a_locked_container_without_a_port() {
     let shown = owner.get(200, "/capabilities")["sandbox"].clone();
     assert_eq!(shown, json!({"enabled": true, "backend": "docker", "engine": "docker"}));
 
-    // The engine's word for each lock.
+    // Each restriction as the engine reports it.
     let inspected = docker.inspect(name);
     let host = &inspected["HostConfig"];
     assert_eq!(inspected["NetworkSettings"]["Ports"], json!({}), "{inspected}");
@@ -76,14 +76,15 @@ fn a_real_opencode_works_in_a_locked_container_without_a_port() {
     assert_eq!(inspected["Config"]["User"], format!("{OWNER}:{OWNER}"));
     assert_eq!(inspected["Config"]["Labels"]["berth.host"], place.data().to_str().unwrap());
 
-    // The kernel's word.
+    // The restrictions as the kernel reports them.
     let first = state(&owner);
     let opencode = pid(&first);
     assert_eq!(procs::uids(opencode), [OWNER; 4]);
     assert_eq!(procs::status(opencode, "CapBnd").unwrap(), "0000000000000000");
     assert_eq!(procs::status(opencode, "NoNewPrivs").unwrap(), "1");
 
-    // No secret is where others can read it: arguments, the engine's records, the environment of berth's own process.
+    // No secret is readable by other users: in arguments, the engine's records, or the environment of berth's own
+    // process.
     let environment =
         String::from_utf8_lossy(&fs::read(format!("/proc/{opencode}/environ")).unwrap()).into_owned();
     let (_, password) = environment.split_once("OPENCODE_SERVER_PASSWORD=").unwrap();
@@ -96,7 +97,7 @@ fn a_real_opencode_works_in_a_locked_container_without_a_port() {
     assert!(!inspected.to_string().contains(password) && !running.err.text().contains(password));
     assert!(procs::all().iter().all(|pid| !procs::arguments(*pid).join(" ").contains(password)));
 
-    // Its shell: what it is, and what it cannot do.
+    // A shell of OpenCode prints its identity and tries forbidden accesses.
     let mount = format!("/w/{}/opencode", document["workspaceId"].as_str().unwrap());
     let session = owner.post(200, &format!("{mount}/session"), json!({}));
     let command = "{ id -u; pwd; (echo > /x) 2>&1 | grep -o 'Read-only' ; kill -TERM 1; kill -KILL 1; \
@@ -105,25 +106,26 @@ fn a_real_opencode_works_in_a_locked_container_without_a_port() {
         json!({"agent": "build", "command": command, "model": {"providerID": "none", "modelID": "none"}});
     owner.call("POST", &format!("{mount}/session/{}/shell", session["id"].as_str().unwrap()), Some(&body));
     let work = place.scratch.path().join("work");
-    let seen = wait_for("the shell to have written", secs(60), || {
+    let seen = wait_for("the output of the shell", secs(60), || {
         fs::read_to_string(work.join("seen")).ok().filter(|text| text.contains("opencode.sock"))
     });
     assert!(seen.starts_with(&format!("{OWNER}\n/workspace\n")), "{seen}");
     assert_eq!(fs::metadata(work.join("seen")).unwrap().uid(), OWNER);
-    let mut left: Vec<_> = fs::read_dir(&work).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    left.sort();
-    assert_eq!(left, ["seen"], "berth writes nothing into the workspace");
+    let mut remaining: Vec<_> =
+        fs::read_dir(&work).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    remaining.sort();
+    assert_eq!(remaining, ["seen"], "berth writes nothing into the workspace");
 
-    // OpenCode is killed, and comes back in the same container.
+    // OpenCode is killed and restarts in the same container.
     procs::kill(opencode);
-    let second = wait_for("another start", secs(60), || {
+    let second = wait_for("a restart", secs(60), || {
         Some(state(&owner)).filter(|state| state["state"] == "running" && state["starts"] == 2)
     });
     assert!(second["lastEnd"].as_str().unwrap().starts_with("signal 9"), "{second}");
     assert_eq!(docker.inspect(name)["Id"], inspected["Id"]);
     owner.get(200, &format!("{mount}/session/{}", session["id"].as_str().unwrap()));
 
-    // A stop through the engine is the desktop's way to end the host.
+    // The desktop stops the host by stopping the container.
     let last = pid(&second);
     let stopped = docker.ask(&["stop", name]);
     assert_eq!(stopped.code, Some(0), "{stopped:?}");
@@ -133,13 +135,13 @@ fn a_real_opencode_works_in_a_locked_container_without_a_port() {
     nothing_is_left(&place, &docker, name);
 }
 
-/// `auto` takes Docker where berth's own containers cannot be.
+/// `auto` uses Docker if berth's own containers are not available.
 #[test]
-fn checks_are_ok_with_the_older_version_and_without_a_network() {
+fn checks_pass_with_the_older_version_and_without_a_network() {
     let docker = Docker::shared();
     let place = place(&docker, "opencode-old");
     let mut command = place.command("setpriv");
-    // Root that may mount nothing.
+    // Root without the right to mount.
     command.args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin", BINARY, "host", "start", "--check"]);
     command.args(["--check-events", "--openwork-port=0", "--workspace=work", "--sandbox=auto"]);
     let ended = run(command.args(["--sandbox-network=none", "--run-id=it-check"]), secs(150));
@@ -154,7 +156,7 @@ fn checks_are_ok_with_the_older_version_and_without_a_network() {
 }
 
 #[test]
-fn a_killed_host_leaves_no_container_and_a_stranger_of_its_name_stays() {
+fn containers_of_a_killed_host_are_removed_and_foreign_ones_kept() {
     let docker = Docker::shared();
     let place = place(&docker, "opencode-new");
     let (running, document) = started(&place, &["--run-id=it-killed"]);
@@ -166,7 +168,7 @@ fn a_killed_host_leaves_no_container_and_a_stranger_of_its_name_stays() {
     drop(running);
     nothing_is_left(&place, &docker, &name);
 
-    // What even that could not end, and what is not berth's.
+    // One container of berth that survived, and one that is not berth's.
     let label = format!("berth.host={}", place.data().display());
     let old = docker.ask(&["run", "-d", "--label", &label, "--name", "it-old", IMAGE, "sleep", "1000"]);
     assert_eq!(old.code, Some(0), "{old:?}");
@@ -176,20 +178,20 @@ fn a_killed_host_leaves_no_container_and_a_stranger_of_its_name_stays() {
         ["--check", "--openwork-port=0", "--workspace=work", "--sandbox=docker", "--run-id=it-killed"];
     let ended = place.run(&arguments);
     assert!(ended.code == Some(1) && ended.stderr.contains("another --run-id"), "{ended:?}");
-    let left = docker.containers();
-    assert!(left.contains(&name) && !left.iter().any(|one| one == "it-old"), "{left:?}");
+    let remaining = docker.containers();
+    assert!(remaining.contains(&name) && !remaining.iter().any(|one| one == "it-old"), "{remaining:?}");
     docker.ask(&["rm", "-f", &name]);
 }
 
 #[test]
-fn what_an_engine_lacks_is_said_before_the_start() {
+fn missing_features_of_the_engine_are_reported_before_the_start() {
     let docker = Docker::shared();
     let place = place(&docker, "opencode-new");
-    let refused = |arguments: &[&str], wanted: &str| {
+    let refused = |arguments: &[&str], expected: &str| {
         let all = [&["--openwork-port=0", "--workspace=work"], arguments].concat();
         let ended = place.run(&all);
         assert!(
-            ended.code == Some(2) && ended.stdout.is_empty() && ended.stderr.contains(wanted),
+            ended.code == Some(2) && ended.stdout.is_empty() && ended.stderr.contains(expected),
             "{ended:?}"
         );
     };
@@ -211,7 +213,7 @@ fn what_an_engine_lacks_is_said_before_the_start() {
 }
 
 #[test]
-fn folders_of_the_allowlist_are_mounted_without_a_trace_in_the_workspace() {
+fn folders_of_the_allowlist_are_mounted_without_changes_to_the_workspace() {
     let docker: Arc<Docker> = Docker::shared();
     let place = place(&docker, "opencode-new");
     let extra = place.scratch.folder("shared/data");
@@ -221,20 +223,23 @@ fn folders_of_the_allowlist_are_mounted_without_a_trace_in_the_workspace() {
     let mount = format!("--sandbox-mount={}:one/two", extra.display());
     let (running, document) = started(&place, &[&mount, "--run-id=it-extra"]);
     let name = document["sandbox"]["name"].as_str().unwrap();
-    let told = docker.ask(&["exec", name, "sh", "-c", "cat extra/one/two/file; touch extra/one/two/x"]);
-    assert!(told.code == Some(1) && told.stdout == "shared" && told.stderr.contains("Read-only"), "{told:?}");
+    let output = docker.ask(&["exec", name, "sh", "-c", "cat extra/one/two/file; touch extra/one/two/x"]);
+    assert!(
+        output.code == Some(1) && output.stdout == "shared" && output.stderr.contains("Read-only"),
+        "{output:?}"
+    );
     assert!(running.err.text().contains("is mounted for reading only"), "{}", running.err.text());
     drop(running);
-    let left: Vec<_> = fs::read_dir(place.scratch.path().join("work")).unwrap().flatten().collect();
-    assert!(left.is_empty(), "{left:?}");
+    let remaining: Vec<_> = fs::read_dir(place.scratch.path().join("work")).unwrap().flatten().collect();
+    assert!(remaining.is_empty(), "{remaining:?}");
     nothing_is_left(&place, &docker, name);
 }
 
 #[test]
-fn a_server_in_the_container_has_the_seeds_shape_and_ends_with_its_host() {
+fn a_server_in_the_container_matches_openworks_layout_and_ends_with_its_host() {
     let docker = Docker::shared();
     let place = place(&docker, "opencode-new");
-    // The engine publishes the port in its own network.
+    // The engine publishes the port in its own network namespace.
     let host = |arguments: &[&str]| {
         let mut command = place.command("nsenter");
         command.arg(format!("--net=/proc/{}/ns/net", docker.pid())).args([BINARY, "host", "start", "--json"]);
@@ -261,19 +266,25 @@ fn a_server_in_the_container_has_the_seeds_shape_and_ends_with_its_host() {
     let script = format!("/persist/openwork-orchestrator-sandbox/{name}/entrypoint.sh");
     assert_eq!(inspected["Config"]["Cmd"], json!(["sh", script]));
     let folder = script.trim_end_matches("/entrypoint.sh");
-    let told = docker.ask(&["exec", name, "sh", "-c", &format!("cat {script}; ls {folder}/sidecars; pwd")]);
+    let output = docker.ask(&["exec", name, "sh", "-c", &format!("cat {script}; ls {folder}/sidecars; pwd")]);
     let token = document["openwork"]["hostToken"].as_str().unwrap();
-    assert!(told.stdout.contains("openwork-server") && told.stdout.ends_with("/workspace\n"), "{told:?}");
-    assert!(!told.stdout.contains(token) && !place.data().join("host/sandbox.env").exists());
+    assert!(
+        output.stdout.contains("openwork-server") && output.stdout.ends_with("/workspace\n"),
+        "{output:?}"
+    );
+    assert!(!output.stdout.contains(token) && !place.data().join("host/sandbox.env").exists());
     assert!(procs::all().iter().all(|pid| !procs::arguments(*pid).join(" ").contains(token)));
     // OpenCode has no token, and its agent cannot read those of the server, which runs as the same user.
     let script = "for p in /proc/[0-9]*; do case $(cat $p/cmdline 2>/dev/null) in /persist/*opencodeserve*) \
                   cat $p/environ;; esac; done; cat /proc/1/environ";
-    let told = docker.ask(&["exec", name, "bash", "-c", script]);
-    assert!(told.stdout.contains("OPENCODE_SERVER_PASSWORD") && !told.stdout.contains(token), "{told:?}");
-    assert!(told.stderr.contains("/proc/1/environ: Permission denied"), "{told:?}");
+    let output = docker.ask(&["exec", name, "bash", "-c", script]);
+    assert!(
+        output.stdout.contains("OPENCODE_SERVER_PASSWORD") && !output.stdout.contains(token),
+        "{output:?}"
+    );
+    assert!(output.stderr.contains("/proc/1/environ: Permission denied"), "{output:?}");
 
-    // A host that is killed takes the container along.
+    // The container ends with its killed host.
     procs::kill(running.child.id());
     let _ = running.child.wait();
     nothing_is_left(&place, &docker, name);

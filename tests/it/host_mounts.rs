@@ -1,5 +1,5 @@
-//! Which folders of the host a sandbox may have: the cases of OpenWork's orchestrator, each with its sentence, and
-//! those in which berth decides otherwise (`assets/docs/compatibility.md#sandbox-mounts`).
+//! Which folders of the host a sandbox may mount: the cases of OpenWork's orchestrator with its sentences, and the
+//! cases in which berth decides differently (`assets/docs/compatibility.md#sandbox-mounts`).
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::host_command::Place;
 
-/// What is said once every folder is found good: the engine is none.
+/// The error once every folder is accepted, because the engine does not exist.
 const GOOD: &str = "--sandbox docker: `docker version` failed";
 
 #[test]
@@ -24,7 +24,7 @@ fn mounts_are_refused_in_openworks_words() {
     symlink("/etc", base.join("home/open/system")).unwrap();
     let file = base.join("home/.config/openwork/sandbox-mount-allowlist.json");
     let text = |path: &str| base.join(path).display().to_string();
-    let told = |mount: &str| {
+    let error_of = |mount: &str| {
         let mount = format!("--sandbox-mount={mount}");
         let ended = place.run(&["--openwork-port=0", "--workspace=work", "--sandbox=docker", &mount]);
         assert_eq!(ended.code, Some(2), "{mount}: {ended:?}");
@@ -32,13 +32,13 @@ fn mounts_are_refused_in_openworks_words() {
         ended.stderr
     };
     let blocked = format!("Additional sandbox mounts are blocked. Create {} to enable.", file.display());
-    let error = told(&format!("{}:x", text("home/open/a")));
+    let error = error_of(&format!("{}:x", text("home/open/a")));
     assert!(
         error.contains(&blocked) && error.contains("does not exist") && error.contains("allowedRoots"),
         "{error}"
     );
     place.scratch.file("home/.config/openwork/sandbox-mount-allowlist.json", "{");
-    let error = told(&format!("{}:x", text("home/open/a")));
+    let error = error_of(&format!("{}:x", text("home/open/a")));
     assert!(error.contains(&blocked) && error.contains("is not JSON"), "{error}");
 
     let list = json!({"allowedRoots": [{"path": "~/open"}, {"path": "~/rw", "allowReadWrite": true}]});
@@ -48,14 +48,14 @@ fn mounts_are_refused_in_openworks_words() {
     let absent =
         format!("Sandbox mount host path does not exist: ~/open/none (expanded: {}", text("home/open/none"));
     let usage = "Use hostPath:subpath[:ro|rw].";
-    for (mount, wanted) in [
+    for (mount, expected) in [
         ("~/open/a:x", GOOD),
         ("~/open/a:x:ro", GOOD),
         ("~/rw/b:x:rw", GOOD),
         ("~/open/.environments:x", GOOD),
         ("~/open/a:a..b", GOOD),
         ("~/open/.ssh:x", &rejected),
-        // By their real paths.
+        // Links are resolved first.
         ("~/open/keys:x", &rejected),
         ("~/open/system:x", "Sandbox mount rejected (it contains the system's configuration"),
         (&format!("{}:x", text("outside")), &format!("Sandbox mount {} {roots}", text("outside"))),
@@ -65,20 +65,20 @@ fn mounts_are_refused_in_openworks_words() {
         ("~/open/a:x\\y", "Invalid sandbox container subpath: \"x\\\\y\""),
         ("~/open/a:", "Invalid sandbox container subpath: \"\""),
         ("~/open/a", &format!("Invalid --sandbox-mount value: ~/open/a. {usage}")),
-        // They reached the engine's command line.
+        // With the orchestrator these reach the engine's command line.
         ("~/open/a:x:rox", &format!("Invalid --sandbox-mount value: ~/open/a:x:rox. {usage}")),
         ("[\"~/open/a:x,readonly=false\"]", "Invalid sandbox container subpath: \"x,readonly=false\""),
         ("[\"~/open/a\\n:x\"]", usage),
     ] {
-        let error = told(mount);
-        assert!(error.contains(wanted), "{mount}: {error}");
+        let error = error_of(mount);
+        assert!(error.contains(expected), "{mount}: {error}");
     }
     let without = place.run(&["--openwork-port=0", "--workspace=work", "--sandbox-mount=~/open/a:x"]);
     assert!(without.code == Some(2) && without.stderr.contains("no effect without a sandbox"), "{without:?}");
 }
 
 #[test]
-fn workspaces_that_hold_more_than_a_project_are_refused_unless_the_person_insists() {
+fn workspaces_larger_than_a_project_are_refused_without_a_flag() {
     let mut place = Place::misbehaving("");
     place.env = vec![("OPENWORK_DOCKER_BIN".into(), "/bin/false".into())];
     fs::create_dir_all(place.data().join("inside")).unwrap();

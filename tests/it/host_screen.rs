@@ -1,4 +1,4 @@
-//! The screen of `berth host` on a terminal, as a person sees it: through another program's model of a terminal.
+//! The screen of `berth host` on a terminal, checked with another program's terminal emulation.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -72,7 +72,7 @@ impl Screen {
     }
 
     #[track_caller]
-    fn shows(&self, part: &str) -> String {
+    fn wait_until_shown(&self, part: &str) -> String {
         let mut last = String::new();
         let shown = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             wait_for(part, secs(60), || {
@@ -88,7 +88,7 @@ impl Screen {
     }
 
     fn client(&self, token: &str) -> Client {
-        let text = self.shows("http://");
+        let text = self.wait_until_shown("http://");
         let at = text.find("http://").unwrap() + "http://".len();
         let address: String = text[at..].chars().take_while(|c| !c.is_whitespace() && *c != '/').collect();
         Client::new(address.parse().unwrap()).with("Authorization", &format!("Bearer {token}"))
@@ -103,12 +103,12 @@ impl Drop for Screen {
 }
 
 #[test]
-fn approvals_are_answered_with_a_key_and_the_terminal_is_given_back() {
+fn approvals_are_answered_with_a_key_and_the_terminal_is_restored() {
     let place = Place::misbehaving("");
     let mut screen = Screen::start(&place, &["--approval=manual", "--approval-timeout=120000"]);
     let before = tcgetattr(&screen.slave).unwrap();
-    screen.shows("nothing waits");
-    let text = screen.shows("running 9.9.9");
+    screen.wait_until_shown("nothing waits");
+    let text = screen.wait_until_shown("running 9.9.9");
     assert!(text.contains("Tokens") && text.contains("hidden") && text.contains("listening on"), "{text}");
     let client = screen.client(TOKEN);
     thread::scope(|scope| {
@@ -120,11 +120,11 @@ fn approvals_are_answered_with_a_key_and_the_terminal_is_given_back() {
             scope.spawn(move || client.call("POST", &path, Some(&body)).status)
         };
         let allowed = ask("Say \u{1b}[2J hello");
-        screen.shows("1 waits for an answer");
+        screen.wait_until_shown("1 waits for an answer");
         screen.key("\r");
-        let all = screen.shows("asked by");
+        let all = screen.wait_until_shown("asked by");
         assert!(all.contains("Say \\u{1b}[2J hello"), "{all}");
-        // What it waits for is visible for half a second by now, or the key is refused and pressed again.
+        // The approval must have been visible for half a second, otherwise the key is refused and pressed again.
         screen.key("a");
         wait_for("the answer", secs(60), || {
             let text = screen.text();
@@ -134,13 +134,13 @@ fn approvals_are_answered_with_a_key_and_the_terminal_is_given_back() {
             text.contains("Allowed.").then_some(())
         });
         assert_eq!(allowed.join().unwrap(), 200);
-        screen.shows("nothing waits");
+        screen.wait_until_shown("nothing waits");
 
         let denied = ask("Say no");
-        screen.shows("1 waits for an answer");
+        screen.wait_until_shown("1 waits for an answer");
         thread::sleep(std::time::Duration::from_millis(600));
         screen.key("d");
-        screen.shows("Denied.");
+        screen.wait_until_shown("Denied.");
         assert_eq!(denied.join().unwrap(), 403);
     });
     assert!(
@@ -148,15 +148,15 @@ fn approvals_are_answered_with_a_key_and_the_terminal_is_given_back() {
         "text from a client cleared the screen"
     );
 
-    // What the screen asks for itself is not in its log over and over.
+    // The screen's own requests are not repeated in its log.
     assert!(screen.text().matches("GET /approvals ").count() < 12, "{}", screen.text());
 
-    // Tokens are shown when they are asked for, and the size follows the terminal.
+    // Tokens are shown on request, and the size follows the terminal.
     assert!(!screen.text().contains(HOST_TOKEN));
     screen.key("t");
-    screen.shows(HOST_TOKEN);
+    screen.wait_until_shown(HOST_TOKEN);
     screen.key("t");
-    screen.shows("hidden");
+    screen.wait_until_shown("hidden");
     screen.model.lock().unwrap().screen_mut().set_size(cells(10), cells(60));
     tcsetwinsize(&screen.master, Winsize { ws_row: 10, ws_col: 60, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
     wait_for("a small screen", secs(20), || {
@@ -165,13 +165,13 @@ fn approvals_are_answered_with_a_key_and_the_terminal_is_given_back() {
     });
 
     screen.key("q");
-    screen.shows("Stop the host");
+    screen.wait_until_shown("Stop the host");
     screen.key("n");
-    screen.shows("q stop");
+    screen.wait_until_shown("q stop");
     screen.key("q");
-    screen.shows("Stop the host");
+    screen.wait_until_shown("Stop the host");
     screen.key("y");
-    let ended = wait_for("its end", secs(60), || screen.child.try_wait().unwrap());
+    let ended = wait_for("the host to exit", secs(60), || screen.child.try_wait().unwrap());
     assert!(ended.success(), "{ended}");
     assert!(screen.raw.lock().unwrap().windows(8).any(|eight| eight == b"\x1b[?1049l"));
     let after = tcgetattr(&screen.slave).unwrap();
@@ -179,11 +179,11 @@ fn approvals_are_answered_with_a_key_and_the_terminal_is_given_back() {
 }
 
 #[test]
-fn there_is_a_screen_for_people_only() {
+fn the_screen_needs_a_terminal() {
     let place = Place::misbehaving("");
-    let asked = crate::server::run(&mut place.host(&["start", "--tui"]), secs(60));
-    assert!(asked.code == Some(2) && asked.stderr.contains("--tui: needs a terminal"), "{asked:?}");
+    let request = crate::server::run(&mut place.host(&["start", "--tui"]), secs(60));
+    assert!(request.code == Some(2) && request.stderr.contains("--tui: needs a terminal"), "{request:?}");
     let without = Screen::start(&place, &["--no-tui"]);
-    without.shows("OpenWork host running");
+    without.wait_until_shown("OpenWork host running");
     assert!(!without.raw.lock().unwrap().windows(8).any(|eight| eight == b"\x1b[?1049h"));
 }

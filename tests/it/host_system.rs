@@ -1,5 +1,5 @@
-//! `distro: "host"`: a container of this machine's own system, made without any download; and an enemy in one, who is root
-//! there and wants what only the machine's own users may read, or to change anything.
+//! `distro: "host"`: a container made from this machine's own system without a download; and an attacker with root in
+//! it who tries to read private files of the host or to change anything.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,7 +13,7 @@ use crate::fixture::Place;
 use crate::procs::{self, unique_secs};
 use crate::server::{Server, Setup};
 
-/// No image, and no mirror that could be asked for one.
+/// A server without an image and without a mirror.
 fn setup() -> Setup {
     Setup::new().args(&["--mirror", "debian-bookworm=http://127.0.0.1:1/", "--approval=auto"])
 }
@@ -32,7 +32,7 @@ fn on_host(program: &str, args: &[&str]) -> String {
 }
 
 #[test]
-fn it_is_made_without_a_download_and_used_like_any_other() {
+fn a_host_container_is_made_without_a_download_and_works_like_others() {
     for way in ["overlay", "copy"] {
         let server = setup().arg(format!("--root-backend={way}")).start();
         let place = own(&server, json!({"init_script": "#!/usr/bin/env bash\necho made > /root/made\n"}));
@@ -52,7 +52,7 @@ fn it_is_made_without_a_download_and_used_like_any_other() {
         );
         place.sh("getent passwd root nobody && getent hosts localhost");
 
-        // A layer of its own above: everything but the programs.
+        // The container has its own layer above the host's files, except for the programs.
         let mark = format!("berth-it-{}", unique_secs());
         place.sh(&format!("for d in / /etc /var/lib /opt /srv /tmp /root /home; do echo x > $d/{mark} || exit 1; done; rm /etc/profile; useradd -m someone; id -u someone"));
         for folder in ["/", "/etc", "/var/lib", "/opt", "/srv", "/tmp", "/root", "/home"] {
@@ -75,7 +75,7 @@ fn it_is_made_without_a_download_and_used_like_any_other() {
         }
         assert_eq!(copy.show()["distro"], "host");
 
-        // It holds no other distribution's files, whatever its os-release says.
+        // The image contains no files of another distribution, whatever os-release reports.
         place.build();
         place.client.refused(
             409,
@@ -94,7 +94,7 @@ fn it_is_made_without_a_download_and_used_like_any_other() {
     }
 }
 
-/// Files on this machine for an enemy to want, removed in the end.
+/// Files on this machine that the attacker tries to read, removed on drop.
 struct Bait {
     folder: PathBuf,
 }
@@ -141,14 +141,14 @@ impl Drop for Bait {
 }
 
 #[test]
-fn root_inside_reads_what_anybody_may_read_and_changes_nothing() {
+fn root_inside_reads_only_public_files_and_changes_nothing() {
     let bait = Bait::lay();
     let server = setup().start();
     let place = own(&server, json!({"network": "none"}));
     assert_eq!(place.sh(&format!("cat {}", bait.path("public"))), format!("{SECRET}\n"));
-    // The folder is seen as it is at any moment.
+    // The shared folder is live: later files appear in it.
     bait.put("later", 0o600);
-    // Whatever it is that nobody may read, root inside may not either; and it may read all that nobody may.
+    // Root inside can read exactly the files that an unprivileged user of the host can read.
     let unreadable = "find /usr -xdev ! -type l ! -readable 2>/dev/null | sort; true";
     let as_nobody = ["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", unreadable];
     let (inside, outside) = (place.sh(unreadable), on_host("setpriv", &as_nobody));
@@ -177,8 +177,8 @@ fn root_inside_reads_what_anybody_may_read_and_changes_nothing() {
             format!("setpriv --reuid=65534 --regid=65534 --clear-groups cat {path}"),
             format!("tar cf - {path} | cat"),
         ] {
-            let told = place.exec(json!({"command": attempt, "timeout_secs": 20}));
-            assert!(!told.to_string().contains(SECRET), "{attempt}: {told}");
+            let reply = place.exec(json!({"command": attempt, "timeout_secs": 20}));
+            assert!(!reply.to_string().contains(SECRET), "{attempt}: {reply}");
         }
     }
     let hashes = |text: &str| -> BTreeSet<String> {
@@ -205,7 +205,7 @@ fn root_inside_reads_what_anybody_may_read_and_changes_nothing() {
     let secret = hashes(&on_host("sha256sum", &closed));
     let seen = hashes(&place.sh("find /etc /root /home /var /srv /opt -xdev -type f -exec sha256sum {} +"));
     assert!(seen.len() > 20 && seen.is_disjoint(&secret), "{:?}", seen.intersection(&secret));
-    // Of people and of the machine nothing is there, not even a name.
+    // No data of users or of the machine is visible, not even a name.
     assert_eq!(place.sh("ls -A /home /srv /opt /media /mnt | grep -v -e : -e '^$' -e '^[xy]$' | wc -l; cat /etc/machine-id"), "0\n");
     assert_ne!(place.exec(json!({"command": format!("ls {}", server.data.display())}))["exit_code"], 0);
     for line in fs::read_to_string("/etc/passwd").unwrap().lines() {
@@ -218,7 +218,7 @@ fn root_inside_reads_what_anybody_may_read_and_changes_nothing() {
         }
     }
 
-    // Nothing changes, no program gives rights, no device opens.
+    // Nothing can be changed, no program gains privileges, no device can be opened.
     let before = on_host("sh", &["-c", "ls -la --time-style=full-iso /usr /usr/bin /usr/local | sha256sum"]);
     for attempt in [
         "echo x > /usr/bin/env",
@@ -228,12 +228,12 @@ fn root_inside_reads_what_anybody_may_read_and_changes_nothing() {
         "chmod 4755 /usr/bin/env",
         "mount -o remount,rw /usr && touch /usr/new",
     ] {
-        let told = place.exec(json!({"command": attempt, "timeout_secs": 20}));
-        assert_ne!(told["exit_code"], 0, "{attempt}: {told}");
+        let reply = place.exec(json!({"command": attempt, "timeout_secs": 20}));
+        assert_ne!(reply["exit_code"], 0, "{attempt}: {reply}");
     }
     let after = on_host("sh", &["-c", "ls -la --time-style=full-iso /usr /usr/bin /usr/local | sha256sum"]);
     assert_eq!(before, after);
-    // Without what it has mounted over it.
+    // After a stop, the mounts that it placed on top are removed.
     place.client.post(200, &place.path("/stop"), json!({}));
     let suid = format!("setpriv --reuid=1 --regid=1 --clear-groups {} -u", bait.path("set-uid"));
     assert_eq!(place.sh(&suid), "1\n");

@@ -1,4 +1,4 @@
-//! The words of `berth host`: what its flags refuse, under which names, and how it reports a start that fails.
+//! The command line of `berth host`: the flags that it refuses, their names in messages, and failed starts.
 
 use std::fs;
 use std::net::TcpListener;
@@ -11,8 +11,8 @@ use crate::procs::secs;
 use crate::server::{BINARY, run};
 
 #[test]
-fn mistakes_are_named() {
-    for (arguments, wanted) in [
+fn mistakes_in_flags_are_named() {
+    for (arguments, expected) in [
         (vec!["frobnicate"], "frobnicate: unknown command"),
         (vec!["start", "--frobnicate"], "--frobnicate: unknown flag"),
         (vec!["start", "stray"], "stray: unexpected argument"),
@@ -23,7 +23,7 @@ fn mistakes_are_named() {
         (vec!["start", "--sandbox-mount=/a:b"], "has no effect without a sandbox"),
         (vec!["start", "--opencode-host=0.0.0.0"], "--opencode-host: \"0.0.0.0\""),
         (vec!["start", "--remote-access", "--openwork-port=0"], "there are no tokens yet"),
-        // A flag is named as its user wrote it.
+        // A message names the flag as the user wrote it.
         (vec!["start", "--openwork-port=99999"], "berth: --openwork-port: \"99999\""),
         (vec!["start", "--openwork-host=nowhere.example"], "berth: --openwork-host: \"nowhere.example\""),
         (vec!["start", "--openwork-token="], "berth: --openwork-token: is empty"),
@@ -34,7 +34,7 @@ fn mistakes_are_named() {
         (vec!["start", "--check", "--detach"], "berth: --detach: contradicts --check"),
         (vec!["start", "--check-events"], "berth: --check-events: has no effect without --check"),
         (vec!["start", "--scope=viewer"], "berth: --scope: has no effect here; it is for berth host connect"),
-        // Before the host is looked for.
+        // Checked before the host is looked up.
         (vec!["connect", "--expires=99999999999999999"], "berth: --expires: \"99999999999999999\""),
         (vec!["connect", "--expires=99999999999999999999999"], "berth: --expires: "),
         (vec!["connect", "--expires=0"], "berth: --expires: \"0\""),
@@ -42,17 +42,17 @@ fn mistakes_are_named() {
         (vec!["connect", "--connect-host=a b"], "berth: --connect-host: \"a b\""),
     ] {
         let ended = Place::misbehaving("").run(&arguments);
-        assert!(ended.code == Some(2) && ended.stderr.contains(wanted), "{arguments:?}: {ended:?}");
+        assert!(ended.code == Some(2) && ended.stderr.contains(expected), "{arguments:?}: {ended:?}");
     }
 }
 
-/// The orchestrator's command lines, and variables in place of flags.
+/// The orchestrator's commands, and environment variables instead of flags.
 #[test]
-fn mistakes_in_the_orchestrators_words_are_named() {
+fn mistakes_in_the_orchestrators_commands_are_named() {
     let place = Place::misbehaving("");
     let link = place.scratch.path().join("openwrk");
     symlink(BINARY, &link).unwrap();
-    for (words, wanted) in [
+    for (words, expected) in [
         (vec!["bogus"], "berth: bogus: unknown command; the commands are start, "),
         (vec!["--verbose", "bogus", "--json"], "berth: bogus: unknown command"),
         (vec!["files", "catalog"], "berth: files: unknown command"),
@@ -64,7 +64,7 @@ fn mistakes_in_the_orchestrators_words_are_named() {
     ] {
         let ended = run(place.command(&link).args(&words), secs(60));
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{words:?}: {ended:?}");
-        assert!(ended.stderr.starts_with(wanted), "{words:?}: {ended:?}");
+        assert!(ended.stderr.starts_with(expected), "{words:?}: {ended:?}");
     }
     let ended = run(place.command(&link).arg("help"), secs(60));
     assert!(ended.code == Some(0) && ended.stdout.contains("Usage: berth"), "{ended:?}");
@@ -81,7 +81,7 @@ fn checks_in_json_are_one_document() {
     let names: Vec<&str> =
         document["checks"].as_array().unwrap().iter().map(|step| step["name"].as_str().unwrap()).collect();
     assert!(names.contains(&"health") && names.contains(&"proxy.session"), "{document}");
-    // The stand-in makes no sessions.
+    // The stand-in supports no sessions.
     assert_eq!((ended.code, &document["ok"]), (Some(1), &false.into()), "{document}");
     let failed = document["checks"].as_array().unwrap().iter().find(|step| step["ok"] == false).unwrap();
     assert!(failed["error"].is_string() && document["runId"] == "it-checked", "{document}");
@@ -94,7 +94,7 @@ fn checks_in_json_are_one_document() {
 }
 
 #[test]
-fn detaching_fails_as_the_command_would() {
+fn a_detached_start_reports_failures_like_a_foreground_start() {
     let place = Place::misbehaving("");
     let ended = place.run(&["start", "--detach", "--approval=perhaps"]);
     assert!(ended.code == Some(2) && ended.stderr.contains("--approval"), "{ended:?}");

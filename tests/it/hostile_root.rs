@@ -1,6 +1,6 @@
-//! A container whose root is an enemy: its files are links to this machine's files, pipes, endless or very deep.
-//! Nothing that berth does with it reads, writes or runs anything outside. Each test lays a trap on the host that
-//! everybody may write to, so that also a careless process under a mapped id would fall into it.
+//! A container with a hostile root: its files are links to files of the host, pipes, endless or very deep.
+//! **Invariant:** no operation of berth on it reads, writes or executes anything outside. Each test puts a
+//! world-writable trap on the host, so that a careless process under a mapped id would be caught too.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -17,7 +17,7 @@ use crate::scratch::Scratch;
 const SECRET: &str = "the-secret-of-the-host-8d1f";
 const LOG: &str = "/var/log/sandboxed.sh-init.log";
 
-/// A folder of the host, and what was in it before.
+/// A folder of the host, and its contents before the test.
 struct Trap {
     scratch: Scratch,
     before: Vec<String>,
@@ -72,7 +72,7 @@ impl Trap {
     #[track_caller]
     fn untouched(&self, after: &str) {
         let now = self.look();
-        assert!(now == self.before, "{after}: the host was changed:\n{:#?}\nwas:\n{:#?}", now, self.before);
+        assert!(now == self.before, "{after}: the host has changed:\n{:#?}\nwas:\n{:#?}", now, self.before);
     }
 }
 
@@ -97,9 +97,9 @@ fn fresh(name: &str, extra: Value) -> Place<'static> {
     Place::ready(shared(), body)
 }
 
-/// Everything that berth can be asked to do with a workspace; answers with all that it told.
-fn everything_that_can_be_asked(place: &Place<'_>, trap: &Trap, what: &str) -> String {
-    let mut told = String::new();
+/// Calls every operation on a workspace and returns all responses.
+fn call_every_operation(place: &Place<'_>, trap: &Trap, what: &str) -> String {
+    let mut answer = String::new();
     for (method, call, body) in [
         ("GET", "/init-log", None),
         ("GET", "/debug", None),
@@ -112,14 +112,14 @@ fn everything_that_can_be_asked(place: &Place<'_>, trap: &Trap, what: &str) -> S
         let start = Instant::now();
         let reply = place.client.call(method, &place.path(call), body.as_ref());
         assert!(start.elapsed() < secs(45), "{what}: {method} {call} took {:?}", start.elapsed());
-        told.push_str(&reply.text());
-        assert!(!reply.text().contains(SECRET), "{what}: {method} {call} tells the host's secret: {reply}");
+        answer.push_str(&reply.text());
+        assert!(!reply.text().contains(SECRET), "{what}: {method} {call} returns the host's secret: {reply}");
         trap.untouched(&format!("{what}: {method} {call}"));
     }
-    told
+    answer
 }
 
-/// Ends the container from outside, so that the next call must start it on the root as it is now.
+/// Ends the container from outside, so that the next call must start it with the root in its present state.
 fn restart(place: &Place<'_>) {
     let number = unique_secs();
     thread::scope(|scope| {
@@ -131,8 +131,8 @@ fn restart(place: &Place<'_>) {
     });
 }
 
-/// Replaces `path` inside by a link to `target`, by one process that has all it needs in memory: it may be its own
-/// libraries that go. Then ends the container from outside.
+/// Replaces `path` inside by a link to `target`, in a process that is already loaded, because `path` may be one of its
+/// own libraries. Then ends the container from outside.
 fn replace(place: &Place<'_>, path: &str, target: &Path) {
     let target = target.to_str().unwrap();
     let perl = format!(
@@ -141,7 +141,7 @@ fn replace(place: &Place<'_>, path: &str, target: &Path) {
     let number = unique_secs();
     thread::scope(|scope| {
         let (server, exec) = (place.server, place.path("/exec"));
-        // Found by the sleep beside it, which must have started before its own program may be gone.
+        // Found by the sleep beside it, which must have started before its program may be replaced.
         let command = format!(
             "sleep {number} & until grep -q sleep /proc/$!/comm; do :; done; exec perl -e '{}'",
             perl.replace('\'', "'\\''")
@@ -150,7 +150,7 @@ fn replace(place: &Place<'_>, path: &str, target: &Path) {
         scope.spawn(move || server.owner().call("POST", &exec, Some(&body)));
         let pid = procs::wait_sleep(&number);
         let init = procs::init_of(pid).unwrap();
-        // Seen from here: the container's own view of its root, for as long as it lives.
+        // The container's own view of its root through /proc, while it runs.
         let inside = format!("/proc/{init}/root{path}");
         procs::wait_for(&format!("{path} to be replaced"), secs(20), || {
             fs::read_link(&inside).is_ok_and(|link| link == Path::new(target)).then_some(())
@@ -160,34 +160,34 @@ fn replace(place: &Place<'_>, path: &str, target: &Path) {
 }
 
 #[test]
-fn the_init_log_is_a_link() {
+fn an_init_log_that_is_a_link_is_not_followed() {
     let trap = Trap::new();
     let place = fresh("log link", json!({}));
     for target in
         [trap.path("secret"), trap.path("victim"), "/etc/shadow".into(), "/proc/self/environ".into()]
     {
         place.sh(&format!("ln -sfn {target} {LOG}"));
-        let told = everything_that_can_be_asked(&place, &trap, &target);
-        // A link to /etc/shadow leads to the container's own, which is not a secret of the host.
+        let reply = call_every_operation(&place, &trap, &target);
+        // A link to /etc/shadow leads to the container's own file, not to the host's.
         let host_shadow = fs::read_to_string("/etc/shadow").unwrap();
         let inside = place.sh("cat /etc/shadow");
         for line in host_shadow.lines().filter(|line| !inside.contains(*line)) {
-            assert!(!told.contains(line), "{target}: {told}");
+            assert!(!reply.contains(line), "{target}: {reply}");
         }
-        assert!(!told.contains("OPENWORK_"), "{target}: {told}");
+        assert!(!reply.contains("OPENWORK_"), "{target}: {reply}");
         place.sh(&format!("rm -rf {LOG}"));
     }
-    // A folder on the way.
+    // A parent folder as a link.
     place.sh(&format!("mv /var/log /var/log.real; ln -sfn {} /var/log", trap.path("log")));
-    everything_that_can_be_asked(&place, &trap, "/var/log");
+    call_every_operation(&place, &trap, "/var/log");
     place.sh(&format!("rm /var/log; ln -s ../../../../../../..{} /var/log", trap.path("log")));
-    everything_that_can_be_asked(&place, &trap, "relative /var/log");
+    call_every_operation(&place, &trap, "relative /var/log");
     place.delete();
     trap.untouched("delete");
 }
 
 #[test]
-fn the_init_log_is_no_file() {
+fn an_init_log_that_is_not_a_file_is_not_read() {
     let trap = Trap::new();
     let place = fresh("log pipe", json!({}));
     for make in [
@@ -202,13 +202,13 @@ fn the_init_log_is_no_file() {
         ),
     ] {
         place.exec(json!({"command": format!("rm -rf {LOG}; {make}")}));
-        everything_that_can_be_asked(&place, &trap, &make);
+        call_every_operation(&place, &trap, &make);
     }
     place.client.get(200, &place.path("/debug"));
 }
 
 #[test]
-fn the_init_script_is_a_link() {
+fn an_init_script_that_is_a_link_is_not_followed() {
     let trap = Trap::new();
     let place = fresh("script link", json!({}));
     for name in [
@@ -221,19 +221,19 @@ fn the_init_script_is_a_link() {
         "/.berth",
     ] {
         place.exec(json!({"command": format!("rm -rf {name}; ln -sfn {} {name}", trap.path("victim"))}));
-        everything_that_can_be_asked(&place, &trap, name);
+        call_every_operation(&place, &trap, name);
         place.exec(json!({"command": format!("rm -rf {name}; ln -sfn {} {name}", trap.folder().display())}));
-        everything_that_can_be_asked(&place, &trap, name);
+        call_every_operation(&place, &trap, name);
     }
     restart(&place);
-    everything_that_can_be_asked(&place, &trap, "all of them after a restart");
+    call_every_operation(&place, &trap, "all operations after a restart");
     place.client.call("POST", &place.path("/build?rebuild=true"), None).expect(200);
     assert_eq!(place.settled()["status"], "ready");
     trap.untouched("rebuild");
 }
 
 #[test]
-fn the_shells_are_links() {
+fn shells_that_are_links_are_not_followed() {
     let trap = Trap::new();
     let place = fresh("shell links", json!({}));
     let links = format!(
@@ -241,15 +241,15 @@ fn the_shells_are_links() {
         trap.folder().display()
     );
     place.exec(json!({"command": links}));
-    everything_that_can_be_asked(&place, &trap, "shells");
-    let told = place.client.call("POST", &place.path("/exec"), Some(&json!({"command": "true"})));
-    assert!(told.status != 200 || told.value()["exit_code"] != 0, "a command ran without a shell: {told}");
+    call_every_operation(&place, &trap, "shells");
+    let reply = place.client.call("POST", &place.path("/exec"), Some(&json!({"command": "true"})));
+    assert!(reply.status != 200 || reply.value()["exit_code"] != 0, "a command ran without a shell: {reply}");
     place.delete();
     trap.untouched("delete");
 }
 
 #[test]
-fn the_small_files_of_etc_are_links() {
+fn files_of_etc_that_are_links_are_not_followed() {
     let trap = Trap::new();
     let place = fresh("etc files", json!({}));
     let victim = trap.path("victim");
@@ -260,7 +260,7 @@ fn the_small_files_of_etc_are_links() {
         trap.path("os-release")
     ));
     restart(&place);
-    everything_that_can_be_asked(&place, &trap, "small files");
+    call_every_operation(&place, &trap, "small files");
     place.client.call("POST", &place.path("/build"), None);
     assert!(!place.settled().to_string().contains(SECRET));
     trap.untouched("build");
@@ -270,19 +270,20 @@ fn the_small_files_of_etc_are_links() {
 }
 
 #[test]
-fn whole_folders_are_links() {
+fn folders_that_are_links_are_not_followed() {
     let trap = Trap::new();
     for folder in ["/etc", "/root", "/var", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/home", "/opt"] {
         let place = fresh(&format!("folder {}", &folder[1..]), json!({}));
         replace(&place, folder, &trap.folder());
         trap.untouched(folder);
-        everything_that_can_be_asked(&place, &trap, folder);
-        let told = place.client.get(200, &place.path("/debug"));
-        let entry = told["directories"].as_array().unwrap().iter().find(|entry| entry["path"] == folder[1..]);
+        call_every_operation(&place, &trap, folder);
+        let reply = place.client.get(200, &place.path("/debug"));
+        let entry =
+            reply["directories"].as_array().unwrap().iter().find(|entry| entry["path"] == folder[1..]);
         if let Some(entry) = entry {
-            // nspawn makes the link's target inside the root, for its own mount points: that may be counted.
+            // nspawn creates the target of the link inside the root as a mount point, which is counted.
             let on_the_host = fs::read_dir(trap.folder()).unwrap().count();
-            assert_ne!(entry["file_count"], json!(on_the_host), "it counts the host's files: {told}");
+            assert_ne!(entry["file_count"], json!(on_the_host), "the host's files were counted: {reply}");
         }
         place.client.call("POST", &place.path("/build"), None);
         place.settled();
@@ -295,7 +296,7 @@ fn whole_folders_are_links() {
 }
 
 #[test]
-fn delete_follows_no_link_and_knows_no_depth() {
+fn delete_follows_no_links_and_removes_trees_of_any_depth() {
     let trap = Trap::new();
     let place = fresh("strange tree", json!({}));
     place.sh(&format!(
@@ -309,17 +310,17 @@ fn delete_follows_no_link_and_knows_no_depth() {
     let start = Instant::now();
     place.delete();
     assert!(start.elapsed() < secs(20), "{:?}", start.elapsed());
-    assert!(!folder.exists(), "left behind");
+    assert!(!folder.exists(), "the folder was not deleted");
     trap.untouched("delete");
 }
 
 #[test]
-fn mounts_made_inside_do_not_hold_or_lead_out() {
+fn mounts_inside_do_not_block_deletion_or_lead_out() {
     let trap = Trap::new();
     let place = fresh("mounts", json!({}));
-    // As far as the container may mount at all.
+    // As far as the container may mount.
     place.exec(json!({"command": "mkdir -p /srv/m; mount -t tmpfs x /srv/m && echo y > /srv/m/f; mount --bind /proc /mnt"}));
-    everything_that_can_be_asked(&place, &trap, "mounts");
+    call_every_operation(&place, &trap, "mounts");
     let folder = place.root.parent().unwrap().to_owned();
     place.delete();
     assert!(!folder.exists());
@@ -327,7 +328,7 @@ fn mounts_made_inside_do_not_hold_or_lead_out() {
 }
 
 #[test]
-fn cwd_links_lead_nowhere_outside() {
+fn links_as_cwd_do_not_lead_outside() {
     let trap = Trap::new();
     let place = fresh("cwd links", json!({}));
     place.sh(&format!(

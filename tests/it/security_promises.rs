@@ -18,15 +18,15 @@ const NOTICE: &str = "notice";
 const PROMISES: &[(&str, &[&str])] = &[
     (
         "**The host token is root.**",
-        &["exec_host::the_host_is_for_owners"],
+        &["exec_host::only_owners_run_commands_on_the_host"],
     ),
     (
         "It runs commands on the host as the user that runs berth.",
-        &["exec_host::runs_in_the_workspace"],
+        &["exec_host::commands_run_in_the_workspace_folder"],
     ),
     (
         "The client token cannot: it works in containers only, unless OpenCode runs on the host.",
-        &["exec_host::the_host_is_for_owners", "container::collaborators_may_run_in_containers", "opencode_programs::manual_mode_asks_before_opencode_runs_a_program"],
+        &["exec_host::only_owners_run_commands_on_the_host", "container::collaborators_may_run_in_containers", "opencode_programs::manual_mode_asks_before_opencode_runs_a_program"],
     ),
     (
         "**OpenCode on the host runs programs on the host.",
@@ -84,7 +84,7 @@ const PROMISES: &[(&str, &[&str])] = &[
         "**A container** has its own user namespace (root inside is an unprivileged, unused uid outside), \
          mount, pid, ipc and uts namespaces, nspawn's seccomp filter and capability bounds, and \
          `no_new_privs`: `sudo` and `su` work for root, which commands run as, and make no other user root.",
-        &["container::root_inside_is_nobody_outside", "container::root_has_sudo_inside_and_no_other_user_becomes_root", "security_promises::a_container_has_namespaces_of_its_own_and_few_capabilities"],
+        &["container::root_inside_is_unprivileged_outside", "container::root_has_sudo_inside_and_no_other_user_becomes_root", "security_promises::a_container_has_namespaces_of_its_own_and_few_capabilities"],
     ),
     (
         "Its kernel is yours: this stops accidents and ordinary malice, not a kernel exploit.",
@@ -154,7 +154,7 @@ const PROMISES: &[(&str, &[&str])] = &[
     (
         "Another firewall whose `forward` policy is to drop needs a rule of its own, `iifname \"vb*\" accept` \
          and `oifname \"vb*\" accept`: `berth doctor` says so.",
-        &["doctor::a_firewall_that_drops_what_it_does_not_know_is_named"],
+        &["doctor::a_firewall_that_drops_forwarded_traffic_is_reported"],
     ),
     (
         "**Mounts**: what counts is where the source lies once it is open, with all links followed; it is \
@@ -207,7 +207,7 @@ const PROMISES: &[(&str, &[&str])] = &[
     (
         "With `\"resources\": {\"tmpfs_bytes\": 1073741824}` it is in memory, of that size, from the next \
          start on.",
-        &["container_files::a_tmp_in_memory_is_there_where_it_is_asked_for"],
+        &["container_files::tmp_is_in_memory_on_request"],
     ),
     (
         "The container's name is in its `/etc/hostname` and resolves through `/etc/hosts`, in which your own \
@@ -217,11 +217,11 @@ const PROMISES: &[(&str, &[&str])] = &[
     (
         "In a Docker container of its own, with Docker's default seccomp profile and capabilities, berth runs \
          commands on the host (that container), with timeouts, terminals and detached runs.",
-        &["confined::commands_start_in_a_container_of_docker"],
+        &["confined::commands_start_with_the_restrictions_of_docker"],
     ),
     (
         "Container workspaces need `--privileged` there.",
-        &["confined::commands_start_in_a_container_of_docker"],
+        &["confined::commands_start_with_the_restrictions_of_docker"],
     ),
     (
         "Memory, swap, processors and processes of a container are limited where the kernel lets berth \
@@ -252,7 +252,7 @@ const PROMISES: &[(&str, &[&str])] = &[
     (
         "Without CAP_SYS_RESOURCE, which `berth doctor` looks for, that does not hold against commands on the \
          host.",
-        &["doctor::a_server_that_the_kernel_may_end_for_memory_says_so"],
+        &["doctor::a_server_that_the_oom_killer_may_choose_warns"],
     ),
     (
         "`used.pids_refused` is null where the kernel cannot tell (before Linux 6.11, as long as nothing \
@@ -262,7 +262,7 @@ const PROMISES: &[(&str, &[&str])] = &[
     (
         "A command's end is certain where cgroup v2 is writable (as root on any current distribution): \
          `cgroup.kill` on a cgroup that the command cannot leave.",
-        &["exec_host::a_stop_ends_what_runs"],
+        &["exec_host::stopping_the_server_kills_running_commands"],
     ),
     (
         "Elsewhere berth says at the start that a command which hides its children well can leave some \
@@ -272,11 +272,11 @@ const PROMISES: &[(&str, &[&str])] = &[
     (
         "Files in a container's root are only ever opened with `openat2(RESOLVE_IN_ROOT)`: links to the host \
          lead nowhere.",
-        &["hostile_root::whole_folders_are_links", "project_races::what_agents_read_is_never_read_written_or_deleted_through_a_link"],
+        &["hostile_root::folders_that_are_links_are_not_followed", "project_races::what_agents_read_is_never_read_written_or_deleted_through_a_link"],
     ),
     (
         "Commands get an environment made from nothing.",
-        &["exec_host::the_environment_is_made_from_nothing"],
+        &["exec_host::the_environment_does_not_inherit_the_servers"],
     ),
     (
         "Tokens are in no argument, log line or child's environment.",
@@ -295,7 +295,7 @@ const PROMISES: &[(&str, &[&str])] = &[
         "**The door** accepts only strict HTTP/1.0 and 1.1: heads of at most 16 KiB and 100 headers within 10 \
          s, one Host, one honest length, no smuggling; a body may stand still for 30 s, a client that does \
          not read for 30 s is cut, and a client that hangs up ends its command.",
-        &["smuggling::the_server_answers_exactly_what_h11_reads", "wire_limits::deadlines", "slow_clients::readers_may_be_slow_but_must_read", "gate_door::a_client_that_leaves_is_noticed"],
+        &["smuggling::the_server_answers_exactly_what_h11_reads", "wire_limits::deadlines", "slow_clients::readers_may_be_slow_but_must_read", "gate_door::client_disconnects_are_detected"],
     ),
     (
         "On loopback and Unix sockets the Host must be this machine's (DNS rebinding), and a browser's Origin \
@@ -304,7 +304,7 @@ const PROMISES: &[(&str, &[&str])] = &[
     ),
     (
         "Failed logins are slowed, right ones never.",
-        &["gate_door::failures_are_slowed_down_and_successes_are_not"],
+        &["gate_door::only_failed_logins_are_delayed"],
     ),
     (
         "There is no TLS: other machines should come through a proxy or an ssh tunnel.",
