@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Prints what connections cost: memory of 500 that are open and idle, latency of a request on one that is open, and how
-long a byte that is written inside is on its way to a client that waits for it."""
+"""Prints the cost of connections: memory of 500 idle open ones, latency of a request on an open one, and the delay of a
+byte from a program in a workspace to a client that waits for it."""
 
 import base64
 import os
@@ -22,7 +22,7 @@ STAMPS = "import time\nfor _ in range(250): print(time.monotonic_ns(), flush=Tru
 
 
 def settled(field="VmRSS"):
-    """Memory, once it has stopped to change."""
+    """Memory, once it no longer changes."""
     last = table.memory_kb(PID, field)
     for _ in range(100):
         time.sleep(0.1)
@@ -34,7 +34,7 @@ def settled(field="VmRSS"):
 
 
 def idle_connections():
-    """KiB that the server has grown by: silent connections, then the same after a request on each."""
+    """KiB by which the server grows: for silent connections, then for the same connections after a request on each."""
     table.Connection().call("GET", "/health")
     before = settled()
     opened = [table.Connection() for _ in range(CONNECTIONS)]
@@ -63,7 +63,7 @@ def latency(path):
 
 
 def bare():
-    """The floor of this machine in this minute: a byte to another process over loopback and back."""
+    """Baseline of this machine at this moment: a byte to another process over loopback and back."""
     here = socket.create_server(("127.0.0.1", 0))
     child = os.fork()
     if child == 0:
@@ -84,7 +84,7 @@ def bare():
 
 
 def from_terminal():
-    """Milliseconds from a program's write to its terminal until a WebSocket that watches it has the bytes."""
+    """Milliseconds from a program's write to its terminal until a WebSocket client has received the bytes."""
     api = table.Connection()
     command = {"command": f"read -r _; exec python3 -c '{STAMPS}'", "cols": 80, "rows": 24}
     status, text = api.send(api.encode("POST", f"/api/workspaces/{NIL}/terminals", command))
@@ -123,7 +123,7 @@ def from_terminal():
 
 
 def from_command():
-    """Milliseconds from what a command wrote last until its answer, which was held open, has arrived."""
+    """Milliseconds from the last write of a command until its response, which was held open, has arrived."""
     api = table.Connection()
     request = api.encode("POST", f"/api/workspaces/{NIL}/exec", {"command": "date +%s%N"})
     times = []

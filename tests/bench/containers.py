@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Prints what containers cost: a command in one against the same on the host, taken in turns; the rate of sixteen
-connections over four containers; the first command of a stopped one; and what is left of KILLS kill -9 of agent, nspawn
-and server at random moments. An argument picks parts by name."""
+"""Prints the cost of containers: a command in one compared with the same on the host, alternately; the rate of sixteen
+connections over four containers; the first command of a stopped container; and leftovers of KILLS kill -9 of agent, nspawn
+and server at random moments. Arguments select parts by name."""
 
 import glob
 import hashlib
@@ -29,10 +29,10 @@ ROUNDS = int(os.environ.get("ROUNDS", "2000"))
 SECONDS = int(os.environ.get("SECONDS_EACH", "8"))
 STARTS = int(os.environ.get("STARTS", "20"))
 KILLS = int(os.environ.get("KILLS", "500"))
-# A private one has links and rules that could stay behind.
+# A private network has links and rules that could be left behind.
 NETWORK = os.environ.get("NETWORK", "private")
 
-# wrk, because sixteen connections of Python would need both cores for themselves.
+# wrk, because sixteen connections in Python would occupy both cores.
 LUA = """
 local threads = {}
 local paths = {}
@@ -76,7 +76,7 @@ def build(api, name):
 
 
 def in_turns(workspaces):
-    """One command after the other, each workspace in its turn, so that all see the same machine."""
+    """One command after the other, alternating between the workspaces, so that all run under the same conditions."""
     api = table.Connection()
     requests = [api.encode("POST", f"/api/workspaces/{id}/exec", {"command": "true"}) for id in workspaces]
     times = [[] for _ in workspaces]
@@ -114,7 +114,7 @@ def cold_starts(api, workspace):
 
 
 class Own:
-    """A server of its own, which can be killed and started again on the same data."""
+    """A separate server, which can be killed and restarted with the same data."""
 
     def __init__(self):
         self.folder = tempfile.mkdtemp(prefix="berth-kills.")
@@ -147,7 +147,7 @@ class Own:
         raise SystemExit(f"the server did not start again; see {self.folder}/log")
 
     def call(self, method, path, body=None):
-        """Status and answer; status 0 when the server was gone."""
+        """Status and body of the response; status 0 if the server has exited."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.address + path, data, {"Authorization": "Bearer " + os.environ["T"]}, method=method)
         try:
@@ -166,14 +166,14 @@ def parent(pid):
 
 
 def networks(data):
-    """Links and tables of a server's private networks, by the name that it gives them."""
+    """Links and tables of a server's private networks, found by the name that it gives them."""
     name = hashlib.sha256(os.path.realpath(data).encode()).hexdigest()[:6]
     tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True).stdout
     return [link for link in os.listdir("/sys/class/net") if link.startswith(f"vb{name}-")] + re.findall(rf"berth-{name}", tables)
 
 
 def leftovers(data):
-    """Processes, mounts and groups that have to do with a data folder."""
+    """Processes, mounts and cgroups that belong to a data folder."""
     processes = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Prints the processor time that one `exec true` costs: the server's own, and that of everything in its groups. Unlike a
-rate it means something on a machine where others work as well; BERTH_BIN names another binary to compare with."""
+"""Prints the processor time of one `exec true`: that of the server, and that of all processes in its cgroups. Unlike a rate
+it is meaningful on a busy machine; BERTH_BIN names another binary for comparison."""
 
 import os
 import sys
@@ -19,13 +19,13 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 
 def server_micros():
-    """User and system time of the server, without its children's: those are in their groups."""
+    """User and system time of the server, without its children, which are in other cgroups."""
     fields = open(f"/proc/{PID}/stat").read().rsplit(")", 1)[1].split()
     return [int(fields[at]) * 1e6 / TICK for at in (11, 12)]
 
 
 def work_micros():
-    """Time of every process that was ever in the server's groups: the commands, the agents and what they fork."""
+    """Time of every process that was ever in the server's cgroups: the commands, the agents and their children."""
     tree = open(f"{os.environ['BERTH_DATA']}/cgroup").read()
     return int(open(f"{tree}/cpu.stat").readline().split()[1])
 

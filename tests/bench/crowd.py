@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Floods of clients that fill the table of connections (silent ones, half heads, half bodies, connections that stay open
-after an answer, connections over a token's share, wrong tokens), each for SECONDS_EACH (10), and how long an owner and a
-token without limits wait for answers beside it, each on a new connection.
+"""Floods the connection table with clients (silent ones, partial heads, partial bodies, connections that stay open after a
+response, connections above a token's share, wrong tokens), each for SECONDS_EACH (10), and measures the latency of an owner
+and of a token without limits at the same time, each request on a new connection.
 
 tests/bench/with-server tests/bench/crowd.py; BERTH_FLAGS='--max-connections 64' for a smaller table."""
 

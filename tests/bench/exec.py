@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints what `exec true` costs, on the host and in a container: latency at one connection, rate at sixteen."""
+"""Prints the cost of `exec true`, on the host and in a container: latency of one connection, rate of sixteen."""
 
 import os
 import re
@@ -17,7 +17,7 @@ NIL = "00000000-0000-0000-0000-000000000000"
 ROUNDS = int(os.environ.get("ROUNDS", "2000"))
 SECONDS = int(os.environ.get("SECONDS_EACH", "8"))
 
-# wrk, because sixteen connections of Python would need both cores for themselves.
+# wrk, because sixteen connections in Python would occupy both cores.
 LUA = """
 local threads = {}
 function setup(thread) table.insert(threads, thread) end
@@ -67,7 +67,7 @@ def sixteen_connections(workspace):
 
 
 def bare():
-    """The floor of this machine in this minute: what a shell that runs `true` costs without any server."""
+    """Baseline of this machine at this moment: a shell that runs `true`, without a server."""
     times = []
     for _ in range(300):
         begin = time.perf_counter()

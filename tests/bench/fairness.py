@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""One owner and three limited tokens, one of which floods for a minute: prints what the others' `exec true` costs with and
-without the flood, what was refused, and how long the owner needs to end the flood.
+"""One owner and three limited tokens, one of which floods for a minute: prints the latency of `exec true` for the others with
+and without the flood, the refusals, and the time until the owner has ended the flood.
 
 tests/bench/with-server tests/bench/fairness.py; SECONDS_EACH for another duration, FLOOD for another command."""
 
@@ -29,7 +29,7 @@ def call(api, method, path, body=None):
 def workspace(name):
     status, made = call(HOST, "POST", "/api/workspaces", {"name": name})
     assert status == 200, made
-    # Commands on the host are for owners; this one reaches nothing else.
+    # Commands on the host need an owner token; this one is limited to its workspace.
     status, token = call(HOST, "POST", "/tokens", {"scope": "owner", "label": name, "workspaceIds": [made["id"]]})
     assert status == 201, token
     return made["id"], token["token"]
@@ -49,7 +49,7 @@ class Caller(threading.Thread):
             try:
                 status, _ = api.send(request)
             except OSError:
-                # Refused connections are closed.
+                # The server closes refused connections.
                 status, api = 0, table.Connection(self.token)
             self.times.append((time.perf_counter() - begin) * 1e3)
             self.statuses[status] = self.statuses.get(status, 0) + 1
@@ -90,7 +90,7 @@ def main():
     for caller in flood:
         for status, count in caller.statuses.items():
             told[status] = told.get(status, 0) + count
-    rows.append(("the flood's answers", str(told), "", f"{CONNECTIONS} connections, `{FLOOD}`"))
+    rows.append(("responses to the flood", str(told), "", f"{CONNECTIONS} connections, `{FLOOD}`"))
     rows.append(("owner ends it", f"{ended:.2f} s", "", f"status {deleted}"))
     table.show("fairness", rows)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Prints what the gate costs: rate and latency of a list of workspaces, this build against the last one without a gate,
-alternately, so that a machine whose speed changes harms both alike. That build is made from the history (WITHOUT: a
-binary to use instead)."""
+"""Prints the cost of the gate: rate and latency of a list of workspaces, in this build and in the last one without a gate,
+alternately, so that changes of the machine's speed affect both. The older build is made from the history (WITHOUT: use this
+binary instead)."""
 
 import os
 import re
@@ -28,11 +28,11 @@ def build_without(folder):
     for place, _, files in os.walk(target):
         if place.endswith("/release") and "berth" in files:
             return os.path.join(place, "berth")
-    raise SystemExit("the build without a gate has no binary")
+    raise SystemExit("the build without a gate produced no binary")
 
 
 def measure():
-    """Beside a server: one line with requests a second, the median in microseconds, bad answers."""
+    """Runs beside a server: prints requests per second, the median in microseconds and the number of failed responses."""
     api = table.Connection()
     for n in range(4):
         api.call("POST", "/api/workspaces", {"name": f"bench-{n}"})

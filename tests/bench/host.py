@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""`berth host` under fire, and what it costs: usage: tests/bench/host.py BERTH OPENCODE [ROUNDS]. With IMAGES, a folder of
+"""Kills around `berth host`, and its cost: usage: tests/bench/host.py BERTH OPENCODE [ROUNDS]. With IMAGES, a folder of
 images as in a data folder (target/*/it-cache/images), OpenCode runs in a container (--sandbox berth).
 
-Kills OpenCode or the host with -9 at random moments of starts and of running, ROUNDS times (100), and looks for what is
-left behind after the last stop: processes, cgroups, state files. Then measures on a warm OpenCode: its own time until it
-is healthy, that of `berth host` until its document, the host's memory, and the time from OpenCode's death to the next
-answer through the proxy."""
+Kills OpenCode or the host with SIGKILL at random moments of starts and of operation, ROUNDS times (100), and lists leftovers
+after the last stop: processes, cgroups, state files. Then measures with a warm OpenCode: the time until OpenCode alone is
+healthy, the time until the document of `berth host`, the memory of the host, and the time from the death of OpenCode to the
+next response through the proxy."""
 
 import base64
 import json
@@ -64,7 +64,7 @@ def ask(document, path, token="hostToken"):
 
 
 def tree():
-    """The name of the host's tree of cgroups, in which its containers are as well."""
+    """Name of the host's cgroup subtree, which includes its containers."""
     try:
         return os.path.basename(open(f"{data}/cgroup").read()) or "no tree"
     except OSError:
@@ -72,7 +72,7 @@ def tree():
 
 
 def ours():
-    """Processes of this folder, but for this script."""
+    """Processes of this folder, except this script."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         if int(pid) == os.getpid():
@@ -104,7 +104,7 @@ for number in range(rounds):
 process = host()
 document(process)
 left = [pid for pid in ours() if pid != process.pid]
-print(f"after {rounds} kills and a new start: {len(left)} processes besides the host")
+print(f"after {rounds} kills and a restart: {len(left)} processes besides the host")
 serving = [pid for pid in left if b"serve" in open(f"/proc/{pid}/cmdline", "rb").read()]
 assert len(serving) == 1 and (images or len(left) == 1), left
 stopped = subprocess.run([berth, "host", "stop"], env=env, capture_output=True)
@@ -115,7 +115,7 @@ groups = open(f"{data}/cgroup").read()
 assert not groups or not os.path.exists(groups), groups
 assert not os.path.exists(f"{data}/host/state.json")
 assert folder not in open("/proc/self/mountinfo").read()
-print("after its stop: no process, no cgroup, no mount, no state file")
+print("after the stop: no process, no cgroup, no mount, no state file")
 
 
 def healthy(url, headers):

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Prints how long /health takes while a fork bomb, an endless writer, a memory hog and a disk filler work side by side in
-one container, and before that. SECONDS_EACH: how long."""
+"""Prints the latency of /health before and while a fork bomb, an endless writer, a memory hog and a disk filler run in one
+container. SECONDS_EACH: duration of each part."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ table.ensure_server()
 
 SECONDS = float(os.environ.get("SECONDS_EACH", "8"))
 HOSTILE = [
-    # Each in a shell of its own, so that a failing fork is tried again.
+    # Each in a separate shell, so that a failed fork is retried.
     "bomb() { while :; do sleep 0.01 & done; }; bomb & bomb & wait",
     "yes",
     "while :; do dd if=/dev/zero of=/dev/null bs=500M count=1 2>/dev/null; done",
@@ -23,7 +23,7 @@ HOSTILE = [
 
 
 def health(seconds):
-    """Milliseconds of each of as many as fit, one after the other."""
+    """Milliseconds of each request, one after the other, for `seconds`."""
     api, times, end = table.Connection(), [], time.monotonic() + seconds
     while time.monotonic() < end:
         begin = time.perf_counter()

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""How fast images are imported and made, against the tools that do only that.
+"""Speed of imports and builds of images, compared with the tools that only do that.
 
     [tests/bench/on-ext4] tests/bench/images.py [BERTH] [--bootstrap]
 
-Import of a tar.zst of some 200 MB against `tar --zstd -x` into the same file system, in turns, five times each; with
---bootstrap also the image of bookworm against debootstrap alone, once each. Prints the medians and their ratio. The
-archive is made of this machine's own /usr, with a shell in it, and kept for the next time.
+Imports a tar.zst of about 200 MB and runs `tar --zstd -x` into the same file system, alternately, five times each; with
+--bootstrap also builds the image of bookworm and runs debootstrap alone, once each. Prints the medians and their ratio. The
+archive is made from /usr of this machine and a shell, and is cached.
 """
 
 import os
@@ -17,7 +17,7 @@ import tempfile
 import time
 
 args = [arg for arg in sys.argv[1:] if not arg.startswith("--")]
-berth = os.path.abspath(args[0]) if args else shutil.which("berth") or sys.exit("name the binary")
+berth = os.path.abspath(args[0]) if args else shutil.which("berth") or sys.exit("pass the path of the berth binary")
 place = os.environ.get("TMPDIR", "/var/tmp")
 archive = "/var/tmp/berth-bench/usr.tar.zst"
 os.makedirs(os.path.dirname(archive), exist_ok=True)
@@ -30,7 +30,7 @@ def run(*words, **more):
 
 
 def make_archive():
-    """As much of /usr as gives 200 MB."""
+    """Packs files of /usr until the archive has 200 MB."""
     if os.path.exists(archive) and 190 << 20 < os.path.getsize(archive) < 210 << 20:
         return
     find = "cd / && echo bin && find usr/bin usr -xdev \\( -type f -o -type l -o -type d \\) -print"
@@ -69,7 +69,7 @@ def imports():
         times["berth"].append(run(berth, "image", "import", "bench", archive, env=env))
         remove(data)
     tar, ours = (statistics.median(times[name]) for name in ("tar", "berth"))
-    print(f"import: tar --zstd -x {tar:.2f} s, berth {ours:.2f} s: {tar / ours:.2f} × its speed (wanted: 0.8)")
+    print(f"import: tar --zstd -x {tar:.2f} s, berth {ours:.2f} s: {tar / ours:.2f} × its speed (target: 0.8)")
 
 
 def bootstraps():
@@ -81,7 +81,7 @@ def bootstraps():
     ours = run(berth, "image", "build", "debian-bookworm", env=dict(os.environ, BERTH_DATA_DIR=data), stderr=subprocess.DEVNULL)
     remove(folder)
     remove(data)
-    print(f"bookworm: debootstrap {alone:.1f} s, berth {ours:.1f} s: {100 * (ours / alone - 1):+.0f} % (wanted: +10 % at most)")
+    print(f"bookworm: debootstrap {alone:.1f} s, berth {ours:.1f} s: {100 * (ours / alone - 1):+.0f} % (target: at most +10 %)")
 
 
 imports()

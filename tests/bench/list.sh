@@ -1,5 +1,5 @@
 #!/bin/bash
-# Prints how many lists of five workspaces a second the server answers, and how many /health answers beside it.
+# Prints the server's rate of lists of five workspaces and of /health, per second.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 [ -n "${B-}" ] || exec "$here/with-server" "$0" "$@"
@@ -8,7 +8,7 @@ for n in 1 2 3 4; do
     curl -fsS -o /dev/null -X POST "$B/api/workspaces" -H "Authorization: Bearer $T" \
         -H 'Content-Type: application/json' -d "{\"name\": \"bench-$n\"}"
 done
-rate() { # rate PATH: requests a second, then the answers that were not 2xx
+rate() { # rate PATH: requests per second and the number of responses other than 2xx
     wrk -t2 -c16 -d"${SECONDS_EACH:-8}s" -H "Authorization: Bearer $T" "$B$1" |
         awk '/Requests\/sec/ { rate = $2 } /Non-2xx/ { bad = $NF } END { print rate, bad + 0 }'
 }

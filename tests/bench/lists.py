@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """lists.py [BERTH]: time of the lists and peak memory of the server over trees that a program in a workspace can make (hard
-links to one large file, 100,000 entries, sparse files, names of all bytes, deep folders, front matter that is hard to read),
-and of edits of configuration that is hard to read. Each time stands beside that of an ordinary workspace in the same run.
-Linux; as the user who runs the server."""
+links to one large file, 100,000 entries, sparse files, names of all bytes, deep folders, front matter that is slow to parse),
+and time of edits of configuration that is slow to parse. Each time is printed with that of an ordinary workspace in the same
+run. Linux; run as the user of the server."""
 import concurrent.futures, json, os, subprocess, sys, tempfile, time, urllib.error, urllib.request
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -71,7 +71,7 @@ def ordinary(top):
                 file.write(f"---\nname: s{n}\ndescription: d\n---\nbody\n")
 
 
-# What an edit may be asked of; the first is ordinary.
+# Configurations to edit; the first is an ordinary one.
 JSONC = (
     ("ordinary", '{"model": "a/b", "plugin": ["p"]}'),
     ("30,000 equal keys", "{" + ",".join('"mcp":{}' for _ in range(30000)) + "}"),
@@ -102,7 +102,7 @@ def peak(pid):
 
 
 def edits(url, base, top):
-    """The slowest edit of each configuration, in seconds."""
+    """Seconds of the slowest edit of each configuration."""
     took = {}
     for name, text in JSONC:
         times = []

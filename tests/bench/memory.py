@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Clients that never read their answers: prints the server's memory and how fast it answers others meanwhile.
+"""Clients that never read their responses: prints the server's memory and its latency for other clients.
 
 tests/bench/with-server tests/bench/memory.py; CLIENTS (64) and MEGABYTES (200) of output each."""
 
@@ -34,7 +34,7 @@ def main():
     clients = []
     for _ in range(CLIENTS):
         client = socket.socket()
-        # The kernel must not read in the client's stead.
+        # The kernel must not buffer the response on behalf of the client.
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect((address[0], int(address[1])))
         client.sendall(head.encode())

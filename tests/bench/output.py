@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints by how much the server grows while one command writes 100 MB, and how fast the bytes go through."""
+"""Prints by how much the server grows while one command writes 100 MB, and the throughput."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ COMMAND = "head -c 100000000 /dev/zero | tr '\\0' x"
 
 
 def peak_while(pid, work):
-    """The largest VmRSS seen while `work` runs; VmHWM would remember the start as well."""
+    """The largest VmRSS during `work`; VmHWM would include the start."""
     peak, stop = [0], threading.Event()
 
     def watch():
@@ -51,7 +51,7 @@ def main():
         peak = peak_while(pid, lambda: told.update(api.call("POST", path, {"command": COMMAND, "timeout_secs": 120})))
         took = time.perf_counter() - begin
         if told["exit_code"] != 0 or not told["truncated"]:
-            raise SystemExit(f"not what was asked for: exit {told['exit_code']}, truncated {told['truncated']}")
+            raise SystemExit(f"unexpected result: exit {told['exit_code']}, truncated {told['truncated']}")
         after = table.memory_kb(pid, "VmRSS")
         rows += [
             (f"{place}: growth at its peak", f"{max(0, peak - before) / 1024:.1f} MB", "< 32 MB", f"{before / 1024:.1f} MB before"),

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Prints how many answers a second the OpenWork routes give: the list of workspaces, a workspace's configuration, and the
-# list of its 50 skills; /health beside them.
+# Prints the rate of the OpenWork routes in responses per second: the list of workspaces, a workspace's configuration,
+# the list of its 50 skills, and /health for comparison.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 [ -n "${B-}" ] || exec "$here/with-server" "$0" "$@"
@@ -13,7 +13,7 @@ for n in $(seq 50); do
         -d "{\"name\": \"skill-$n\", \"description\": \"Skill $n of a benchmark\", \"content\": \"# Skill $n\\n\\nDo it well.\\n\"}"
 done
 [ "$(curl -fsS "$B/workspace/$id/skills" -H "Authorization: Bearer $T" | jq '.items | length')" = 50 ]
-rate() { # rate PATH: requests a second, then the answers that were not 2xx
+rate() { # rate PATH: requests per second and the number of responses other than 2xx
     wrk -t2 -c16 -d"${SECONDS_EACH:-8}s" -H "Authorization: Bearer $T" "$B$1" |
         awk '/Requests\/sec/ { rate = $2 } /Non-2xx/ { bad = $NF } END { print rate, bad + 0 }'
 }
@@ -30,6 +30,6 @@ health, health_bad, *rest = sys.argv[2:]
 rows = []
 for name, wanted in (("GET /workspaces", "25,000/s"), ("GET /workspace/:id/config", "15,000/s"), ("GET /workspace/:id/skills, 50 skills", "3,000/s")):
     rate, bad, *rest = rest
-    rows.append((name, f"{float(rate):,.0f}/s", f">= {wanted}", f"{float(rate) / float(health):.2f} x /health; {bad} bad answers"))
+    rows.append((name, f"{float(rate):,.0f}/s", f">= {wanted}", f"{float(rate) / float(health):.2f} x /health; {bad} failed responses"))
 show("wrk -t2 -c16", rows + [("GET /health", f"{float(health):,.0f}/s", "", f"{health_bad} bad answers")])
 PYTHON

@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""What the way through berth costs a request to a real OpenCode, and how much later a stream's first byte comes.
+"""Cost of the proxy for requests to a real OpenCode, and the added delay of a stream's first byte.
 
     tests/bench/proxy.py [BINARY] [OPENCODE]
 
-BINARY is a release build (target/*/release/berth without it), OPENCODE a binary (opencode-old of target/it-npm, which
-tests/run installs). Everything runs on loopback for some 30 seconds; figures mean something on a quiet machine only, but
-for the processor time that berth itself takes for a request. Prints ratios against the same OpenCode called directly in
-the same run.
+BINARY is a release build (default: target/*/release/berth), OPENCODE a binary (opencode-old of target/it-npm, which
+tests/run installs). Everything runs on loopback for about 30 seconds; apart from the server's processor time per request, the
+figures are meaningful on an idle machine only. Prints ratios against the same OpenCode called directly in the same run.
 """
 import base64, glob, json, os, re, shutil, socket, statistics, subprocess, sys, tempfile, time
 
@@ -29,7 +28,7 @@ def start(command, cwd, env, line):
     for text in child.stdout:
         found = re.search(line, text)
         if found:
-            # Nobody reads on: what it prints later must not fill the pipe.
+            # No other thread reads its output, which must not fill the pipe.
             subprocess.Popen(["cat"], stdin=child.stdout, stdout=subprocess.DEVNULL)
             return child, int(found[1])
     sys.exit(f"{command[0]} did not start")
@@ -52,7 +51,7 @@ def rate(port, path, authorization, connections):
 
 
 def first_byte(port, path, authorization):
-    """Milliseconds from a request on a fresh connection to the first byte of the stream's body."""
+    """Milliseconds from a request on a new connection to the first byte of the stream's body."""
     with socket.create_connection(("127.0.0.1", port), 10) as peer:
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         begun = time.perf_counter()
@@ -92,7 +91,7 @@ def main():
         for port, mount, authorization in ways.values():
             first_byte(port, f"{mount}/event", authorization)
         for connections in (1, 16):
-            # In turns, so that a busy minute of the machine hits both.
+            # Alternately, so that a busy minute of the machine affects both.
             rates, requests, begun = {way: [] for way in ways}, 0, processor_seconds(child.pid)
             for _ in range(ROUNDS):
                 for way, (port, mount, authorization) in ways.items():
@@ -112,7 +111,7 @@ def main():
             print(f"{name:24}{one:>8}/s{other:>8}/s{ratio:>8}")
         print(f"{'first byte of /event':24}{direct:>8.2f}ms{proxied:>8.2f}ms{proxied - direct:>+7.2f}ms")
         for connections, micros in own.items():
-            print(f"{f'berth, {connections} connections':24}{'':10}{micros:>6} µs of a processor for a request")
+            print(f"{f'berth, {connections} connections':24}{'':10}{micros:>6} µs of processor time per request")
         figures["processor time, µs"] = own
         figures["first byte of /event, ms"] = [round(direct, 2), round(proxied, 2)]
         print(json.dumps(figures))

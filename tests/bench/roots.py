@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""What roots cost: workspaces from a present image, rebuilds, deletions, snapshots, restores and clones of a root with 1 GB of
-its own, the disk of 50 workspaces before use, and debug's size. Once with layers and once with copies, each beside a server of
-its own; `overlay` or `copy` as argument: only that. ROUNDS, GIGABYTES, MANY: less of it."""
+"""Cost of roots: workspaces from a present image, rebuilds, deletions, snapshots, restores and clones of a root with 1 GB of
+its own data, disk usage of 50 unused workspaces, and the size in debug. Runs once with overlays and once with copies, each with
+a separate server; the argument `overlay` or `copy` selects one. ROUNDS, GIGABYTES, MANY: smaller amounts."""
 
 import os
 import subprocess
@@ -117,7 +117,7 @@ class Bench:
 
     def many(self):
         folders = [os.path.join(os.environ["BERTH_DATA"], name) for name in ("workspaces", "layers")]
-        # What was deleted is removed behind the answer.
+        # Deleted roots are removed in the background, after the response.
         deadline = time.monotonic() + 60
         while len(os.listdir(folders[1])) > 2 and time.monotonic() < deadline:
             time.sleep(0.1)

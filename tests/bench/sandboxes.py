@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Kills around `berth host --sandbox docker`: usage: tests/bench/sandboxes.py BERTH OPENCODE ENGINE [ROUNDS]. ENGINE is a
 folder with the files of Debian's packages docker.io, containerd, runc, libdevmapper1.02.1, libseccomp2 and tini
-(target/*/it-docker, which the tests `host_docker::` make).
+(target/*/it-docker, which the tests `host_docker::` create).
 
-Runs an engine of its own in namespaces, and ROUNDS (100) times starts a host and kills, with -9 and at a random moment of
-the start or of running: the first process of the container, OpenCode in it, or the host. After every tenth round and at the
-end a host is started and stopped, and nothing may be left: no process, container, mount, cgroup or staging folder."""
+Runs a separate engine in namespaces. ROUNDS times (100) it starts a host and kills, with SIGKILL at a random moment of the
+start or of operation, the first process of the container, OpenCode in it, or the host. After every tenth round and at the end a
+host is started and stopped, after which no process, container, mount, cgroup or staging folder may remain."""
 
 import glob
 import json
@@ -103,7 +103,7 @@ def document(process):
 
 
 def processes(wanted):
-    """Those whose command line, environment or cgroup has one of the words, with their command lines."""
+    """Processes with one of the words in command line, environment or cgroup, with their command lines."""
     found = {}
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -118,7 +118,7 @@ def processes(wanted):
 
 
 def ours():
-    """The host and what is in its containers; the engine itself has none of these words in its command lines."""
+    """The host and the processes in its containers; the engine has none of these words in its command lines."""
     mine = processes([data, f"{group}/"])
     return {pid: words for pid, words in mine.items() if engine.encode() not in words and b"dockerd" not in words}
 
@@ -178,7 +178,7 @@ try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
-        # Let some of them be found by what happens next, and some end before it.
+        # Some are found by the next step, others end before it.
         time.sleep(random.choice([0, 0, 0.2, 1]))
         process.send_signal(random.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP]))
         process.wait()

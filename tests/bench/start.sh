@@ -1,5 +1,5 @@
 #!/bin/bash
-# Prints how long a start takes until /health answers, what the idle server holds in memory, and the binary's size.
+# Prints the time from a start until /health responds, the memory of the idle server, and the size of the binary.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 [ -n "${B-}" ] || exec "$here/with-server" "$0" "$@"
@@ -18,7 +18,7 @@ def free_port():
         return probe.getsockname()[1]
 
 def start(folder):
-    """Seconds from the fork until the first byte of an answer."""
+    """Seconds from the fork until the first byte of a response."""
     port = free_port()
     env = {"PATH": os.environ["PATH"], "HOME": folder, "OPENWORK_TOKEN": "bench-client-0123456789", "OPENWORK_HOST_TOKEN": "bench-host-0123456789"}
     begin = time.perf_counter()
@@ -50,11 +50,11 @@ try:
         took, child = start(folder)
         times.append(took)
         if n == 20:
-            time.sleep(2)  # what the start itself needed is given back by now
+            time.sleep(2)  # memory that only the start needs is released by then
             idle = memory_kb(child.pid, "VmRSS")
         child.send_signal(signal.SIGTERM)
         child.wait(20)
-    times.pop(0)  # the one that made the data folder
+    times.pop(0)  # the start that created the data folder
 finally:
     shutil.rmtree(folder, ignore_errors=True)
 bare = statistics.median(spawn() for _ in range(20))

@@ -1,4 +1,4 @@
-"""What every benchmark here prints and asks: one table, one way to call the server, one way to read its memory."""
+"""Shared by the benchmarks: the output table, calls to the server, and reading of its memory."""
 
 import json
 import os
@@ -9,15 +9,15 @@ import urllib.parse
 
 
 def ensure_server():
-    """Starts the script again beside a server, unless it is there already."""
+    """Runs the script again through with-server if no server was started for it yet."""
     if "B" not in os.environ:
         runner = os.path.join(os.path.dirname(os.path.abspath(__file__)), "with-server")
         os.execv(runner, [runner, sys.executable, *sys.argv])
 
 
 def show(title, rows):
-    """Rows: what, figure, target, reference (what it is compared with, measured in the same run)."""
-    rows = [("", "measured", "wanted", "compared with")] + rows
+    """Rows: name, figure, target, reference (a value for comparison, measured in the same run)."""
+    rows = [("", "measured", "target", "compared with")] + rows
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     print(f"\n{title}")
     for row in rows:
@@ -40,7 +40,7 @@ def memory_kb(pid, field):
 
 
 class Connection:
-    """Keep-alive over a plain socket: http.client would cost more than a fast server's whole answer."""
+    """Keep-alive over a plain socket: http.client would need more time than a fast server's whole response."""
 
     def __init__(self, token=None):
         self.token = token or os.environ["T"]
@@ -84,7 +84,7 @@ class Connection:
         while have < size:
             part = self.socket.recv(1 << 20)
             if not part:
-                raise ConnectionError("the server hung up")
+                raise ConnectionError("the server closed the connection")
             parts.append(part)
             have += len(part)
         whole = b"".join(parts)
@@ -94,11 +94,11 @@ class Connection:
     def fill(self):
         part = self.socket.recv(1 << 16)
         if not part:
-            raise ConnectionError("the server hung up")
+            raise ConnectionError("the server closed the connection")
         self.rest += part
 
     def call(self, method, path, body=None):
-        """The answer as an object; any other status than 200 is an error."""
+        """The body as an object; any status other than 200 is an error."""
         status, text = self.send(self.encode(method, path, body))
         if status != 200:
             raise RuntimeError(f"{method} {path}: {status} {text[:500]!r}")
@@ -106,7 +106,7 @@ class Connection:
 
 
 def container():
-    """The id of a built container workspace."""
+    """Id of a built container workspace."""
     api = Connection()
     made = api.call("POST", "/api/workspaces",
                     {"name": "bench", "workspace_type": "container", "distro": "debian-bookworm"})

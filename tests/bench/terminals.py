@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Prints what terminals cost: how soon a key comes back through a WebSocket, how much output a second, memory of each.
+"""Prints the cost of terminals: latency of a key's echo through a WebSocket, output per second, memory of each.
 
-The output of a program is compared with the same program on a bare pty whose output is only read."""
+The output of a program is compared with the same program on a bare pty."""
 
 import base64
 import json
@@ -22,12 +22,12 @@ API = f"/api/workspaces/{NIL}/terminals"
 KEYS = int(os.environ.get("KEYS", "1000"))
 MEGABYTES = int(os.environ.get("MEGABYTES", "50"))
 COUNT = 60
-# Like a build's output: lines of some 40 characters with a little colour, in large writes.
+# Similar to the output of a build: lines of about 40 characters with a little colour, in large writes.
 OUTPUT = f"yes \"$(printf '\\033[32mok\\033[0m a line of what a compiler says')\" | head -c {MEGABYTES}000000; echo; echo LAST"
 
 
 class WebSocket:
-    """Just enough of RFC 6455 to be fast."""
+    """A minimal, fast client of RFC 6455."""
 
     def __init__(self, path):
         host, port = os.environ["B"].removeprefix("http://").split(":")
@@ -49,7 +49,7 @@ class WebSocket:
         while have < size:
             part = self.socket.recv(1 << 20)
             if not part:
-                raise SystemExit("the server hung up")
+                raise SystemExit("the server closed the connection")
             parts.append(part)
             have += len(part)
         whole = b"".join(parts)
@@ -66,11 +66,11 @@ class WebSocket:
         return first & 15, self.take(length)
 
     def send(self, payload):
-        """A short binary message, with a mask of zeros."""
+        """Sends a short binary message, with a mask of zeros."""
         self.socket.sendall(bytes([0x82, 0x80 | len(payload), 0, 0, 0, 0]) + payload)
 
     def until(self, mark):
-        """Bytes of output up to a mark."""
+        """Output up to a mark."""
         total, tail = 0, b""
         while mark not in tail:
             opcode, payload = self.receive()
@@ -206,7 +206,7 @@ p50, p99 = table.percentile(ours, 0.5), table.percentile(ours, 0.99)
 table.show("terminals", [
     ("a key's echo through a WebSocket", f"p50 {p50:.2f} ms, p99 {p99:.2f} ms", "",
      f"{p50 / table.percentile(bare, 0.5):.1f} × a bare pty"),
-    ("output nobody watches", f"{unwatched:.0f} MB/s", "", f"{unwatched / raw:.2f} × a bare pty ({raw:.0f} MB/s)"),
+    ("output without a client", f"{unwatched:.0f} MB/s", "", f"{unwatched / raw:.2f} × a bare pty ({raw:.0f} MB/s)"),
     ("output one client watches", f"{watched:.0f} MB/s", "", f"{watched / raw:.2f} × a bare pty; {share:.0%} of it sent"),
     ("memory of a terminal of 80 × 24", f"{each:.0f} KB" if (each := memory()) else "", "", ""),
 ])

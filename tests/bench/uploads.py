@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Prints what a large file costs on its way to an agent and back: the server's memory at its highest while 250 MB come in
-and while a client reads 250 MB slowly, and how fast both go when nobody is slow."""
+"""Prints the cost of transferring a large file: the server's peak memory during an upload of 250 MB and during a slow download
+of 250 MB, and the throughput of both without delays."""
 
 import base64
 import os
@@ -21,7 +21,7 @@ BOUNDARY = "----berth-bench"
 
 
 def peak_growth(work):
-    """What `work` returns, and by how many MB the server's resident memory was larger meanwhile than before."""
+    """Returns the result of `work` and the growth of the server's resident memory during it, in MB."""
     with open(f"/proc/{PID}/clear_refs", "w", encoding="ascii") as clear:
         clear.write("5")
     before = table.memory_kb(PID, "VmRSS")
@@ -64,7 +64,7 @@ def download(workspace, pause):
     """Seconds; `pause` after each megabyte."""
     item = base64.urlsafe_b64encode(b"big.bin").decode().rstrip("=")
     connection = table.Connection()
-    # What is on its way should lie with the server, not in this process's buffers.
+    # Bytes in transit should be in the server, not in this process's buffers.
     connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
     start = time.perf_counter()
     head(connection, "GET", f"/workspace/{workspace}/inbox/{item}")
@@ -78,7 +78,7 @@ def download(workspace, pause):
     while got < SIZE:
         part = connection.socket.recv(1 << 18)
         if not part:
-            raise SystemExit(f"download: broke off after {got} bytes")
+            raise SystemExit(f"download: ended after {got} bytes")
         got += len(part)
         if pause and got >= due:
             due += 1 << 20
@@ -87,7 +87,7 @@ def download(workspace, pause):
 
 
 def copy(folder):
-    """Seconds that the disk itself needs."""
+    """Seconds that the disk alone needs."""
     path = os.path.join(folder, "bench-copy")
     start = time.perf_counter()
     with open(path, "wb") as out:
@@ -102,7 +102,7 @@ def copy(folder):
 
 
 def loopback():
-    """Seconds that the bytes need to another process and nowhere else."""
+    """Seconds that a transfer of the bytes to another process needs."""
     here = socket.create_server(("127.0.0.1", 0))
     child = os.fork()
     if child == 0:
@@ -121,7 +121,7 @@ def loopback():
 
 def main():
     workspace = table.Connection().call("GET", "/workspaces")["activeId"]
-    # The first of each kind brings in code and buffers that every later one uses as well.
+    # The first transfer of each kind loads code and buffers that later ones share.
     upload(workspace, 1_000_000)
     took, grown = peak_growth(lambda: upload(workspace, SIZE))
     disk = copy(os.environ["BERTH_DATA"])

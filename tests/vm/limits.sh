@@ -1,11 +1,11 @@
 #!/bin/bash
-# cgroup v2 with its controllers, delegated by systemd and taken as root: limits, OOM kills, the server's own share.
+# cgroup v2 with its controllers, delegated by systemd or used as root: limits, OOM kills, the server's own share.
 . ./lib.sh
 seed
 NIL=00000000-0000-0000-0000-000000000000
 MIB=1048576
 
-unit() { # unit LINES…: a service of these lines
+unit() { # unit LINES…: creates a service from these lines
     cat >/etc/systemd/system/berth.service <<U
 [Service]
 Environment=OPENWORK_HOST_TOKEN=$T
@@ -17,11 +17,11 @@ U
     systemctl restart berth
     up
 }
-init() { # init WORKSPACE: its container's first process, started if need be
+init() { # init WORKSPACE: pid of its container's first process, which is started if necessary
     run "$1" true >/dev/null
     api GET "/api/workspaces/$1/debug" | jq -r .machine.init_pid
 }
-limits() { # the same on both kinds of tree
+limits() { # the checks for both kinds of cgroup tree
     local place=$1 id told pid
     for limit in memory_bytes cpus pids; do
         same "$place: $limit" "$(api GET /api/workspaces/$NIL/resources | jq -r .enforcement.$limit.how)" "cgroup v2"
@@ -31,28 +31,29 @@ limits() { # the same on both kinds of tree
 
     id=$(make '{"name": "box", "workspace_type": "container", "resources": {"memory_bytes": 134217728, "swap_bytes": 0, "pids": 60, "cpus": 0.5}}')
     told=$(run "$id" 'echo up')
-    check "$place: a container answers" jq -e '.stdout == "up\n"' <<<"$told"
+    check "$place: a container runs a command" jq -e '.stdout == "up\n"' <<<"$told"
     same "$place: its processes start at 0" "$(run "$id" 'cat /proc/self/oom_score_adj' | jq -r .stdout)" 0
     told=$(run "$id" 'dd if=/dev/zero of=/dev/null bs=400M count=1')
-    check "$place: a hog does not get it" jq -e '.exit_code != 0' <<<"$told"
-    same "$place: the container lives on" "$(run "$id" 'echo alive' | jq -r .stdout)" alive
+    check "$place: a memory hog fails" jq -e '.exit_code != 0' <<<"$told"
+    same "$place: the container keeps running" "$(run "$id" 'echo alive' | jq -r .stdout)" alive
     told=$(api GET "/api/workspaces/$id/resources")
-    check "$place: the kill is told, the peak is the limit" \
+    check "$place: the kill is reported, the peak is at most the limit" \
         jq -e ".used.oom_killed and .used.peak_memory_bytes <= 128*$MIB and .used.peak_memory_bytes > 64*$MIB" <<<"$told"
     run "$id" 'for i in $(seq 100); do sleep 1000 & done; kill $(jobs -p)' >/dev/null
     told=$(api GET "/api/workspaces/$id/resources")
-    # Linux before 6.11 does not count refusals for the group whose limit it is.
-    check "$place: a crowd is refused" jq -e '.used.pids_refused != 0 and .used.peak_pids == 60' <<<"$told"
+    # Linux before 6.11 does not count refusals for the group with the limit.
+    check "$place: too many processes are refused" jq -e '.used.pids_refused != 0 and .used.peak_pids == 60' <<<"$told"
     api PUT "/api/workspaces/$id" '{"resources": {"memory_bytes": 536870912, "pids": 200}}' >/dev/null
     told=$(run "$id" 'for i in $(seq 100); do sleep 1000 & done; kill $(jobs -p); dd if=/dev/zero of=/dev/null bs=200M count=1')
-    check "$place: limits are lifted while it runs" jq -e '.exit_code == 0' <<<"$told"
+    check "$place: limits are removed while it runs" jq -e '.exit_code == 0' <<<"$told"
     api PUT /api/workspaces/$NIL '{"resources": {"memory_bytes": 67108864, "swap_bytes": 0}}' >/dev/null
     check "$place: a command on the host within its limit" jq -e '.exit_code != 0' <<<"$(run $NIL 'dd if=/dev/zero of=/dev/null bs=200M count=1')"
     api PUT /api/workspaces/$NIL '{"resources": {}}' >/dev/null
-    check "$place: and without" jq -e '.exit_code == 0' <<<"$(run $NIL 'dd if=/dev/zero of=/dev/null bs=200M count=1')"
+    check "$place: a command on the host without a limit" jq -e '.exit_code == 0' <<<"$(run $NIL 'dd if=/dev/zero of=/dev/null bs=200M count=1')"
     check "$place: deleted" grep -q deleted <<<"$(api DELETE "/api/workspaces/$id")"
 
-    # Each of a crowd is smaller than what starts commands: whom the kernel takes, the container lives on.
+    # Each process of the crowd is smaller than the agent: whichever process the OOM killer chooses, the container keeps
+    # running.
     id=$(make '{"name": "crowded", "workspace_type": "container", "resources": {"memory_bytes": 33554432, "swap_bytes": 0}}')
     pid=$(init "$id")
     same "$place: the container goes last" "$(cat "/proc/$pid/oom_score_adj")" -900

@@ -1,7 +1,7 @@
 #!/bin/bash
-# berth as a service on a machine with systemd: `berth install`, the Debian package (install, upgrade while a detached run
-# and a container go on, a reboot, a backup that is restored at another path, a refused downgrade, remove, purge), and what
-# is left of either. The reboot runs this script a second time.
+# berth as a service on a machine with systemd: `berth install`, the Debian package (install, upgrade during a detached
+# run and a running container, reboot, a backup restored at another path, a refused downgrade, remove, purge), and the
+# leftovers of both. The reboot runs this script a second time.
 . ./lib.sh
 NIL=00000000-0000-0000-0000-000000000000
 
@@ -23,7 +23,7 @@ check "systemctl shows what it does" sh -c 'systemctl status berth | grep -q "St
 host=$(detached $NIL one)
 "$here/berth" install --yes
 told=$(api GET "$host")
-check "a detached run goes on behind a second install" jq -e '.status == "running"' <<<"$told"
+check "a detached run keeps running during a second install" jq -e '.status == "running"' <<<"$told"
 systemctl kill --signal=KILL berth
 up
 check "the service comes back after a kill" systemctl is-active --quiet berth
@@ -55,9 +55,9 @@ touch /tmp/two
 run "$id" 'touch /tmp/two' >/dev/null
 for run in "$host" "$box"; do
     told=$(api POST "$run/wait?timeout_secs=60")
-    check "and its status is known" jq -e '.status == "exited" and .exit_code == 7' <<<"$told"
+    check "its exit status is kept" jq -e '.status == "exited" and .exit_code == 7' <<<"$told"
 done
-# Over the reboot: one run that goes on, and one that has ended.
+# Across the reboot: one run in progress, and one that has ended.
 host=$(detached $NIL four)
 box=$(detached "$id" four)
 printf '%s\n' "$id" "$host" "$box" "$run" "$T" >rebooted
@@ -73,10 +73,10 @@ up
 check "the service started by itself" systemctl is-active --quiet berth
 for run in "$host" "$box"; do
     told=$(api GET "$run")
-    check "a run that the reboot ended is lost, and no status is made up" jq -e '.status == "failed" and .exit_code == null' <<<"$told"
+    check "a run that the reboot ended has failed, without an exit status" jq -e '.status == "failed" and .exit_code == null' <<<"$told"
 done
 told=$(api GET "$ended")
-check "one that had ended is remembered" jq -e '.status == "exited" and .exit_code == 7' <<<"$told"
+check "a run that had ended keeps its status" jq -e '.status == "exited" and .exit_code == 7' <<<"$told"
 told=$(api GET "/api/workspaces/$id")
 check "the workspace is ready" jq -e '.status == "ready"' <<<"$told"
 told=$(run "$id" 'echo mine >/root/mine; echo works')
@@ -87,7 +87,7 @@ host=$(detached $NIL five)
 berth backup /root/backup 2>/var/log/berth.log
 berth restore /root/backup --data-dir /srv/restored 2>/var/log/berth.log
 told=$(api GET "$host")
-check "the backup disturbed nothing" jq -e '.status == "running"' <<<"$told"
+check "the backup does not end a detached run" jq -e '.status == "running"' <<<"$told"
 touch /tmp/five
 echo 'BERTH_DATA_DIR=/srv/restored' >>/etc/berth/environment
 systemctl restart berth
@@ -96,9 +96,9 @@ same "the tokens are the same" "$(berth token show --data-dir /srv/restored | se
 told=$(run "$id" 'cat /root/mine; rm /root/mine')
 check "the restored container works" jq -e '.stdout == "mine\n"' <<<"$told"
 told=$(api GET "/api/workspaces/$id")
-check "at its new path" jq -e '.path | startswith("/srv/restored/")' <<<"$told"
+check "the restored workspace has its new path" jq -e '.path | startswith("/srv/restored/")' <<<"$told"
 
-# 5. data that a newer version wrote
+# 5. Data of a newer version
 echo 2 >/srv/restored/format
 if told=$(dpkg --install "$here"/berth_*.deb 2>&1); then
     fail "a downgrade was not refused"
@@ -111,18 +111,18 @@ for _ in $(seq 100); do
     sleep 0.1
 done
 same "another start of the old version ends with its status" "$(systemctl show -P ExecMainStatus berth)" 3
-same "and is not repeated" "$(systemctl show -P ActiveState berth)" failed
+same "the failed start is not repeated" "$(systemctl show -P ActiveState berth)" failed
 echo 1 >/srv/restored/format
 systemctl reset-failed berth
 systemctl start berth
 up
 told=$(run "$id" 'echo again')
-check "nothing was changed" jq -e '.stdout == "again\n"' <<<"$told"
+check "the refused downgrade changed nothing" jq -e '.stdout == "again\n"' <<<"$told"
 sed -i '/^BERTH_DATA_DIR=/d' /etc/berth/environment
 systemctl restart berth
 up
 told=$(run "$id" 'cat /root/mine')
-check "the original is as it was" jq -e '.stdout == "mine\n"' <<<"$told"
+check "the original is unchanged" jq -e '.stdout == "mine\n"' <<<"$told"
 rm -rf --one-file-system /srv/restored
 
 # 6. remove and purge
@@ -133,7 +133,7 @@ check "and ends what ran" sh -c '! pgrep -f "berth (serve|keeper|agent)"'
 dpkg --purge berth
 nothing_left purge
 
-# 7. a socket that systemd holds
+# 7. A socket held by systemd
 dpkg --install "$here"/berth_*.deb
 systemctl stop berth
 systemctl enable --now berth.socket

@@ -1,6 +1,6 @@
 #!/bin/bash
-# A plain unit: `systemctl restart berth` ends what ends with the server and leaves detached runs alone, on the host and
-# in containers, since root's groups lie outside of the unit's; the next server has their output and status.
+# A plain unit: `systemctl restart berth` ends the processes of the server but not detached runs, on the host and in
+# containers, because root's cgroups are outside of the unit's; the next server has their output and status.
 . ./lib.sh
 seed
 NIL=00000000-0000-0000-0000-000000000000
@@ -32,34 +32,35 @@ up
 check "another server runs" test "$(systemctl show -P MainPID berth)" != "$before"
 for run in "$host" "$box"; do
     told=$(api GET "$run")
-    check "a detached run goes on" jq -e '.status == "running"' <<<"$told"
+    check "a detached run keeps running" jq -e '.status == "running"' <<<"$told"
 done
 check "another one has ended" sh -c '! pgrep -fx "sleep 4713"'
 told=$(api GET "/api/workspaces/$NIL/runs/$plain")
-check "and is said to have" jq -e '.status == "killed"' <<<"$told"
+check "a run without detach is reported as killed" jq -e '.status == "killed"' <<<"$told"
 told=$(api GET "/api/workspaces/$id/debug")
-check "the container was taken over" jq -e '.machine.adopted' <<<"$told"
+check "the next server adopts the container" jq -e '.machine.adopted' <<<"$told"
 touch /tmp/go1
 run "$id" 'touch /tmp/go1' >/dev/null
 for run in "$host" "$box"; do
     told=$(api POST "$run/wait?timeout_secs=60")
-    check "its status is told" jq -e '.status == "exited" and .exit_code == 7' <<<"$told"
+    check "its exit status is reported" jq -e '.status == "exited" and .exit_code == 7' <<<"$told"
     same "its output is whole" "$(api GET "$run/output" | tr '\n' ' ')" "begun ended "
 done
-# The limits of the groups hold for the next server as well.
-check "commands work on" jq -e '.stdout == "again\n"' <<<"$(run "$id" 'echo again')"
+# The limits of the cgroups apply under the next server as well.
+check "commands still work" jq -e '.stdout == "again\n"' <<<"$(run "$id" 'echo again')"
 told=$(api GET "/api/workspaces/$id/resources")
-check "and are bounded" jq -e '.enforcement.memory_bytes.enforced' <<<"$told"
+check "commands are still limited" jq -e '.enforcement.memory_bytes.enforced' <<<"$told"
 
-# With Delegate=yes everything is in the unit, and systemd ends all of that: README warns of it.
+# With Delegate=yes all processes are in the unit, and systemd ends all of them: README warns of it.
 unit Delegate=yes
 host=$(detached $NIL go2)
 systemctl restart berth
 up
 told=$(api GET "$host")
-check "with Delegate=yes a detached run ends with the service, and that is said" \
+check "with Delegate=yes a detached run ends with the service, which is reported" \
     jq -e '.status != "running" and .status != "exited"' <<<"$told"
-# KillMode=process does not help: what goes on holds the unit's cgroup, an inner node, in which nothing can be started.
+# KillMode=process does not help: remaining processes occupy the unit's cgroup, an inner node, in which no process can
+# be started.
 unit Delegate=yes KillMode=process
 host=$(detached $NIL go3)
 systemctl restart berth
@@ -69,12 +70,12 @@ for _ in $(seq 50); do
     if curl -fsS -o /dev/null $B/health 2>/dev/null; then break; fi
     sleep 0.2
 done
-echo "Delegate=yes and KillMode=process, restarted while a detached run goes on: $state, status $(systemctl show -P ExecMainStatus berth)"
+echo "Delegate=yes and KillMode=process, restarted while a detached run keeps running: $state, status $(systemctl show -P ExecMainStatus berth)"
 touch /tmp/go3
 systemctl stop berth || true
 unit
 told=$(api GET "$host")
-check "the detached run is told of all the same" jq -e '.status != "running"' <<<"$told"
+check "the detached run is reported nevertheless" jq -e '.status != "running"' <<<"$told"
 systemctl stop berth
 same "nothing stays" "$(pgrep -fc 'berth (keeper|agent)' || true)" 0
 echo "$checks checks"

@@ -1,10 +1,10 @@
 #!/bin/bash
-# A job of the opencode-scheduler plugin has a timer of root's own systemd instance: after DELETE of the job that timer is
-# stopped and disabled, and another job's goes on.
+# A job of the opencode-scheduler plugin has a timer in root's own systemd instance: after DELETE of the job its timer
+# is stopped and disabled, and the timer of another job keeps running.
 . ./lib.sh
 seed
 export HOME=/root XDG_RUNTIME_DIR=/run/user/0
-# The instance itself, without PAM's part of user@.service: this machine is a minimal one.
+# Starts the instance directly, without PAM's part of user@.service, because the machine is minimal.
 install -d -m 700 $XDG_RUNTIME_DIR
 systemd-run --quiet --unit=manager --property=Delegate=yes --setenv=HOME=$HOME --setenv=XDG_RUNTIME_DIR=$XDG_RUNTIME_DIR \
     /lib/systemd/systemd --user

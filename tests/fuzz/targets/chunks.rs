@@ -1,5 +1,5 @@
-//! The gate's reader of chunked bodies against the plainest one. The first byte says where the body arrives in pieces,
-//! the second how much is too much.
+//! Compares the gate's parser of chunked bodies with a simple reference parser. The first byte of the input chooses
+//! where the body is split, the second the size limit.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {

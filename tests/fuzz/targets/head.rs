@@ -1,4 +1,5 @@
-//! The gate's reader of request heads against the plainest one. The first byte says where the head arrives in pieces.
+//! Compares the gate's parser of request heads with a simple reference parser. The first byte of the input chooses
+//! where the head is split.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {
