@@ -113,15 +113,15 @@ fn collaborators_may_run_in_containers() {
 #[test]
 fn files_persist_between_commands() {
     let place = Place::ready(shared(), json!({"name": "memory"}));
-    place.sh("echo kept > /srv/file; mkdir -p /opt/x; chmod 750 /opt/x; useradd -m someone");
-    assert_eq!(place.sh("cat /srv/file; stat -c %a /opt/x; id -u someone"), "kept\n750\n1000\n");
+    place.sh("echo kept > /srv/file; mkdir -p /opt/x; chmod 750 /opt/x; useradd -m alice");
+    assert_eq!(place.sh("cat /srv/file; stat -c %a /opt/x; id -u alice"), "kept\n750\n1000\n");
     let other = shared_box();
     assert_ne!(
         other.exec(json!({"command": "cat /srv/file"}))["exit_code"],
         0,
         "containers share their roots"
     );
-    assert_eq!(place.sh("su someone -c 'id -un; touch /home/someone/f'"), "someone\n");
+    assert_eq!(place.sh("su alice -c 'id -un; touch /home/alice/f'"), "alice\n");
 }
 
 /// The real sudo from the distribution's archive: it resolves the host name, uses PAM and starts a session. Commands
@@ -132,8 +132,8 @@ fn root_has_sudo_inside_and_no_other_user_becomes_root() {
     place.sh("set -e; export DEBIAN_FRONTEND=noninteractive; exec 3>&1 >/tmp/log 2>&1
          trap '[ $? = 0 ] || cat /tmp/log >&3' EXIT
          apt-get -qq update; apt-get -qq install --no-install-recommends sudo
-         for name in someone other; do useradd -m $name; done
-         echo 'someone ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/someone; chmod 440 /etc/sudoers.d/someone");
+         for name in alice other; do useradd -m $name; done
+         echo 'alice ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/alice; chmod 440 /etc/sudoers.d/alice");
     let run = |user: &str, command: &str| {
         let reply = place.exec(json!({"command": command, "user": user, "timeout_secs": 20}));
         let text = |key: &str| reply[key].as_str().unwrap().to_owned();
@@ -149,12 +149,12 @@ fn root_has_sudo_inside_and_no_other_user_becomes_root() {
             "sudo -i -u other pwd; sudo -E env | grep ^SUDO_COMMAND",
             "/home/other\nSUDO_COMMAND=/usr/bin/env\n",
         ),
-        ("su someone -c 'id -un'; su - other -c pwd", "someone\n/home/other\n"),
+        ("su alice -c 'id -un'; su - other -c pwd", "alice\n/home/other\n"),
     ] {
         assert_eq!(run("root", command), (0, stdout.to_owned(), String::new()), "{command}");
     }
     for command in ["sudo id", "sudo -n -u other true"] {
-        let (code, stdout, stderr) = run("someone", command);
+        let (code, stdout, stderr) = run("alice", command);
         assert_eq!((code, stdout.as_str()), (1, ""), "{stderr}");
         assert!(stderr.contains("\"no new privileges\" flag is set"), "{stderr}");
     }

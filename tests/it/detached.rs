@@ -433,7 +433,7 @@ fn detached_runs_that_cannot_start_are_refused(world: World) {
     for (code, body) in [
         ("invalid_cwd", json!({"command": "true", "cwd": "/no/such/folder", "detach": true})),
         ("invalid_payload", json!({"command": "true", "detach": 1})),
-        ("invalid_user", json!({"command": "true", "user": "nobody-here", "detach": true})),
+        ("invalid_user", json!({"command": "true", "user": "no-such-user", "detach": true})),
     ] {
         client.refused(400, code, "POST", &format!("{}/runs", world.path), Some(body));
     }

@@ -54,7 +54,7 @@ fn a_host_container_is_made_without_a_download_and_works_like_others() {
 
         // The container has its own layer above the host's files, except for the programs.
         let mark = format!("berth-it-{}", unique_secs());
-        place.sh(&format!("for d in / /etc /var/lib /opt /srv /tmp /root /home; do echo x > $d/{mark} || exit 1; done; rm /etc/profile; useradd -m someone; id -u someone"));
+        place.sh(&format!("for d in / /etc /var/lib /opt /srv /tmp /root /home; do echo x > $d/{mark} || exit 1; done; rm /etc/profile; useradd -m alice; id -u alice"));
         for folder in ["/", "/etc", "/var/lib", "/opt", "/srv", "/tmp", "/root", "/home"] {
             assert!(!Path::new(folder).join(&mark).exists(), "{folder}/{mark} is on the host");
         }
@@ -69,7 +69,7 @@ fn a_host_container_is_made_without_a_download_and_works_like_others() {
         let copy = Place::of(&server, &place.client.post(200, &place.path("/clone"), json!({})));
         for place in [&place, &copy] {
             assert_eq!(
-                place.sh(&format!("cat /opt/{mark}; ls /usr/bin/env; id -un someone")),
+                place.sh(&format!("cat /opt/{mark}; ls /usr/bin/env; id -un alice")),
                 "x\n/usr/bin/env\nsomeone\n"
             );
         }
