@@ -565,7 +565,7 @@ fn take_cgroups(data_dir: &Path) -> Result<Cgroups> {
 /// an earlier server. A copy of the folder gets another name, since its original may have a server. `before`: the folder at
 /// the last start.
 fn cgroup_name(data_dir: &Path, before: Option<&Path>) -> Result<String> {
-    let name_of = |text: &str| format!("berth-{}", &crate::access::credentials::hash(text)[..12]);
+    let name_of = |text: &str| format!("berth-{}", &crate::access::secret::sha256_hex(text)[..12]);
     let real = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
     // Versions before this one derived the name from the folder's path.
     let by_path = name_of(&real.to_string_lossy());

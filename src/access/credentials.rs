@@ -7,15 +7,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::leases::TokenLeases;
 use super::login::JwtClaims;
+use super::secret::{Digest32, digest, generate_token, keyed_hash};
 use super::tokens::{NewToken, Token, Tokens};
 use super::{Actor, Login, Scope};
-use crate::base::hex::encode as hex;
-use crate::base::{At, Error, Result, clock};
+use crate::base::{At, Error, Result, clock, hex};
 use crate::store::file;
 
 /// The source of a token, as `GET /status` shows it.
@@ -131,8 +130,8 @@ impl Credentials {
         let tokens = Arc::new(Tokens::open(token_store)?);
         let key = naming_key(data_dir)?;
         Ok(Credentials {
-            client_actor: hex(&keyed_hash(&key, made.client.as_bytes())),
-            host_actor: hex(&keyed_hash(&key, made.host.as_bytes())),
+            client_actor: hex::encode(&keyed_hash(&key, made.client.as_bytes())),
+            host_actor: hex::encode(&keyed_hash(&key, made.host.as_bytes())),
             client_digest: digest(&made.client),
             host_digest: digest(&made.host),
             client: made.client,
@@ -202,9 +201,9 @@ impl Credentials {
         if is(&token, &self.client_digest) {
             return Ok(Actor::remote(Scope::Collaborator, self.client_actor.clone(), client_id()));
         }
-        let found = self.tokens.find(&hex(&token));
+        let found = self.tokens.find(&hex::encode(&token));
         if let (None, Some(claims)) = (&found, self.logged_in(bearer)) {
-            return Ok(Actor::logged_in(hex(&token), &claims, client_id()));
+            return Ok(Actor::logged_in(hex::encode(&token), &claims, client_id()));
         }
         match found {
             Some(found) if !found.is_expired() => Ok(Actor::scoped(&found, client_id())),
@@ -229,9 +228,9 @@ impl Credentials {
     /// The SHA-256 of an actor's token. Shown to its holder only; others see `client_actor` and `host_actor`.
     pub fn observed_hash(&self, actor: &Actor) -> String {
         match actor.kind {
-            "host" => hex(&self.host_digest),
+            "host" => hex::encode(&self.host_digest),
             _ if actor.is_scoped => actor.token_hash.clone(),
-            _ => hex(&self.client_digest),
+            _ => hex::encode(&self.client_digest),
         }
     }
 
@@ -284,7 +283,7 @@ pub fn load_or_generate(data_dir: &Path, client: &TokenSetting, host: &TokenSett
             return Ok(secret.clone());
         }
         if slot.is_none() {
-            *slot = Some(generate::<32>()?);
+            *slot = Some(generate_token::<32>()?);
             fresh = true;
         }
         Ok(slot.clone().unwrap_or_default())
@@ -320,26 +319,6 @@ fn read_stored(path: &Path) -> Result<StoredCredentials> {
     })
 }
 
-/// Random bytes in hex, with the prefix of OpenWork's scoped tokens.
-pub(super) fn generate<const BYTES: usize>() -> Result<String> {
-    Ok(format!("owt_{}", random::<BYTES>()?))
-}
-
-/// Random bytes from the kernel, in hex.
-///
-/// # Errors
-/// If the kernel returns none.
-pub fn random<const BYTES: usize>() -> Result<String> {
-    let mut bytes = [0u8; BYTES];
-    getrandom::fill(&mut bytes).map_err(std::io::Error::other).at("read", "/dev/urandom")?;
-    Ok(hex(&bytes))
-}
-
-/// SHA-256 in hex, which identifies stored tokens.
-pub fn hash(token: &str) -> String {
-    hex(&digest(token))
-}
-
 /// The file of the key for token ids, which keeps them the same across restarts.
 const NAMING_KEY: &str = "naming_key";
 
@@ -362,45 +341,5 @@ fn naming_key(data_dir: &Path) -> Result<Digest32> {
             file::write_atomic(&path, &key, 0o600)?;
             Ok(key)
         }
-    }
-}
-
-/// HMAC-SHA-256 (RFC 2104) with a key shorter than a block.
-fn keyed_hash(key: &Digest32, text: &[u8]) -> Digest32 {
-    let pad = |byte: u8| {
-        let mut block = [byte; 64];
-        block.iter_mut().zip(key).for_each(|(block, key)| *block ^= key);
-        block
-    };
-    let inner = Sha256::new().chain_update(pad(0x36)).chain_update(text).finalize();
-    Sha256::new().chain_update(pad(0x5c)).chain_update(inner).finalize().into()
-}
-
-type Digest32 = [u8; 32];
-
-fn digest(token: &str) -> Digest32 {
-    Sha256::digest(token.as_bytes()).into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// HMAC_SHA256("key" padded with zeros, …) equals that of the short key (RFC 2104, 2); the values of RFC 4231,
-    /// 4.2 and 4.3.
-    #[test]
-    fn the_keyed_hash_is_hmac_sha_256() {
-        let mut key = [0; 32];
-        key[..4].copy_from_slice(b"Jefe");
-        assert_eq!(
-            hex(&keyed_hash(&key, b"what do ya want for nothing?")),
-            "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
-        );
-        let mut key = [0; 32];
-        key[..20].fill(0x0b);
-        assert_eq!(
-            hex(&keyed_hash(&key, b"Hi There")),
-            "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7"
-        );
     }
 }

@@ -7,6 +7,7 @@ pub mod credentials;
 pub mod leases;
 pub mod login;
 pub mod scope;
+pub mod secret;
 pub mod tokens;
 
 pub use approvals::Approvals;

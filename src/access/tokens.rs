@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::{Scope, credentials};
+use super::{Scope, secret};
 use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result, clock, limits};
 use crate::store::file;
@@ -133,12 +133,12 @@ impl Tokens {
     /// # Errors
     /// `Conflict` if there are too many; disk errors.
     pub fn create(&self, wanted: NewToken) -> Result<(Token, String)> {
-        let secret = credentials::generate::<16>()?;
+        let secret = secret::generate_token::<16>()?;
         let now = clock::now_unix_ms();
         let lifetime = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let token = Token {
             id: Uuid::new_v4().to_string(),
-            hash: credentials::hash(&secret),
+            hash: secret::sha256_hex(&secret),
             scope: wanted.scope,
             created_at: now,
             label: wanted.label,
@@ -388,11 +388,11 @@ mod tests {
     fn an_existing_store_keeps_its_unknown_fields() {
         let dir = TestFolder::new();
         let path = dir.join("tokens.json");
-        let hash = credentials::hash("owt_old");
+        let hash = secret::sha256_hex("owt_old");
         let old = json!({"schemaVersion": 1, "updatedAt": 5, "note": "mine", "tokens": [
             {"id": "a", "hash": hash, "scope": "viewer", "createdAt": 3, "label": "old", "extra": [1]},
             {"id": "b", "hash": "short", "scope": "viewer", "createdAt": 3},
-            {"id": "c", "hash": credentials::hash("x"), "scope": "emperor", "createdAt": 3},
+            {"id": "c", "hash": secret::sha256_hex("x"), "scope": "emperor", "createdAt": 3},
         ]});
         by_hand(&path, &old.to_string());
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();

@@ -347,7 +347,7 @@ impl SandboxChooser<'_> {
         let folder = match &self.wish.persist_dir {
             Some(folder) => self.current_dir.join(folder),
             None => {
-                let name = crate::access::credentials::hash(&workspace.to_string_lossy());
+                let name = crate::access::secret::sha256_hex(&workspace.to_string_lossy());
                 self.settings.data_dir.join("sandbox").join(&name[..12])
             }
         };

@@ -157,7 +157,7 @@ impl OpencodePlan {
     pub fn managed(&self, cgroups: &Cgroups) -> Result<Managed> {
         let password = match &self.password {
             Some(password) => password.clone(),
-            None => crate::access::credentials::random::<32>()?,
+            None => crate::access::secret::random_hex::<32>()?,
         };
         let directory = self.sandbox.as_ref().map(|_| FOLDER.to_owned());
         let managed = |memory| {

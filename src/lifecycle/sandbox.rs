@@ -66,7 +66,7 @@ impl SandboxSpec {
 
     /// The name of its workspace, the same at every start for the same folder.
     fn name(&self) -> String {
-        let digest = crate::access::credentials::hash(&self.folder.to_string_lossy());
+        let digest = crate::access::secret::sha256_hex(&self.folder.to_string_lossy());
         format!("opencode-{}", &digest[..12])
     }
 }

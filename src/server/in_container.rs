@@ -82,7 +82,7 @@ pub fn run_inside(
     seed.stage()?;
     let password = match &opencode.password {
         Some(password) => password.clone(),
-        None => crate::access::credentials::random::<32>()?,
+        None => crate::access::secret::random_hex::<32>()?,
     };
     let own = [
         ("OPENWORK_TOKEN", &tokens.0),
