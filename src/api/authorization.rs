@@ -66,6 +66,25 @@ pub fn required(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Option<Scop
     (workspace.record().view.workspace_type == WorkspaceKind::Host).then_some(Scope::Owner)
 }
 
+/// The 403 answer for a scope that is too low.
+pub(super) fn too_low(ctx: &Ctx, required: Scope, actor: &Actor) -> Error {
+    let (seen, needed) = (ctx.credentials.describe(actor), needed(required));
+    Error::new(Code::Forbidden, format!("Insufficient token scope: {seen} was sent; this needs {needed}"))
+        .detail("required", required.as_str())
+        .detail("scope", actor.scope.as_str())
+}
+
+/// Names the credentials that have at least this scope.
+pub(super) fn needed(scope: Scope) -> &'static str {
+    match scope {
+        Scope::Viewer => {
+            "Authorization: Bearer with the client token, the host token, or a token made with POST /tokens"
+        }
+        Scope::Collaborator => "the client token, the host token, or a collaborator's or owner's token",
+        Scope::Owner => "the host token (X-OpenWork-Host-Token, or as a Bearer) or an owner's token",
+    }
+}
+
 /// Refuses workspaces that a limited token may not access. A forbidden workspace and one that does not exist get the
 /// same message.
 ///

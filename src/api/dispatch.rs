@@ -150,12 +150,16 @@ fn admit(ctx: &Ctx, request: &mut Request) -> Result<AdmittedRoute> {
     }
     if let Some(actor) = &actor {
         match route.auth {
-            Auth::Scope(required) if actor.scope < required => return Err(too_low(ctx, required, actor)),
+            Auth::Scope(required) if actor.scope < required => {
+                return Err(authorization::too_low(ctx, required, actor));
+            }
             _ => authorization::check(ctx, route, request, actor)?,
         }
         // Checked before approval is requested.
         match authorization::required(ctx, route, request) {
-            Some(required) if actor.scope < required => return Err(too_low(ctx, required, actor)),
+            Some(required) if actor.scope < required => {
+                return Err(authorization::too_low(ctx, required, actor));
+            }
             _ => {}
         }
     }
@@ -348,29 +352,14 @@ fn buffer_and_describe(
     approval_request::build(ctx, request, WriteDescription { action, paths, ..WriteDescription::default() })
 }
 
-/// The 403 answer for a scope that is too low.
-fn too_low(ctx: &Ctx, required: Scope, actor: &Actor) -> Error {
-    let (seen, needed) = (ctx.credentials.describe(actor), needed(required));
-    Error::new(Code::Forbidden, format!("Insufficient token scope: {seen} was sent; this needs {needed}"))
-        .detail("required", required.as_str())
-        .detail("scope", actor.scope.as_str())
-}
-
-fn needed(scope: Scope) -> &'static str {
-    match scope {
-        Scope::Viewer => {
-            "Authorization: Bearer with the client token, the host token, or a token made with POST /tokens"
-        }
-        Scope::Collaborator => "the client token, the host token, or a collaborator's or owner's token",
-        Scope::Owner => "the host token (X-OpenWork-Host-Token, or as a Bearer) or an owner's token",
-    }
-}
-
 /// The 401 answer, with the presented and the required credential.
 fn unauthorized(seen: &str, host: bool, required: Scope) -> Error {
     let what = if host { "Invalid host token" } else { "Invalid bearer token" };
-    Error::new(Code::Unauthorized, format!("{what}: {seen} was sent; this needs {}", needed(required)))
-        .detail("required", required.as_str())
+    Error::new(
+        Code::Unauthorized,
+        format!("{what}: {seen} was sent; this needs {}", authorization::needed(required)),
+    )
+    .detail("required", required.as_str())
 }
 
 /// The error for a request whose token has ended since it was admitted.

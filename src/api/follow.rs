@@ -1,15 +1,18 @@
 //! The output of a run as an event stream, or a part of it as a body, written to the client's own socket by a
 //! `stream-N` thread. The names and fields of events are defined here.
 
+use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use rustix::event::PollFlags;
 use serde_json::{Map, Value, json};
 
-use crate::base::limits;
+use crate::base::Result;
 use crate::base::redact::Redactor;
 use crate::http::client::ClientSocket;
+use crate::http::event_stream::{self, EventSource, StreamEnd, StreamProgress};
 use crate::http::sse::EventStreamFormat;
 use crate::http::stream::StreamBody;
 use crate::proc::waiter::WakeReason;
@@ -33,76 +36,77 @@ pub(super) fn resume(id: &str) -> Option<Option<Position>> {
 /// Sends events until the run ends, the server stops, or the client disconnects; returns `false` for a disconnect.
 pub(super) fn events(
     socket: ClientSocket,
-    mut follower: OutputFollower,
+    follower: OutputFollower,
     format: EventStreamFormat,
     runs: &Runs,
     redactor: Option<&Redactor>,
 ) -> bool {
-    let mut body = StreamBody::new(socket);
-    let mut buffer = vec![0; PIECE];
+    let mut source = RunSource { follower, format, runs, redactor, buffer: vec![0; PIECE] };
     let mut out = format.opening().to_vec();
-    let status = |out: &mut Vec<u8>, follower: &OutputFollower, name: &str, id: String| {
-        let mut data = object(json!({ "run": follower.run().view() }));
-        if let Some(redactor) = redactor {
+    source.write_status(&mut out, "status", source.follower.at().to_string());
+    match event_stream::send_events(socket, format, out, &mut source) {
+        StreamEnd::Complete => true,
+        StreamEnd::Disconnected => false,
+        StreamEnd::Failed(error) => {
+            log::error!("run {}: {error}", source.follower.run().id);
+            true
+        }
+    }
+}
+
+/// The output and the status changes of a run.
+struct RunSource<'a> {
+    follower: OutputFollower,
+    format: EventStreamFormat,
+    runs: &'a Runs,
+    redactor: Option<&'a Redactor>,
+    buffer: Vec<u8>,
+}
+
+impl RunSource<'_> {
+    fn write_status(&self, out: &mut Vec<u8>, event: &str, id: String) {
+        let mut data = object(json!({ "run": self.follower.run().view() }));
+        if let Some(redactor) = self.redactor {
             redactor.fields(&mut data);
         }
-        format.write(out, name, &id, data);
-    };
-    status(&mut out, &follower, "status", follower.at().to_string());
-    loop {
-        let piece = match follower.next_text(&mut buffer) {
-            Ok(piece) => piece,
-            Err(error) => {
-                // The client detects the truncated stream.
-                log::error!("run {}: {error}", follower.run().id);
-                return true;
-            }
-        };
-        let id = follower.at().to_string();
-        match piece {
+        self.format.write(out, event, &id, data);
+    }
+}
+
+impl EventSource for RunSource<'_> {
+    fn next(&mut self, out: &mut Vec<u8>) -> Result<StreamProgress> {
+        let piece = self.follower.next_text(&mut self.buffer)?;
+        let id = self.follower.at().to_string();
+        Ok(match piece {
             OutputPiece::Bytes(stream, offset, n) => {
-                format.write(&mut out, stream.as_str(), &id, chunk(offset, &buffer[..n]));
+                self.format.write(out, stream.as_str(), &id, chunk(offset, &self.buffer[..n]));
+                StreamProgress::Appended
             }
             OutputPiece::Missed(stream, from, to) => {
                 let data = json!({ "stream": stream, "from": from, "to": to });
-                format.write(&mut out, "missed", &id, object(data));
+                self.format.write(out, "missed", &id, object(data));
+                StreamProgress::Appended
             }
             OutputPiece::End => {
                 let id = id + EXIT_MARK;
-                match follower.run().end().filter(|end| end.status == RunStatus::Failed) {
+                match self.follower.run().end().filter(|end| end.status == RunStatus::Failed) {
                     // The run has no exit status: it never started, or its end is unknown.
-                    Some(end) => format.write(&mut out, "failed", &id, failure(end.error, &follower)),
-                    None => status(&mut out, &follower, "exit", id),
+                    Some(end) => self.format.write(out, "failed", &id, failure(end.error, &self.follower)),
+                    None => self.write_status(out, "exit", id),
                 }
-                return body.send(&out).and_then(|()| body.end()).is_ok();
+                StreamProgress::Finished
             }
-            OutputPiece::Nothing => {}
-        }
-        if piece != OutputPiece::Nothing && out.len() < limits::EVENT_BYTES {
-            continue;
-        }
-        if body.send(&out).is_err() {
-            return false;
-        }
-        out.clear();
-        if piece != OutputPiece::Nothing {
-            continue;
-        }
-        // Other runs are killed, and their followers see the end.
-        if runs.is_stopping() && follower.run().spec.detach {
-            status(&mut out, &follower, "status", id);
-            return body.send(&out).and_then(|()| body.end()).is_ok();
-        }
-        let deadline = Instant::now() + limits::HEARTBEAT;
-        match follower.wait(Some((body.client(), StreamBody::GONE)), deadline) {
-            Ok(WakeReason::Notified) => {}
-            Ok(WakeReason::TimedOut) => out.extend_from_slice(format.heartbeat()),
-            Ok(WakeReason::OtherReady) => return false,
-            Err(error) => {
-                log::error!("run {}: {error}", follower.run().id);
-                return true;
+            // Other runs are killed, and their followers see the end.
+            OutputPiece::Nothing if self.runs.is_stopping() && self.follower.run().spec.detach => {
+                self.write_status(out, "status", id);
+                StreamProgress::Finished
             }
-        }
+            OutputPiece::Nothing => StreamProgress::Idle,
+        })
+    }
+
+    fn wait(&mut self, client: (BorrowedFd<'_>, PollFlags), deadline: Instant) -> Result<WakeReason> {
+        self.follower.wait(Some(client), deadline)
     }
 }
 

@@ -100,17 +100,10 @@ pub(super) fn exec_stream(
                 });
             })
         });
-        reply.send(ticket.map(|ticket| streamed(Response::handed_over(ticket, None), format)));
+        reply.send(ticket.map(|ticket| format.head(Response::handed_over(ticket, None))));
         started.watch();
     });
     Ok(Answer::Later { work, cancel: Some(cancel) })
-}
-
-/// The head of an event stream.
-pub(super) fn streamed(response: Response, format: EventStreamFormat) -> Response {
-    // Proxies must neither cache nor buffer it (nginx: X-Accel-Buffering).
-    let response = response.with("Content-Type", format.content_type());
-    response.with("Cache-Control", "no-store").with("X-Accel-Buffering", "no")
 }
 
 /// `GET /api/workspaces/:id/runs`, with `?status=` and `?tag=`.
@@ -276,7 +269,7 @@ pub fn events(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     };
     let follower = OutputFollower::new(run, at)?;
     if request.method() == Method::Head {
-        return Ok(Answer::Now(streamed(Response::empty(200), format)));
+        return Ok(Answer::Now(format.head(Response::empty(200))));
     }
     let (permit, runs) = (ctx.stream_permit(request.party())?, ctx.lifecycle.runs().clone());
     let redactor = view::redactor(ctx, request);
@@ -285,7 +278,7 @@ pub fn events(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
             follow::events(socket, follower, format, &runs, redactor.as_ref());
         });
     })?;
-    Ok(Answer::Now(streamed(Response::handed_over(ticket, None), format)))
+    Ok(Answer::Now(format.head(Response::handed_over(ticket, None))))
 }
 
 /// The query of `output`.

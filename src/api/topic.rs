@@ -1,18 +1,19 @@
 //! A topic of the event bus as an event stream, written to the client's own socket by a `stream-N` thread.
 //! Independent of the meaning of the events.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use rustix::event::PollFlags;
 use serde_json::{Map, Value, json};
 
 use super::{Ctx, view};
 use crate::base::redact::Redactor;
-use crate::base::{Code, Error, Result, limits};
+use crate::base::{Code, Error, Result};
 use crate::events::{NextEvent, Subscriber, Topic};
-use crate::http::client::ClientSocket;
+use crate::http::event_stream::{self, EventSource, StreamEnd, StreamProgress};
 use crate::http::sse::EventStreamFormat;
-use crate::http::stream::StreamBody;
 use crate::http::{Answer, Method, Request, Response};
 use crate::proc::waiter::WakeReason;
 
@@ -49,10 +50,10 @@ pub fn stream_from_now(
 ) -> Result<Answer> {
     let cursor = cursor(request)?;
     // Subscribes before reading the state, so that no event is lost; one may be reported twice.
-    let follower = topic.follow(cursor)?;
+    let subscriber = topic.follow(cursor)?;
     // A client that reconnects with this number misses nothing.
-    let opening = cursor.is_none().then(|| (follower.position(), state()));
-    start(ctx, request, follower, opening)
+    let opening = cursor.is_none().then(|| (subscriber.position(), state()));
+    start(ctx, request, subscriber, opening)
 }
 
 fn cursor(request: &Request) -> Result<Option<u64>> {
@@ -71,12 +72,12 @@ fn cursor(request: &Request) -> Result<Option<u64>> {
 fn start(
     ctx: &Ctx,
     request: &Request,
-    follower: Subscriber,
+    subscriber: Subscriber,
     opening: Option<(u64, OpeningEvent)>,
 ) -> Result<Answer> {
     let format = EventStreamFormat::from_request(request)?.unwrap_or(EventStreamFormat::Sse);
     if request.method() == Method::Head {
-        return Ok(Answer::Now(super::runs::streamed(Response::empty(200), format)));
+        return Ok(Answer::Now(format.head(Response::empty(200))));
     }
     let redactor = view::redactor(ctx, request);
     let mut out = format.opening().to_vec();
@@ -87,56 +88,49 @@ fn start(
         format.write(&mut out, kind, &number.to_string(), data);
     }
     let permit = ctx.stream_permit(request.party())?;
-    let ticket = ctx
-        .tickets
-        .issue(move |socket, _| permit.run(move || follow(socket, follower, format, out, redactor)))?;
-    Ok(Answer::Now(super::runs::streamed(Response::handed_over(ticket, None), format)))
+    let mut source = TopicSource { subscriber, format, redactor };
+    let ticket = ctx.tickets.issue(move |socket, _| {
+        permit.run(move || {
+            if let StreamEnd::Failed(error) = event_stream::send_events(socket, format, out, &mut source) {
+                log::error!("An event stream failed: {error}");
+            }
+        });
+    })?;
+    Ok(Answer::Now(format.head(Response::handed_over(ticket, None))))
 }
 
-fn follow(
-    socket: ClientSocket,
-    mut follower: Subscriber,
+/// The events of a topic, redacted.
+struct TopicSource {
+    subscriber: Subscriber,
     format: EventStreamFormat,
-    mut out: Vec<u8>,
     redactor: Option<Redactor>,
-) {
-    let mut body = StreamBody::new(socket);
-    loop {
-        let next = follower.read_next();
-        match &next {
+}
+
+impl EventSource for TopicSource {
+    fn next(&mut self, out: &mut Vec<u8>) -> Result<StreamProgress> {
+        Ok(match self.subscriber.read_next() {
             NextEvent::Event(event) => {
                 let mut data = event.data.clone();
-                if let Some(redactor) = &redactor {
+                if let Some(redactor) = &self.redactor {
                     redactor.fields(&mut data);
                 }
-                format.write(&mut out, event.kind, &event.seq.to_string(), data);
+                self.format.write(out, event.kind, &event.seq.to_string(), data);
+                StreamProgress::Appended
             }
             NextEvent::Missed { from, to } => {
                 let data = Map::from_iter([("from".into(), json!(from)), ("to".into(), json!(to))]);
-                format.write(&mut out, "missed", &to.to_string(), data);
+                self.format.write(out, "missed", &to.to_string(), data);
+                StreamProgress::Appended
             }
             NextEvent::Ended => {
-                format.write(&mut out, "end", &follower.position().to_string(), Map::new());
-                let _ = body.send(&out).and_then(|()| body.end());
-                return;
+                self.format.write(out, "end", &self.subscriber.position().to_string(), Map::new());
+                StreamProgress::Finished
             }
-            NextEvent::Nothing => {}
-        }
-        if next != NextEvent::Nothing && out.len() < limits::EVENT_BYTES {
-            continue;
-        }
-        if body.send(&out).is_err() {
-            return;
-        }
-        out.clear();
-        if next != NextEvent::Nothing {
-            continue;
-        }
-        match follower.wait(Some((body.client(), StreamBody::GONE)), Instant::now() + limits::HEARTBEAT) {
-            Ok(WakeReason::Notified) => {}
-            Ok(WakeReason::TimedOut) => out.extend_from_slice(format.heartbeat()),
-            Ok(WakeReason::OtherReady) => return,
-            Err(error) => return log::error!("an event stream: {error}"),
-        }
+            NextEvent::Nothing => StreamProgress::Idle,
+        })
+    }
+
+    fn wait(&mut self, client: (BorrowedFd<'_>, PollFlags), deadline: Instant) -> Result<WakeReason> {
+        self.subscriber.wait(Some(client), deadline)
     }
 }

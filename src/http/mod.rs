@@ -1,4 +1,4 @@
-//! HTTP without application logic: requests, replies, route matching. Only `accept`, `request` and `reply` name
+//! HTTP without application logic: requests, replies, route matching. Only `accept` and `request` use
 //! tiny_http. Independent of workspaces.
 
 pub mod accept;
@@ -6,14 +6,17 @@ pub mod client;
 pub mod cors;
 pub mod direct;
 pub mod download;
+pub mod event_stream;
 pub mod reply;
 pub mod request;
+pub mod response;
 pub mod route;
 pub mod sse;
 pub mod stream;
 pub mod upload;
 pub mod websocket;
 
-pub use reply::{Reply, Response};
+pub use reply::Reply;
 pub use request::{Method, Request};
+pub use response::Response;
 pub use route::{Answer, ApprovalPolicy, Auth, Class, DeferredWork, Effect, PreparedWrite, Route};

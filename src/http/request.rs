@@ -10,7 +10,7 @@ use std::time::Instant;
 use self::body::BufferedBody;
 use super::client::Socket;
 use super::direct::DirectRequest;
-use super::reply::Response;
+use super::response::Response;
 use crate::access::Actor;
 use crate::access::audit::AuditDraft;
 use crate::base::fields;

@@ -1,7 +1,8 @@
 //! Route definitions, and the matching of paths.
 
-use super::reply::{Reply, Response};
+use super::reply::Reply;
 use super::request::{Method, Request, decode};
+use super::response::Response;
 use crate::access::Scope;
 use crate::access::approval_request::FileChange;
 use crate::base::{Code, Error, Result};

@@ -5,7 +5,7 @@ use std::io::Write as _;
 
 use serde_json::{Map, Value};
 
-use super::Request;
+use super::{Request, Response};
 use crate::base::{Code, Error, Result};
 
 /// The encoding of an event stream.
@@ -34,12 +34,18 @@ impl EventStreamFormat {
         }
     }
 
-    /// The `Content-Type`.
-    pub fn content_type(self) -> &'static str {
+    fn content_type(self) -> &'static str {
         match self {
             EventStreamFormat::Sse => "text/event-stream",
             EventStreamFormat::Ndjson => "application/x-ndjson",
         }
+    }
+
+    /// Adds the headers of an event stream.
+    pub fn head(self, response: Response) -> Response {
+        // Proxies must neither cache nor buffer it (nginx: X-Accel-Buffering).
+        let response = response.with("Content-Type", self.content_type());
+        response.with("Cache-Control", "no-store").with("X-Accel-Buffering", "no")
     }
 
     /// The start of a stream: the delay after which a browser reconnects.

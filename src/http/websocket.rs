@@ -17,8 +17,8 @@ use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tungstenite::{Bytes, Error as WsError, Message, WebSocket};
 
 use super::client::ClientSocket;
-use super::reply::Response;
 use super::request::Request;
+use super::response::Response;
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::Cancel;
 

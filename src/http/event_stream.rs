@@ -1,0 +1,87 @@
+//! The loop that sends an event stream to a client: it batches events, sends heartbeats while there are none, and ends
+//! when the client disconnects. Independent of the origin of the events.
+//!
+//! Threads: one `stream-N` per stream.
+
+use std::os::fd::BorrowedFd;
+use std::time::Instant;
+
+use rustix::event::PollFlags;
+
+use super::client::ClientSocket;
+use super::sse::EventStreamFormat;
+use super::stream::StreamBody;
+use crate::base::{Error, Result, limits};
+use crate::proc::waiter::WakeReason;
+
+/// What a call of [`EventSource::next`] has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamProgress {
+    /// An event was appended.
+    Appended,
+    /// There is no further event for now.
+    Idle,
+    /// The last event was appended.
+    Finished,
+}
+
+/// Produces the events of a stream.
+pub trait EventSource {
+    /// Appends the next event to `out`.
+    ///
+    /// # Errors
+    /// Aborts the stream, so that its client detects the truncation.
+    fn next(&mut self, out: &mut Vec<u8>) -> Result<StreamProgress>;
+
+    /// Waits until there may be another event, until `client` is ready, or until the deadline.
+    ///
+    /// # Errors
+    /// Aborts the stream.
+    fn wait(&mut self, client: (BorrowedFd<'_>, PollFlags), deadline: Instant) -> Result<WakeReason>;
+}
+
+/// How a stream ended.
+#[derive(Debug)]
+pub enum StreamEnd {
+    /// The client received every event.
+    Complete,
+    Disconnected,
+    /// The source failed.
+    Failed(Error),
+}
+
+/// Sends `out`, then the events of `source`, until one of the ends of [`StreamEnd`].
+pub fn send_events(
+    socket: ClientSocket,
+    format: EventStreamFormat,
+    mut out: Vec<u8>,
+    source: &mut impl EventSource,
+) -> StreamEnd {
+    let mut body = StreamBody::new(socket);
+    loop {
+        let progress = match source.next(&mut out) {
+            Ok(progress) => progress,
+            Err(error) => return StreamEnd::Failed(error),
+        };
+        if progress == StreamProgress::Appended && out.len() < limits::EVENT_BYTES {
+            continue;
+        }
+        if body.send(&out).is_err() {
+            return StreamEnd::Disconnected;
+        }
+        out.clear();
+        match progress {
+            StreamProgress::Appended => continue,
+            StreamProgress::Finished => {
+                return if body.end().is_ok() { StreamEnd::Complete } else { StreamEnd::Disconnected };
+            }
+            StreamProgress::Idle => {}
+        }
+        match source.wait((body.client(), StreamBody::GONE), Instant::now() + limits::HEARTBEAT) {
+            Ok(WakeReason::Notified) => {}
+            Ok(WakeReason::TimedOut) => out.extend_from_slice(format.heartbeat()),
+            Ok(WakeReason::OtherReady) => return StreamEnd::Disconnected,
+            Err(error) => return StreamEnd::Failed(error),
+        }
+    }
+}
