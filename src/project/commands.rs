@@ -7,8 +7,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::files::{BoundedList, LINK_LEADS_OUT, LIST_BYTES, read_head};
+use super::folders::{COMMAND_FOLDER, COMMAND_FOLDERS};
 use super::reload::{ReloadAction, ReloadReason};
-use super::{BoundedList, LINK_LEADS_OUT, LIST_BYTES, Project, ProjectSite, read_head, rules};
+use super::site::ProjectSite;
+use super::{Project, rules};
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
 use crate::store::finder::{FoundFile, SearchBudget, json_length};
@@ -73,10 +76,6 @@ pub struct NewCommand {
     text: String,
 }
 
-/// The folder in which commands are written.
-pub const FOLDER: &str = ".opencode/commands";
-/// The folders in which commands are looked up, in this order. The first command of a name wins.
-pub const FOLDERS: [&str; 2] = [FOLDER, ".opencode/command"];
 const GLOBAL: [&str; 4] =
     [".config/opencode/commands", ".config/opencode/command", ".opencode/commands", ".opencode/command"];
 /// The length of a reason, which may quote a value of any length.
@@ -154,7 +153,7 @@ impl NewCommand {
 
 /// The file of a command, below the workspace.
 pub fn path(name: &str) -> String {
-    format!("{FOLDER}/{name}.md")
+    format!("{COMMAND_FOLDER}/{name}.md")
 }
 
 impl Project {
@@ -187,7 +186,7 @@ impl Project {
         site: &ProjectSite,
         budget: &mut SearchBudget,
     ) -> Result<Vec<CommandEntry>> {
-        self.all_commands(&site.root, &FOLDERS, "workspace", site.host_folder.is_some(), budget)
+        self.all_commands(&site.root, &COMMAND_FOLDERS, "workspace", site.host_folder.is_some(), budget)
     }
 
     fn all_commands(

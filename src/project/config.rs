@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
+use super::files::{concurrent_change, read_text};
 use super::reload::{ReloadAction, ReloadReason};
-use super::{Project, ProjectSite, concurrent_change, read_text, references, rules};
+use super::site::ProjectSite;
+use super::{Project, references, rules};
 use crate::base::{Code, Error, Result, limits, redact};
 use crate::store::beneath::Root;
 use crate::store::jsonc::{self, JsoncDocument, JsoncError};

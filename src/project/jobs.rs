@@ -8,7 +8,9 @@ use std::path::Path;
 use rustix::fs::FileType;
 use serde_json::{Map, Value};
 
-use super::{BoundedList, LIST_BYTES, Project, ProjectSite, read_text};
+use super::Project;
+use super::files::{BoundedList, LIST_BYTES, read_text};
+use super::site::ProjectSite;
 use crate::base::{Code, Error, Result};
 use crate::store::beneath::Root;
 use crate::store::finder::{SearchBudget, json_length};

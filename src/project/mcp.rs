@@ -5,7 +5,8 @@ use serde_json::{Map, Value};
 
 use super::config::path;
 use super::reload::{ReloadAction, ReloadReason};
-use super::{Project, ProjectSite, references, rules};
+use super::site::ProjectSite;
+use super::{Project, references, rules};
 use crate::base::{Code, Error, Result, redact};
 
 /// An MCP server in the configuration.

@@ -3,9 +3,11 @@
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::Project;
 use super::config::path;
+use super::files::ItemScope;
 use super::reload::{ReloadAction, ReloadReason};
-use super::{ItemScope, Project, ProjectSite};
+use super::site::ProjectSite;
 use crate::base::redact::Redactor;
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;

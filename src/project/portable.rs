@@ -8,13 +8,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::commands::{self, CommandBody, CommandEntry, NewCommand};
+use super::files::read_text;
+use super::folders::{COMMAND_FOLDER, COMMAND_FOLDERS, SKILL_FILE, SKILL_FOLDER, SKILL_FOLDERS};
 use super::portable_files::{
-    self, ExportBudget, FilePart, MODE, PortableFile, PortableItem, PortableItems, is_below, is_path,
+    self, ExportBudget, FilePart, PortableFile, PortableItem, PortableItems, is_below, is_path,
 };
 use super::reload::{ReloadAction, ReloadReason};
-use super::skills::{self, NewSkill, SkillEntry};
+use super::site::{FILE_MODE, ProjectSite};
+use super::skills::{NewSkill, SkillEntry};
 use super::swap::StagedImport;
-use super::{Project, ProjectSite, config, read_text, references, rules};
+use super::{Project, config, references, rules};
 use crate::base::fields::KnownFields;
 use crate::base::redact::Redactor;
 use crate::base::{Code, Error, Result, clock, limits, object};
@@ -210,15 +213,15 @@ impl SkillImport {
         let Some(folder) = &self.path else {
             let skill = NewSkill::new(&self.name, &self.content, self.description.as_deref())?;
             let mut files = vec![text_file(skill.path(), skill.text())];
-            let folder = format!("{}/{}", skills::FOLDER, skill.name());
+            let folder = format!("{}/{}", SKILL_FOLDER, skill.name());
             self.add_files(&folder, &mut files)?;
             return Ok(files);
         };
-        if !is_path(folder) || !is_below(folder, &skills::FOLDERS) {
+        if !is_path(folder) || !is_below(folder, &SKILL_FOLDERS) {
             let message = format!(
                 "The skill's path '{}' is not inside any of {:?}",
                 folder.escape_debug(),
-                skills::FOLDERS
+                SKILL_FOLDERS
             );
             return Err(Error::new(Code::InvalidPayload, message).detail("path", folder.as_str()));
         }
@@ -226,7 +229,7 @@ impl SkillImport {
             let message = format!("A skill's content has at most {} bytes", limits::PROJECT_FILE_BYTES);
             return Err(Error::new(Code::InvalidSkillContent, message));
         }
-        let mut files = vec![text_file(format!("{folder}/{}", skills::MAIN), &self.content)];
+        let mut files = vec![text_file(format!("{folder}/{}", SKILL_FILE), &self.content)];
         self.add_files(folder, &mut files)?;
         Ok(files)
     }
@@ -245,7 +248,7 @@ impl SkillImport {
 }
 
 fn text_file(path: String, text: &str) -> PortableFile {
-    PortableFile { path, bytes: text.as_bytes().to_vec(), mode: MODE }
+    PortableFile { path, bytes: text.as_bytes().to_vec(), mode: FILE_MODE }
 }
 
 impl CommandImport {
@@ -254,11 +257,11 @@ impl CommandImport {
             let command = self.read().and_then(|body| NewCommand::new(&body))?;
             return Ok(text_file(command.path(), command.text()));
         };
-        if !is_below(&file.path, &commands::FOLDERS) || !file.path.ends_with(".md") {
+        if !is_below(&file.path, &COMMAND_FOLDERS) || !file.path.ends_with(".md") {
             let message = format!(
                 "The command's path '{}' is not a Markdown file in one of {:?}",
                 file.path.escape_debug(),
-                commands::FOLDERS
+                COMMAND_FOLDERS
             );
             return Err(Error::new(Code::InvalidPayload, message).detail("path", file.path.as_str()));
         }
@@ -345,7 +348,7 @@ impl Project {
         let of_skills = skills.iter().flat_map(|skill| {
             let folder = skill.path.iter();
             let below = |folder: &String| {
-                let files = skill.files.iter().map(|file| file.path.as_str()).chain([skills::MAIN]);
+                let files = skill.files.iter().map(|file| file.path.as_str()).chain([SKILL_FILE]);
                 files.map(|file| format!("{folder}/{file}")).collect::<Vec<_>>()
             };
             folder.flat_map(below).collect::<Vec<_>>()
@@ -438,7 +441,7 @@ impl Project {
             }
             let mut may = true;
             for (path, text, _) in &whole_files {
-                may &= site.may_put(path, text.as_bytes(), MODE)?;
+                may &= site.may_put(path, text.as_bytes(), FILE_MODE)?;
             }
             for file in plan.skills.all.iter().chain(&plan.commands.all) {
                 may &= site.may_put(&file.path, &file.bytes, file.mode)?;
@@ -495,13 +498,13 @@ impl ImportFiles {
 fn is_simple(item: &PortableItem<SkillEntry>) -> bool {
     let [main] = &item.files[..] else { return false };
     let Ok(text) = std::str::from_utf8(&main.bytes) else { return false };
-    let alone = !item.mixed && !item.partial && item.path == format!("{}/{}", skills::FOLDER, item.row.name);
+    let alone = !item.mixed && !item.partial && item.path == format!("{}/{}", SKILL_FOLDER, item.row.name);
     alone && NewSkill::new(&item.row.name, text, None).is_ok()
 }
 
 /// Whether a document without paths could contain this command.
 fn is_flat(item: &PortableItem<CommandEntry>) -> bool {
-    let name = item.path.strip_prefix(commands::FOLDER).and_then(|name| name.strip_prefix('/'));
+    let name = item.path.strip_prefix(COMMAND_FOLDER).and_then(|name| name.strip_prefix('/'));
     let named = name.is_some_and(|name| commands::name_of(name.trim_end_matches(".md")).is_ok());
     named && item.files.iter().all(|file| std::str::from_utf8(&file.bytes).is_ok())
 }
@@ -510,7 +513,7 @@ fn is_flat(item: &PortableItem<CommandEntry>) -> bool {
 fn leave_folders(site: &ProjectSite, path: &str) {
     let mut path = path;
     while let Some((above, _)) = path.rsplit_once('/') {
-        let is_top = skills::FOLDERS.contains(&above) || commands::FOLDERS.contains(&above);
+        let is_top = SKILL_FOLDERS.contains(&above) || COMMAND_FOLDERS.contains(&above);
         if is_top || !site.root.remove_empty_dir(above).unwrap_or(false) {
             return;
         }
@@ -532,7 +535,8 @@ fn skill_part(item: PortableItem<SkillEntry>) -> ExportedSkill {
     let below = |file: &PortableFile| file.path[path.len() + 1..].to_owned();
     let mut files = files.into_iter();
     let main = files.next();
-    let exact = main.as_ref().filter(|main| main.mode == MODE && std::str::from_utf8(&main.bytes).is_ok());
+    let exact =
+        main.as_ref().filter(|main| main.mode == FILE_MODE && std::str::from_utf8(&main.bytes).is_ok());
     let (listed, content) = match (exact, &main) {
         (Some(main), _) => (Vec::new(), String::from_utf8_lossy(&main.bytes).into_owned()),
         (None, Some(main)) => {

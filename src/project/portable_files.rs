@@ -9,7 +9,9 @@ use base64::prelude::BASE64_STANDARD;
 use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
 
-use super::{Project, ProjectSite, commands, skills};
+use super::folders::{COMMAND_FOLDERS, SKILL_FILE, SKILL_FOLDERS};
+use super::site::{FILE_MODE, ProjectSite};
+use super::{Project, commands, skills};
 use crate::base::{Code, Error, Result, limits};
 use crate::store::finder::{SearchBudget, json_length};
 
@@ -20,8 +22,6 @@ pub(super) const TEXT_BYTES: usize = 4 << 20;
 const OMITTED: usize = 2000;
 /// The most files in a document. An import syncs each to disk.
 const FILES: usize = 2000;
-/// The mode of a file if the document does not state one.
-pub(super) const MODE: u32 = 0o644;
 /// The limits of a path: its components, and the bytes of each.
 const PATH_PARTS: usize = 32;
 const NAME_BYTES: usize = 255;
@@ -53,7 +53,7 @@ impl FilePart {
     pub(super) fn of(path: &str, file: &PortableFile) -> FilePart {
         let text = String::from_utf8(file.bytes.clone()).ok();
         let base64 = text.is_none().then(|| BASE64_STANDARD.encode(&file.bytes));
-        let mode = (file.mode != MODE).then(|| format!("{:o}", file.mode));
+        let mode = (file.mode != FILE_MODE).then(|| format!("{:o}", file.mode));
         FilePart { path: path.to_owned(), content: text, base64, mode }
     }
 
@@ -78,7 +78,7 @@ impl FilePart {
             return refuse(&format!("has more than {} bytes", limits::PROJECT_FILE_BYTES));
         }
         let mode = match self.mode.as_deref().map(|mode| u32::from_str_radix(mode, 8)) {
-            None => MODE,
+            None => FILE_MODE,
             Some(Ok(mode)) if mode <= 0o777 => mode,
             _ => return refuse("has a mode that is not octal digits up to 777"),
         };
@@ -163,7 +163,7 @@ impl Project {
                 all.omitted.push(file);
                 continue;
             }
-            let folder = file.strip_suffix(skills::MAIN).unwrap_or(&file).trim_end_matches('/').to_owned();
+            let folder = file.strip_suffix(SKILL_FILE).unwrap_or(&file).trim_end_matches('/').to_owned();
             let main = match take(site, &file, room)? {
                 FileReading::File(main) => main,
                 FileReading::Never => {
@@ -179,7 +179,7 @@ impl Project {
             let mut item =
                 PortableItem { row, path: folder.clone(), files: vec![main], partial: false, mixed: false };
             // Files beside a `SKILL.md` at the top of a skills folder do not belong to that skill.
-            if !skills::FOLDERS.contains(&folder.as_str()) {
+            if !SKILL_FOLDERS.contains(&folder.as_str()) {
                 beside(site, &folder, &mut item, &mut all.omitted, room)?;
             }
             all.items.push(item);
@@ -234,7 +234,7 @@ pub(super) fn name_omitted_files(
     room: &mut ExportBudget,
 ) {
     let known: HashSet<String> = omitted.iter().cloned().collect();
-    let tops = skills::FOLDERS.iter().chain(&commands::FOLDERS);
+    let tops = SKILL_FOLDERS.iter().chain(&COMMAND_FOLDERS);
     let mut folders: Vec<String> = tops.map(|folder| (*folder).to_owned()).collect();
     while let Some(folder) = folders.pop() {
         // The files of a linked folder belong to another folder.
@@ -274,7 +274,7 @@ fn beside(
             omitted.push(format!("{folder}/"));
         }
         let is_top = folder == item.path;
-        if !is_top && entries.iter().any(|entry| entry.name == skills::MAIN) {
+        if !is_top && entries.iter().any(|entry| entry.name == SKILL_FILE) {
             continue;
         }
         if entries.is_empty() {
@@ -283,7 +283,7 @@ fn beside(
         }
         for entry in entries.iter() {
             let path = format!("{folder}/{}", entry.name);
-            if is_top && entry.name == skills::MAIN {
+            if is_top && entry.name == SKILL_FILE {
                 continue;
             }
             if entry.exact && entry.kind == FileType::Directory {

@@ -10,8 +10,7 @@ use std::sync::Mutex;
 use serde_json::{Map, json};
 use sha2::{Digest as _, Sha256};
 
-use super::ProjectSite;
-use super::portable_files::MODE;
+use super::site::{FILE_MODE, ProjectSite};
 use crate::access::approval_request::{FileChange, FileContent};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
@@ -80,9 +79,9 @@ impl ProjectSite {
     /// The recorded writes.
     pub fn into_preview(self) -> (Vec<FileChange>, ApprovedChanges) {
         match self.writes {
-            WriteMode::Preview(noted) => {
-                let noted = noted.into_inner().unwrap_or_default();
-                (noted.changes, noted.plan)
+            WriteMode::Preview(log) => {
+                let log = log.into_inner().unwrap_or_default();
+                (log.changes, log.plan)
             }
             WriteMode::Apply | WriteMode::Approved(_) => (Vec::new(), ApprovedChanges::default()),
         }
@@ -122,8 +121,8 @@ impl ProjectSite {
         let hashes = (found, after.map(fingerprint));
         match &self.writes {
             WriteMode::Apply => Ok(true),
-            WriteMode::Preview(noted) => {
-                self.note(&mut lock(noted), rel, (before, content(after)), hashes);
+            WriteMode::Preview(log) => {
+                self.note(&mut lock(log), rel, (before, content(after)), hashes);
                 Ok(false)
             }
             WriteMode::Approved(plan) if plan.0.get(rel) == Some(&hashes) => Ok(true),
@@ -163,8 +162,8 @@ impl ProjectSite {
         for rel in files {
             let (content, found) = inspect(&self.root, rel, REMOVED_FILE_BYTES)?;
             match &self.writes {
-                WriteMode::Preview(noted) => {
-                    self.note(&mut lock(noted), rel, (content, FileContent::Absent), (found, None))
+                WriteMode::Preview(log) => {
+                    self.note(&mut lock(log), rel, (content, FileContent::Absent), (found, None))
                 }
                 WriteMode::Approved(plan) if plan.0.get(rel) != Some(&(found, None)) => {
                     return Err(outdated(rel));
@@ -172,7 +171,7 @@ impl ProjectSite {
                 WriteMode::Approved(_) | WriteMode::Apply => {}
             }
         }
-        if let (true, WriteMode::Preview(noted)) = (more, &self.writes) {
+        if let (true, WriteMode::Preview(log)) = (more, &self.writes) {
             let rest =
                 Map::from_iter([("more".to_owned(), json!("further files, all of which are removed"))]);
             let path = self.path(folder);
@@ -182,7 +181,7 @@ impl ProjectSite {
                 after: FileContent::Absent,
                 mode: None,
             };
-            lock(noted).changes.push(change);
+            lock(log).changes.push(change);
         }
         Ok(())
     }
@@ -197,9 +196,9 @@ impl ProjectSite {
         }
         let found = inspect(&self.root, rel, limits::PROJECT_FILE_BYTES)?;
         let may = self.may_change(rel, found, Some(after))?;
-        if let (WriteMode::Preview(noted), true) = (&self.writes, mode != MODE) {
-            let mut noted = lock(noted);
-            if let Some(change) = noted.changes.last_mut() {
+        if let (WriteMode::Preview(log), true) = (&self.writes, mode != FILE_MODE) {
+            let mut log = lock(log);
+            if let Some(change) = log.changes.last_mut() {
                 change.mode = Some(format!("{mode:o}"));
             }
         }
@@ -208,20 +207,20 @@ impl ProjectSite {
 
     fn note(
         &self,
-        noted: &mut PreviewLog,
+        log: &mut PreviewLog,
         rel: &str,
         (before, after): (FileContent, FileContent),
         hashes: (Option<Fingerprint>, Option<Fingerprint>),
     ) {
         let length =
             |content: &FileContent| if let FileContent::Bytes(bytes) = content { bytes.len() } else { 0 };
-        noted.before_bytes += length(&before);
+        log.before_bytes += length(&before);
         let before = match before {
-            FileContent::Bytes(bytes) if noted.before_bytes > BEFORE_BYTES => described(bytes.len() as u64),
+            FileContent::Bytes(bytes) if log.before_bytes > BEFORE_BYTES => described(bytes.len() as u64),
             before => before,
         };
-        noted.changes.push(FileChange { path: self.path(rel), before, after, mode: None });
-        noted.plan.0.insert(rel.to_owned(), hashes);
+        log.changes.push(FileChange { path: self.path(rel), before, after, mode: None });
+        log.plan.0.insert(rel.to_owned(), hashes);
     }
 
     /// Called once before anything is written.

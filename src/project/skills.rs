@@ -7,8 +7,11 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::files::{BoundedList, ItemScope, LINK_LEADS_OUT, LIST_BYTES, read_head};
+use super::folders::{SKILL_FILE, SKILL_FOLDER, SKILL_FOLDERS};
 use super::reload::{ReloadAction, ReloadReason};
-use super::{BoundedList, ItemScope, LINK_LEADS_OUT, LIST_BYTES, Project, ProjectSite, read_head, rules};
+use super::site::ProjectSite;
+use super::{Project, rules};
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
 use crate::store::finder::{FoundFile, SearchBudget, SearchResult, json_length};
@@ -48,11 +51,6 @@ pub struct NewSkill {
     text: String,
 }
 
-/// The folder in which skills are written.
-pub const FOLDER: &str = ".opencode/skills";
-/// The folders in which skills are looked up, in a workspace and its parent folders, in this order. The first skill
-/// of a name wins. (OpenCode 1.18.34 reads all concurrently, and the last one read wins.)
-pub const FOLDERS: [&str; 4] = [FOLDER, ".opencode/skill", ".claude/skills", ".agents/skills"];
 const GLOBAL: [&str; 6] = [
     ".config/opencode/skills",
     ".config/opencode/skill",
@@ -61,8 +59,6 @@ const GLOBAL: [&str; 6] = [
     ".claude/skills",
     ".agents/skills",
 ];
-/// The file that makes a folder a skill.
-pub const MAIN: &str = "SKILL.md";
 /// The bytes of a file that are read for the list: the front matter and the first part of the text.
 const HEAD_BYTES: u64 = 768 << 10;
 /// The most rows of a list.
@@ -149,7 +145,7 @@ impl NewSkill {
 
     /// Its file, below the workspace.
     pub fn path(&self) -> String {
-        main_path(FOLDER, &self.name)
+        main_path(SKILL_FOLDER, &self.name)
     }
 
     pub fn text(&self) -> &str {
@@ -162,7 +158,7 @@ struct SkillRoot<'a> {
     root: SkillRootFiles<'a>,
     folder: &'static str,
     /// The prefix of `folder` in displayed paths.
-    shown: String,
+    prefix: String,
     scope: ItemScope,
     /// Folders whose names begin with a dot are searched too (the globs of OpenCode's `skill.ts`).
     dots: bool,
@@ -197,7 +193,7 @@ impl SkillRoot<'_> {
             return Vec::new();
         }
         let skills: HashSet<&str> = found.files.iter().map(|file| above(&file.path)).collect();
-        let leads = |path: &&String| path.ends_with(MAIN) || !skills.contains(above(path));
+        let leads = |path: &&String| path.ends_with(SKILL_FILE) || !skills.contains(above(path));
         found.outside_links.iter().filter(leads).cloned().collect()
     }
 }
@@ -225,7 +221,7 @@ impl Project {
         let mut views = self.skills_read.views();
         for place in self.places(site, global)? {
             let root = place.root();
-            let found = root.walk(place.folder, place.dots, |name| name == MAIN, budget)?;
+            let found = root.walk(place.folder, place.dots, |name| name == SKILL_FILE, budget)?;
             let elsewhere = place.leading_out(&found).into_iter().map(|path| (path, None));
             let files = found.files.into_iter().map(|FoundFile { path, stat }| (path, Some(stat)));
             for (path, stat) in files.chain(elsewhere) {
@@ -278,7 +274,7 @@ impl Project {
         let found = skills.into_iter().find(|skill| skill.name == name && skill.error.is_none());
         let mut skill = found.ok_or_else(missing)?;
         for place in self.places(site, global)? {
-            let Some(path) = skill.path.strip_prefix(place.shown.as_str()) else { continue };
+            let Some(path) = skill.path.strip_prefix(place.prefix.as_str()) else { continue };
             if let Some((text, whole)) = read_head(place.root(), path, limits::PROJECT_FILE_BYTES)? {
                 skill.truncated = !whole;
                 return Ok((skill, text));
@@ -315,10 +311,10 @@ impl Project {
             check_name(name)?;
             return Err(Error::new(Code::SkillNotFound, "Skill not found").detail("name", name));
         };
-        let folder = file.strip_suffix(MAIN).unwrap_or(file).trim_end_matches('/');
+        let folder = file.strip_suffix(SKILL_FILE).unwrap_or(file).trim_end_matches('/');
         let mut nested = SearchBudget::new(LIST_BYTES);
-        let mains = site.root.find_files(folder, true, |name| name == MAIN, &mut nested)?;
-        let alone = mains.len() <= 1 && !nested.truncated && !FOLDERS.contains(&folder);
+        let mains = site.root.find_files(folder, true, |name| name == SKILL_FILE, &mut nested)?;
+        let alone = mains.len() <= 1 && !nested.truncated && !SKILL_FOLDERS.contains(&folder);
         Ok(if alone { folder } else { file }.to_owned())
     }
 
@@ -345,10 +341,10 @@ impl Project {
     fn places<'a>(&self, site: &'a ProjectSite, global: bool) -> Result<Vec<SkillRoot<'a>>> {
         let mut places = Vec::new();
         let dots = |folder: &str| !folder.contains("opencode");
-        for folder in FOLDERS {
+        for folder in SKILL_FOLDERS {
             let (root, dots) = (SkillRootFiles::Ours(&site.root), dots(folder));
-            let (shown, follows) = (site.path(""), site.host_folder.is_some());
-            places.push(SkillRoot { root, folder, shown, scope: ItemScope::Project, dots, follows });
+            let (prefix, follows) = (site.path(""), site.host_folder.is_some());
+            places.push(SkillRoot { root, folder, prefix, scope: ItemScope::Project, dots, follows });
         }
         // A container has no parent folders.
         let mut ends = site.host_folder.is_none() || site.root.exists(".git")?;
@@ -360,13 +356,13 @@ impl Project {
             // A folder without access has no skills for this server.
             let Ok(root) = Root::open(above).map(Arc::new) else { continue };
             ends |= root.exists(".git").unwrap_or(true);
-            for folder in FOLDERS {
-                let shown = format!("{}/", above.to_string_lossy().trim_end_matches('/'));
+            for folder in SKILL_FOLDERS {
+                let prefix = format!("{}/", above.to_string_lossy().trim_end_matches('/'));
                 let (root, dots) = (SkillRootFiles::Other(root.clone()), dots(folder));
                 places.push(SkillRoot {
                     root,
                     folder,
-                    shown,
+                    prefix,
                     scope: ItemScope::Project,
                     dots,
                     follows: true,
@@ -375,12 +371,12 @@ impl Project {
         }
         for path in GLOBAL.iter().filter(|_| global) {
             if let Some(root) = self.global(path).map(Arc::new) {
-                let shown = format!("{}/", self.home.join(path).to_string_lossy());
+                let prefix = format!("{}/", self.home.join(path).to_string_lossy());
                 let (root, dots) = (SkillRootFiles::Other(root), dots(path));
                 places.push(SkillRoot {
                     root,
                     folder: "",
-                    shown,
+                    prefix,
                     scope: ItemScope::Global,
                     dots,
                     follows: true,
@@ -396,7 +392,7 @@ fn shorten(text: &str) -> String {
 }
 
 fn main_path(folder: &str, name: &str) -> String {
-    format!("{folder}/{name}/{MAIN}")
+    format!("{folder}/{name}/{SKILL_FILE}")
 }
 
 fn passed_over(why: String) -> String {
@@ -486,20 +482,20 @@ impl ParsedSkill {
     /// The list entry, shortened at once if it exceeds the budget: a file with many names would otherwise be in
     /// memory many times. Returns `None` if the list is full.
     fn row(&self, place: &SkillRoot<'_>, path: &str, budget: &mut SearchBudget) -> Option<SkillEntry> {
-        let rest = json_length(path) + place.shown.len() + 200;
+        let rest = json_length(path) + place.prefix.len() + 200;
         let whole = budget.take_text(self.length + rest);
         if !whole && !budget.take_text(rest) {
             return None;
         }
         let text = |text: &str| if whole { text.to_owned() } else { shorten(text) };
-        let folder = path.strip_suffix(MAIN).unwrap_or(path).trim_end_matches('/');
+        let folder = path.strip_suffix(SKILL_FILE).unwrap_or(path).trim_end_matches('/');
         // A skills folder that is itself a link is listed under its path, which is not a valid skill name.
         let all = path == place.folder && !path.is_empty();
         let folder = if all { path } else { folder.rsplit('/').next().unwrap_or_default() };
         Some(SkillEntry {
             name: text(self.name.as_deref().unwrap_or(folder)),
             description: text(&self.description),
-            path: format!("{}{path}", place.shown),
+            path: format!("{}{path}", place.prefix),
             scope: place.scope,
             trigger: self.trigger.as_deref().map(text),
             error: self.error.clone(),

@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use super::ProjectSite;
+use super::folders::{COMMAND_FOLDERS, SKILL_FOLDERS};
 use super::reload::{ReloadAction, ReloadReason, ReloadTrigger};
-use super::{commands, skills};
+use super::site::ProjectSite;
 use crate::base::limits;
 use crate::store::beneath::Root;
 use crate::store::file_cache::FileStat;
@@ -47,12 +47,12 @@ const PLACES: [WatchedPlace; 15] = [
     place("", ReloadReason::Config, CONFIG),
     place(".opencode", ReloadReason::Config, CONFIG),
     place("", ReloadReason::Agents, WatchedFiles::Files(&["AGENTS.md"])),
-    place(skills::FOLDERS[0], ReloadReason::Skills, SKILL),
-    place(skills::FOLDERS[1], ReloadReason::Skills, SKILL),
-    place(skills::FOLDERS[2], ReloadReason::Skills, SKILL),
-    place(skills::FOLDERS[3], ReloadReason::Skills, SKILL),
-    place(commands::FOLDERS[0], ReloadReason::Commands, MARKDOWN),
-    place(commands::FOLDERS[1], ReloadReason::Commands, MARKDOWN),
+    place(SKILL_FOLDERS[0], ReloadReason::Skills, SKILL),
+    place(SKILL_FOLDERS[1], ReloadReason::Skills, SKILL),
+    place(SKILL_FOLDERS[2], ReloadReason::Skills, SKILL),
+    place(SKILL_FOLDERS[3], ReloadReason::Skills, SKILL),
+    place(COMMAND_FOLDERS[0], ReloadReason::Commands, MARKDOWN),
+    place(COMMAND_FOLDERS[1], ReloadReason::Commands, MARKDOWN),
     place(".opencode/agents", ReloadReason::Agents, MARKDOWN),
     place(".opencode/agent", ReloadReason::Agents, MARKDOWN),
     place(".opencode/plugins", ReloadReason::Plugins, SCRIPTS),

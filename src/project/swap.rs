@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{ProjectSite, read_text};
+use super::files::read_text;
+use super::site::{FILE_MODE, ProjectSite};
 use crate::base::{At, Code, Error, Result, limits};
 use crate::store::exchange::FileIdentity;
 use crate::store::file;
@@ -55,7 +56,7 @@ impl<'a> StagedImport<'a> {
     /// Stages a file that replaces `old`, which must be unchanged.
     pub(super) fn file(&mut self, target: &str, text: &str, old: Option<&str>) -> Result<()> {
         let staged = self.next();
-        self.site.root.write_new(&staged, text.as_bytes(), 0o644)?;
+        self.site.root.write_new(&staged, text.as_bytes(), FILE_MODE)?;
         self.step(staged, target, Some(old.map(str::to_owned)))
     }
 

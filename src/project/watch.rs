@@ -9,61 +9,24 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
+use super::Project;
+use super::site::ProjectSite;
 use super::snapshot::{self, is_relevant_at_top};
-use super::{Project, ProjectSite};
-use crate::base::thread::{self, JoinOnDrop, lock};
+use crate::base::thread::{self, JoinOnDrop};
 use crate::base::{Result, limits};
-use crate::proc::waiter::{Waiter, WaiterList, WakeReason};
+use crate::proc::waiter::{Waiter, WakeReason};
 use crate::store::folder_watcher::{FolderChange, FolderWatcher};
 
 /// Opens the files of workspaces.
 pub trait SiteProvider: Send + Sync {
     /// Opens a workspace's files. Returns `None` if the workspace does not exist or has no files yet.
     fn open(&self, id: &str) -> Option<ProjectSite>;
-}
-
-/// Requests to the watching thread.
-#[derive(Debug)]
-pub(super) struct WatchRequests {
-    new: Mutex<HashSet<String>>,
-    asked: Mutex<HashSet<String>>,
-    ends: AtomicBool,
-    bells: WaiterList,
-}
-
-impl WatchRequests {
-    pub(super) fn new() -> WatchRequests {
-        WatchRequests {
-            new: Mutex::default(),
-            asked: Mutex::default(),
-            ends: AtomicBool::new(false),
-            bells: WaiterList::default(),
-        }
-    }
-
-    /// Requests watching of a workspace, if it is not watched yet.
-    pub(super) fn watch(&self, id: &str) {
-        let is_new = {
-            let mut asked = lock(&self.asked);
-            asked.len() < limits::WORKSPACES && !asked.contains(id) && asked.insert(id.to_owned())
-        };
-        if is_new {
-            lock(&self.new).insert(id.to_owned());
-            self.bells.notify_all();
-        }
-    }
-
-    /// A workspace that is no longer watched may be requested again.
-    fn forget(&self, id: &str) {
-        lock(&self.asked).remove(id);
-    }
 }
 
 /// Watches workspaces until dropped.
@@ -76,8 +39,7 @@ pub struct ProjectWatch {
 impl Drop for ProjectWatch {
     fn drop(&mut self) {
         if let Some(project) = self.project.upgrade() {
-            project.calls.ends.store(true, Ordering::SeqCst);
-            project.calls.bells.notify_all();
+            project.watch_requests.end();
         }
     }
 }
@@ -107,10 +69,10 @@ pub fn start(project: &Arc<Project>, sites: Arc<dyn SiteProvider>) -> Result<Pro
         due: BTreeMap::new(),
         warned: false,
     };
-    let bell = Waiter::new()?;
-    project.calls.bells.add(&bell);
+    let waiter = Waiter::new()?;
+    project.watch_requests.add_waiter(&waiter);
     let body = move || {
-        if let Err(error) = watcher.run(&bell) {
+        if let Err(error) = watcher.run(&waiter) {
             log::error!("manual changes in workspaces are no longer detected: {error}");
         }
     };
@@ -119,13 +81,13 @@ pub fn start(project: &Arc<Project>, sites: Arc<dyn SiteProvider>) -> Result<Pro
 }
 
 impl ProjectWatcher {
-    fn run(mut self, bell: &Waiter) -> Result<()> {
+    fn run(mut self, waiter: &Waiter) -> Result<()> {
         loop {
-            bell.arm();
-            if self.project.calls.ends.load(Ordering::SeqCst) {
+            waiter.arm();
+            if self.project.watch_requests.is_ended() {
                 return Ok(());
             }
-            let new = std::mem::take(&mut *lock(&self.project.calls.new));
+            let new = self.project.watch_requests.take_new();
             new.iter().for_each(|id| self.look(id));
             let now = Instant::now();
             let due: Vec<String> =
@@ -136,7 +98,7 @@ impl ProjectWatcher {
             }
             let forever = now + Duration::from_secs(3600);
             let deadline = self.due.values().min().copied().unwrap_or(forever);
-            if bell.wait(Some((self.changes.as_fd(), PollFlags::IN)), deadline)? == WakeReason::OtherReady {
+            if waiter.wait(Some((self.changes.as_fd(), PollFlags::IN)), deadline)? == WakeReason::OtherReady {
                 self.read()?;
             }
         }
@@ -216,6 +178,6 @@ impl ProjectWatcher {
         }
         self.due.remove(id);
         self.project.unwatch(id);
-        self.project.calls.forget(id);
+        self.project.watch_requests.forget(id);
     }
 }
