@@ -23,6 +23,13 @@ use crate::events::Topic;
 use crate::proc::Cancel;
 use crate::store::spool::SpoolArea;
 
+/// Maximum number of writes that wait for approval; each holds a connection and its body.
+const APPROVALS: usize = 128;
+/// Maximum number of waiting writes of one token, so that one confused agent leaves room for others.
+const APPROVALS_PER_TOKEN: usize = 16;
+/// How often pending approvals are checked for disconnected clients.
+const APPROVAL_LOOK: Duration = Duration::from_secs(1);
+
 /// Continues the request: executes it, or reports the error to its client.
 pub type ApprovalCallback = Box<dyn FnOnce(Result<()>) + Send>;
 
@@ -277,7 +284,7 @@ impl ApprovalsShared {
 }
 
 fn shares() -> Shares {
-    Shares::new(Ledger::new(limits::APPROVALS).with_token_share(limits::APPROVALS_PER_TOKEN))
+    Shares::new(Ledger::new(APPROVALS).with_token_share(APPROVALS_PER_TOKEN))
 }
 
 /// The error for an unknown id.
@@ -308,8 +315,7 @@ fn run_deadlines(shared: &ApprovalsShared) {
         if late.is_empty() {
             // A disconnect does not wake this thread, so it checks periodically; followers of the feed are notified
             // then.
-            let next =
-                state.waiting.values().map(|waiting| waiting.deadline.min(now + limits::APPROVAL_LOOK)).min();
+            let next = state.waiting.values().map(|waiting| waiting.deadline.min(now + APPROVAL_LOOK)).min();
             let patience = next.map_or(Duration::from_secs(3600), |next| next.saturating_duration_since(now));
             state = shared.changed.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner).0;
             continue;
@@ -431,7 +437,7 @@ mod tests {
     #[test]
     fn tokens_have_a_share_of_the_list_and_shutdown_is_reported() {
         let approvals = approvals(Duration::from_secs(60));
-        let asked: Vec<_> = (0..limits::APPROVALS_PER_TOKEN).map(|_| ask(&approvals, "t")).collect();
+        let asked: Vec<_> = (0..APPROVALS_PER_TOKEN).map(|_| ask(&approvals, "t")).collect();
         let (_gone, verdict) = ask(&approvals, "t");
         assert_eq!(verdict.recv().unwrap().unwrap_err().code(), Code::TooManyPending);
         let (_gone, _other) = ask(&approvals, "u");

@@ -15,6 +15,9 @@ use super::tokens::Tokens;
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Result, clock, limits};
 
+/// How often the token store is checked for manual changes while a token has open connections.
+const CREDENTIAL_CHECK: Duration = Duration::from_secs(2);
+
 type LeaseCallback = Box<dyn FnOnce() + Send>;
 
 struct LeaseEntry {
@@ -217,7 +220,7 @@ fn run_expiry(shared: &LeasesShared) {
                 let until = |end: u64| Duration::from_millis(end.saturating_sub(wall));
                 let expiry = state.entries.values().filter_map(|held| held.expires_at).map(until).min();
                 let grace = state.expiring.values().map(|(at, _)| at.saturating_duration_since(now)).min();
-                let look = (!state.entries.is_empty()).then_some(limits::CREDENTIAL_CHECK);
+                let look = (!state.entries.is_empty()).then_some(CREDENTIAL_CHECK);
                 let patience = [expiry, grace, look].into_iter().flatten().min();
                 let patience = patience.unwrap_or(Duration::from_secs(3600)).max(Duration::from_millis(1));
                 drop(shared.changed.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner));

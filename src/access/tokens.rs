@@ -24,6 +24,15 @@ use crate::base::{At, Code, Error, Result, clock, limits};
 use crate::store::file;
 use crate::store::lock::FolderLock;
 
+/// Maximum number of scoped tokens; more suggest a script that does not revoke.
+const TOKENS: usize = 1000;
+/// Maximum size of the token store: the maximum of tokens with long labels and lists takes half of it.
+const TOKEN_STORE_BYTES: u64 = 4 << 20;
+/// How long an expired token stays listed, so that its user can see why requests fail.
+const EXPIRED_TOKEN_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Two changes of a file within this time may have the same timestamp (a kernel tick is at most 10 ms).
+const CLOCK_TICK: Duration = Duration::from_millis(20);
+
 /// The default name of the file.
 pub const FILE: &str = "tokens.json";
 
@@ -149,13 +158,13 @@ impl Tokens {
             .map_err(|error| Error::internal("Cannot encode a token").with_source(error))?;
         entry["hash"] = json!(token.hash);
         self.change(|entries| {
-            let kept = u64::try_from(limits::EXPIRED_TOKEN_KEPT.as_millis()).unwrap_or(u64::MAX);
+            let kept = u64::try_from(EXPIRED_TOKEN_KEPT.as_millis()).unwrap_or(u64::MAX);
             entries.retain(|entry| {
                 let end = entry.get("expiresAt").and_then(Value::as_u64);
                 end.is_none_or(|end| end.saturating_add(kept) > now)
             });
-            if entries.len() >= limits::TOKENS {
-                let message = format!("The limit of {} tokens is reached; revoke some first", limits::TOKENS);
+            if entries.len() >= TOKENS {
+                let message = format!("The limit of {} tokens is reached; revoke some first", TOKENS);
                 return Err(Error::new(Code::Conflict, message));
             }
             entries.insert(0, entry);
@@ -223,7 +232,7 @@ impl Tokens {
     fn read(&self) -> Result<TokenFile> {
         // Taken before reading, so that the next lookup notices a write in between.
         let state = TokenFileVersion::of(&self.path);
-        let bytes = file::read_optional(&self.path, limits::TOKEN_STORE_BYTES)
+        let bytes = file::read_optional(&self.path, TOKEN_STORE_BYTES)
             .map_err(|error| Error::config("token store", error))?;
         let Some(bytes) = bytes.filter(|bytes| !bytes.iter().all(u8::is_ascii_whitespace)) else {
             return Ok(TokenFile::new(state, Map::new(), Vec::new()));
@@ -314,7 +323,7 @@ impl TokenFileVersion {
             Err(_) => return None,
         };
         let age = metadata.modified().ok().and_then(|time| SystemTime::now().duration_since(time).ok());
-        if age.is_none_or(|age| age < limits::CLOCK_TICK) {
+        if age.is_none_or(|age| age < CLOCK_TICK) {
             return None;
         }
         Some(TokenFileVersion::Present {

@@ -8,9 +8,14 @@ use serde_json::json;
 use super::{Ctx, authorization, opencode_policy};
 use crate::access::Actor;
 use crate::access::audit::{AuditDraft, AuditOutcome, SERVER, sanitize};
-use crate::base::{Result, limits};
+use crate::base::Result;
 use crate::http::{Answer, ApprovalPolicy, Effect, Method, Request, Response, Route};
 use crate::workspaces::{Workspace, WorkspaceKind};
+
+/// Default number of audit lines in an answer, as in the OpenWork server.
+const AUDIT_SHOWN: usize = 50;
+/// Maximum number of audit lines in an answer, as in the OpenWork server.
+const AUDIT_SHOWN_MOST: usize = 200;
 
 /// The audit log of the OpenWork server in a workspace.
 const OPENWORK_LOG: &str = ".opencode/openwork/audit.jsonl";
@@ -134,7 +139,7 @@ pub fn of_server(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 fn answer(ctx: &Ctx, request: &Request, log: &str, old: Option<File>) -> Result<Answer> {
     // As in the OpenWork server, a value that is not a number is ignored.
     let limit = request.query("limit").and_then(|text| text.parse::<usize>().ok());
-    let limit = limit.unwrap_or(limits::AUDIT_SHOWN).clamp(1, limits::AUDIT_SHOWN_MOST);
+    let limit = limit.unwrap_or(AUDIT_SHOWN).clamp(1, AUDIT_SHOWN_MOST);
     Ok(Answer::Now(Response::ok(&json!({ "items": ctx.audit.recent(log, old, limit)? }))))
 }
 

@@ -17,7 +17,7 @@ use crate::access::{Actor, ApprovalMode, Scope, TokenLease};
 use crate::base::pool::{self, Permit};
 use crate::base::redact::Redactor;
 use crate::base::shares::Party;
-use crate::base::{Code, Error, Result, limits};
+use crate::base::{Code, Error, Result};
 use crate::http::request::bearer_of;
 use crate::http::route::RouteMatch;
 use crate::http::{
@@ -25,6 +25,9 @@ use crate::http::{
     Response, Route, cors,
 };
 use crate::proc::Cancel;
+
+/// How long a WebSocket may take to close after its credential has ended.
+const CREDENTIAL_GRACE: Duration = Duration::from_secs(1);
 
 /// Handles one request on this thread or on a worker.
 pub fn dispatch(ctx: &Arc<Ctx>, request: Request) {
@@ -493,7 +496,7 @@ fn bind(ctx: &Ctx, request: &Request, response: &Response) {
     let Some((actor, ticket)) = request.actor().filter(|actor| actor.is_scoped).zip(response.ticket()) else {
         return;
     };
-    let grace = if response.status() == 101 { limits::CREDENTIAL_GRACE } else { Duration::ZERO };
+    let grace = if response.status() == 101 { CREDENTIAL_GRACE } else { Duration::ZERO };
     let (credentials, actor) = (ctx.credentials.clone(), actor.clone());
     ctx.tickets.amend(ticket, move |socket| {
         let lease = credentials.leases.acquire(&actor, grace, socket.cutter());

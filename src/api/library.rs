@@ -14,6 +14,9 @@ use crate::library::watch::LibraryChange;
 use crate::library::{LibraryMap, TemplateFields, TextKind};
 use crate::workspaces::Resources;
 
+/// Maximum size of an archive with a skill; it is held in memory.
+const SKILL_ARCHIVE_BYTES: usize = 8 << 20;
+
 #[derive(Deserialize)]
 struct ContentBody {
     content: String,
@@ -72,10 +75,7 @@ pub fn import_skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let missing = || Error::new(Code::InvalidName, "Skill name is required: `?name=NAME`");
     let name = library.new_skill(&request.query("name").ok_or_else(missing)?)?;
     let mut form = MultipartForm::new(request.header("Content-Type"))?;
-    if request
-        .announced_length()
-        .is_some_and(|length| length > (limits::SKILL_ARCHIVE_BYTES + FORM_BYTES) as u64)
-    {
+    if request.announced_length().is_some_and(|length| length > (SKILL_ARCHIVE_BYTES + FORM_BYTES) as u64) {
         return Err(too_large());
     }
     while let Some(part) = form.next_part(request.reader())? {
@@ -90,7 +90,7 @@ pub fn import_skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
                 break;
             }
             bytes.extend_from_slice(piece);
-            if bytes.len() > limits::SKILL_ARCHIVE_BYTES {
+            if bytes.len() > SKILL_ARCHIVE_BYTES {
                 return Err(too_large());
             }
         }
@@ -106,7 +106,7 @@ pub fn import_skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 const FORM_BYTES: usize = 64 << 10;
 
 fn too_large() -> Error {
-    let message = format!("The file is larger than {} bytes", limits::SKILL_ARCHIVE_BYTES);
+    let message = format!("The file is larger than {} bytes", SKILL_ARCHIVE_BYTES);
     Error::new(Code::FileTooLarge, message)
 }
 

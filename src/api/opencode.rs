@@ -27,6 +27,9 @@ use crate::store::spool::SpoolArea;
 use crate::workspaces::Workspace;
 use crate::workspaces::opencode::OpencodeLocation;
 
+/// A response of OpenCode up to this size is read as a whole, and the client's connection is kept.
+const PROXY_WHOLE_BYTES: u64 = 64 << 10;
+
 /// Returns the path for OpenCode of a path and query; `None` if it is not proxied.
 pub fn path_below(target: &str) -> Option<&str> {
     let path = target.split('?').next().unwrap_or_default();
@@ -417,7 +420,7 @@ impl ProxyJob {
             ResponseContent::Empty(length) => {
                 reply.send(Ok(with_headers(Response::empty(status).without_body(length))))
             }
-            ResponseContent::Body(mut body, Some(length)) if length <= limits::PROXY_WHOLE_BYTES => {
+            ResponseContent::Body(mut body, Some(length)) if length <= PROXY_WHOLE_BYTES => {
                 let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
                 let read = body.read_to_end(&mut bytes);
                 reply.send(match read {

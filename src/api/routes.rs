@@ -18,6 +18,9 @@ use crate::http::route::{Handler, RouteTable};
 use crate::http::{ApprovalPolicy, Auth, Class, Effect, Method, Route};
 use crate::project::portable::BODY_BYTES as FILES_BODY_BYTES;
 
+/// Maximum proxied body, which is streamed: prompts can contain pictures and documents.
+const PROXY_BODY_BYTES: usize = 1 << 30;
+
 const fn read(pattern: &'static str, auth: Auth, handler: Handler<Ctx>) -> Route<Ctx> {
     Route {
         method: Get,
@@ -166,7 +169,7 @@ pub(super) fn cap_of(route: &Route<Ctx>) -> usize {
         Class::Files => FILES_BODY_BYTES,
         Class::Run | Class::Stream => limits::EXEC_BODY_BYTES,
         Class::Upload => usize::MAX,
-        Class::Proxy => limits::PROXY_BODY_BYTES,
+        Class::Proxy => PROXY_BODY_BYTES,
     }
 }
 

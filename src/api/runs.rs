@@ -26,6 +26,9 @@ use crate::runs::follow::{OutputFollower, wait_end};
 use crate::runs::spool::{OutputStream, Position};
 use crate::runs::{ExecRequest, Run, RunStatus, RunView, signal};
 
+/// How long a deletion waits for the end of the processes that it kills.
+const RUN_ENDING: Duration = Duration::from_secs(15);
+
 fn find(ctx: &Ctx, request: &Request) -> Result<Arc<Run>> {
     let workspace = parse_uuid(request.param("id"))?;
     let list = format!("GET /api/workspaces/{workspace}/runs");
@@ -134,7 +137,7 @@ pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let run = find(ctx, request)?;
     let runs = ctx.lifecycle.runs().clone();
-    let work = move || match runs.remove(&run, limits::RUN_ENDING) {
+    let work = move || match runs.remove(&run, RUN_ENDING) {
         true => Ok(Response::empty(204)),
         false => Err(Error::internal("The run did not end after SIGKILL")),
     };

@@ -12,6 +12,11 @@ use crate::access::tokens::{NewToken, Token};
 use crate::base::{Code, Error, Result, limits};
 use crate::http::{Answer, Request, Response};
 
+/// Maximum length of a token's label.
+const TOKEN_LABEL_CHARS: usize = 200;
+/// Maximum number of workspaces that a token can be restricted to.
+const TOKEN_WORKSPACES: usize = 100;
+
 /// `GET /tokens`
 pub fn list(ctx: &Ctx, _: &mut Request) -> Result<Answer> {
     Ok(Answer::Now(Response::ok(&json!({ "items": ctx.credentials.scoped() }))))
@@ -42,19 +47,19 @@ pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     };
     let workspace_ids = match body.workspace_ids {
         None => None,
-        Some(ids) if (1..=limits::TOKEN_WORKSPACES).contains(&ids.len()) => {
+        Some(ids) if (1..=TOKEN_WORKSPACES).contains(&ids.len()) => {
             Some(authorization::openwork_ids(ctx, &ids)?)
         }
         Some(_) => {
-            let most = limits::TOKEN_WORKSPACES;
+            let most = TOKEN_WORKSPACES;
             return Err(invalid(format!(
                 "workspaceIds must name 1 to {most} workspaces; omit it for access to all"
             )));
         }
     };
     let label = body.label.map(|label| label.trim().to_owned()).filter(|label| !label.is_empty());
-    if label.as_ref().is_some_and(|label| label.chars().count() > limits::TOKEN_LABEL_CHARS) {
-        return Err(invalid(format!("label is limited to {} characters", limits::TOKEN_LABEL_CHARS)));
+    if label.as_ref().is_some_and(|label| label.chars().count() > TOKEN_LABEL_CHARS) {
+        return Err(invalid(format!("label is limited to {} characters", TOKEN_LABEL_CHARS)));
     }
     let (token, secret) = ctx.credentials.create(NewToken { scope, label, lifetime, workspace_ids })?;
     note(request, &token);

@@ -47,6 +47,10 @@ use crate::store::allowlist::Allowlist;
 use crate::store::beneath::Root;
 use crate::store::file;
 
+/// How long the start of a command is retried with a stopping container and its successor, or with one that has no
+/// memory or processes left, before the client gets an error.
+const INSIST: Duration = Duration::from_secs(5);
+
 /// A container. A stopped one uses few resources.
 #[derive(Debug)]
 pub struct Container {
@@ -443,7 +447,7 @@ impl Container {
     /// container's successor. A live container is never stopped for this, because other commands run in it. Waits at
     /// most `patience`.
     fn retry<T>(&self, patience: Option<Duration>, attempt: impl Fn() -> Result<T>) -> Result<T> {
-        let patience = patience.map_or(limits::INSIST, |own| own.min(limits::INSIST));
+        let patience = patience.map_or(INSIST, |own| own.min(INSIST));
         let (accepted, mut pause) = (Instant::now(), Duration::from_millis(5));
         loop {
             let error = match attempt() {
@@ -455,7 +459,7 @@ impl Container {
                 return Err(if lives { container_full().with_source(error) } else { error });
             }
             std::thread::sleep(pause);
-            pause = (pause * 2).min(limits::INSIST / 20);
+            pause = (pause * 2).min(INSIST / 20);
         }
     }
 

@@ -8,7 +8,11 @@ use std::time::Duration;
 
 use super::container::Container;
 use super::running::RunningContainer;
-use crate::base::{Result, limits};
+use crate::base::Result;
+
+/// How long a snapshot waits for a command that has just ended to be counted as ended: a snapshot without running
+/// commands is free.
+const QUIET: Duration = Duration::from_millis(50);
 
 impl Container {
     /// Runs `work` while nothing in the root changes and no command can start the container. Stops the container if
@@ -20,7 +24,7 @@ impl Container {
     pub(super) fn quiesce<R>(&self, stop: bool, work: impl FnOnce(bool) -> Result<R>) -> Result<R> {
         let mut slot = self.running.lock();
         let running = slot.clone().filter(|running| running.is_alive());
-        let patience = if stop || running.is_none() { Duration::ZERO } else { limits::QUIET };
+        let patience = if stop || running.is_none() { Duration::ZERO } else { QUIET };
         let busy = !self.activity.wait_idle(patience);
         let stays = |running: &Arc<RunningContainer>| !stop && (busy || running.group.has_leftovers("runs"));
         let Some(running) = running.filter(stays) else {

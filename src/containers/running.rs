@@ -19,6 +19,13 @@ use crate::base::{Result, limits};
 use crate::proc::{Cancel, Child, Group, Process as _};
 use crate::roots::RootHandle;
 
+/// Number of spare processes in a running container, each already in its own cgroup: entering one takes up to 15 ms on
+/// an idle machine (the kernel waits for an RCU grace period), too long while a client waits.
+const SPARE_PROCESSES: usize = 4;
+/// Number of empty cgroups kept for further commands of a running container: as many as become empty between two
+/// refills.
+const SPARE_GROUPS: usize = 16;
+
 /// Cgroup of nspawn and the agent, below the container's.
 pub(super) const AGENTS: &str = "machine";
 
@@ -155,7 +162,7 @@ impl RunningContainer {
 
     /// Whether more waiting processes are needed.
     pub(super) fn needs_spare(&self) -> bool {
-        lock(&self.spares).len() < limits::SPARE_PROCESSES && !self.monitor.has_ended()
+        lock(&self.spares).len() < SPARE_PROCESSES && !self.monitor.has_ended()
     }
 
     /// Adds a waiting process.
@@ -165,8 +172,7 @@ impl RunningContainer {
 
     /// Adds the cgroup of an ended command for reuse.
     pub(super) fn add_spare_group(&self, mut group: Group) {
-        if !self.monitor.has_ended() && lock(&self.spare_groups).len() < limits::SPARE_GROUPS && group.reuse()
-        {
+        if !self.monitor.has_ended() && lock(&self.spare_groups).len() < SPARE_GROUPS && group.reuse() {
             lock(&self.spare_groups).push(group);
         }
     }

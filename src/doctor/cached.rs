@@ -3,11 +3,13 @@
 //! Lock: `last`, held during an examination, about a second.
 
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::base::limits;
 use crate::base::thread::lock;
 use crate::doctor::{self, Check, DoctorReport, Subject};
+
+/// How long a doctor report is reused.
+const PROBE_FRESH: Duration = Duration::from_secs(10);
 
 /// A doctor with a cached report.
 pub struct Doctor {
@@ -21,11 +23,11 @@ impl Doctor {
         Doctor { subject, last: Mutex::default() }
     }
 
-    /// Returns the report if it is younger than [`limits::PROBE_FRESH`], otherwise a new one, which takes about a
+    /// Returns the report if it is younger than [`PROBE_FRESH`], otherwise a new one, which takes about a
     /// second.
     pub fn report(&self) -> Arc<DoctorReport> {
         let mut last = lock(&self.last);
-        if let Some((_, report)) = last.as_ref().filter(|(made, _)| made.elapsed() < limits::PROBE_FRESH) {
+        if let Some((_, report)) = last.as_ref().filter(|(made, _)| made.elapsed() < PROBE_FRESH) {
             return report.clone();
         }
         let report = Arc::new(doctor::examine(&self.subject));

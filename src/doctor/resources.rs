@@ -12,6 +12,19 @@ use crate::proc::confinement::Confinement;
 use crate::proc::spawn::protect_from_oom;
 use crate::store::quota;
 
+/// Minimum disk space for a container: a minimal Debian takes some 200 MB, and its packages as much again during the
+/// build.
+const ROOT_BYTES: u64 = 1 << 30;
+/// Disk space below which the doctor warns.
+const COMFORT_BYTES: u64 = 5 << 30;
+/// Minimum number of free inodes for a container: a minimal Debian has some 10,000 files.
+const ROOT_FILES: u64 = 30_000;
+/// Available memory below which the doctor warns: apt and dpkg take some 200 MB.
+const COMFORT_MEMORY: u64 = 512 << 20;
+/// Limit of processes and threads below which the doctor warns: `--max-connections`, `--max-runs` and workloads
+/// together.
+const COMFORT_PROCESSES: u64 = 4096;
+
 /// Checks whether all processes of a command can be killed reliably.
 pub(super) fn groups(subject: &Subject) -> Check {
     if subject.cgroups.kills_reliably() {
@@ -117,15 +130,15 @@ pub(super) fn space(subject: &Subject) -> Vec<Check> {
     let (free, all) = (space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize);
     let found = format!("{} free of {}", bytes(free), bytes(all));
     let fix = "free some space, or choose a larger disk with --data-dir";
-    let mut checks = vec![if free < limits::ROOT_BYTES {
+    let mut checks = vec![if free < ROOT_BYTES {
         Check::fail(name, format!("{found}: not enough for one container"), fix)
-    } else if free < limits::COMFORT_BYTES {
+    } else if free < COMFORT_BYTES {
         Check::warn(name, format!("{found}: enough for few containers"), fix)
     } else {
         Check::ok(name, found)
     }];
     // Some file systems allocate them on demand and report 0.
-    if space.f_files > 0 && space.f_favail < limits::ROOT_FILES {
+    if space.f_files > 0 && space.f_favail < ROOT_FILES {
         let found = format!("{} files can still be made: not enough for one container", space.f_favail);
         checks.push(Check::fail("inodes", found, fix));
     }
@@ -143,7 +156,7 @@ pub(super) fn machine(subject: &Subject) -> Vec<Check> {
     if let Some((free, all)) = memory("MemAvailable").zip(memory("MemTotal")) {
         let swap = memory("SwapTotal").unwrap_or(0);
         let found = format!("{} available of {}, swap {}", bytes(free), bytes(all), bytes(swap));
-        checks.push(if free < limits::COMFORT_MEMORY {
+        checks.push(if free < COMFORT_MEMORY {
             Check::warn(
                 "memory",
                 format!("{found}: little for builds"),
@@ -170,7 +183,7 @@ pub(super) fn machine(subject: &Subject) -> Vec<Check> {
     let own = getrlimit(Resource::Nproc).current.filter(|_| !is_root());
     let most = [number("/proc/sys/kernel/pid_max"), number("/proc/sys/kernel/threads-max"), own];
     if let Some(most) = most.into_iter().flatten().min() {
-        checks.push(if most < limits::COMFORT_PROCESSES {
+        checks.push(if most < COMFORT_PROCESSES {
             Check::warn(
                 "processes",
                 format!("{most} at once"),

@@ -24,6 +24,20 @@ use crate::base::{Code, Error, limits};
 use crate::http::client::Socket;
 use crate::proc::Cancel;
 
+/// Connections reserved for owners in addition, for one short request each.
+const RESERVED_CONNECTIONS: usize = 8;
+/// How long to wait, with all connections in use, for those of disconnected clients to be noticed before the next
+/// client is rejected: some 500 threads need it on one busy processor.
+const GONE_SEAT_WAIT: Duration = Duration::from_millis(250);
+/// Maximum number of rejected clients that are still being answered.
+const REFUSED: usize = 64;
+/// How long an idle connection thread waits for another client.
+const GATE_THREAD_IDLE: Duration = Duration::from_secs(10);
+/// Pause of the accept loop after a failure for lack of resources.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// Minimum interval between two identical warnings.
+const COMPLAINT_PAUSE: Duration = Duration::from_secs(10);
+
 /// The most clients accepted from one listener before the others are checked.
 const ACCEPT_BATCH: usize = 64;
 
@@ -100,7 +114,7 @@ impl AcceptLoop {
             Err(Errno::INTR) => return Vec::new(),
             // ENOMEM: the state of the listeners is unknown, so all are tried.
             Err(_) => {
-                std::thread::sleep(limits::ACCEPT_PAUSE);
+                std::thread::sleep(ACCEPT_PAUSE);
                 return (0..self.listeners.len()).collect();
             }
         }
@@ -122,7 +136,7 @@ impl AcceptLoop {
                 let table = &self.gate.table;
                 let mut seat = table.admit(socket, peer, local, false);
                 // Slots of disconnected clients whose threads have not run yet are about to be free.
-                let deadline = Instant::now() + limits::GONE_SEAT_WAIT;
+                let deadline = Instant::now() + GONE_SEAT_WAIT;
                 let mut patient =
                     self.last_failed_wait.is_none_or(|since| since.elapsed() > SLOT_WAIT_INTERVAL);
                 while let Err(refused) = seat {
@@ -159,7 +173,7 @@ impl AcceptLoop {
                 }
                 Some(Errno::NOBUFS | Errno::NOMEM) => {
                     self.complaint.log(&format!("Out of memory ({error}); connections are refused"));
-                    std::thread::sleep(limits::ACCEPT_PAUSE);
+                    std::thread::sleep(ACCEPT_PAUSE);
                     false
                 }
                 // accept(2) also reports errors of the pending connection; the next one may be fine.
@@ -180,7 +194,7 @@ impl AcceptLoop {
         }
         self.spare_fd = open_spare_fd();
         if self.spare_fd.is_none() {
-            std::thread::sleep(limits::ACCEPT_PAUSE);
+            std::thread::sleep(ACCEPT_PAUSE);
         }
     }
 
@@ -189,7 +203,7 @@ impl AcceptLoop {
             self.complaint.log(&error.to_string());
             send_busy(&seat.record.socket);
             drop(seat);
-            std::thread::sleep(limits::ACCEPT_PAUSE);
+            std::thread::sleep(ACCEPT_PAUSE);
         }
     }
 
@@ -233,7 +247,7 @@ struct BurstLog {
 
 impl BurstLog {
     fn log(&mut self, text: &str) {
-        if self.last.is_some_and(|last| last.elapsed() < limits::COMPLAINT_PAUSE) {
+        if self.last.is_some_and(|last| last.elapsed() < COMPLAINT_PAUSE) {
             self.suppressed += 1;
             return;
         }
@@ -275,7 +289,7 @@ impl ConnectionThreads {
             drop(mine);
             while let Some(seat) = next {
                 relay::serve(&gate, seat);
-                next = waiting.recv_timeout(limits::GATE_THREAD_IDLE).ok();
+                next = waiting.recv_timeout(GATE_THREAD_IDLE).ok();
             }
         });
         match started {
@@ -329,7 +343,7 @@ impl ConnectionLimits {
     pub(super) fn new(wanted: usize, files: u64) -> ConnectionLimits {
         let files = usize::try_from(files).unwrap_or(usize::MAX);
         let seats = files.saturating_sub(limits::DESCRIPTORS_RESERVED) / limits::DESCRIPTORS_PER_CONNECTION;
-        let (reserved, refused) = (limits::RESERVED_CONNECTIONS, limits::REFUSED);
+        let (reserved, refused) = (RESERVED_CONNECTIONS, REFUSED);
         if wanted + reserved + 2 * refused <= seats {
             return ConnectionLimits { cap: wanted, reserved, refused, leaving: refused };
         }

@@ -18,13 +18,23 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 
 use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result, limits};
+
+/// Timeout for tiny_http's answer to a health check, which needs no work; a thrashing machine needs this long.
+const INSIDE_ANSWER: Duration = Duration::from_secs(5);
+/// How long a connection's thread waits for an answer before it also watches its client: most answers arrive sooner,
+/// and a disconnect is noticed this much later. The kernel's ticks are up to 10 ms.
+const QUICK_ANSWER: Duration = Duration::from_millis(10);
+/// Number of failed health checks after which tiny_http is restarted.
+const INSIDE_SILENCES: u32 = 2;
+/// Minimum interval between two restarts of tiny_http.
+const INSIDE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Starts tiny_http and its loop on a socket at this path. Called at start-up, and again with another path if the
 /// loop has died.
@@ -94,7 +104,7 @@ impl Backend {
             return Ok(stream);
         }
         // Threads queued behind a failed attempt would only repeat it one after another.
-        if line.failed.is_some_and(|failed| failed.elapsed() < limits::INSIDE_PAUSE) {
+        if line.failed.is_some_and(|failed| failed.elapsed() < INSIDE_PAUSE) {
             return Err(Error::new(Code::Unavailable, UNAVAILABLE));
         }
         self.check_free_descriptors()?;
@@ -115,11 +125,11 @@ impl Backend {
             Err(error) => error,
         };
         // A timeout may only mean overload; a dead loop refuses or closes the connection.
-        if failed.code() == Code::Busy && line.unanswered_probes < limits::INSIDE_SILENCES {
+        if failed.code() == Code::Busy && line.unanswered_probes < INSIDE_SILENCES {
             line.unanswered_probes += 1;
             return Err(failed);
         }
-        if line.opened.elapsed() < limits::INSIDE_PAUSE {
+        if line.opened.elapsed() < INSIDE_PAUSE {
             return Err(failed);
         }
         log::error!("The HTTP backend accepts no connections ({failed}); restarting it");
@@ -192,7 +202,7 @@ fn clear(folder: &Path) {
 /// Connects and waits until a thread of tiny_http serves the connection.
 fn connect_and_probe(path: &Path) -> Result<UnixStream> {
     let mut stream = UnixStream::connect(path).at("connect to", path)?;
-    stream.set_read_timeout(Some(limits::INSIDE_ANSWER)).at("set up", path)?;
+    stream.set_read_timeout(Some(INSIDE_ANSWER)).at("set up", path)?;
     stream
         .write_all(format!("GET / HTTP/1.1\r\n{PROBE_HEADER}: 1\r\n\r\n").as_bytes())
         .at("write to", path)?;
@@ -215,7 +225,7 @@ fn connect_and_probe(path: &Path) -> Result<UnixStream> {
     if !answer.starts_with(b"HTTP/1.1 204") {
         return Err(Error::internal("The HTTP backend did not recognize the probe request"));
     }
-    stream.set_read_timeout(Some(limits::QUICK_ANSWER)).at("set up", path)?;
+    stream.set_read_timeout(Some(QUICK_ANSWER)).at("set up", path)?;
     Ok(stream)
 }
 

@@ -22,6 +22,9 @@ use super::wire::{self, ReadOutcome};
 use crate::base::{Error, Result, limits};
 use crate::http::Request;
 
+/// Maximum head of a response.
+const ANSWER_HEAD_BYTES: usize = 64 << 10;
+
 const LOST: PollFlags = PollFlags::ERR.union(PollFlags::HUP).union(PollFlags::NVAL);
 
 /// How long the connection of a client that received `OverShare` is paused, so that a client that retries at once
@@ -361,7 +364,7 @@ impl Connection<'_> {
             }
         }
         self.from_backend.drain(..at);
-        if self.from_backend.len() > limits::ANSWER_HEAD_BYTES {
+        if self.from_backend.len() > ANSWER_HEAD_BYTES {
             return Err(Error::internal("The HTTP backend sent a head that is too large"));
         }
         Ok(0)

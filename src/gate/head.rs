@@ -12,6 +12,9 @@ use super::body::{self, ChunkedDecoder, RequestBody, is_token};
 use super::host_check::{Authority, HostRules};
 use crate::base::{Code, Error, Result, limits};
 
+/// Maximum length of a client's request id.
+const REQUEST_ID_BYTES: usize = 64;
+
 /// The context that validation depends on.
 pub(super) struct HeadContext<'a> {
     pub(super) rules: &'a HostRules,
@@ -427,7 +430,7 @@ fn is_ours(name: &str) -> bool {
 }
 
 fn is_safe_id(id: &str) -> bool {
-    (1..=limits::REQUEST_ID_BYTES).contains(&id.len())
+    (1..=REQUEST_ID_BYTES).contains(&id.len())
         && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 

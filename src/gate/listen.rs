@@ -15,8 +15,11 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_op
 
 use super::listener_process;
 use super::record::Peer;
-use crate::base::{Error, Result, limits};
+use crate::base::{Error, Result};
 use crate::http::client::Socket;
+
+/// Length of the accept queue; the kernel clips it to net.core.somaxconn.
+const BACKLOG: i32 = 1024;
 
 /// An address to listen on.
 #[derive(Debug)]
@@ -268,7 +271,7 @@ fn tcp(address: SocketAddr, also_v4: bool) -> io::Result<TcpListener> {
         sockopt::set_ipv6_v6only(&socket, true)?;
     }
     rustix::net::bind(&socket, &address)?;
-    rustix::net::listen(&socket, limits::BACKLOG)?;
+    rustix::net::listen(&socket, BACKLOG)?;
     Ok(socket.into())
 }
 
@@ -304,7 +307,7 @@ fn unix(path: &Path, mode: u32, group: Option<&str>) -> Result<BoundListener> {
             chown(path, None, group)?;
         }
         fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
-        rustix::net::listen(&socket, limits::BACKLOG)?;
+        rustix::net::listen(&socket, BACKLOG)?;
         fs::symlink_metadata(path)
     };
     let meta = set().map_err(|error| {

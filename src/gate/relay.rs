@@ -6,7 +6,7 @@
 
 use std::io::Write as _;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
@@ -20,6 +20,13 @@ use super::table::ConnectionSlot;
 use super::wire::{self, ReadOutcome};
 use crate::base::{Code, Error, Result, limits};
 use crate::http::client::{ClientSocket, HandoverFn, Socket};
+
+/// Timeout for a request head, from its first byte; a slow connection needs a second.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may wait for its next request; reverse proxies keep theirs about as long.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// Timeout on a reserved connection, from the connection to the complete head.
+const HURRIED_HEAD: Duration = Duration::from_secs(3);
 
 /// The next step of a connection after a request.
 pub(super) enum AfterRequest {
@@ -70,7 +77,7 @@ pub(super) fn serve(gate: &GateShared, seat: ConnectionSlot) {
     if let Socket::Tcp(stream) = &*socket {
         let _ = stream.set_nodelay(true);
     }
-    let _ = set_socket_timeout(&*socket, Timeout::Recv, Some(limits::KEEP_ALIVE));
+    let _ = set_socket_timeout(&*socket, Timeout::Recv, Some(KEEP_ALIVE));
     let mut connection = Connection {
         gate,
         peer: seat.record.peer.to_string(),
@@ -143,7 +150,7 @@ impl Connection<'_> {
         self.input.drain(..self.consumed);
         self.consumed = 0;
         let record = &self.slot.record;
-        let hurried = record.on_reserve.then(|| self.opened + limits::HURRIED_HEAD);
+        let hurried = record.on_reserve.then(|| self.opened + HURRIED_HEAD);
         if self.input.is_empty() {
             self.shrink_buffers();
             if !self.slot.record.set(ConnectionState::Idle) {
@@ -169,7 +176,7 @@ impl Connection<'_> {
             if let Some(length) = scan.find(&self.input)? {
                 return Ok(Some(length));
             }
-            let deadline = *deadline.get_or_insert_with(|| Instant::now() + limits::HEAD_TIMEOUT);
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + HEAD_TIMEOUT);
             match wire::wait_input(&*self.socket, deadline) {
                 Ok(true) => {}
                 Ok(false) => {

@@ -8,8 +8,16 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::record::Peer;
-use crate::base::limits;
 use crate::base::thread::lock;
+
+/// Number of failed authentications that an address may make at once: a person with a wrong script.
+const FAILURE_BURST: f64 = 20.0;
+/// Number of further failures allowed per second.
+const FAILURES_PER_SEC: f64 = 1.0;
+/// Delay of the answer to any further failure.
+const FAILURE_DELAY: Duration = Duration::from_secs(1);
+/// Maximum number of addresses whose failures are recorded.
+const THROTTLED_PEERS: usize = 4096;
 
 /// Token buckets by address.
 #[derive(Debug, Default)]
@@ -23,8 +31,8 @@ struct TokenBucket {
 
 impl TokenBucket {
     fn refill(&mut self, now: Instant) {
-        let earned = now.saturating_duration_since(self.at).as_secs_f64() * limits::FAILURES_PER_SEC;
-        self.tokens = (self.tokens + earned).min(limits::FAILURE_BURST);
+        let earned = now.saturating_duration_since(self.at).as_secs_f64() * FAILURES_PER_SEC;
+        self.tokens = (self.tokens + earned).min(FAILURE_BURST);
         self.at = now;
     }
 }
@@ -34,26 +42,26 @@ impl AuthThrottle {
     pub(super) fn failed(&self, peer: Peer, now: Instant) -> Duration {
         let peer = peer.network();
         let mut buckets = lock(&self.0);
-        if buckets.len() >= limits::THROTTLED_PEERS && !buckets.contains_key(&peer) {
+        if buckets.len() >= THROTTLED_PEERS && !buckets.contains_key(&peer) {
             make_room(&mut buckets, now);
         }
-        let bucket = buckets.entry(peer).or_insert(TokenBucket { tokens: limits::FAILURE_BURST, at: now });
+        let bucket = buckets.entry(peer).or_insert(TokenBucket { tokens: FAILURE_BURST, at: now });
         bucket.refill(now);
         if bucket.tokens >= 1.0 {
             bucket.tokens -= 1.0;
             return Duration::ZERO;
         }
-        limits::FAILURE_DELAY
+        FAILURE_DELAY
     }
 }
 
 fn make_room(buckets: &mut HashMap<Peer, TokenBucket>, now: Instant) {
     buckets.retain(|_, bucket| {
         bucket.refill(now);
-        bucket.tokens < limits::FAILURE_BURST
+        bucket.tokens < FAILURE_BURST
     });
     // If all have failed recently, the entry with the fewest failures is dropped, which costs least.
-    if buckets.len() >= limits::THROTTLED_PEERS {
+    if buckets.len() >= THROTTLED_PEERS {
         let least = buckets.iter().max_by(|(_, a), (_, b)| a.tokens.total_cmp(&b.tokens));
         if let Some(peer) = least.map(|(peer, _)| *peer) {
             buckets.remove(&peer);
@@ -76,21 +84,21 @@ mod tests {
         for _ in 0..20 {
             assert_eq!(throttle.failed(peer, now), Duration::ZERO);
         }
-        assert_eq!(throttle.failed(peer, now), limits::FAILURE_DELAY);
-        assert_eq!(throttle.failed(neighbour, now), limits::FAILURE_DELAY);
+        assert_eq!(throttle.failed(peer, now), FAILURE_DELAY);
+        assert_eq!(throttle.failed(neighbour, now), FAILURE_DELAY);
         assert_eq!(throttle.failed(other, now), Duration::ZERO);
         let later = now + Duration::from_secs(2);
         assert_eq!(throttle.failed(peer, later), Duration::ZERO);
         assert_eq!(throttle.failed(peer, later), Duration::ZERO);
-        assert_eq!(throttle.failed(peer, later), limits::FAILURE_DELAY);
+        assert_eq!(throttle.failed(peer, later), FAILURE_DELAY);
     }
 
     #[test]
     fn the_number_of_buckets_is_limited() {
         let (throttle, now) = (AuthThrottle::default(), Instant::now());
-        for n in 0..limits::THROTTLED_PEERS as u32 + 100 {
+        for n in 0..THROTTLED_PEERS as u32 + 100 {
             throttle.failed(Peer::Ip(IpAddr::V4(n.into())), now);
         }
-        assert_eq!(lock(&throttle.0).len(), limits::THROTTLED_PEERS);
+        assert_eq!(lock(&throttle.0).len(), THROTTLED_PEERS);
     }
 }

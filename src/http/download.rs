@@ -9,7 +9,11 @@ use super::client::Tickets;
 use super::stream::StreamBody;
 use super::{Method, Request, Response};
 use crate::base::pool::Permit;
-use crate::base::{At, Code, Error, Result, limits};
+use crate::base::{At, Code, Error, Result};
+
+/// Downloads up to this size are sent by the worker, and the connection is kept; larger ones take over the client's
+/// socket.
+const DOWNLOAD_HELD_BYTES: u64 = 64 << 10;
 
 /// The part of a file that a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +86,7 @@ impl Download<'_> {
         if !is_get {
             return Ok(headers(Response::empty(200).without_body(Some(size))));
         }
-        if length <= limits::DOWNLOAD_HELD_BYTES {
+        if length <= DOWNLOAD_HELD_BYTES {
             self.file.seek(SeekFrom::Start(from)).at("read", self.name)?;
             let mut body = Vec::with_capacity(length as usize);
             (&mut self.file).take(length).read_to_end(&mut body).at("read", self.name)?;

@@ -14,6 +14,9 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use super::client::ClientSocket;
 use crate::base::limits;
 
+/// Bytes that one sendfile(2) sends, so that a shutdown is noticed in between.
+const SENDFILE_BYTES: usize = 1 << 20;
+
 /// A response body in progress.
 pub struct StreamBody {
     socket: ClientSocket,
@@ -58,7 +61,7 @@ impl StreamBody {
     pub fn send_file(&mut self, file: &File, mut offset: u64, length: u64) -> io::Result<()> {
         let end = offset + length;
         while offset < end {
-            let most = usize::try_from(end - offset).unwrap_or(usize::MAX).min(limits::SENDFILE_BYTES);
+            let most = usize::try_from(end - offset).unwrap_or(usize::MAX).min(SENDFILE_BYTES);
             if patiently(|| Ok(sendfile(&self.socket, file, Some(&mut offset), most)?))? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }

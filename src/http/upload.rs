@@ -12,6 +12,9 @@ use memchr::memmem::Finder;
 use super::request::decode;
 use crate::base::{Code, Error, Result, limits};
 
+/// Maximum head of one part of a form; browsers send some 200 bytes and the file's name.
+const FORM_HEAD_BYTES: usize = 16 << 10;
+
 /// The size of the read buffer, which is larger than any part's head.
 const BUFFER: usize = 64 << 10;
 
@@ -159,7 +162,7 @@ impl MultipartForm {
                 self.start += at + 4;
                 return Ok(part);
             }
-            if bytes.len() > limits::FORM_HEAD_BYTES {
+            if bytes.len() > FORM_HEAD_BYTES {
                 return Err(malformed("the headers of a part are too large"));
             }
             self.fill(source)?;

@@ -22,6 +22,14 @@ use super::response::Response;
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::Cancel;
 
+/// How often a WebSocket's peer is pinged. Proxies close connections that are silent for a minute.
+const PING: Duration = Duration::from_secs(20);
+/// How long the peer may take to answer a ping.
+const PONG: Duration = Duration::from_secs(20);
+/// Send buffer of a WebSocket (doubled by the kernel, socket(7)): more than a fast connection needs for a screen, less
+/// than a slow one takes in ten seconds.
+const SOCKET_BUFFER_BYTES: usize = 128 << 10;
+
 /// An accepted handshake.
 #[derive(Debug)]
 pub struct Handshake {
@@ -115,7 +123,7 @@ pub struct SocketTimeouts {
 
 impl Default for SocketTimeouts {
     fn default() -> SocketTimeouts {
-        SocketTimeouts { ping: limits::PING, patience: limits::PONG, stall: limits::WRITE_STALL }
+        SocketTimeouts { ping: PING, patience: PONG, stall: limits::WRITE_STALL }
     }
 }
 
@@ -225,7 +233,7 @@ pub fn serve(
         return CloseReason::Broken;
     }
     // Limits output in the kernel, which cannot be superseded by newer output. The default would hold megabytes.
-    let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, limits::SOCKET_BUFFER_BYTES);
+    let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES);
     let config = WebSocketConfig::default()
         .read_buffer_size(limits::RELAY_BYTES)
         .write_buffer_size(limits::RELAY_BYTES)

@@ -16,6 +16,9 @@ use super::rules::ArchiveRules;
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::Cancel;
 
+/// Maximum memory of an xz decoder, in KiB: `xz -9` takes 65 MiB.
+const IMAGE_DECODER_KIB: u32 = 256 << 10;
+
 /// A piece of the decompressed stream. Its memory is reused after the last reference is dropped.
 pub(super) struct Chunk {
     bytes: Vec<u8>,
@@ -158,7 +161,7 @@ fn decompress(
         CompressionFormat::Xz => Box::new(lzma_rust2::XzReader::new_mem_limit(
             BufReader::with_capacity(CHUNK_BYTES, raw),
             true,
-            limits::IMAGE_DECODER_KIB,
+            IMAGE_DECODER_KIB,
         )),
         // The decoder's own window limit of 128 MiB equals that of other readers (RFC 8878 recommends 8 MiB).
         CompressionFormat::Zstd => Box::new(

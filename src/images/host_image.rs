@@ -16,9 +16,16 @@ use super::id::ImageName;
 use super::record::{ImageSource, ImageView};
 use super::staging::Staging;
 use super::{Images, clean, listing};
-use crate::base::{At, Code, Error, Result, limits};
+use crate::base::{At, Code, Error, Result};
 use crate::proc::Cancel;
 use crate::store::beneath::Root;
+
+/// Maximum size of the files that a `distro: "host"` image copies from the machine's `/etc`.
+const OWN_BYTES: u64 = 64 << 20;
+/// Maximum number of these files.
+const OWN_ENTRIES: u64 = 50_000;
+/// Maximum depth of these files.
+const OWN_DEPTH: usize = 20;
 
 /// Directories with the host's programs, or links to them.
 pub const PROGRAM_FOLDERS: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
@@ -182,7 +189,7 @@ fn fill(host: &Path, root: &Path, cancel: &Cancel) -> Result<()> {
                 && from.symlink_metadata().is_ok()
             {
                 fs::create_dir_all(to.parent().unwrap_or(root)).at("make", &to)?;
-                copy.entry(&from, &to, limits::OWN_DEPTH)?;
+                copy.entry(&from, &to, OWN_DEPTH)?;
             }
         }
     }
@@ -248,7 +255,7 @@ impl EtcCopy<'_> {
         if self.cancel.is_cancelled() {
             return Err(Error::new(Code::Cancelled, "The operation was cancelled"));
         }
-        if self.entries > limits::OWN_ENTRIES || self.bytes > limits::OWN_BYTES {
+        if self.entries > OWN_ENTRIES || self.bytes > OWN_BYTES {
             let message = "The files that programs need from the host's /etc are too large for an image";
             return Err(Error::new(Code::BuildFailed, message));
         }
@@ -281,7 +288,7 @@ impl EtcCopy<'_> {
             return Ok(());
         }
         let mut out = File::create_new(to).at("write", to)?;
-        let most = limits::OWN_BYTES.saturating_sub(self.bytes);
+        let most = OWN_BYTES.saturating_sub(self.bytes);
         self.bytes += std::io::copy(&mut file.take(most), &mut out).at("write", to)?;
         let mode = fs::Permissions::from_mode(0o644 | (meta.mode() & 0o111));
         out.set_permissions(mode).at("write", to)

@@ -5,7 +5,10 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::base::ids::Distro;
-use crate::base::{Code, Error, Result, limits};
+use crate::base::{Code, Error, Result};
+
+/// Maximum length of an image's name: with its prefix and suffix still a valid file name.
+const IMAGE_NAME_BYTES: usize = 128;
 
 /// The SHA-256 of an image's listing (`listing`), in hex.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -63,14 +66,14 @@ impl ImageName {
         let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
         let first = text.bytes().next().is_some_and(fits);
         let all = text.bytes().all(|byte| fits(byte) || matches!(byte, b'.' | b'_' | b'-'));
-        if !first || !all || text.len() > limits::IMAGE_NAME_BYTES || ImageId::parse(text).is_ok() {
+        if !first || !all || text.len() > IMAGE_NAME_BYTES || ImageId::parse(text).is_ok() {
             return Err(Error::new(
                 Code::InvalidName,
                 format!(
                     "'{}' is not a valid image name: use up to {} lowercase letters, digits, '.', '_' and '-', \
                      starting with a letter or digit, and not an image ID",
                     text.escape_debug(),
-                    limits::IMAGE_NAME_BYTES
+                    IMAGE_NAME_BYTES
                 ),
             ));
         }

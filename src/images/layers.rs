@@ -16,6 +16,9 @@ use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::Cancel;
 use crate::store::beneath::Root;
 
+/// Maximum number of layers of an image; Docker's limit is 127.
+const IMAGE_LAYERS: usize = 256;
+
 /// The parts of one image.
 #[derive(Debug)]
 pub(super) struct LayeredImage {
@@ -106,8 +109,8 @@ impl LayeredImage {
                 layout(&root, parse(&bytes, "index.json")?, reference, 0)?
             }
         };
-        if layers.len() > limits::IMAGE_LAYERS {
-            return Err(refused(&format!("has more than {} layers", limits::IMAGE_LAYERS)));
+        if layers.len() > IMAGE_LAYERS {
+            return Err(refused(&format!("has more than {} layers", IMAGE_LAYERS)));
         }
         Ok(LayeredImage { root, layers })
     }

@@ -69,6 +69,13 @@ use staging::Staging;
 pub use verify::Verified;
 pub use writer::LeftOut;
 
+/// How long a removal waits for a reader that is about to end: a child holds the server's descriptors until its
+/// execve(2).
+const IMAGE_LET_GO: Duration = Duration::from_secs(2);
+/// How often to check whether another process has finished an image; file locks cannot be waited for together with a
+/// cancellation.
+const IMAGE_LOOK: Duration = Duration::from_millis(50);
+
 /// The image store.
 #[derive(Debug)]
 pub struct Images {
@@ -331,7 +338,7 @@ impl Images {
             };
             Error::new(Code::ImageInUse, format!("The image {} {who}", id.short())).detail("held_by", holders)
         };
-        if !lock_within(&opened, limits::IMAGE_LET_GO)? || !self.holders(id)?.is_empty() {
+        if !lock_within(&opened, IMAGE_LET_GO)? || !self.holders(id)?.is_empty() {
             return Err(in_use());
         }
         if !same(&opened, &folder) {
@@ -422,7 +429,7 @@ impl Images {
                     format!("Another build of the image {name} does not finish"),
                 ));
             }
-            std::thread::sleep(limits::IMAGE_LOOK);
+            std::thread::sleep(IMAGE_LOOK);
         }
         Ok(file)
     }
@@ -538,7 +545,7 @@ fn lock_within(file: &File, within: Duration) -> Result<bool> {
         if locked || Instant::now() > deadline {
             return Ok(locked);
         }
-        std::thread::sleep(limits::IMAGE_LOOK);
+        std::thread::sleep(IMAGE_LOOK);
     }
 }
 

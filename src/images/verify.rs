@@ -9,8 +9,11 @@ use serde::Serialize;
 
 use super::listing::{self, KnownDigests, SpecialFiles};
 use super::{Image, ImageId, Images};
-use crate::base::{At, Result, limits};
+use crate::base::{At, Result};
 use crate::proc::Cancel;
+
+/// Number of differences on each side that a verification reports.
+const IMAGE_DIFFERENCES: usize = 20;
 
 /// Result of a verification.
 #[derive(Clone, Debug, Serialize)]
@@ -66,7 +69,7 @@ fn compare(then: &mut File, now: &mut File, differences: &mut Vec<String>) -> st
     }
     for (file, other, sign) in [(then, &known[1], '-'), (now, &known[0], '+')] {
         let lines = BufReader::new(file).split(b'\n');
-        let mut left = limits::IMAGE_DIFFERENCES;
+        let mut left = IMAGE_DIFFERENCES;
         for line in lines {
             let line = line?;
             if !other.contains(&state.hash_one(&line)) {

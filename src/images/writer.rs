@@ -29,6 +29,13 @@ use super::sums;
 use crate::base::{At, Code, Error, Result, limits};
 use crate::store::tree;
 
+/// Disk space that an import leaves free: enough for all other files of berth.
+const IMAGE_FREE_BYTES: u64 = 256 << 20;
+/// Inodes that an import leaves free.
+const IMAGE_FREE_FILES: u64 = 10_000;
+/// Maximum user and group id in a container, where 65536 are mapped; the kernel's `nobody`, 65534, replaces any other.
+const IMAGE_ID_MOST: u64 = 65535;
+
 /// Entries that were omitted or changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftOut {
@@ -342,7 +349,7 @@ impl TreeWriter {
     /// Sets owner, mode and extended attributes, in this order: changing the owner clears set-user-ID and capabilities.
     fn attributes(&mut self, file: impl std::os::fd::AsFd, member: &Member, mode: u32) -> Result<()> {
         let exact = self.rules.exact;
-        let known = exact || member.uid <= limits::IMAGE_ID_MOST && member.gid <= limits::IMAGE_ID_MOST;
+        let known = exact || member.uid <= IMAGE_ID_MOST && member.gid <= IMAGE_ID_MOST;
         let (uid, gid) = self.owner(member);
         if self.can_chown() {
             for_member(fchown(&file, Some(uid), Some(gid)), member)?;
@@ -371,7 +378,7 @@ impl TreeWriter {
 
     fn owner(&mut self, member: &Member) -> (Uid, Gid) {
         const NOBODY: u32 = 65534;
-        let most = if self.rules.exact { u64::from(u32::MAX) } else { limits::IMAGE_ID_MOST };
+        let most = if self.rules.exact { u64::from(u32::MAX) } else { IMAGE_ID_MOST };
         let known = |id: u64| u32::try_from(id).ok().filter(|id| u64::from(*id) <= most);
         let (uid, gid) = (known(member.uid), known(member.gid));
         self.left_out.owners += u64::from(uid.is_none() || gid.is_none());
@@ -481,8 +488,8 @@ impl TreeWriter {
         let room = fstatvfs(&self.root).at("look at", &self.path)?;
         let bytes = room.f_bavail.saturating_mul(room.f_frsize);
         // Some file systems have no fixed number of files and report 0.
-        let files = room.f_files > 0 && room.f_favail < limits::IMAGE_FREE_FILES;
-        if bytes < limits::IMAGE_FREE_BYTES || files {
+        let files = room.f_files > 0 && room.f_favail < IMAGE_FREE_FILES;
+        if bytes < IMAGE_FREE_BYTES || files {
             return Err(Error::new(
                 Code::DiskFull,
                 format!(

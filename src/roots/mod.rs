@@ -46,11 +46,14 @@ use self::namespace::MountNamespace;
 use self::record::{IdRanges, RootRecord, holder};
 use self::view::RootView;
 use crate::base::thread::lock;
-use crate::base::{At, Code, Error, Result, limits};
+use crate::base::{At, Code, Error, Result};
 use crate::images::Images;
 use crate::proc::Cgroups;
 use crate::store::beneath::Root;
 use crate::store::file;
+
+/// Number of unused roots that stay mounted for later requests.
+const IDLE_ROOTS: usize = 64;
 
 /// Location of a root.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -329,7 +332,7 @@ impl Roots {
             }
         }
         idle.sort_unstable_by_key(|(used, _)| *used);
-        let excess = idle.len().saturating_sub(limits::IDLE_ROOTS);
+        let excess = idle.len().saturating_sub(IDLE_ROOTS);
         for (_, slot) in idle.iter().take(excess) {
             let mut slot = lock(slot);
             if slot.view.as_ref().is_some_and(RootView::is_unused) {

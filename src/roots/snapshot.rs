@@ -20,9 +20,14 @@ use super::make::remove_folder;
 use super::record::{LayerStack, RootKind, RootRecord, read_json, write_json};
 use super::{RootLocation, RootSlot, Roots, namespace};
 use crate::base::thread::lock;
-use crate::base::{At, Code, Error, Result, clock, limits};
+use crate::base::{At, Code, Error, Result, clock};
 use crate::proc::{Cancel, OutputCapture, ProcessOutcome};
 use crate::store::file;
+
+/// Maximum number of layers of a root, because a missing file is looked up in all of them. More are merged into one.
+const ROOT_LAYERS: usize = 50;
+/// Maximum number of snapshots of a workspace.
+const SNAPSHOTS: usize = 200;
 
 /// A snapshot of a root.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -61,7 +66,7 @@ impl Roots {
     /// into the snapshot's directory.
     ///
     /// # Errors
-    /// `Conflict` for more than [`limits::SNAPSHOTS`]; `Busy` when files of the root are open; `DiskFull`; `Cancelled`;
+    /// `Conflict` for more than [`SNAPSHOTS`]; `Busy` when files of the root are open; `DiskFull`; `Cancelled`;
     /// errors of `keep`.
     pub fn snapshot(
         &self,
@@ -71,8 +76,8 @@ impl Roots {
         keep: impl FnOnce(&Path) -> Result<()>,
         cancel: &Cancel,
     ) -> Result<RootSnapshot> {
-        if self.snapshots(location)?.len() >= limits::SNAPSHOTS {
-            let message = format!("There are {} snapshots already; delete one first", limits::SNAPSHOTS);
+        if self.snapshots(location)?.len() >= SNAPSHOTS {
+            let message = format!("There are {} snapshots already; delete one first", SNAPSHOTS);
             return Err(Error::new(Code::Conflict, message));
         }
         let id = Uuid::new_v4();
@@ -188,7 +193,7 @@ impl Roots {
         self.wait_exclusive(&mut locked)?;
         stack.layers.push(upper);
         let mut pins = self.layers.pin(&stack.layers);
-        let deep = stack.layers.len() >= limits::ROOT_LAYERS;
+        let deep = stack.layers.len() >= ROOT_LAYERS;
         if deep {
             // Every file lookup searches all layers.
             let closed = ClosedSlot::new(&slot, &mut locked);

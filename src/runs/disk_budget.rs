@@ -11,6 +11,11 @@ use std::sync::{Mutex, OnceLock, TryLockError};
 
 use crate::base::{input_bytes, limits};
 
+/// Runs leave this share (1 / n) of their file system free …
+const RUNS_FREE_SHARE: u64 = 20;
+/// … but at most this much, which is enough for all other files of berth.
+const RUNS_FREE_BYTES: u64 = 512 << 20;
+
 /// Frees the least needed data until its argument returns `true` or nothing is left.
 type ReclaimFn = Box<dyn Fn(&dyn Fn() -> bool) + Send + Sync>;
 
@@ -70,7 +75,7 @@ impl DiskBudget {
         // If the file system cannot report its size, a write will fail by itself.
         let Ok(disk) = rustix::fs::statvfs(&self.folder) else { return 0 };
         let (free, all) = (disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize);
-        (all / limits::RUNS_FREE_SHARE).min(limits::RUNS_FREE_BYTES).saturating_sub(free)
+        (all / RUNS_FREE_SHARE).min(RUNS_FREE_BYTES).saturating_sub(free)
     }
 
     /// Frees space if the budget is exceeded, unless another thread is already doing that.

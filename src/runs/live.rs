@@ -9,11 +9,15 @@ use super::request::{LaunchPlan, Stdin};
 use super::run::Run;
 use super::spool::{OutputStream, OutputWriter};
 use crate::base::input_bytes::InputBytes;
-use crate::base::{At, Error, Result, limits, pool};
+use crate::base::{At, Error, Result, pool};
 use crate::proc::spawn::{dev_null, pipe};
 use crate::proc::{
     HandoverGuard, Launcher, Process, ProcessHandover, ProcessIo, ProcessOutcome, Sink, Stdio, pty, pump,
 };
+
+/// Minimum time for handing a command to a container, even if its deadline is earlier: it takes a millisecond, and a
+/// command with a timeout of 0 must start and be killed as on the host.
+const LEAST_PATIENCE: Duration = Duration::from_millis(200);
 
 /// A running command.
 pub struct Live {
@@ -31,7 +35,7 @@ impl Live {
     /// When it could not be started; nothing has run then.
     pub fn start(launcher: &dyn Launcher, run: &Run, plan: LaunchPlan) -> Result<Live> {
         let LaunchPlan { mut command, stdin, pty, timeout } = plan;
-        command.patience = Some(timeout.max(limits::LEAST_PATIENCE));
+        command.patience = Some(timeout.max(LEAST_PATIENCE));
         let (ours, stdio) = match pty {
             Some(size) => {
                 let terminal = launcher.terminal()?;

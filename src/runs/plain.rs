@@ -5,6 +5,10 @@
 
 use crate::base::limits;
 
+/// Maximum product of a command's length and the number of folders in its PATH, because each folder gets a command
+/// line. Allows the longest command in the usual PATH of six folders, and two more.
+const SEARCH_BYTES: usize = 8 * limits::COMMAND_TOTAL_BYTES;
+
 /// Builtins and keywords of bash 5 that differ from the program of the same name, if there is one. `true` and `false`
 /// are omitted: POSIX gives their programs no other behaviour.
 const SHELL_WORDS: [&str; 78] = [
@@ -97,7 +101,7 @@ fn is_plain(c: char) -> bool {
 /// Whether a command line of this length may be built for each directory of `path`.
 pub fn is_searchable(length: usize, path: &str) -> bool {
     let folders = path.bytes().filter(|byte| *byte == b':').count() + 1;
-    folders.saturating_mul(length) + path.len() <= limits::SEARCH_BYTES
+    folders.saturating_mul(length) + path.len() <= SEARCH_BYTES
 }
 
 /// Returns the command lines to try for `command` before a shell, one per directory of `path`; none if it needs a

@@ -18,6 +18,13 @@ use crate::proc::pty::WindowSize;
 use crate::proc::spawn::PATH;
 use crate::proc::{CommandSpec, Limits, c_string};
 
+/// Default `timeout_secs` of `/exec` (assets/docs/compatibility.md#commands).
+const EXEC_TIMEOUT: Duration = Duration::from_secs(300);
+/// Maximum `timeout_secs` of `/exec` (the same section); larger values are clipped.
+const EXEC_TIMEOUT_MAX: Duration = Duration::from_secs(600);
+/// Maximum length of a run's tag.
+const TAG_BYTES: usize = 255;
+
 /// The body. `/exec` rejects fields that only `/runs` supports.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -181,8 +188,8 @@ impl ExecRequest {
     }
 
     fn check_tag(&self) -> Result<()> {
-        if self.tag.as_ref().is_some_and(|tag| tag.len() > limits::TAG_BYTES) {
-            return Err(invalid(format!("tag is at most {} bytes long", limits::TAG_BYTES)));
+        if self.tag.as_ref().is_some_and(|tag| tag.len() > TAG_BYTES) {
+            return Err(invalid(format!("tag is at most {} bytes long", TAG_BYTES)));
         }
         self.limits.map_or(Ok(()), |limits| limits.check("limits"))
     }
@@ -196,7 +203,7 @@ impl ExecRequest {
 
     /// Returns a warning for an exec with a clamped timeout.
     pub fn exec_clamped(&self) -> Option<String> {
-        clamped("timeout_secs", self.timeout_secs, limits::EXEC_TIMEOUT_MAX)
+        clamped("timeout_secs", self.timeout_secs, EXEC_TIMEOUT_MAX)
     }
 
     /// Returns a warning for a run with a clamped wait.
@@ -209,9 +216,7 @@ impl ExecRequest {
     /// # Errors
     /// `InvalidPayload` for a negative number.
     pub fn exec_timeout(&self) -> Result<Duration> {
-        self.timeout_secs.map_or(Ok(limits::EXEC_TIMEOUT), |given| {
-            seconds("timeout_secs", given, limits::EXEC_TIMEOUT_MAX)
-        })
+        self.timeout_secs.map_or(Ok(EXEC_TIMEOUT), |given| seconds("timeout_secs", given, EXEC_TIMEOUT_MAX))
     }
 
     /// Returns the time limit of a run.

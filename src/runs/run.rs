@@ -21,6 +21,9 @@ use crate::proc::waiter::WaiterList;
 use crate::proc::{Cancel, Exit, Limits, ProcessOutcome, SignalHandle, SignalTarget, Usage};
 use crate::store::file;
 
+/// Maximum size of a run's record, which has a truncated command and some numbers.
+const RUN_RECORD_BYTES: u64 = 1 << 20;
+
 /// Origin of a run, which determines how long it is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -184,7 +187,7 @@ const RECORD: &str = "run.json";
 
 /// Reads the record in a run's directory if it belongs to this run.
 pub(super) fn read_record(folder: &Path) -> Option<RunRecord> {
-    let bytes = file::read_optional(&folder.join(RECORD), limits::RUN_RECORD_BYTES).ok()??;
+    let bytes = file::read_optional(&folder.join(RECORD), RUN_RECORD_BYTES).ok()??;
     let record: RunRecord = serde_json::from_slice(&bytes).ok()?;
     (folder.file_name()?.to_str()? == record.id.to_string()).then_some(record)
 }

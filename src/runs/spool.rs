@@ -22,6 +22,11 @@ use super::track::StreamTrack;
 use crate::base::thread::lock;
 use crate::base::{At, Result, limits};
 
+/// A full window advances by this share (1 / n) of its size, so that not every chunk causes disk operations.
+const SPOOL_STEP_SHARE: u64 = 16;
+/// Maximum number of recorded switches between the two streams: 64 MiB. Later output has no recorded order.
+const SPOOL_TURNS: u64 = 4 << 20;
+
 /// One of a command's two output streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -452,7 +457,7 @@ impl OutputWriter {
     /// Appends bytes to a stream. Bytes that the disk does not accept are lost and counted.
     pub fn append(&mut self, stream: OutputStream, bytes: &[u8]) {
         let (spool, length) = (&self.spool, bytes.len() as u64);
-        let step = spool.window / limits::SPOOL_STEP_SHARE;
+        let step = spool.window / SPOOL_STEP_SHARE;
         let (end, start) = {
             let marks = lock(&spool.state);
             (marks.of(stream).end, marks.of(stream).start())
@@ -517,7 +522,7 @@ impl OutputWriter {
             let marks = lock(&self.spool.state);
             (marks.turns, marks.end())
         };
-        if turns >= limits::SPOOL_TURNS {
+        if turns >= SPOOL_TURNS {
             return false;
         }
         let mut bytes = [0; TURN_BYTES as usize];

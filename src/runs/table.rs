@@ -23,6 +23,13 @@ use crate::base::{At, Code, Error, Result, clock, input_bytes, limits};
 use crate::proc::{Cancel, Cgroups, HandoverGuard, Usage};
 use crate::store::file;
 
+/// Maximum number of ended runs that are kept; the oldest are removed first.
+const RUNS_KEPT: usize = 1000;
+/// How long an ended run is kept.
+const RUN_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+/// Maximum number of detached runs; each has a keeper process, which takes some 200 KB.
+const DETACHED_RUNS: usize = 64;
+
 /// All runs of a server.
 pub struct Runs {
     runs: Mutex<RunTable>,
@@ -86,7 +93,7 @@ impl Runs {
             window,
             budget,
             stopping: AtomicBool::new(false),
-            detached: Shares::new(Ledger::new(limits::DETACHED_RUNS)),
+            detached: Shares::new(Ledger::new(DETACHED_RUNS)),
             cgroups,
             keepers: Mutex::new(Keepers::new()?),
             resumable: Mutex::default(),
@@ -426,15 +433,15 @@ impl RunTable {
     /// Removes and returns runs that are too old, and the oldest of the workspace with the most if there are too many.
     fn take_surplus(&mut self) -> Vec<Arc<Run>> {
         let mut gone = Vec::new();
-        while self.kept.front().is_some_and(|oldest| oldest.since.elapsed() >= limits::RUN_KEPT) {
+        while self.kept.front().is_some_and(|oldest| oldest.since.elapsed() >= RUN_KEPT) {
             gone.extend(self.kept.pop_front().and_then(|oldest| self.by_id.remove(&oldest.id)));
         }
-        if self.kept.len() <= limits::RUNS_KEPT {
+        if self.kept.len() <= RUNS_KEPT {
             return gone;
         }
         let mut crowd = WorkspaceCounts::default();
         self.kept.iter().for_each(|remembered| crowd.add(remembered.workspace));
-        while self.kept.len() > limits::RUNS_KEPT {
+        while self.kept.len() > RUNS_KEPT {
             let Some((largest, _)) = crowd.largest() else { break };
             let at = self.kept.iter().position(|remembered| remembered.workspace == largest);
             gone.extend(at.and_then(|at| self.kept.remove(at)).and_then(|run| self.by_id.remove(&run.id)));

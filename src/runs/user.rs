@@ -1,8 +1,13 @@
 //! Resolves users by name or number in the target's own /etc/passwd and /etc/group. Those files may be malicious; at
 //! worst they name another user of the same container.
 
-use crate::base::{Code, Error, Result, limits};
+use crate::base::{Code, Error, Result};
 use crate::proc::{Launcher, ProcessUser};
+
+/// Maximum size of /etc/passwd and /etc/group.
+const ACCOUNTS_BYTES: u64 = 1 << 20;
+/// Maximum number of groups of a user; the kernel allows 65,536 (NGROUPS_MAX).
+const GROUPS: usize = 1024;
 
 /// A user and its account data.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +26,7 @@ pub struct UserAccount {
 /// `InvalidUser` when a name does not exist.
 pub fn resolve(text: &str, place: &dyn Launcher) -> Result<UserAccount> {
     let read = |path: &str| -> Result<String> {
-        let bytes = place.file(path, limits::ACCOUNTS_BYTES)?.unwrap_or_default();
+        let bytes = place.file(path, ACCOUNTS_BYTES)?.unwrap_or_default();
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     };
     find(text, &read("/etc/passwd")?, &read("/etc/group")?)
@@ -74,7 +79,7 @@ fn find(text: &str, passwd: &str, group: &str) -> Result<UserAccount> {
     all.push(gid);
     all.sort_unstable();
     all.dedup();
-    all.truncate(limits::GROUPS);
+    all.truncate(GROUPS);
     let home = if home.starts_with('/') { home } else { "/".to_owned() };
     Ok(UserAccount { user: ProcessUser { uid, gid, groups: all }, name, home })
 }

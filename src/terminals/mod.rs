@@ -40,6 +40,9 @@ pub use screen::ScreenView;
 pub use table::Terminals;
 pub use watch::{TerminalWatcher, WatchMode};
 
+/// Maximum number of clients of a terminal.
+const WATCHERS: usize = 32;
+
 /// Purpose of a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -337,7 +340,7 @@ impl Terminal {
     pub fn watch(self: &Arc<Self>, mode: WatchMode) -> Result<TerminalWatcher> {
         let mut state = lock(&self.state);
         check_running(&state)?;
-        if state.watchers.len() >= limits::WATCHERS {
+        if state.watchers.len() >= WATCHERS {
             return Err(Error::new(Code::Busy, "Too many clients watch this terminal"));
         }
         let number = state.next_watcher;

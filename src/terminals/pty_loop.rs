@@ -15,6 +15,9 @@ use crate::base::{At, Result, clock, limits};
 use crate::proc::{Exit, Process, pty};
 use crate::runs::ActiveRun;
 
+/// Reads from a terminal before its thread handles other events; the kernel returns at most 4 KiB each time.
+const TERMINAL_READS: usize = 16;
+
 /// State of the thread.
 pub(super) struct PtyLoop {
     terminal: Arc<Terminal>,
@@ -31,7 +34,7 @@ pub(super) struct PtyLoop {
 const CLOSED_RECHECK: Duration = Duration::from_millis(100);
 
 /// Final reads; together they cover more than the kernel buffers.
-const LAST_READS: usize = (1 << 20) / (limits::TERMINAL_READS * (4 << 10));
+const LAST_READS: usize = (1 << 20) / (TERMINAL_READS * (4 << 10));
 
 #[derive(Default)]
 struct ReadyEvents {
@@ -157,7 +160,7 @@ impl PtyLoop {
     fn read(&mut self) -> bool {
         let Some(master) = &self.master else { return false };
         let mut chunk = [0u8; 8 << 10];
-        for _ in 0..limits::TERMINAL_READS {
+        for _ in 0..TERMINAL_READS {
             match rustix::io::read(master, &mut chunk) {
                 Ok(0) | Err(Errno::IO) => {
                     self.closed_until = Some(Instant::now() + CLOSED_RECHECK);

@@ -15,6 +15,21 @@ use crate::runs::request::{environment, in_shell};
 use crate::runs::run::truncated_for_display;
 use crate::runs::user::UserAccount;
 
+/// Maximum width of a terminal.
+const TERMINAL_COLS: u16 = 1000;
+/// Maximum height of a terminal.
+const TERMINAL_ROWS: u16 = 500;
+/// Maximum number of cells of a terminal: a model has two screens of 20 bytes a cell, and four bytes of output can
+/// change all.
+const TERMINAL_CELLS: u32 = 100_000;
+/// A terminal without clients, input and output is closed after this time, unless its client asked otherwise.
+const TERMINAL_IDLE: Duration = Duration::from_secs(3600);
+/// Maximum idle time that a client can ask for.
+const TERMINAL_IDLE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long the shell of `/shell` continues after its last socket closed: a laptop's nap. sandboxed.sh's 30 s lose
+/// users' work.
+const SHELL_LINGER: Duration = Duration::from_secs(300);
+
 /// The body of `POST …/terminals`.
 #[derive(Debug, Default, Deserialize)]
 pub struct TerminalRequest {
@@ -121,15 +136,15 @@ impl TerminalRequest {
             kind,
             idle: match kind {
                 TerminalKind::Terminal => self.idle()?,
-                TerminalKind::Shell => limits::SHELL_LINGER,
+                TerminalKind::Shell => SHELL_LINGER,
             },
         })
     }
 
     fn idle(&self) -> Result<Duration> {
-        let longest = limits::TERMINAL_IDLE_MAX;
+        let longest = TERMINAL_IDLE_MAX;
         match self.idle_timeout_secs.map(Duration::from_secs) {
-            None => Ok(limits::TERMINAL_IDLE),
+            None => Ok(TERMINAL_IDLE),
             Some(idle) if !idle.is_zero() && idle <= longest => Ok(idle),
             Some(_) => Err(Error::new(
                 Code::InvalidPayload,
@@ -159,9 +174,7 @@ pub fn size(cols: u16, rows: u16) -> Result<WindowSize> {
             Code::InvalidPayload,
             format!(
                 "A terminal has 1 to {} cols, 1 to {} rows and at most {} cells, not {cols} × {rows}",
-                limits::TERMINAL_COLS,
-                limits::TERMINAL_ROWS,
-                limits::TERMINAL_CELLS
+                TERMINAL_COLS, TERMINAL_ROWS, TERMINAL_CELLS
             ),
         ));
     }
@@ -170,9 +183,9 @@ pub fn size(cols: u16, rows: u16) -> Result<WindowSize> {
 
 /// Returns the nearest valid size, for clients that cannot receive an error.
 pub fn nearest_size(cols: u16, rows: u16) -> WindowSize {
-    let cols = cols.clamp(1, limits::TERMINAL_COLS);
-    let most = u16::try_from(limits::TERMINAL_CELLS / u32::from(cols)).unwrap_or(u16::MAX);
-    WindowSize { cols, rows: rows.clamp(1, limits::TERMINAL_ROWS.min(most)) }
+    let cols = cols.clamp(1, TERMINAL_COLS);
+    let most = u16::try_from(TERMINAL_CELLS / u32::from(cols)).unwrap_or(u16::MAX);
+    WindowSize { cols, rows: rows.clamp(1, TERMINAL_ROWS.min(most)) }
 }
 
 impl InputRequest {
@@ -314,7 +327,7 @@ mod tests {
         assert_eq!(made.command.attempts[0][0].to_str().unwrap(), "/bin/bash");
         let env: Vec<_> = made.command.env.iter().map(|entry| entry.to_str().unwrap()).collect();
         assert!(env.contains(&"TERM=vt100") && env.contains(&"WORKSPACE_ID=7"), "{env:?}");
-        assert_eq!((made.size, made.idle, made.command.tty), (DEFAULT_SIZE, limits::TERMINAL_IDLE, true));
+        assert_eq!((made.size, made.idle, made.command.tty), (DEFAULT_SIZE, TERMINAL_IDLE, true));
         for bad in [
             TerminalRequest { command: Some(" ".into()), ..TerminalRequest::default() },
             TerminalRequest { command: Some("a\0".into()), ..TerminalRequest::default() },

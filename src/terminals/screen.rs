@@ -11,8 +11,10 @@ use avt::{Cell, Color, Line, Pen, ScreenKind, Terminal};
 use serde::Serialize;
 
 use super::split::SplitText;
-use crate::base::limits;
 use crate::proc::pty::WindowSize;
+
+/// Maximum length of a terminal's window title.
+const TITLE_CHARS: usize = 256;
 
 /// The screen model.
 pub(super) struct ScreenModel {
@@ -344,7 +346,7 @@ impl ControlSequence {
         if let Some(body) = sequence.strip_prefix("\x1b]").or_else(|| sequence.strip_prefix('\u{9d}')) {
             let (number, text) = body.split_once(';')?;
             let text = text.trim_end_matches(['\u{7}', '\u{9c}', '\\', '\u{1b}']);
-            let title = || text.chars().filter(|c| !c.is_control()).take(limits::TITLE_CHARS).collect();
+            let title = || text.chars().filter(|c| !c.is_control()).take(TITLE_CHARS).collect();
             return matches!(number, "0" | "2").then(|| ControlSequence::Title(title()));
         }
         match sequence {

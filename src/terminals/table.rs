@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -13,9 +14,16 @@ use super::{
 };
 use crate::base::shares::{Ledger, Party, Share, Shares, WorkspaceCounts};
 use crate::base::thread::{JoinOnDrop, lock};
-use crate::base::{Code, Error, Result, limits};
+use crate::base::{Code, Error, Result};
 use crate::proc::Launcher;
 use crate::runs::ActiveRun;
+
+/// Maximum number of running terminals; each takes a thread, a shell and a screen model, some 100 KB at 80 × 24.
+const TERMINALS: usize = 64;
+/// How long an ended terminal can still be viewed.
+const TERMINAL_KEPT: Duration = Duration::from_secs(600);
+/// Maximum number of ended terminals that are kept.
+const TERMINALS_KEPT: usize = 64;
 
 /// Key of a shell: workspace and credential.
 pub type ShellKey = (Uuid, String);
@@ -46,7 +54,7 @@ impl Default for Terminals {
     fn default() -> Terminals {
         Terminals {
             state: Mutex::default(),
-            shares: Shares::new(Ledger::new(limits::TERMINALS)),
+            shares: Shares::new(Ledger::new(TERMINALS)),
             pastes: PasteBudget::default(),
         }
     }
@@ -151,7 +159,7 @@ impl Terminals {
         self.prune();
         let full = || {
             let message =
-                format!("{} terminals are already running; delete one that is not needed", limits::TERMINALS);
+                format!("{} terminals are already running; delete one that is not needed", TERMINALS);
             Error::new(Code::Busy, message)
         };
         self.shares.take(party).map_err(|refused| refused.error("terminals", full))
@@ -172,9 +180,7 @@ impl Terminals {
             let terminal = &entry.terminal;
             match terminal.ended_since() {
                 None => stay.push(entry),
-                Some(since)
-                    if terminal.kind == TerminalKind::Shell || since.elapsed() >= limits::TERMINAL_KEPT =>
-                {
+                Some(since) if terminal.kind == TerminalKind::Shell || since.elapsed() >= TERMINAL_KEPT => {
                     gone.push(entry);
                 }
                 Some(_) => {
@@ -184,7 +190,7 @@ impl Terminals {
                 }
             }
         }
-        while kept.len() > limits::TERMINALS_KEPT {
+        while kept.len() > TERMINALS_KEPT {
             let largest = kept.largest();
             let ended = |entry: &TerminalEntry| {
                 entry.share.is_none()

@@ -14,6 +14,9 @@ use crate::base::{Result, limits};
 use crate::proc::Waker;
 use crate::proc::pty::WindowSize;
 
+/// Output buffered for a terminal's client; a client further behind gets a repainted screen instead.
+const WATCH_BYTES: usize = 256 << 10;
+
 /// Access that a client requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatchMode {
@@ -89,7 +92,7 @@ impl WatcherQueue {
         if self.repaint || text.is_empty() {
             return;
         }
-        if self.bytes + text.len() > limits::WATCH_BYTES {
+        if self.bytes + text.len() > WATCH_BYTES {
             self.drop_text();
         } else {
             self.bytes += text.len();
@@ -244,7 +247,7 @@ mod tests {
         seat.repaint = false;
         for _ in 0..100 {
             seat.push_text(&"x".repeat(10_000));
-            assert!(seat.bytes <= limits::WATCH_BYTES);
+            assert!(seat.bytes <= WATCH_BYTES);
         }
         assert!(seat.repaint && seat.queue.is_empty());
     }

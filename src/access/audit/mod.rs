@@ -26,6 +26,9 @@ use crate::base::thread::lock;
 use crate::base::{At, Error, Result, clock, limits};
 use crate::store::file;
 
+/// Maximum number of audit log files, some 4 GiB if all were full; the least recently written are removed.
+const AUDIT_FILES: usize = 2000;
+
 /// The log of events that concern the server, or a workspace that does not exist.
 pub const SERVER: &str = "server";
 
@@ -289,11 +292,11 @@ impl Audit {
             .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
             .filter(|(_, path)| path.file_name() != self.path(SERVER).file_name())
             .collect();
-        if logs.len() <= limits::AUDIT_FILES {
+        if logs.len() <= AUDIT_FILES {
             return;
         }
         logs.sort_unstable();
-        for (_, path) in &logs[..logs.len() - limits::AUDIT_FILES] {
+        for (_, path) in &logs[..logs.len() - AUDIT_FILES] {
             if let Err(error) = fs::remove_file(path) {
                 log::warn!("Cannot remove {}: {error}", path.display());
             }

@@ -9,6 +9,9 @@ use serde_json::Value;
 
 use crate::base::limits;
 
+/// Bytes that are read of each file, from its end: more than berth writes, and a bound for foreign files.
+const AUDIT_SCAN_BYTES: u64 = 16 << 20;
+
 /// Whether a successful line of this kind is a change of the workspace through the OpenWork API.
 pub(super) fn changes(action: &str, target: &str) -> bool {
     !target.starts_with("/api/") && !action.starts_with("approval.")
@@ -74,7 +77,7 @@ struct ReverseLines {
 impl ReverseLines {
     fn new(mut file: File) -> io::Result<ReverseLines> {
         let at = file.seek(SeekFrom::End(0))?;
-        Ok(ReverseLines { file, at, tail: Vec::new(), skipping: false, budget: limits::AUDIT_SCAN_BYTES })
+        Ok(ReverseLines { file, at, tail: Vec::new(), skipping: false, budget: AUDIT_SCAN_BYTES })
     }
 
     /// Returns the next line that is a JSON object; skips others.

@@ -6,7 +6,7 @@
 //!
 //! Never changes other links or tables. Enables `ip_forward` if it is off, and leaves it on.
 //!
-//! Lock: `state`, a leaf, held while `ip`, `nft` and iptables run (a few ms, at most [`limits::NETWORK_TOOL`] each), so
+//! Lock: `state`, a leaf, held while `ip`, `nft` and iptables run (a few ms, at most [`NETWORK_TOOL`] each), so
 //! that the table matches the links.
 
 mod iptables;
@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -26,10 +27,15 @@ pub use range::Ipv4Range;
 
 use crate::base::ids::Network;
 use crate::base::thread::lock;
-use crate::base::{At, Code, Error, Result, hex, limits};
+use crate::base::{At, Code, Error, Result, hex};
 use crate::proc::tools;
 use crate::proc::{Cancel, Cgroups, Exit, ProcessOutcome, Spec};
 use crate::store::file;
+
+/// Timeout of `ip` and `nft`, which make a single request to the kernel.
+const NETWORK_TOOL: Duration = Duration::from_secs(10);
+/// Bytes kept of their output: more than a router's routing table.
+const NETWORK_OUTPUT_BYTES: usize = 1 << 20;
 
 /// Configuration of private networks.
 #[derive(Clone, Debug, Default)]
@@ -384,7 +390,7 @@ impl Networks {
         let spec = Spec::new(path).args(args.iter().copied());
         let place = (&self.cgroups, "network");
         let (ended, text) =
-            spec.run_for_output(place, limits::NETWORK_OUTPUT_BYTES, limits::NETWORK_TOOL, &Cancel::new()?)?;
+            spec.run_for_output(place, NETWORK_OUTPUT_BYTES, NETWORK_TOOL, &Cancel::new()?)?;
         let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("").trim().to_owned();
         match ended {
             ProcessOutcome::Exited(Exit::Code(0)) => Ok(text),
