@@ -82,7 +82,7 @@ pub fn unknown_name_message(what: &str, name: &str, known: &[String]) -> String 
 }
 
 /// Returns the known name that the client probably meant.
-fn nearest<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
+pub fn nearest<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
     let plain = |name: &str| -> Vec<char> {
         let letters = name.chars().filter(|c| c.is_alphanumeric()).take(NAME_CHARS);
         letters.flat_map(char::to_lowercase).collect()

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::client::{ApiClient, ClientCommand, asked};
+use super::client::{self, ApiClient};
 use crate::base::{Error, Result, clock, logging};
 
 /// Runs `approvals list`, `show`, `reply` or `watch`.
@@ -19,28 +19,17 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
              `berth approvals watch`";
         Error::config("approvals", usage)
     };
-    let (word, rest) = args.split_first().ok_or_else(usage)?;
-    let mut rest = rest.to_vec();
-    let mut id = None;
-    if word == "reply" || word == "show" {
-        // Before the flags or behind them.
-        let at =
-            if rest.first().is_some_and(|first| !first.starts_with('-')) { 0 } else { rest.len().max(1) - 1 };
-        id = rest.get(at).filter(|id| !id.starts_with('-')).cloned();
-        if id.is_some() {
-            rest.remove(at);
-        }
-    }
-    let (args, client) = match asked(&rest)? {
-        ClientCommand::Run(asked) => *asked,
-        ClientCommand::Help => return Ok(super::help()),
-        ClientCommand::Version => return Ok(super::version()),
+    let line = match super::line("approvals", args)? {
+        Ok(line) => line,
+        Err(code) => return Ok(code),
     };
-    match (word.as_str(), id) {
-        ("list", None) => list(&client, args.json),
-        ("show", Some(id)) => show(&client, &id),
-        ("watch", None) => watch(&client, args.json),
-        ("reply", Some(id)) if args.allow != args.deny => reply(&client, &id, args.allow, args.json),
+    let words: Vec<&str> = line.words.iter().map(String::as_str).collect();
+    let client = || client::of(&line);
+    match words.as_slice() {
+        ["list"] => list(&client()?, line.json),
+        ["show", id] => show(&client()?, id),
+        ["watch"] => watch(&client()?, line.json),
+        ["reply", id] if line.allow != line.deny => reply(&client()?, id, line.allow, line.json),
         _ => Err(usage()),
     }
 }

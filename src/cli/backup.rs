@@ -22,7 +22,7 @@ use uuid::Uuid;
 use super::client::{self, ApiClient};
 use crate::access::tokens;
 use crate::base::{At, Code, Error, Result, clock, limits};
-use crate::config::{self, BackupArgs, ClientArgs, Parsed, TokenArgs};
+use crate::config::{self, FlagValues};
 use crate::containers;
 use crate::images::backup::{self, BACKUP_FORMAT, BackupArchive, BackupInfo};
 use crate::proc::Cancel;
@@ -68,31 +68,30 @@ const SNAPSHOT: &str = "berth backup, deleted when it is written";
 /// # Errors
 /// A wrong command line (exit code 2), or what went wrong; there is no file then.
 pub fn run(args: &[String]) -> Result<ExitCode> {
-    let asked = match BackupArgs::parse(args)? {
-        Parsed::Run(asked) => asked,
-        Parsed::Help => return Ok(super::help()),
-        Parsed::Version => return Ok(super::version()),
+    let asked = match super::line("backup", args)? {
+        Ok(asked) => asked,
+        Err(code) => return Ok(code),
     };
-    let [name] = &asked.file[..] else {
+    let [name] = &asked.words[..] else {
         return Err(Error::config("backup", "say `berth backup FILE`; - is standard output"));
     };
     if asked.containers && asked.without_containers {
         return Err(Error::config("--without-containers", "contradicts --containers"));
     }
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
-    let flags = TokenArgs { config: asked.config.clone(), data_dir: asked.data_dir.clone() };
-    let plan = config::resolve_tokens(&flags, &config::process_env, &current_dir)?;
-    if !plan.data_dir.join("workspaces").is_dir() {
+    let plan = config::resolve_tokens(&asked, &config::process_env, &current_dir)?;
+    let data_dir = &plan.data_dir;
+    if !data_dir.join("workspaces").is_dir() {
         let problem = "has no data of berth; --data-dir names another folder";
-        return Err(Error::config(plan.data_dir.display(), problem));
+        return Err(Error::config(data_dir.display(), problem));
     }
     let cancel = Cancel::new()?;
     super::doctor::on_interrupt(&cancel)?;
     let busy = |_| Error::new(Code::Busy, "Another berth backup of this data folder is at work");
-    let _turn = FolderLock::take(&plan.data_dir.join("workspaces"), Duration::ZERO).map_err(busy)?;
-    let offline = DataLock::take(&plan.data_dir).ok();
+    let _turn = FolderLock::take(&data_dir.join("workspaces"), Duration::ZERO).map_err(busy)?;
+    let offline = DataLock::take(data_dir).ok();
     let mut work = BackupWork {
-        data_dir: plan.data_dir.clone(),
+        data_dir: data_dir.clone(),
         containers: !asked.without_containers,
         client: None,
         layers: BTreeSet::new(),
@@ -100,14 +99,17 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     };
     if work.containers {
         if offline.is_none() {
-            work.client = Some(client::of(&ClientArgs {
-                config: asked.config.clone(),
-                data_dir: Some(plan.data_dir.display().to_string()),
-                openwork_url: asked.openwork_url.clone(),
-                host_token: asked.host_token.clone(),
-                ..ClientArgs::default()
-            })?);
-        } else if let Some(folder) = containers::running_in(&plan.data_dir)?.first() {
+            work.client = Some(client::of(
+                &FlagValues {
+                    config: asked.config.clone(),
+                    data_dir: Some(data_dir.display().to_string()),
+                    openwork_url: asked.openwork_url.clone(),
+                    host_token: asked.host_token.clone(),
+                    ..FlagValues::default()
+                }
+                .into(),
+            )?);
+        } else if let Some(folder) = containers::running_in(data_dir)?.first() {
             let message = format!(
                 "The container of {} runs, but its server does not, so it would change meanwhile; start the server, or add \
                  --without-containers",
@@ -117,17 +119,16 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
         }
     }
     let path = current_dir.join(name);
-    let mut target =
-        if name == "-" { Destination::stdout()? } else { Destination::file(&path, &plan.data_dir)? };
+    let mut target = if name == "-" { Destination::stdout()? } else { Destination::file(&path, data_dir)? };
     let beside = target.folder.clone();
-    let workspaces = workspaces(&plan.data_dir)?;
+    let workspaces = workspaces(data_dir)?;
     let info = BackupInfo {
         format: BACKUP_FORMAT,
         data_format: DATA_FORMAT,
         version: env!("CARGO_PKG_VERSION").into(),
         created_at: clock::now_rfc3339(),
         containers: work.containers,
-        paths: paths(&workspaces, &plan.data_dir),
+        paths: paths(&workspaces, data_dir),
     };
     let mut line = CountLine::default();
     let omitted =
@@ -159,7 +160,7 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
         "{} has the data of {}{rest}. Tokens and keys are in it: keep it as safe as they are. Files of host workspaces \
          elsewhere, server.json and environment variables are not in it.",
         if name == "-" { "The backup" } else { name.as_str() },
-        plan.data_dir.display(),
+        data_dir.display(),
     );
     Ok(ExitCode::SUCCESS)
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::logging::counted;
 use crate::base::{At, Code, Error, Result, limits};
-use crate::config::{self, BundleArgs, Parsed};
+use crate::config::{self, CommandLine};
 use crate::images::{Compression, ImageId, ImageName, Images, ImportSpec};
 use crate::library::is_ignored_name;
 use crate::proc::{Cancel, Cgroups};
@@ -42,16 +42,15 @@ struct BundledImage {
 /// # Errors
 /// A wrong command line (exit code 2), or what went wrong.
 pub fn run(args: &[String]) -> Result<ExitCode> {
-    let (asked, serve) = match BundleArgs::parse(args)? {
-        Parsed::Run(both) => both,
-        Parsed::Help => return Ok(super::help()),
-        Parsed::Version => return Ok(super::version()),
+    let asked = match super::line("bundle", args)? {
+        Ok(asked) => asked,
+        Err(code) => return Ok(code),
     };
-    let [name] = &asked.file[..] else {
+    let [name] = &asked.words[..] else {
         return Err(Error::config("bundle", "say `berth bundle FILE` or `berth bundle --restore FILE`"));
     };
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
-    let settings = config::resolve(&serve, &config::process_env, &current_dir)?.settings;
+    let settings = config::resolve(&asked, &config::process_env, &current_dir)?.settings;
     format::prepare(&settings.data_dir)?;
     let cgroups = Cgroups::take(&format!("berth-image-{}", std::process::id()));
     let images = server::images(&settings, cgroups.clone())?;
@@ -63,7 +62,7 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
 fn act(
     images: &Images,
     settings: &Settings,
-    asked: &BundleArgs,
+    asked: &CommandLine,
     current_dir: &Path,
     name: &str,
 ) -> Result<ExitCode> {

@@ -11,7 +11,7 @@ use ureq::Agent;
 use ureq::unversioned::transport::TcpConnector;
 
 use crate::base::{Error, Result, limits, logging};
-use crate::config::{self, ClientArgs, ClientPlan, Parsed, ServeArgs};
+use crate::config::{self, ClientPlan, CommandLine, FlagValues};
 use crate::opencode::HostLookup;
 use crate::proc::{Cgroups, CgroupsHandle};
 
@@ -21,46 +21,29 @@ pub(super) struct ApiClient {
     pub(super) plan: ClientPlan,
 }
 
-/// What the arguments behind a subcommand ask for.
-pub(super) enum ClientCommand {
-    Run(Box<(ClientArgs, ApiClient)>),
-    Help,
-    Version,
-}
-
-/// Reads them.
-pub(super) fn asked(args: &[String]) -> Result<ClientCommand> {
-    let args = match ClientArgs::parse(args)? {
-        Parsed::Run(args) => args,
-        Parsed::Help => return Ok(ClientCommand::Help),
-        Parsed::Version => return Ok(ClientCommand::Version),
-    };
-    let client = of(&args)?;
-    Ok(ClientCommand::Run(Box::new((args, client))))
-}
-
 /// A client of the server at `url`, with the host token of the server with these flags.
-pub(super) fn at(url: &str, serve: &ServeArgs) -> Result<ApiClient> {
-    of(&ClientArgs {
-        config: serve.config.clone(),
-        data_dir: serve.data_dir.clone(),
+pub(super) fn at(url: &str, line: &CommandLine) -> Result<ApiClient> {
+    let flags = FlagValues {
+        config: line.config.clone(),
+        data_dir: line.data_dir.clone(),
         openwork_url: Some(url.to_owned()),
-        host_token: serve.host_token.clone(),
-        ..ClientArgs::default()
-    })
+        host_token: line.host_token.clone(),
+        ..FlagValues::default()
+    };
+    of(&flags.into())
 }
 
 /// A client of what answers at `url` without any token.
-pub(super) fn without_token(url: &str, serve: &ServeArgs) -> Result<ApiClient> {
-    let mut client = at(url, serve)?;
+pub(super) fn without_token(url: &str, line: &CommandLine) -> Result<ApiClient> {
+    let mut client = at(url, line)?;
     client.plan.host_token = None;
     Ok(client)
 }
 
 /// A client with these flags.
-pub(super) fn of(args: &ClientArgs) -> Result<ApiClient> {
+pub(super) fn of(line: &CommandLine) -> Result<ApiClient> {
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
-    let plan = config::resolve_client(args, &config::process_env, &current_dir)?;
+    let plan = config::resolve_client(line, &config::process_env, &current_dir)?;
     // A proxy of the environment is for the world outside; ureq takes none unless it is told to.
     let config = Agent::config_builder().http_status_as_error(false).max_redirects(0).proxy(None).build();
     let agent = Agent::with_parts(

@@ -18,7 +18,7 @@ use ureq::unversioned::transport::TcpConnector;
 use super::daemon_state::{DaemonState, DaemonWorkspace};
 use super::serve;
 use crate::base::{Error, Result, clock, limits, logging};
-use crate::config::{self, HostArgs, Resolved, SandboxChoice};
+use crate::config::{self, CommandLine, Resolved, SandboxChoice, table};
 use crate::gate::{self, Gate, Listen, Listeners};
 use crate::http::client::{Disconnects, Tickets};
 use crate::http::request::decode;
@@ -53,27 +53,26 @@ struct Daemon {
 ///
 /// # Errors
 /// A wrong setting, or a port that is taken (exit code 2).
-pub(super) fn run(mut args: HostArgs, state_file: &str) -> Result<ExitCode> {
-    if args.sandbox.wish(&config::process_env)?.choice != SandboxChoice::None {
+pub(super) fn run(mut args: CommandLine, state_file: &str) -> Result<ExitCode> {
+    if args.sandbox_wish(&config::process_env)?.choice != SandboxChoice::None {
         return Err(Error::config(
             "--sandbox",
             "the daemon serves folders of the host, and none is in a sandbox",
         ));
     }
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
-    let port = args.daemon_port.clone().unwrap_or_else(|| "0".to_owned());
-    let wrong = || Error::config("--daemon-port", format!("{port:?} is not a whole number from 0 to 65535"));
-    let port: u16 = port.parse().map_err(|_| wrong())?;
+    let port = args.number(&table::DAEMON_PORT)?;
     if let Some(folder) = args.opencode_workdir.take() {
-        args.serve.workspace = vec![folder];
+        args.workspace = vec![folder];
+        args.note(&table::WORKSPACE, table::OPENCODE_WORKDIR.flag());
     }
-    if args.serve.workspace.is_empty() {
-        args.serve.workspace.push(".".to_owned());
+    if args.workspace.is_empty() {
+        args.workspace.push(".".to_owned());
     }
-    args.serve.manage_opencode = true;
+    args.manage_opencode = true;
     // The port of the flag is the orchestrator's; the server's own is any.
-    args.serve.port.get_or_insert_with(|| "0".to_owned());
-    let Resolved { settings, log_format, verbose, run_id, .. } = serve::resolved(&args.serve, &current_dir)?;
+    args.port.get_or_insert_with(|| "0".to_owned());
+    let Resolved { settings, log_format, verbose, run_id, .. } = serve::resolved(&args, &current_dir)?;
     file::create_dir_private(&settings.data_dir)?;
     logging::init(log_format, verbose, run_id, super::host::log_output(&args, &current_dir)?);
     let (_, max_files) = gate::raise_file_limit();

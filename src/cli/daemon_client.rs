@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::client::{self, ApiClient};
 use super::{daemon, daemon_state, host_detach};
 use crate::base::{Code, Error, Result};
-use crate::config::{HostArgs, Parsed, Style};
+use crate::config::{CommandLine, Style};
 use crate::opencode::rules;
 use crate::store::file;
 
@@ -21,13 +21,12 @@ const FILE_BYTES: u64 = 8 << 20;
 /// # Errors
 /// A wrong command line or setting (exit code 2); what the daemon refuses. With `--json` it is printed instead.
 pub(super) fn run(command: &str, words: &[String], style: Style, state_file: &str) -> Result<ExitCode> {
-    let args = match HostArgs::parse(words, style)? {
-        Parsed::Run(args) => args,
-        Parsed::Help => return Ok(super::help()),
-        Parsed::Version => return Ok(super::version()),
+    let args = match super::line_in(command, words, style)? {
+        Ok(args) => args,
+        Err(code) => return Ok(code),
     };
-    let (json, written) = (args.json, args.written.clone());
-    match perform(command, args, words, state_file).map_err(|error| written.restore(error)) {
+    let json = args.json;
+    match perform(command, args, words, state_file) {
         Err(error) if json && error.code() != Code::Config => {
             super::print(&format!("{:#}\n", json!({ "ok": false, "error": error.message() })));
             Ok(super::exit_code(&error))
@@ -36,8 +35,8 @@ pub(super) fn run(command: &str, words: &[String], style: Style, state_file: &st
     }
 }
 
-fn perform(command: &str, args: HostArgs, words: &[String], state_file: &str) -> Result<ExitCode> {
-    let positional = args.positional.clone();
+fn perform(command: &str, args: CommandLine, words: &[String], state_file: &str) -> Result<ExitCode> {
+    let positional = args.words.clone();
     let positional: Vec<&str> = positional.iter().map(String::as_str).collect();
     let state_file = args.state_file.as_deref().unwrap_or(state_file).to_owned();
     let state_file = state_file.as_str();
@@ -76,7 +75,7 @@ fn segment(word: &str) -> String {
     rules::query_value(word).replace('/', "%2F")
 }
 
-fn workspace(client: &ApiClient, words: &[&str], args: &HostArgs) -> Result<Value> {
+fn workspace(client: &ApiClient, words: &[&str], args: &CommandLine) -> Result<Value> {
     let of = |id: &str, rest: &str| format!("/workspaces/{}{rest}", segment(id));
     match words {
         ["list"] => client.call("GET", "/workspaces", None),
@@ -101,7 +100,7 @@ fn workspace(client: &ApiClient, words: &[&str], args: &HostArgs) -> Result<Valu
     }
 }
 
-fn status(state: &Path, args: &HostArgs) -> Result<Value> {
+fn status(state: &Path, args: &CommandLine) -> Result<Value> {
     let client = client_of(state, args)?;
     let health = client.call("GET", "/health", None)?;
     let mut answer = json!({ "ok": true, "baseUrl": client.plan.url });
@@ -112,13 +111,13 @@ fn status(state: &Path, args: &HostArgs) -> Result<Value> {
 }
 
 /// The daemon of the state file, if it answers.
-fn client_of(state: &Path, args: &HostArgs) -> Result<ApiClient> {
+fn client_of(state: &Path, args: &CommandLine) -> Result<ApiClient> {
     let not_running = || Error::internal(NOT_RUNNING);
     let bytes = file::read_optional(state, FILE_BYTES)?.ok_or_else(not_running)?;
     let kept: Value = serde_json::from_slice(&bytes).map_err(|_| not_running())?;
     let url = kept["daemon"]["baseUrl"].as_str().ok_or_else(not_running)?;
     // A port that another program has by now gets no token.
-    let client = client::without_token(url, &args.serve)?;
+    let client = client::without_token(url, args)?;
     let pid = &kept["daemon"]["pid"];
     match client.call("GET", "/health", None) {
         Ok(health) if health["ok"] == true && health["daemon"]["pid"] == *pid => Ok(client),
@@ -126,7 +125,7 @@ fn client_of(state: &Path, args: &HostArgs) -> Result<ApiClient> {
     }
 }
 
-fn client_or_start(state: &Path, args: &HostArgs, data_dir: &Path, state_file: &str) -> Result<ApiClient> {
+fn client_or_start(state: &Path, args: &CommandLine, data_dir: &Path, state_file: &str) -> Result<ApiClient> {
     client_of(state, args).or_else(|_| {
         start(args, data_dir, state_file)?;
         client_of(state, args)
@@ -134,7 +133,7 @@ fn client_or_start(state: &Path, args: &HostArgs, data_dir: &Path, state_file: &
 }
 
 /// Starts one in the background.
-fn start(args: &HostArgs, data_dir: &Path, state_file: &str) -> Result<()> {
+fn start(args: &CommandLine, data_dir: &Path, state_file: &str) -> Result<()> {
     let current_dir: PathBuf =
         std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
     host_detach::daemon(args, data_dir, &current_dir, state_file)

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use crate::base::{At, Error, Result, limits, logging, thread};
-use crate::config::{self, Parsed, ServeArgs};
+use crate::config;
 use crate::doctor::Doctor;
 use crate::doctor::{Check, CheckStatus, DoctorReport, no_threads};
 use crate::proc::{Cancel, Cgroups};
@@ -20,11 +20,9 @@ use crate::store::lock::BinaryLock;
 /// # Errors
 /// Wrong settings (exit code 2).
 pub fn run(args: &[String]) -> Result<ExitCode> {
-    let (json, rest): (Vec<String>, Vec<String>) = args.iter().cloned().partition(|arg| arg == "--json");
-    let args = match ServeArgs::parse(&rest)? {
-        Parsed::Run(args) => args,
-        Parsed::Help => return Ok(super::help()),
-        Parsed::Version => return Ok(super::version()),
+    let args = match super::line("doctor", args)? {
+        Ok(args) => args,
+        Err(code) => return Ok(code),
     };
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
     let settings = config::resolve(&args, &config::process_env, &current_dir)?.settings;
@@ -32,7 +30,7 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     if cancel.is_cancelled() {
         return Err(Error::internal("interrupted; everything that was tried out has been removed"));
     }
-    super::print(&if json.is_empty() { table(&report) } else { as_json(&report)? });
+    super::print(&if args.json { as_json(&report)? } else { table(&report) });
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -15,7 +15,7 @@ use super::screen::{self, HostScreen, ScreenInfo};
 use super::{client, host_detach, host_sandbox, serve, status};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, clock, logging};
-use crate::config::{self, HostArgs, Parsed, Resolved, Style};
+use crate::config::{self, CommandLine, Resolved, Style, table};
 use crate::host::{Restart, SandboxPlan};
 use crate::opencode::managed::Phase;
 use crate::server::{self, RunningServer};
@@ -25,8 +25,6 @@ use crate::store::rolling::RollingLog;
 const LOG_BYTES: u64 = 8 << 20;
 /// How much longer than a start of OpenCode its announcement may take.
 const MARGIN: Duration = Duration::from_secs(1);
-/// The life of a token of `connect`, in seconds, if none is named.
-const CONNECT_SECONDS: u64 = 24 * 60 * 60;
 
 /// Runs `start`, `serve`, `stop`, `status` or `connect`.
 ///
@@ -66,20 +64,17 @@ fn failure_in_json(error: Error) -> Result<ExitCode> {
 }
 
 /// The flags, or what to print instead.
-fn parsed(words: &[String], style: Style) -> Result<Result<HostArgs, ExitCode>> {
-    match HostArgs::parse(words, style)? {
-        Parsed::Run(args) => match args.positional.first().filter(|_| style == Style::Strict) {
-            Some(word) => Err(Error::config(word, "unexpected argument; berth --help shows what there is")),
-            None => Ok(Ok(args)),
-        },
-        Parsed::Help => Ok(Err(super::help())),
-        Parsed::Version => Ok(Err(super::version())),
+fn parsed(words: &[String], style: Style) -> Result<Result<CommandLine, ExitCode>> {
+    let args = super::line_in("host", words, style)?;
+    match args.as_ref().ok().and_then(|args| args.words.first()).filter(|_| style == Style::Strict) {
+        Some(word) => Err(Error::config(word, "unexpected argument; see `berth host --help`")),
+        None => Ok(args),
     }
 }
 
 /// What the thread that announces the server needs.
 struct Announcement {
-    args: HostArgs,
+    args: CommandLine,
     resolved: HostFacts,
     screen: Option<Arc<HostScreen>>,
     outcome: Arc<Mutex<HostOutcome>>,
@@ -109,40 +104,37 @@ fn start(words: &[String], style: Style) -> Result<ExitCode> {
         Err(code) => return Ok(code),
     };
     args.check_start(style)?;
-    if args.serve.workspace.is_empty() {
-        let named = config::process_env("OPENWORK_WORKSPACE").and_then(|named| named.into_string().ok());
-        match named.filter(|named| !named.is_empty()) {
-            Some(named) => {
-                args.written.add("--workspace", "OPENWORK_WORKSPACE");
-                args.serve.workspace.push(named);
-            }
-            None => args.serve.workspace.push(".".to_owned()),
+    if args.workspace.is_empty() {
+        let variable = table::HOST_WORKSPACE.vars[0];
+        let named = config::process_env(variable).and_then(|named| named.into_string().ok());
+        if let Some(named) = named.filter(|named| !named.is_empty()) {
+            args.note(&table::WORKSPACE, variable);
+            args.workspace.push(named);
+        } else {
+            args.workspace.push(".".to_owned());
         }
     }
-    let (json, written) = (args.json, args.written.clone());
+    let json = args.json;
     let outcome = Arc::new(Mutex::new(HostOutcome { code: ExitCode::SUCCESS, printed: false }));
-    match start_with(args, &outcome).map_err(|error| written.restore(error)) {
+    match start_with(args, &outcome) {
         Err(error) if json && !lock(&outcome).printed => failure_in_json(error),
         ended => ended,
     }
 }
 
-fn start_with(args: HostArgs, outcome: &Arc<Mutex<HostOutcome>>) -> Result<ExitCode> {
-    let mut args = args;
-    let wish = args.sandbox.wish(&config::process_env)?;
+fn start_with(mut args: CommandLine, outcome: &Arc<Mutex<HostOutcome>>) -> Result<ExitCode> {
+    let wish = args.sandbox_wish(&config::process_env)?;
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
-    for folder in &args.serve.workspace {
+    for folder in &args.workspace {
         let path = current_dir.join(folder);
         if !path.exists() {
-            std::fs::create_dir_all(&path).map_err(|error| Error::config("--workspace", error))?;
+            let place = args.place(&table::WORKSPACE);
+            std::fs::create_dir_all(&path).map_err(|error| Error::config(place, error))?;
             eprintln!("Created the workspace {}", path.display());
         }
     }
-    args.serve.manage_opencode |= args.serve.opencode_base_url.is_none();
-    let mut resolved = serve::resolved(&args.serve, &current_dir)?;
-    if let Some(run_id) = &args.run_id {
-        resolved.run_id.clone_from(run_id);
-    }
+    args.manage_opencode |= args.opencode_base_url.is_none();
+    let mut resolved = serve::resolved(&args, &current_dir)?;
     let sandbox = host_sandbox::choose(&wish, &mut resolved.settings, &resolved.run_id, &current_dir)?;
     if args.detach && !args.detached {
         return host_detach::run(&args, &resolved.settings.data_dir, &current_dir);
@@ -200,7 +192,7 @@ fn start_with(args: HostArgs, outcome: &Arc<Mutex<HostOutcome>>) -> Result<ExitC
 }
 
 /// Where the log goes.
-pub(super) fn log_output(args: &HostArgs, current_dir: &Path) -> Result<logging::LogOutput> {
+pub(super) fn log_output(args: &CommandLine, current_dir: &Path) -> Result<logging::LogOutput> {
     let Some(path) = &args.log_file else { return Ok(logging::LogOutput::Stderr) };
     let log = Mutex::new(RollingLog::open(&current_dir.join(path), LOG_BYTES)?);
     // A full disk must not stop the server.
@@ -268,7 +260,7 @@ impl Announcement {
 
     /// What the screen needs.
     fn shown(&self, up: &RunningServer) -> Result<ScreenInfo> {
-        let mut client = client::at(&up.address, &self.args.serve)?;
+        let mut client = client::at(&up.address, &self.args)?;
         client.plan.host_token = Some(up.host_token.clone());
         Ok(ScreenInfo {
             workspace: self.resolved.workspace.clone(),
@@ -423,19 +415,13 @@ fn connect(words: &[String]) -> Result<ExitCode> {
         Ok(args) => args,
         Err(code) => return Ok(code),
     };
-    let scope = args.scope.as_deref().unwrap_or("collaborator");
-    if !["viewer", "collaborator", "owner"].contains(&scope) {
-        return Err(Error::config(
-            "--scope",
-            format!("{scope:?} is not one of: viewer, collaborator, owner"),
-        ));
-    }
+    let scope = args.word(&table::SCOPE)?;
     if args.qr && args.json {
         return Err(Error::config("--qr", "is for people; --json prints the same document"));
     }
-    let seconds = args.lifetime()?.unwrap_or(CONNECT_SECONDS);
+    let seconds = args.number(&table::EXPIRES)?;
     let state = HostState::running(&data_dir(words)?)?;
-    let client = super::client::at(&state.url, &args.serve)?;
+    let client = super::client::at(&state.url, &args)?;
     let active = client.call("GET", "/workspaces", None)?["activeId"].clone();
     let body =
         json!({ "scope": scope, "label": "connect", "expiresInSecs": seconds, "workspaceIds": [active] });

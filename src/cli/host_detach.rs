@@ -12,7 +12,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::base::thread::spawn;
 use crate::base::{Error, Result, limits};
-use crate::config::{self, HostArgs};
+use crate::config::setting::ValueKind;
+use crate::config::{self, CommandLine, CommandSpec};
 use crate::proc::spawn::{dev_null, pipe};
 use crate::proc::{Cgroups, CgroupsHandle, Exit, Process as _, Spec, Stdio};
 use crate::store::file;
@@ -22,14 +23,8 @@ const READY: &str = "\0ready";
 const NOT_READY: &str = "\0not ready";
 /// How long a process that has closed its output may take to end.
 const END: Duration = Duration::from_secs(30);
-/// Flags with secrets, which every user of the machine can read; the process in the background gets variables.
-const SECRETS: [(&str, &str); 5] = [
-    ("--openwork-token", "OPENWORK_TOKEN"),
-    ("--token", "OPENWORK_TOKEN"),
-    ("--openwork-host-token", "OPENWORK_HOST_TOKEN"),
-    ("--host-token", "OPENWORK_HOST_TOKEN"),
-    ("--opencode-password", "OPENWORK_OPENCODE_PASSWORD"),
-];
+/// Variables with their values.
+type Variables = Vec<(String, String)>;
 
 /// A process that goes on, or one that has ended already.
 enum DetachedHost {
@@ -38,9 +33,9 @@ enum DetachedHost {
 }
 
 /// Starts the host in the background.
-pub(super) fn run(args: &HostArgs, data_dir: &Path, current_dir: &Path) -> Result<ExitCode> {
+pub(super) fn run(args: &CommandLine, data_dir: &Path, current_dir: &Path) -> Result<ExitCode> {
     let log = data_dir.join("host/host.log");
-    let (words, secrets) = without_secrets(&args.words);
+    let (words, secrets) = without_secrets(&args.raw)?;
     match launch(&["host", "serve"], words, secrets, &log, current_dir)? {
         DetachedHost::Ended { code, text } => {
             super::print(&text);
@@ -64,12 +59,16 @@ pub(super) fn run(args: &HostArgs, data_dir: &Path, current_dir: &Path) -> Resul
 }
 
 /// Starts the daemon in the background.
-pub(super) fn daemon(args: &HostArgs, data_dir: &Path, current_dir: &Path, state_file: &str) -> Result<()> {
-    let serve = &args.serve;
+pub(super) fn daemon(
+    args: &CommandLine,
+    data_dir: &Path,
+    current_dir: &Path,
+    state_file: &str,
+) -> Result<()> {
     let mut words = vec![format!("--data-dir={}", data_dir.display()), format!("--state-file={state_file}")];
     let flags = [
-        ("--config", &serve.config),
-        ("--opencode-bin", &serve.opencode_bin),
+        ("--config", &args.config),
+        ("--opencode-bin", &args.opencode_bin),
         ("--daemon-port", &args.daemon_port),
         ("--opencode-workdir", &args.opencode_workdir),
     ];
@@ -85,7 +84,7 @@ pub(super) fn daemon(args: &HostArgs, data_dir: &Path, current_dir: &Path, state
 fn launch(
     command: &[&str],
     words: Vec<String>,
-    secrets: Vec<(String, String)>,
+    secrets: Variables,
     log: &Path,
     current_dir: &Path,
 ) -> Result<DetachedHost> {
@@ -161,7 +160,8 @@ fn wait(child: &mut crate::proc::Child) -> Result<Option<Exit>> {
 }
 
 /// The words without the values of secrets, and those as variables.
-fn without_secrets(words: &[String]) -> (Vec<String>, Vec<(String, String)>) {
+fn without_secrets(words: &[String]) -> Result<(Vec<String>, Variables)> {
+    let command = CommandSpec::named("host")?;
     let (mut kept, mut secrets) = (Vec::new(), Vec::new());
     let mut rest = words.iter();
     while let Some(word) = rest.next() {
@@ -169,8 +169,10 @@ fn without_secrets(words: &[String]) -> (Vec<String>, Vec<(String, String)>) {
             Some((name, value)) => (name, Some(value.to_owned())),
             None => (word.as_str(), None),
         };
-        match SECRETS.iter().find(|(flag, _)| *flag == name) {
-            Some((_, variable)) => {
+        // Every user of the machine can read flags; the process in the background gets variables.
+        let secret = command.find(name).filter(|(setting, _)| setting.kind == ValueKind::Secret);
+        match secret.and_then(|(setting, _)| setting.vars.first()) {
+            Some(variable) => {
                 let value = value.or_else(|| rest.next().cloned()).unwrap_or_default();
                 secrets.push(((*variable).to_owned(), value));
             }
@@ -178,7 +180,7 @@ fn without_secrets(words: &[String]) -> (Vec<String>, Vec<(String, String)>) {
             None => {}
         }
     }
-    (kept, secrets)
+    Ok((kept, secrets))
 }
 
 #[cfg(test)]
@@ -190,7 +192,7 @@ mod tests {
         let words =
             "--workspace w --openwork-token t --detach --openwork-host-token=h --json --opencode-password p";
         let words: Vec<String> = words.split(' ').map(str::to_owned).collect();
-        let (kept, secrets) = without_secrets(&words);
+        let (kept, secrets) = without_secrets(&words).unwrap();
         assert_eq!(kept, ["--workspace", "w", "--json"]);
         let secrets: Vec<String> =
             secrets.into_iter().map(|(name, value)| format!("{name}={value}")).collect();

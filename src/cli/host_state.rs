@@ -10,7 +10,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use crate::base::{At, Error, Result, clock};
-use crate::config::{self, HostArgs, Parsed, Style, TokenArgs};
+use crate::config::{self, CommandLine, Parsed, Style};
 use crate::containers::ProcessIdentity;
 use crate::store::{file, format};
 
@@ -141,11 +141,10 @@ fn read(data_dir: &Path) -> Result<Option<HostState>> {
 
 /// The data folder that a command line means.
 pub(super) fn data_dir(words: &[String]) -> Result<PathBuf> {
-    let args = match HostArgs::parse(words, Style::Lenient)? {
-        Parsed::Run(args) => args.serve,
-        Parsed::Help | Parsed::Version => Default::default(),
+    let line = match CommandLine::parse("host", words, Style::Lenient)? {
+        Parsed::Run(line) => *line,
+        Parsed::Help | Parsed::Version => CommandLine::default(),
     };
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
-    let args = TokenArgs { config: args.config, data_dir: args.data_dir };
-    Ok(config::resolve_tokens(&args, &config::process_env, &current_dir)?.data_dir)
+    config::resolve_data_dir(&line, &config::process_env, &current_dir)
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::base::ids::Distro;
 use crate::base::{At, Code, Error, Result, logging};
-use crate::config::{self, ImageArgs, Parsed};
+use crate::config::{self, CommandLine, table};
 use crate::images::BuildLog;
 use crate::images::{
     Compression, ImageName, ImageView, Images, ImportProgress, ImportSpec, ImportedImage, LeftOut, Pull,
@@ -26,15 +26,14 @@ use crate::store::format;
 /// A wrong command line (exit code 2), or what went wrong with the image.
 pub fn run(args: &[String]) -> Result<ExitCode> {
     if args.first().is_none_or(|first| ["help", "-h", "--help"].contains(&first.as_str())) {
-        return Ok(super::help());
+        return Ok(super::help("image"));
     }
-    let (asked, serve) = match ImageArgs::parse(args)? {
-        Parsed::Run(both) => both,
-        Parsed::Help => return Ok(super::help()),
-        Parsed::Version => return Ok(super::version()),
+    let asked = match super::line("image", args)? {
+        Ok(asked) => asked,
+        Err(code) => return Ok(code),
     };
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
-    let settings = config::resolve(&serve, &config::process_env, &current_dir)?.settings;
+    let settings = config::resolve(&asked, &config::process_env, &current_dir)?.settings;
     format::prepare(&settings.data_dir)?;
     // A group of its own beside a server's, for the children of builds.
     let cgroups = Cgroups::take(&format!("berth-image-{}", std::process::id()));
@@ -46,14 +45,10 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     done
 }
 
-fn act(images: &Images, asked: &ImageArgs, here: &Path, cancel: &Cancel) -> Result<ExitCode> {
+fn act(images: &Images, asked: &CommandLine, here: &Path, cancel: &Cancel) -> Result<ExitCode> {
     let words: Vec<&str> = asked.words.iter().map(String::as_str).collect();
     let (verb, names) = words.split_first().map_or(("", &[][..]), |(verb, names)| (*verb, names));
-    let pull = match &asked.pull {
-        None => Pull::Missing,
-        Some(word) => Pull::parse(word)
-            .ok_or_else(|| Error::config("--pull", format!("'{word}' is not missing, always or never")))?,
-    };
+    let pull = Pull::parse(asked.word(&table::PULL)?).unwrap_or(Pull::Missing);
     match (verb, names) {
         ("list", []) => {
             let all = images.list()?;

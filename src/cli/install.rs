@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::client::{self, ApiClient};
 use super::setup::{agreed, ended};
 use crate::base::{At, Error, Result, limits};
-use crate::config::{ClientArgs, InstallArgs, Parsed, UninstallArgs};
+use crate::config::{CommandLine, FlagValues};
 use crate::proc::tools;
 use crate::store::{file, tree};
 
@@ -42,10 +42,9 @@ fn folder(flag: &str, value: Option<&String>) -> Result<Option<PathBuf>> {
 /// # Errors
 /// A wrong command line (exit code 2), no systemd, no rights, or a step that failed.
 pub fn install(args: &[String]) -> Result<ExitCode> {
-    let asked = match InstallArgs::parse(args)? {
-        Parsed::Run(asked) => asked,
-        Parsed::Help => return Ok(super::help()),
-        Parsed::Version => return Ok(super::version()),
+    let asked = match super::line("install", args)? {
+        Ok(asked) => asked,
+        Err(code) => return Ok(code),
     };
     let elsewhere = folder("--root", asked.root.as_ref())?;
     if elsewhere.as_deref() == Some(Path::new("/")) {
@@ -117,10 +116,9 @@ pub fn install(args: &[String]) -> Result<ExitCode> {
 /// # Errors
 /// A wrong command line (exit code 2), a service that does not end what it runs, or a step that failed.
 pub fn uninstall(args: &[String]) -> Result<ExitCode> {
-    let asked = match UninstallArgs::parse(args)? {
-        Parsed::Run(asked) => asked,
-        Parsed::Help => return Ok(super::help()),
-        Parsed::Version => return Ok(super::version()),
+    let asked = match super::line("uninstall", args)? {
+        Ok(asked) => asked,
+        Err(code) => return Ok(code),
     };
     if asked.only_workloads {
         // What the package's scripts call: the rest is theirs.
@@ -169,13 +167,14 @@ pub fn uninstall(args: &[String]) -> Result<ExitCode> {
 }
 
 /// Ends what would outlive the service, and with `--purge` deletes the workspaces.
-fn end_all(asked: &UninstallArgs) -> Result<()> {
-    let client = client::of(&ClientArgs {
+fn end_all(asked: &CommandLine) -> Result<()> {
+    let flags = FlagValues {
         data_dir: Some(DATA.to_owned()),
         openwork_url: asked.openwork_url.clone(),
         host_token: asked.host_token.clone(),
-        ..ClientArgs::default()
-    })?;
+        ..FlagValues::default()
+    };
+    let client = client::of(&flags.into())?;
     let list = client.call("GET", "/api/workspaces", None)?;
     for workspace in list.as_array().into_iter().flatten() {
         let Some(id) = workspace["id"].as_str() else { continue };

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use super::{approvals, daemon_client, host, status};
 use crate::base::{Error, Result};
-use crate::config::{ClientArgs, HostArgs, Parsed, Style};
+use crate::config::{CommandSpec, Style};
 
 /// The names of the orchestrator's program.
 pub const NAMES: [&str; 3] = ["openwrk", "openwork", "openwork-orchestrator"];
@@ -15,12 +15,11 @@ pub const NAMES: [&str; 3] = ["openwrk", "openwork", "openwork-orchestrator"];
 /// # Errors
 /// As the command.
 pub fn run(program: &str, words: &[String]) -> Result<ExitCode> {
-    let args = match HostArgs::parse(words, Style::Lenient)? {
-        Parsed::Run(args) => args,
-        Parsed::Help => return Ok(super::help()),
-        Parsed::Version => return Ok(super::version()),
+    let args = match super::line_in("host", words, Style::Lenient)? {
+        Ok(args) => args,
+        Err(code) => return Ok(code),
     };
-    let positional: Vec<&str> = args.positional.iter().map(String::as_str).collect();
+    let positional: Vec<&str> = args.words.iter().map(String::as_str).collect();
     match positional.as_slice() {
         [] | ["start" | "serve", ..] => {
             let mut flags = words.to_vec();
@@ -31,10 +30,10 @@ pub fn run(program: &str, words: &[String]) -> Result<ExitCode> {
             }
             host::run(&[vec!["start".to_owned()], flags].concat(), Style::Lenient)
         }
-        ["status", ..] => status::run(&client_flags(words)),
-        ["approvals", "list", ..] => approvals::run(&[vec!["list".to_owned()], answers(words)].concat()),
+        ["status", ..] => status::run(&client_flags("status", words)?),
+        ["approvals", "list", ..] => approvals::run(&[vec!["list".to_owned()], answers(words)?].concat()),
         ["approvals", "reply", id, ..] => {
-            approvals::run(&[vec!["reply".to_owned(), (*id).to_owned()], answers(words)].concat())
+            approvals::run(&[vec!["reply".to_owned(), (*id).to_owned()], answers(words)?].concat())
         }
         ["approvals", "reply"] => {
             Err(Error::config("approvals", "approval id is required for approvals reply"))
@@ -47,7 +46,7 @@ pub fn run(program: &str, words: &[String]) -> Result<ExitCode> {
             daemon_client::run(command, &rest, Style::Lenient, daemon_client::state_file(program))
         }
         ["version", ..] => Ok(super::version()),
-        ["help", ..] => Ok(super::help()),
+        ["help", ..] => Ok(super::help("")),
         ["approvals", ..] => Err(Error::config(
             "approvals",
             "use approvals list, or approvals reply ID with --allow or --deny",
@@ -61,30 +60,29 @@ pub fn run(program: &str, words: &[String]) -> Result<ExitCode> {
 }
 
 /// The orchestrator answers with the server's JSON.
-fn answers(words: &[String]) -> Vec<String> {
-    let mut flags = client_flags(words);
+fn answers(words: &[String]) -> Result<Vec<String>> {
+    let mut flags = client_flags("approvals", words)?;
     if !flags.iter().any(|flag| flag == "--json") {
         flags.push("--json".to_owned());
     }
-    flags
+    Ok(flags)
 }
 
-/// Those flags that `berth status` and `berth approvals` have, as one word each.
-fn client_flags(words: &[String]) -> Vec<String> {
+/// Those flags that a command takes, as one word each.
+fn client_flags(command: &str, words: &[String]) -> Result<Vec<String>> {
+    let command = CommandSpec::named(command)?;
     let mut flags = Vec::new();
     let mut rest = words.iter().peekable();
     while let Some(word) = rest.next() {
         let name = word.split('=').next().unwrap_or_default();
-        if !ClientArgs::flags().any(|flag| flag == name) {
-            continue;
-        }
-        let takes_value = !word.contains('=') && !ClientArgs::is_switch(name);
+        let Some((setting, _)) = command.find(name) else { continue };
+        let takes_value = !word.contains('=') && !setting.is_switch();
         match rest.next_if(|next| takes_value && !next.starts_with("--")) {
             Some(value) => flags.push(format!("{word}={value}")),
             None => flags.push(word.clone()),
         }
     }
-    flags
+    Ok(flags)
 }
 
 #[cfg(test)]
@@ -95,6 +93,9 @@ mod tests {
     fn flags_of_clients_are_kept() {
         let words = "approvals reply id --allow --openwork-url http://h:1 --new x --host-token=t --verbose";
         let words: Vec<String> = words.split(' ').map(str::to_owned).collect();
-        assert_eq!(client_flags(&words), ["--allow", "--openwork-url=http://h:1", "--host-token=t"]);
+        assert_eq!(
+            client_flags("approvals", &words).unwrap(),
+            ["--allow", "--openwork-url=http://h:1", "--host-token=t"]
+        );
     }
 }

@@ -1,87 +1,34 @@
-//! `berth help man` and `berth help bash`: the manual page, made from the help text, and completions, made from the table of
-//! commands and flags. Neither is written a second time by hand. Pure.
+//! `berth help man`, `bash`, `zsh`, `fish` and `markdown`: the manual page, shell completions and the reference of
+//! settings, made from the same tables as the help texts. Pure.
 
 use std::fmt::Write as _;
 
-use crate::config::{COMMANDS, CommandWords};
+use super::help::{self, ABOUT};
+use crate::config::setting::{Fallback, Section, Setting, ValueKind};
+use crate::config::{COMMANDS, CommandSpec};
 
-/// Where the text begins in the help text's list of commands, and in its lists of flags.
-const COMMAND_TEXT: usize = 34;
-const FLAG_TEXT: usize = 29;
-/// Lines that the manual page contains as they are: they are tables.
-const VERBATIM: [&str; 3] = ["Environment", "Files", "Exit codes"];
-
-/// The manual page in man(7), of the help text `help`.
-pub(super) fn man(help: &str) -> String {
+/// The manual page in man(7).
+pub(super) fn man() -> String {
     let version = env!("CARGO_PKG_VERSION");
     let mut page = format!(
         ".TH BERTH 1 \"\" \"berth {version}\" \"User Commands\"\n.SH NAME\nberth \\- workspaces for AI agents: files, \
-         commands and containers over HTTP\n.SH SYNOPSIS\n.B berth\n.RI [ command ]\n.RI [ flags ]\n.SH DESCRIPTION\n"
+         commands and containers over HTTP\n.SH SYNOPSIS\n.B berth\n.RI [ command ]\n.RI [ flags ]\n.SH DESCRIPTION\n{}",
+        filled(ABOUT)
     );
-    let mut section = "";
-    let mut lines = help.lines().peekable();
-    while let Some(line) = lines.next() {
-        let (entry, column) = match line.strip_prefix("Usage: ") {
-            Some(rest) => {
-                page += ".SH COMMANDS\n";
-                section = "Usage";
-                (Some(format!("       {rest}")), COMMAND_TEXT)
-            }
-            None if section == "Usage" => {
-                (line.starts_with("       ").then(|| line.to_owned()), COMMAND_TEXT)
-            }
-            None => (line.starts_with("  ").then(|| line.to_owned()), FLAG_TEXT),
-        };
-        let verbatim = VERBATIM.contains(&section);
-        match entry {
-            Some(entry) if verbatim => {
-                let _ = writeln!(page, "{}", escaped(&entry));
-            }
-            Some(entry) => {
-                let (term, mut text) = cut(&entry, column);
-                while let Some(more) = lines.next_if(|next| next.len() > column && is_blank(next, column)) {
-                    text = format!("{text} {}", more.trim());
-                }
-                let _ = write!(page, ".TP\n.B {}\n{}", escaped(&term), filled(text.trim()));
-            }
-            None if line.is_empty() => {
-                if verbatim {
-                    page += ".fi\n";
-                }
-                section = "";
-            }
-            // A heading stands alone above indented lines.
-            None if lines.peek().is_some_and(|next| next.starts_with("  ")) && !line.ends_with('.') => {
-                section = line;
-                let _ = writeln!(
-                    page,
-                    ".SH {}",
-                    escaped(&line.to_uppercase()).replace("EXIT CODES", "EXIT STATUS")
-                );
-                if VERBATIM.contains(&section) {
-                    page += ".nf\n";
-                }
-            }
-            None => page += &filled(line),
+    let section = |page: &mut String, title: &str, lead: &str, entries: &[(String, String)]| {
+        let _ = write!(page, ".SH {}\n{}", escaped(&title.to_uppercase()), filled(lead));
+        for (term, text) in entries {
+            let _ = write!(page, ".TP\n.B {}\n{}", escaped(term), filled(text));
         }
-    }
-    if VERBATIM.contains(&section) {
-        page += ".fi\n";
-    }
-    page
-}
-
-fn is_blank(line: &str, columns: usize) -> bool {
-    line.bytes().take(columns).all(|byte| byte == b' ')
-}
-
-/// A line of a list: what stands before the column of its text, and the text. A long term has two spaces behind it.
-fn cut(line: &str, column: usize) -> (String, String) {
-    let at = match line.get(..column) {
-        Some(before) if before.ends_with(' ') => column,
-        _ => line.trim_start().find("  ").map_or(line.len(), |at| at + line.len() - line.trim_start().len()),
     };
-    (line[..at].trim().to_owned(), line[at..].trim().to_owned())
+    for part in help::whole() {
+        section(&mut page, &part.title, &part.lead, &part.entries);
+    }
+    let examples = COMMANDS.iter().flat_map(|command| command.examples);
+    let examples: Vec<_> =
+        examples.map(|(line, about)| (format!("berth {line}"), about.to_owned())).collect();
+    section(&mut page, "Examples", "", &examples);
+    page
 }
 
 /// Lines of at most 80 bytes.
@@ -106,7 +53,7 @@ fn filled(text: &str) -> String {
     all
 }
 
-/// What roff takes for a command or another character.
+/// Escapes what roff takes for a command or another character.
 fn escaped(text: &str) -> String {
     let text = text.replace('\\', "\\e").replace('-', "\\-").replace('…', "...");
     if text.starts_with(['.', '\'']) { format!("\\&{text}") } else { text }
@@ -118,20 +65,26 @@ pub(super) fn bash() -> String {
         "# Completions for berth, made by `berth help bash`.\n_berth() {\n    local current=${COMP_WORDS[COMP_CWORD]} \
          before=${COMP_WORDS[COMP_CWORD-1]} verbs= flags= values=\n    case ${COMP_WORDS[1]} in\n",
     );
-    let mut case = |pattern: &str, command: &CommandWords, verbs: &[&str]| {
+    let mut case = |pattern: &str, command: &CommandSpec, verbs: &[&str]| {
+        let names = command.names();
+        let with_value = names.iter().filter(|(_, setting)| !setting.is_switch()).map(|(name, _)| *name);
+        let mut flags: Vec<&str> = names.iter().map(|(name, _)| *name).collect();
+        flags.extend(["--help", "--version"]);
         let _ = writeln!(
             text,
             "    {pattern})\n        verbs='{}'\n        flags='{}'\n        values='{}' ;;",
             verbs.join(" "),
-            command.flags().join(" "),
-            command.value_flags().join(" ")
+            flags.join(" "),
+            with_value.collect::<Vec<_>>().join(" ")
         );
     };
+    let names: Vec<&str> = COMMANDS.iter().map(|command| command.name).collect();
     for command in COMMANDS {
-        case(command.name, command, command.verbs);
+        let verbs =
+            if command.name == "help" { [command.verbs, &names].concat() } else { command.verbs.to_vec() };
+        case(command.name, command, &verbs);
     }
     // Without a command it serves.
-    let names: Vec<&str> = COMMANDS.iter().map(|command| command.name).collect();
     if let Some(serve) = COMMANDS.first() {
         case("*", serve, &names);
     }
@@ -149,4 +102,121 @@ pub(super) fn bash() -> String {
 complete -o filenames -F _berth berth
 ";
     text
+}
+
+/// Text between single quotes of a shell, without what completions give a meaning to.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if "'[]:\\".contains(c) { ' ' } else { c }).collect()
+}
+
+/// Completions for zsh.
+pub(super) fn zsh() -> String {
+    let mut text = String::from(
+        "#compdef berth\n# Completions for berth, made by `berth help zsh`.\n_berth() {\n    local -a commands\n    commands=(\n",
+    );
+    for command in COMMANDS {
+        let _ = writeln!(text, "        '{}:{}'", command.name, plain(command.about));
+    }
+    text += "    )\n    if (( CURRENT == 2 )) && [[ $words[2] != -* ]]; then\n        _describe command commands\n        return\n    \
+             fi\n    case $words[2] in\n";
+    for command in COMMANDS {
+        let _ = writeln!(text, "    {})\n        _arguments \\", pattern(command));
+        for (name, setting) in command.names() {
+            let repeated = if setting.many { "*" } else { "" };
+            let about = plain(setting.about);
+            let value = setting.shown_value().trim();
+            let _ = match setting.kind {
+                ValueKind::Switch => writeln!(text, "            '{repeated}{name}[{about}]' \\"),
+                ValueKind::Choice(words) => {
+                    writeln!(
+                        text,
+                        "            '{repeated}{name}=[{about}]:{value}:({})' \\",
+                        words.join(" ")
+                    )
+                }
+                _ => writeln!(text, "            '{repeated}{name}=[{about}]:{}:_files' \\", plain(value)),
+            };
+        }
+        let verbs = if command.verbs.is_empty() {
+            "_files".to_owned()
+        } else {
+            format!("({})", command.verbs.join(" "))
+        };
+        let _ = writeln!(text, "            '2: :{verbs}' '*: :_files' ;;");
+    }
+    text + "    esac\n}\n_berth \"$@\"\n"
+}
+
+/// The words that a shell's `case` takes for a command; without a command berth serves.
+fn pattern(command: &CommandSpec) -> String {
+    if command.name == "serve" { "serve|-*".to_owned() } else { command.name.to_owned() }
+}
+
+/// Completions for fish.
+pub(super) fn fish() -> String {
+    let mut text = String::from("# Completions for berth, made by `berth help fish`.\n");
+    for command in COMMANDS {
+        let seen = format!("'__fish_seen_subcommand_from {}'", command.name);
+        let _ = writeln!(
+            text,
+            "complete -c berth -n __fish_use_subcommand -f -a {} -d '{}'",
+            command.name,
+            plain(command.about)
+        );
+        if !command.verbs.is_empty() {
+            let _ = writeln!(text, "complete -c berth -n {seen} -a '{}'", command.verbs.join(" "));
+        }
+        for (name, setting) in command.names() {
+            let value = match setting.kind {
+                ValueKind::Switch => String::new(),
+                ValueKind::Choice(words) => format!(" -x -a '{}'", words.join(" ")),
+                _ => " -r".to_owned(),
+            };
+            let about = plain(setting.about);
+            let name = name.trim_start_matches('-');
+            let _ = writeln!(text, "complete -c berth -n {seen} -l {name}{value} -d '{about}'");
+        }
+    }
+    text
+}
+
+/// The reference of settings.
+pub(super) fn markdown() -> String {
+    let mut text = String::from(
+        "# Settings\n\n<!-- Made by `berth help markdown` from src/config/table.rs; UPDATE_GOLDEN=1 writes it anew. -->\n\n\
+         A flag wins over its variable, that over its key in `server.json`, that over the default. A key with a dot is in an \
+         object: `{\"approval\": {\"mode\": \"auto\"}}`. A variable that is set to nothing counts as unset.\n",
+    );
+    for section in Section::ALL {
+        let _ = write!(
+            text,
+            "\n## {}\n\n| Flag | Variable | Key | Value | Default | Meaning |\n|--|--|--|--|--|--|\n",
+            section.title()
+        );
+        for setting in help::in_section(section) {
+            text += &row(setting);
+        }
+    }
+    text
+}
+
+fn row(setting: &Setting) -> String {
+    let code = |text: &str| if text.is_empty() { String::new() } else { format!("`{text}`") };
+    let codes = |texts: &[&str]| texts.iter().map(|text| code(text)).collect::<Vec<_>>().join(" ");
+    let flags = if setting.flag().is_empty() { String::new() } else { setting.term() };
+    let default = match setting.fallback {
+        Fallback::Described(text) => text.to_owned(),
+        _ => code(&setting.default_text()),
+    };
+    let value = format!("{} {}", setting.kind.noun(), setting.bounds());
+    let cells = [
+        codes(&[&[flags.as_str()], setting.aliases].concat()).trim().to_owned(),
+        codes(setting.vars),
+        code(setting.key),
+        value.trim().to_owned(),
+        default,
+        setting.about.to_owned(),
+    ];
+    let cells = cells.map(|cell| cell.replace('|', "\\|"));
+    format!("| {} |\n", cells.join(" | "))
 }

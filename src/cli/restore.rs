@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::backup::CountLine;
 use crate::access::tokens;
 use crate::base::{At, Code, Error, Result};
-use crate::config::{self, Parsed, RestoreArgs, TokenArgs};
+use crate::config;
 use crate::containers;
 use crate::images::backup::{self, BackupInfo, DATA};
 use crate::proc::Cancel;
@@ -34,17 +34,15 @@ use crate::workspaces::openwork_id;
 /// # Errors
 /// A wrong command line (exit code 2), a newer backup (3), or what went wrong: then the data folder is as it was.
 pub fn run(args: &[String]) -> Result<ExitCode> {
-    let asked = match RestoreArgs::parse(args)? {
-        Parsed::Run(asked) => asked,
-        Parsed::Help => return Ok(super::help()),
-        Parsed::Version => return Ok(super::version()),
+    let asked = match super::line("restore", args)? {
+        Ok(asked) => asked,
+        Err(code) => return Ok(code),
     };
-    let [name] = &asked.file[..] else {
+    let [name] = &asked.words[..] else {
         return Err(Error::config("restore", "say `berth restore FILE`; - is standard input"));
     };
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
-    let flags = TokenArgs { config: asked.config, data_dir: asked.data_dir };
-    let data_dir = config::resolve_tokens(&flags, &config::process_env, &current_dir)?.data_dir;
+    let data_dir = config::resolve_data_dir(&asked, &config::process_env, &current_dir)?;
     let input: Box<dyn Read + Send> = match name.as_str() {
         "-" => Box::new(io::stdin()),
         name => {

@@ -8,7 +8,7 @@ use crate::base::service_manager::ServiceManager;
 use rustix::process::{DumpableBehavior, Signal, getpid, kill_process, set_dumpable_behavior};
 
 use crate::base::{At as _, Error, Result, limits, logging, thread};
-use crate::config::{self, Parsed, Resolved, ServeArgs};
+use crate::config::{self, CommandLine, Resolved};
 
 use super::setup;
 
@@ -17,10 +17,9 @@ use super::setup;
 /// # Errors
 /// Wrong settings (exit code 2), or a server that could not start or had to stop.
 pub fn run(args: &[String]) -> Result<ExitCode> {
-    let args = match ServeArgs::parse(args)? {
-        Parsed::Run(args) => args,
-        Parsed::Help => return Ok(super::help()),
-        Parsed::Version => return Ok(super::version()),
+    let args = match super::line("serve", args)? {
+        Ok(args) => args,
+        Err(code) => return Ok(code),
     };
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
     let resolved = resolved(&args, &current_dir)?;
@@ -56,7 +55,7 @@ pub(super) fn service_manager() -> ServiceManager {
 }
 
 /// All settings, with the environment that an OpenCode of the server's own gets.
-pub(super) fn resolved(args: &ServeArgs, current_dir: &Path) -> Result<Resolved> {
+pub(super) fn resolved(args: &CommandLine, current_dir: &Path) -> Result<Resolved> {
     let mut resolved = config::resolve(args, &config::process_env, current_dir)?;
     if let Some(plan) = &mut resolved.settings.opencode {
         let (home, names) = (&resolved.settings.home, config::process_names());

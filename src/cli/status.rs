@@ -4,22 +4,19 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use super::client::{ApiClient, ClientCommand, asked};
-use crate::base::{Error, Result, logging};
+use super::client::{self, ApiClient};
+use crate::base::{Result, logging};
 
 /// Looks.
 ///
 /// # Errors
 /// A wrong command line or setting (exit code 2).
 pub fn run(args: &[String]) -> Result<ExitCode> {
-    let (args, client) = match asked(args)? {
-        ClientCommand::Run(asked) if asked.0.allow || asked.0.deny => {
-            return Err(Error::config("status", "--allow and --deny are for berth approvals reply"));
-        }
-        ClientCommand::Run(asked) => *asked,
-        ClientCommand::Help => return Ok(super::help()),
-        ClientCommand::Version => return Ok(super::version()),
+    let args = match super::line("status", args)? {
+        Ok(args) => args,
+        Err(code) => return Ok(code),
     };
+    let client = client::of(&args)?;
     let openwork = of_server(&client);
     let named = client.plan.opencode_url.as_deref().map(|url| of_opencode(&client, url));
     let opencode = named.or_else(|| managed(&openwork["status"]["opencode"]));

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use crate::access::{TokenSetting, credentials};
 use crate::base::{Error, Result};
-use crate::config::{self, Parsed, TokenArgs};
+use crate::config;
 use crate::store::format;
 
 /// Runs `token show`.
@@ -16,7 +16,7 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     let (rest, make) = match args.first().map(String::as_str) {
         Some("show") => (&args[1..], false),
         Some("make") => (&args[1..], true),
-        Some("-h" | "--help" | "help") => return Ok(super::help()),
+        Some("-h" | "--help" | "help") => return Ok(super::help("token")),
         _ => {
             return Err(Error::config(
                 "token",
@@ -24,10 +24,9 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
             ));
         }
     };
-    let args = match TokenArgs::parse(rest)? {
-        Parsed::Run(args) => args,
-        Parsed::Help => return Ok(super::help()),
-        Parsed::Version => return Ok(super::version()),
+    let args = match super::line("token", rest)? {
+        Ok(args) => args,
+        Err(code) => return Ok(code),
     };
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
     let plan = config::resolve_tokens(&args, &config::process_env, &current_dir)?;

@@ -2,10 +2,13 @@
 
 use std::path::Path;
 
-use super::args::ClientArgs;
+use super::file::JsonValue;
+use super::line::CommandLine;
+use super::setting::Setting;
 use super::sources::{Lookup, Sources};
+use super::table;
 use crate::access::credentials;
-use crate::base::{Error, Result};
+use crate::base::Result;
 
 /// What was decided. Not `Debug`: the token is in it.
 pub struct ClientPlan {
@@ -23,68 +26,42 @@ pub struct ClientPlan {
 ///
 /// # Errors
 /// `Config` with the flag, the variable or the place in the file that is wrong.
-pub fn resolve_client(args: &ClientArgs, env: Lookup<'_>, current_dir: &Path) -> Result<ClientPlan> {
-    let sources = Sources::open(args.config.as_deref(), env, current_dir)?;
-    let flag = args.openwork_url.clone().map(|url| ("--openwork-url", url));
-    let from_env = |name: &'static str| sources.var(name).map(|url| url.map(|url| (name, url)));
-    let url = match flag {
-        Some(given) => Some(given),
+pub fn resolve_client(line: &CommandLine, env: Lookup<'_>, current_dir: &Path) -> Result<ClientPlan> {
+    let sources = Sources::open(line, env, current_dir)?;
+    let url = |setting: &Setting| Ok(sources.text(setting)?.map(|url| url.trim_end_matches('/').to_owned()));
+    let server = match url(&table::OPENWORK_URL)? {
+        Some(url) => url,
         None => {
-            from_env("OPENWORK_URL")?.map_or_else(|| from_env("OPENWORK_SERVER_URL"), |url| Ok(Some(url)))?
-        }
-    };
-    let url = match url {
-        Some((place, url)) => checked(place, &url)?,
-        None => {
-            let port = sources.file.json.port.unwrap_or(8787);
+            // A port that only a flag or a variable of a server has is not known here.
+            let port = match sources.file.json.values.get(table::PORT.key) {
+                Some(JsonValue::Text(port)) => port.clone(),
+                _ => table::PORT.default_text(),
+            };
             format!("http://127.0.0.1:{port}")
         }
     };
-    let json = sources.file.json.host_token.clone();
-    let given = sources.token(
-        "--host-token",
-        args.host_token.as_deref(),
-        "OPENWORK_HOST_TOKEN",
-        "hostToken",
-        &json,
-    )?;
-    let host_token = match given.0.secret {
+    let host_token = match sources.secret(&table::CLIENT_TOKEN)?.0.secret {
         Some(token) => Some(token),
-        // Another user's folder is no reason to fail: `status` says much without a token.
-        None => credentials::stored_tokens(&sources.data_dir(args.data_dir.as_deref())?)
-            .ok()
-            .and_then(|kept| kept.1),
+        // Another user's folder is no reason to fail: `status` reports much without a token.
+        None => credentials::stored_tokens(&sources.data_dir()?).ok().and_then(|kept| kept.1),
     };
-    let opencode_url = match &args.opencode_url {
-        Some(url) => Some(("--opencode-url", url.clone())),
-        None => from_env("OPENCODE_URL")?,
-    };
-    let opencode_url = opencode_url.map(|(place, url)| checked(place, &url)).transpose()?;
-    let or_env =
-        |flag: &Option<String>, name| flag.clone().map_or_else(|| sources.var(name), |flag| Ok(Some(flag)));
-    let username = or_env(&args.opencode_username, "OPENCODE_SERVER_USERNAME")?;
-    let password = or_env(&args.opencode_password, "OPENCODE_SERVER_PASSWORD")?;
-    let opencode_credential =
-        password.map(|password| (username.unwrap_or_else(|| "opencode".into()), password));
-    Ok(ClientPlan { url, host_token, opencode_url, opencode_credential })
-}
-
-fn checked(place: &str, url: &str) -> Result<String> {
-    if url.starts_with("https://") {
-        return Err(Error::config(place, "berth speaks no TLS; name the server by http on its own machine"));
-    }
-    if !url.starts_with("http://") || url.contains(char::is_whitespace) {
-        return Err(Error::config(place, format!("{url:?} is not a URL like http://127.0.0.1:8787")));
-    }
-    Ok(url.trim_end_matches('/').to_owned())
+    let username = sources.text(&table::STATUS_USERNAME)?.unwrap_or_default();
+    let password = sources.text(&table::STATUS_PASSWORD)?;
+    Ok(ClientPlan {
+        url: server,
+        host_token,
+        opencode_url: url(&table::OPENCODE_URL)?,
+        opencode_credential: password.map(|password| (username, password)),
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::line::FlagValues;
     use super::*;
 
-    fn resolved(args: ClientArgs, env: &[(&str, &str)]) -> Result<ClientPlan> {
-        let args = ClientArgs { data_dir: Some("/nowhere".into()), ..args };
+    fn resolved(flags: FlagValues, env: &[(&str, &str)]) -> Result<ClientPlan> {
+        let args = FlagValues { data_dir: Some("/nowhere".into()), ..flags }.into();
         let env = |name: &str| env.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
         resolve_client(&args, &env, Path::new("/"))
     }
@@ -92,14 +69,14 @@ mod tests {
     #[test]
     fn a_flag_wins_over_the_environment_and_that_over_the_default() {
         let env = [("OPENWORK_URL", "http://a:1/"), ("OPENWORK_SERVER_URL", "http://b:2")];
-        let flag = ClientArgs { openwork_url: Some("http://c:3".into()), ..ClientArgs::default() };
+        let flag = FlagValues { openwork_url: Some("http://c:3".into()), ..FlagValues::default() };
         assert_eq!(resolved(flag, &env).unwrap().url, "http://c:3");
-        assert_eq!(resolved(ClientArgs::default(), &env).unwrap().url, "http://a:1");
-        assert_eq!(resolved(ClientArgs::default(), &env[1..]).unwrap().url, "http://b:2");
-        let plan = resolved(ClientArgs::default(), &[("OPENWORK_HOST_TOKEN", "t")]).unwrap();
+        assert_eq!(resolved(FlagValues::default(), &env).unwrap().url, "http://a:1");
+        assert_eq!(resolved(FlagValues::default(), &env[1..]).unwrap().url, "http://b:2");
+        let plan = resolved(FlagValues::default(), &[("OPENWORK_HOST_TOKEN", "t")]).unwrap();
         assert_eq!((plan.url.as_str(), plan.host_token.as_deref()), ("http://127.0.0.1:8787", Some("t")));
         for wrong in ["https://a", "a:1", "http://a b"] {
-            let flag = ClientArgs { openwork_url: Some(wrong.into()), ..ClientArgs::default() };
+            let flag = FlagValues { openwork_url: Some(wrong.into()), ..FlagValues::default() };
             assert!(resolved(flag, &[]).err().unwrap().to_string().starts_with("--openwork-url"));
         }
     }

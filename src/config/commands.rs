@@ -1,337 +1,324 @@
-//! The flags of the commands that work on a data folder or a machine instead of serving, and the table of all commands from
-//! which the manual page and the completions are made. As in `args`, argh fills the structs.
+//! The table of commands: what `--help` of each prints beside its flags, and which rows of the table of settings it takes.
 
-use argh::FromArgs;
+use super::setting::{Section, Setting, Takers};
+use super::table::settings;
+use crate::base::{Error, Result};
 
-use super::args::{CLIENT, Kind, Many, Once, Parsed, SERVE, ServeArgs, Switch, TOKEN, parse_words, split};
-use super::host::HOST_FLAGS;
-use crate::base::Result;
-
-/// `berth backup`.
-#[derive(Default, FromArgs)]
-#[argh(description = "Writes a backup.")]
-pub struct BackupArgs {
-    /// the file
-    #[argh(positional)]
-    pub file: Vec<String>,
-    /// with containers' roots, snapshots and images
-    #[argh(switch)]
-    pub containers: bool,
-    /// without them
-    #[argh(switch)]
-    pub without_containers: bool,
-    /// configuration file
-    #[argh(option)]
-    pub config: Option<String>,
-    /// where all state is stored
-    #[argh(option)]
-    pub data_dir: Option<String>,
-    /// the server of that folder
-    #[argh(option)]
-    pub openwork_url: Option<String>,
-    /// its host token
-    #[argh(option)]
-    pub host_token: Option<String>,
-}
-
-/// `berth restore`.
-#[derive(Default, FromArgs)]
-#[argh(description = "Restores a backup.")]
-pub struct RestoreArgs {
-    /// the file
-    #[argh(positional)]
-    pub file: Vec<String>,
-    /// replace what is there
-    #[argh(switch)]
-    pub replace: bool,
-    /// configuration file
-    #[argh(option)]
-    pub config: Option<String>,
-    /// where all state is stored
-    #[argh(option)]
-    pub data_dir: Option<String>,
-}
-
-/// `berth bundle`, beside the flags of `serve`.
-#[derive(Default, FromArgs)]
-#[argh(description = "Packs everything for a machine without network.")]
-pub struct BundleArgs {
-    /// the file
-    #[argh(positional)]
-    pub file: Vec<String>,
-    /// unpack it
-    #[argh(switch)]
-    pub restore: bool,
-    /// images to pack
-    #[argh(option)]
-    pub image: Vec<String>,
-    /// where the binary goes
-    #[argh(option)]
-    pub bin: Option<String>,
-}
-
-/// `berth image`, beside the flags of `serve`.
-#[derive(Default, FromArgs)]
-#[argh(description = "Works on base images.")]
-pub struct ImageArgs {
-    /// what to do, and with what
-    #[argh(positional)]
-    pub words: Vec<String>,
-    /// say it as JSON
-    #[argh(switch)]
-    pub json: bool,
-    /// which of several images in an archive
-    #[argh(option)]
-    pub reference: Option<String>,
-    /// whether the network is asked
-    #[argh(option)]
-    pub pull: Option<String>,
-}
-
-/// `berth install`.
-#[derive(Default, FromArgs)]
-#[argh(description = "Makes berth a service.")]
-pub struct InstallArgs {
-    /// where the binary goes
-    #[argh(option)]
-    pub bin: Option<String>,
-    /// below which folder everything is written
-    #[argh(option)]
-    pub root: Option<String>,
-    /// do not start it
-    #[argh(switch)]
-    pub no_start: bool,
-    /// do not ask
-    #[argh(switch)]
-    pub yes: bool,
-}
-
-/// `berth uninstall`.
-#[derive(Default, FromArgs)]
-#[argh(description = "Removes the service.")]
-pub struct UninstallArgs {
-    /// remove settings and data
-    #[argh(switch)]
-    pub purge: bool,
-    /// only end what runs
-    #[argh(switch)]
-    pub only_workloads: bool,
-    /// do not ask
-    #[argh(switch)]
-    pub yes: bool,
-    /// the server
-    #[argh(option)]
-    pub openwork_url: Option<String>,
-    /// its host token
-    #[argh(option)]
-    pub host_token: Option<String>,
-}
-
-type Flags = [(&'static str, Kind)];
-
-const BACKUP: &Flags = &[
-    ("--containers", Switch),
-    ("--without-containers", Switch),
-    ("--config", Once),
-    ("--data-dir", Once),
-    ("--openwork-url", Once),
-    ("--host-token", Once),
-];
-const RESTORE: &Flags = &[("--replace", Switch), ("--config", Once), ("--data-dir", Once)];
-const BUNDLE: &Flags = &[("--restore", Switch), ("--image", Many), ("--bin", Once)];
-const IMAGE: &Flags = &[("--json", Switch), ("--reference", Once), ("--pull", Once)];
-const INSTALL: &Flags = &[("--bin", Once), ("--root", Once), ("--no-start", Switch), ("--yes", Switch)];
-const UNINSTALL: &Flags = &[
-    ("--purge", Switch),
-    ("--only-workloads", Switch),
-    ("--yes", Switch),
-    ("--openwork-url", Once),
-    ("--host-token", Once),
-];
-const DOCTOR: &Flags = &[("--json", Switch)];
-
-/// A command as completions show it.
-pub struct CommandWords {
-    /// Its name.
+/// A command as help, the manual page and completions show it.
+pub struct CommandSpec {
     pub name: &'static str,
-    /// What may follow it.
+    /// Words that may follow the name.
     pub verbs: &'static [&'static str],
-    own: &'static [&'static Flags],
-    host: bool,
+    /// The meaning, in a few words.
+    pub about: &'static str,
+    /// Forms of its command line behind `berth`, each with its meaning.
+    pub usage: &'static [(&'static str, &'static str)],
+    /// Command lines behind `berth`, each with its purpose.
+    pub examples: [(&'static str, &'static str); 2],
+    /// The settings that its help lists.
+    pub own: Takers,
+    /// The settings that it takes.
+    pub takes: Takers,
+    /// Takes words that are not flags.
+    pub words: bool,
+    /// Takes OpenWork's names of flags, `--no-flag`, and a value behind a switch.
+    pub like_host: bool,
 }
 
-const fn command(
-    name: &'static str,
-    verbs: &'static [&'static str],
-    own: &'static [&'static Flags],
-) -> CommandWords {
-    CommandWords { name, verbs, own, host: false }
+const BARE: CommandSpec = CommandSpec {
+    name: "",
+    verbs: &[],
+    about: "",
+    usage: &[],
+    examples: [("", ""); 2],
+    own: Takers::NONE,
+    takes: Takers::NONE,
+    words: false,
+    like_host: false,
+};
+
+/// A command of the host or the daemon.
+const HOST: CommandSpec = CommandSpec {
+    takes: Takers::SERVE.and(Takers::HOSTS).and(Takers::CONNECT).and(Takers::WORKSPACE),
+    words: true,
+    like_host: true,
+    ..BARE
+};
+
+const fn takes(own: Takers, rest: Takers) -> CommandSpec {
+    CommandSpec { own, takes: own.and(rest), words: true, ..BARE }
 }
 
-const fn of_host(name: &'static str, verbs: &'static [&'static str]) -> CommandWords {
-    CommandWords { name, verbs, own: &[SERVE], host: true }
-}
-
-/// All commands that people use.
-pub const COMMANDS: &[CommandWords] = &[
-    command("serve", &[], &[SERVE]),
-    of_host("host", &["start", "stop", "status", "connect", "serve"]),
-    of_host("daemon", &["run", "start", "status", "stop"]),
-    of_host("workspace", &["list", "add", "add-remote", "switch", "info", "path"]),
-    of_host("instance", &["dispose"]),
-    command("token", &["show", "make"], &[TOKEN]),
-    command("doctor", &[], &[DOCTOR, SERVE]),
-    command("status", &[], &[CLIENT]),
-    command("approvals", &["list", "show", "reply", "watch"], &[CLIENT]),
-    command("image", &["list", "import", "export", "verify", "remove", "build"], &[IMAGE, SERVE]),
-    command("bundle", &[], &[BUNDLE, SERVE]),
-    command("backup", &[], &[BACKUP]),
-    command("restore", &[], &[RESTORE]),
-    command("install", &[], &[INSTALL]),
-    command("uninstall", &[], &[UNINSTALL]),
-    command("help", &["man", "bash"], &[]),
+/// The commands that people use.
+#[rustfmt::skip]
+pub const COMMANDS: &[CommandSpec] = &[
+    CommandSpec {
+        name: "serve",
+        about: "serve the workspaces; the default command",
+        usage: &[("[serve] [FLAGS]", "serve the workspaces")],
+        examples: [
+            ("serve --workspace ~/project", "serve one folder on http://127.0.0.1:8787"),
+            ("serve --port 9000 --approval auto --log-format json", "on another port, without questions, with a JSON log"),
+        ],
+        words: false,
+        ..takes(Takers::SERVE, Takers::NONE)
+    },
+    CommandSpec {
+        name: "host",
+        verbs: &["start", "stop", "status", "connect", "serve"],
+        about: "serve a workspace and run an OpenCode for it",
+        usage: &[
+            ("host [start] [FLAGS]", "serve a workspace and run an OpenCode for it (--manage-opencode); `berth host serve` is the same"),
+            ("host stop [FLAGS]", "stop it and wait for its end"),
+            ("host status [FLAGS]", "report whether it and its OpenCode answer; exits with 1 if one does not"),
+            ("host connect [FLAGS]", "make a token for a client elsewhere and print it with the address"),
+        ],
+        examples: [
+            ("host --workspace ~/project --detach", "start in the background"),
+            ("host connect --connect-host box.local --scope viewer", "let a client elsewhere read"),
+        ],
+        own: Takers::HOST.and(Takers::CONNECT),
+        ..HOST
+    },
+    CommandSpec {
+        name: "daemon",
+        verbs: &["run", "start", "status", "stop"],
+        about: "one OpenCode for many folders",
+        usage: &[("daemon run|start|status|stop [FLAGS]",
+            "one OpenCode for many folders, with OpenWork's router on a loopback port; start continues in the background")],
+        examples: [
+            ("daemon start --data-dir ~/.berth", "start it in the background"),
+            ("daemon status", "print its address and its OpenCode as JSON"),
+        ],
+        own: Takers::DAEMON,
+        ..HOST
+    },
+    CommandSpec {
+        name: "workspace",
+        verbs: &["list", "add", "add-remote", "switch", "info", "path"],
+        about: "the daemon's folders",
+        usage: &[("workspace list|add PATH|add-remote URL|switch ID|info ID|path ID [FLAGS]",
+            "the daemon's folders; starts a daemon if none runs")],
+        examples: [
+            ("workspace add ~/project --name project", "add a folder"),
+            ("workspace switch project", "make it the active one"),
+        ],
+        own: Takers::WORKSPACE,
+        ..HOST
+    },
+    CommandSpec {
+        name: "instance",
+        verbs: &["dispose"],
+        about: "instances of the daemon's OpenCode",
+        usage: &[("instance dispose ID [FLAGS]", "have OpenCode forget the state of a folder")],
+        examples: [
+            ("instance dispose project", "of one folder"),
+            ("instance dispose project --data-dir ~/.berth", "of a daemon with another data folder"),
+        ],
+        ..HOST
+    },
+    CommandSpec {
+        name: "token",
+        verbs: &["show", "make"],
+        about: "print the kept tokens",
+        usage: &[
+            ("token show [FLAGS]", "print the kept tokens"),
+            ("token make [FLAGS]", "make them first where there are none"),
+        ],
+        examples: [
+            ("token show", "of the default data folder"),
+            ("token make --data-dir /srv/berth", "before the first start of a server that other machines reach"),
+        ],
+        ..takes(Takers::TOKEN, Takers::NONE)
+    },
+    CommandSpec {
+        name: "doctor",
+        about: "report what this machine can do and lacks",
+        usage: &[("doctor [FLAGS]",
+            "report what this machine can do and lacks; exits with 1 when container workspaces cannot work")],
+        examples: [
+            ("doctor", "as a table"),
+            ("doctor --json --data-dir /srv/berth", "as JSON, for a server with another data folder"),
+        ],
+        words: false,
+        ..takes(Takers::DOCTOR, Takers::SERVE)
+    },
+    CommandSpec {
+        name: "status",
+        about: "report whether a running server answers",
+        usage: &[("status [FLAGS]", "report whether a running server, and an OpenCode, answer; exits with 1 if one does not")],
+        examples: [
+            ("status", "of the server on this machine"),
+            ("status --openwork-url http://127.0.0.1:9000 --json", "of another one, as JSON"),
+        ],
+        words: false,
+        ..takes(Takers::CLIENT, Takers::NONE)
+    },
+    CommandSpec {
+        name: "approvals",
+        verbs: &["list", "show", "reply", "watch"],
+        about: "writes that wait for a person",
+        usage: &[
+            ("approvals list [FLAGS]", "the writes that wait for an answer"),
+            ("approvals show ID [FLAGS]", "one of them with its details"),
+            ("approvals reply ID --allow [FLAGS]", "answer it; --deny refuses"),
+            ("approvals watch [FLAGS]", "print them as they arrive and end"),
+        ],
+        examples: [
+            ("approvals list --json", "as JSON"),
+            ("approvals reply 4f1c --allow", "allow one"),
+        ],
+        ..takes(Takers::CLIENT.and(Takers::REPLY), Takers::NONE)
+    },
+    CommandSpec {
+        name: "image",
+        verbs: &["list", "import", "export", "verify", "remove", "build"],
+        about: "base images of containers",
+        usage: &[
+            ("image list", "base images. NAME is a name, an id or its first digits. All of it works on the data folder itself, \
+              beside a running server or without"),
+            ("image import NAME FILE-OR-FOLDER", "a root file system as .tar (also .gz, .xz, .zst), the output of `docker save` \
+              or `skopeo copy`, an OCI layout, or a folder with a system; - is standard input"),
+            ("image export NAME FILE.tar[.gz|.zst]", "or - for a plain archive on standard output"),
+            ("image verify [NAME]", "read everything again and compare it with the id"),
+            ("image remove NAME", "unless a workspace needs it"),
+            ("image build DISTRO [--pull always]", "make a distribution's image; asks the network only where there is none yet, \
+              or with --pull always"),
+        ],
+        examples: [
+            ("image build debian-bookworm", "make the image of a distribution"),
+            ("image import tools ./rootfs.tar.zst --json", "import a root file system, and print its id as JSON"),
+        ],
+        ..takes(Takers::IMAGE, Takers::SERVE)
+    },
+    CommandSpec {
+        name: "bundle",
+        about: "pack everything for a machine without network",
+        usage: &[
+            ("bundle FILE [--image NAME]", "pack this binary, images, templates and the library into one file for a machine \
+              without network; not the key of sealed secrets"),
+            ("bundle --restore FILE [--bin DIR]", "on that machine: tar -xf FILE berth, ./berth bundle --restore FILE"),
+        ],
+        examples: [
+            ("bundle berth.tar --image debian-bookworm", "pack one image"),
+            ("bundle --restore berth.tar", "unpack, and install the binary to /usr/local/bin"),
+        ],
+        ..takes(Takers::BUNDLE, Takers::SERVE)
+    },
+    CommandSpec {
+        name: "backup",
+        about: "write the data folder to one archive",
+        usage: &[("backup FILE [--without-containers]", "write the data folder to one archive, also beside a running server: \
+            workspaces, tokens, runs, logs, templates and containers' files; - is standard output")],
+        examples: [
+            ("backup /mnt/berth.backup", "with containers"),
+            ("backup - --without-containers | ssh box 'cat > berth.backup'", "without them, to another machine"),
+        ],
+        ..takes(Takers::BACKUP, Takers::NONE)
+    },
+    CommandSpec {
+        name: "restore",
+        about: "make a data folder from a backup",
+        usage: &[("restore FILE [--data-dir DIR] [--replace]", "make a data folder from a backup, at any path, after every file in \
+            it was compared with its checksum; - is standard input")],
+        examples: [
+            ("restore /mnt/berth.backup --data-dir /srv/berth", "to an empty folder"),
+            ("restore /mnt/berth.backup --replace", "over the default data folder"),
+        ],
+        ..takes(Takers::RESTORE, Takers::NONE)
+    },
+    CommandSpec {
+        name: "install",
+        about: "make this binary a service of systemd",
+        usage: &[("install [FLAGS]", "make this binary a service of systemd: copy it, write /etc/berth and the unit, start it")],
+        examples: [
+            ("install --yes", "without questions"),
+            ("install --root /mnt/image --no-start", "into the file system of another machine"),
+        ],
+        words: false,
+        ..takes(Takers::INSTALL, Takers::NONE)
+    },
+    CommandSpec {
+        name: "uninstall",
+        about: "remove the service",
+        usage: &[("uninstall [--purge | --only-workloads] [FLAGS]",
+            "end all processes of workspaces, remove service and binary; settings and data stay without --purge")],
+        examples: [
+            ("uninstall", "keep settings and data"),
+            ("uninstall --purge --yes", "remove everything, without questions"),
+        ],
+        words: false,
+        ..takes(Takers::UNINSTALL, Takers::NONE)
+    },
+    CommandSpec {
+        name: "help",
+        verbs: &["man", "bash", "zsh", "fish", "markdown"],
+        about: "print help",
+        usage: &[
+            ("help [COMMAND]", "print the help of berth or of a command"),
+            ("help man | bash | zsh | fish | markdown", "print the manual page, completions for a shell, or the reference of settings"),
+        ],
+        examples: [
+            ("help image", "the help of one command"),
+            ("help bash > /etc/bash_completion.d/berth", "completions for bash"),
+        ],
+        words: true,
+        ..BARE
+    },
 ];
 
-impl CommandWords {
-    /// Its flags.
-    pub fn flags(&self) -> Vec<&'static str> {
-        let own = self.own.iter().flat_map(|flags| flags.iter().map(|(name, _)| *name));
-        let mut all: Vec<&str> = own.chain(HOST_FLAGS.into_iter().filter(|_| self.host)).collect();
-        all.extend(["--help", "--version"]);
-        all.sort_unstable();
-        all.dedup();
+impl CommandSpec {
+    /// The command of this name.
+    ///
+    /// # Errors
+    /// `Config`: there is none; the message names those that there are.
+    pub fn named(name: &str) -> Result<&'static CommandSpec> {
+        let name = if name == "workspaces" { "workspace" } else { name };
+        COMMANDS.iter().find(|command| command.name == name).ok_or_else(|| {
+            let names: Vec<&str> = COMMANDS.iter().map(|command| command.name).collect();
+            Error::config(name, format!("unknown subcommand; the subcommands are {}", names.join(", ")))
+        })
+    }
+
+    /// The settings whose flags it takes, but for hidden ones.
+    pub fn flags(&self) -> Vec<&'static Setting> {
+        let mut all: Vec<&Setting> = settings().filter(|setting| setting.takers.meets(self.takes)).collect();
+        all.retain(|setting| setting.section != Section::Hidden);
         all
     }
 
-    /// Those that a value follows.
-    pub fn value_flags(&self) -> Vec<&'static str> {
-        let mut all = self.flags();
-        all.retain(|flag| {
-            let own = self.own.iter().flat_map(|flags| flags.iter());
-            let known = own.filter(|(name, _)| name == flag).map(|(_, kind)| *kind != Switch);
-            known.chain([self.host && super::host::takes_value(flag)]).any(|takes| takes)
-        });
+    /// The settings that its help lists.
+    pub fn own_flags(&self) -> impl Iterator<Item = &'static Setting> + use<> {
+        let own = self.own;
+        settings().filter(move |setting| setting.takers.meets(own) && setting.section != Section::Hidden)
+    }
+
+    /// The names that its flags have, with the settings.
+    pub fn names(&self) -> Vec<(&'static str, &'static Setting)> {
+        let mut all = Vec::new();
+        for setting in self.flags() {
+            all.push((setting.flag(), setting));
+            all.extend(setting.aliases.iter().filter(|_| self.like_host).map(|alias| (*alias, setting)));
+        }
+        all.sort_by_key(|(name, _)| *name);
+        all.dedup_by_key(|(name, _)| *name);
         all
     }
-}
 
-impl BackupArgs {
-    /// Reads the arguments after `backup`.
-    ///
-    /// # Errors
-    /// As [`ServeArgs::parse`].
-    pub fn parse(args: &[String]) -> Result<Parsed<BackupArgs>> {
-        parse_words(args, BACKUP)
-    }
-}
-
-impl RestoreArgs {
-    /// Reads the arguments after `restore`.
-    ///
-    /// # Errors
-    /// As [`ServeArgs::parse`].
-    pub fn parse(args: &[String]) -> Result<Parsed<RestoreArgs>> {
-        parse_words(args, RESTORE)
-    }
-}
-
-impl InstallArgs {
-    /// Reads the arguments after `install`.
-    ///
-    /// # Errors
-    /// As [`ServeArgs::parse`].
-    pub fn parse(args: &[String]) -> Result<Parsed<InstallArgs>> {
-        super::args::parse(args, INSTALL)
-    }
-}
-
-impl UninstallArgs {
-    /// Reads the arguments after `uninstall`.
-    ///
-    /// # Errors
-    /// As [`ServeArgs::parse`].
-    pub fn parse(args: &[String]) -> Result<Parsed<UninstallArgs>> {
-        super::args::parse(args, UNINSTALL)
-    }
-}
-
-/// Reads a command's own flags and words, and among them the flags of `serve`.
-fn with_serve<T: FromArgs>(args: &[String], own: &Flags) -> Result<Parsed<(T, ServeArgs)>> {
-    let (own_words, serve_words) = split(args, own, SERVE);
-    let serve = match ServeArgs::parse(&serve_words)? {
-        Parsed::Run(serve) => serve,
-        Parsed::Help => return Ok(Parsed::Help),
-        Parsed::Version => return Ok(Parsed::Version),
-    };
-    Ok(match parse_words(&own_words, own)? {
-        Parsed::Run(own) => Parsed::Run((own, serve)),
-        Parsed::Help => Parsed::Help,
-        Parsed::Version => Parsed::Version,
-    })
-}
-
-impl BundleArgs {
-    /// Reads the arguments after `bundle`.
-    ///
-    /// # Errors
-    /// As [`ServeArgs::parse`].
-    pub fn parse(args: &[String]) -> Result<Parsed<(BundleArgs, ServeArgs)>> {
-        with_serve(args, BUNDLE)
-    }
-}
-
-impl ImageArgs {
-    /// Reads the arguments after `image`.
-    ///
-    /// # Errors
-    /// As [`ServeArgs::parse`].
-    pub fn parse(args: &[String]) -> Result<Parsed<(ImageArgs, ServeArgs)>> {
-        with_serve(args, IMAGE)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn words(line: &[&str]) -> Vec<String> {
-        line.iter().map(|word| (*word).to_owned()).collect()
-    }
-
-    #[test]
-    fn own_flags_and_those_of_serve_are_told_apart() {
-        let line =
-            words(&["a", "--image", "x", "--data-dir", "d", "--read-only", "--image=y", "--bin", "b", "c"]);
-        let Ok(Parsed::Run((bundle, serve))) = BundleArgs::parse(&line) else { panic!("not parsed") };
-        assert_eq!((bundle.file, bundle.image), (words(&["a", "c"]), words(&["x", "y"])));
-        assert_eq!((bundle.bin.as_deref(), serve.data_dir.as_deref()), (Some("b"), Some("d")));
-        assert!(serve.read_only && !bundle.restore);
-        for (line, want) in [
-            (&["--nonsense"][..], "--nonsense: unknown flag"),
-            (&["--bin"], "--bin: needs a value"),
-            (&["--bin", "--restore"], "--bin: needs a value"),
-            (&["--bin=a", "--bin=b"], "--bin: given twice"),
-            (&["--port"], "--port: needs a value"),
-        ] {
-            let error =
-                BundleArgs::parse(&words(line)).err().map(|error| error.to_string()).unwrap_or_default();
-            assert!(error.starts_with(want), "{line:?}: {error}");
-        }
-    }
-
-    #[test]
-    fn every_listed_flag_reaches_argh() {
-        fn check<T>(flags: &Flags, parse: impl Fn(&[String]) -> Result<Parsed<T>>) {
-            for (flag, kind) in flags {
-                let line = if *kind == Switch { vec![*flag] } else { vec![*flag, "x"] };
-                assert!(matches!(parse(&words(&line)), Ok(Parsed::Run(_))), "{flag}");
-            }
-        }
-        check(BACKUP, BackupArgs::parse);
-        check(RESTORE, RestoreArgs::parse);
-        check(BUNDLE, BundleArgs::parse);
-        check(IMAGE, ImageArgs::parse);
-        check(INSTALL, InstallArgs::parse);
-        check(UNINSTALL, UninstallArgs::parse);
+    /// The setting of a flag, and whether the flag is `--no-` before its name.
+    pub fn find(&self, name: &str) -> Option<(&'static Setting, bool)> {
+        let taken = |name: &str| {
+            let is = |setting: &&Setting| {
+                setting.flag() == name || self.like_host && setting.aliases.contains(&name)
+            };
+            settings().filter(|setting| setting.takers.meets(self.takes)).find(is)
+        };
+        // `--no-log-requests` has a row of its own.
+        taken(name).map(|setting| (setting, false)).or_else(|| {
+            let positive = format!("--{}", name.strip_prefix("--no-").filter(|_| self.like_host)?);
+            taken(&positive)
+                .filter(|setting| setting.is_switch() || setting.section == Section::Hidden)
+                .map(|setting| (setting, true))
+        })
     }
 }

@@ -1,81 +1,120 @@
-//! `server.json`: OpenWork's fields and ours, and where in the file each of them stands, so that a complaint can
-//! name file, line and column. Plain JSON; an unknown key is an error, not a setting that silently does nothing.
+//! `server.json`: the keys of the table, and the position of each in the file, so that a message can name file, line and
+//! column. Plain JSON; an unknown key is an error, not a setting that silently has no effect.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::de::{DeserializeSeed, Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::login::UserJson;
+use super::setting::{Setting, ValueKind};
+use super::table::{USERS, WORKSPACE, settings};
+use crate::base::fields::unknown_name_message;
 use crate::base::json_keys::{self, KeyPosition, describe_type_error};
 use crate::base::{Error, Result};
 
 /// Nobody writes a configuration of this size by hand; a wrong path may name a disk image.
 const FILE_BYTES: u64 = 1 << 20;
 
-/// The fields as they stand in the file; `null` is the same as absent. Not `Debug`: tokens are among them.
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+/// A value of the file.
+pub(super) enum JsonValue {
+    /// A text, a number, or yes or no.
+    Text(String),
+    List(Vec<String>),
+    Pairs(BTreeMap<String, String>),
+}
+
+/// The keys of the file; `null` is the same as absent. Not `Debug`: tokens are among them.
+#[derive(Default)]
 pub struct ServerJson {
-    pub host: Option<String>,
-    pub port: Option<u64>,
-    pub token: Option<String>,
-    pub host_token: Option<String>,
-    pub approval: Option<ApprovalJson>,
+    /// By the key of a row of the table, such as `approval.mode`.
+    pub(super) values: BTreeMap<&'static str, JsonValue>,
     pub workspaces: Option<Vec<WorkspaceJson>>,
-    pub cors_origins: Option<Vec<String>>,
-    pub authorized_roots: Option<Vec<String>>,
-    pub listen: Option<Vec<String>>,
-    pub allowed_hosts: Option<Vec<String>>,
-    pub max_connections: Option<u64>,
-    pub drain_timeout: Option<u64>,
-    pub read_only: Option<bool>,
-    pub opencode_username: Option<String>,
-    pub opencode_password: Option<String>,
-    pub max_proxied: Option<u64>,
-    pub opencode_timeout: Option<u64>,
-    pub permission_replies: Option<String>,
-    pub opencode_shell: Option<String>,
-    pub manage_opencode: Option<bool>,
-    pub opencode_bin: Option<String>,
-    pub opencode_port: Option<u64>,
-    pub opencode_env: Option<Vec<String>>,
-    pub opencode_memory: Option<u64>,
-    pub opencode_restart: Option<String>,
-    pub opencode_log_level: Option<String>,
-    pub start_timeout: Option<u64>,
-    pub log_format: Option<String>,
-    pub log_requests: Option<bool>,
-    pub data_dir: Option<String>,
-    pub mirrors: Option<BTreeMap<String, String>>,
-    pub keyrings: Option<BTreeMap<String, String>>,
-    pub max_runs: Option<u64>,
-    pub max_streams: Option<u64>,
-    pub run_output_limit: Option<u64>,
-    pub runs_disk_limit: Option<u64>,
-    pub output_limit: Option<u64>,
-    pub init_timeout: Option<u64>,
-    pub image_timeout: Option<u64>,
-    pub library: Option<String>,
-    pub idle_timeout: Option<u64>,
-    pub private_range: Option<String>,
-    pub private_dns: Option<Vec<String>>,
-    pub root_backend: Option<String>,
-    pub http_threads: Option<u64>,
-    pub dashboard_password: Option<String>,
-    pub jwt_secret: Option<String>,
-    pub jwt_ttl_days: Option<u64>,
     pub users: Option<Vec<UserJson>>,
 }
 
-/// `approval` in the file.
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct ApprovalJson {
-    pub mode: Option<String>,
-    pub timeout_ms: Option<u64>,
+impl<'de> Deserialize<'de> for ServerJson {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ServerJson, D::Error> {
+        let mut json = ServerJson::default();
+        Members { prefix: "", json: &mut json }.deserialize(deserializer)?;
+        Ok(json)
+    }
+}
+
+/// Reads an object: the file itself, or the value of a key that others begin with.
+struct Members<'a> {
+    prefix: &'a str,
+    json: &'a mut ServerJson,
+}
+
+impl<'de> DeserializeSeed<'de> for Members<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Members<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<(), M::Error> {
+        let mut seen: Vec<String> = Vec::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if seen.contains(&key) {
+                return Err(M::Error::custom(format!("duplicate field `{key}`")));
+            }
+            let path = format!("{}{key}", self.prefix);
+            let below = format!("{path}.");
+            if path == WORKSPACE.key {
+                self.json.workspaces = map.next_value()?;
+            } else if path == USERS.key {
+                self.json.users = map.next_value()?;
+            } else if let Some(setting) = settings().find(|setting| setting.key == path) {
+                if let Some(value) = value(setting, &mut map)? {
+                    self.json.values.insert(setting.key, value);
+                }
+            } else if settings().any(|setting| setting.key.starts_with(&below)) {
+                map.next_value_seed(Members { prefix: &below, json: &mut *self.json })?;
+            } else {
+                let known = settings().filter_map(|setting| setting.key.strip_prefix(self.prefix));
+                let known = known.map(|key| key.split('.').next().unwrap_or(key).to_owned());
+                let known: Vec<String> = known.filter(|key| !key.is_empty()).collect();
+                return Err(M::Error::custom(unknown_name_message("field", &key, &known)));
+            }
+            seen.push(key);
+        }
+        Ok(())
+    }
+}
+
+/// The value of a setting's key.
+fn value<'de, M: MapAccess<'de>>(setting: &Setting, map: &mut M) -> Result<Option<JsonValue>, M::Error> {
+    Ok(match setting.kind {
+        ValueKind::Pairs => map.next_value::<Option<_>>()?.map(JsonValue::Pairs),
+        kind if setting.many || kind == ValueKind::List => {
+            map.next_value::<Option<_>>()?.map(JsonValue::List)
+        }
+        ValueKind::Switch => text(map.next_value::<Option<bool>>()?),
+        kind if kind.range().is_some() => text(map.next_value::<Option<u64>>()?),
+        _ => map.next_value::<Option<_>>()?.map(JsonValue::Text),
+    })
+}
+
+fn text(value: Option<impl ToString>) -> Option<JsonValue> {
+    value.map(|value| JsonValue::Text(value.to_string()))
 }
 
 /// One of `workspaces` in the file.
@@ -228,6 +267,6 @@ mod tests {
         assert!(ConfigFile::read(Path::new("/nonexistent/server.json")).unwrap().is_none());
         assert!(ConfigFile::read(Path::new("/")).is_err());
         let file = ConfigFile::parse(Path::new("/c/s"), "{\"port\":null,\"token\":null}").unwrap();
-        assert!(file.json.port.is_none() && file.json.token.is_none());
+        assert!(file.json.values.is_empty());
     }
 }

@@ -1,12 +1,11 @@
 //! The settings of password login, in sandboxed.sh's own variables. Half of them is a mistake that stops the start: a
 //! server that quietly has no login would be found out only by the people who cannot get in.
 
-use std::time::Duration;
-
 use serde::Deserialize;
 
+use super::setting::Setting;
 use super::sources::{Given, Sources};
-use super::values;
+use super::table;
 use crate::access::login::{Login, LoginUser};
 use crate::base::{Error, Result};
 
@@ -21,31 +20,18 @@ pub struct UserJson {
 
 /// RFC 7518, 3.2: a key for HS256 has at least as many bytes as its hash.
 const SECRET_BYTES: usize = 32;
-const TTL_DAYS: u64 = 30;
-const TTL_DAYS_MAX: u64 = 3650;
 const USERS_MAX: usize = 1000;
 
 /// How to log in; `None` where nothing was set.
 pub(super) fn login(sources: &Sources<'_>) -> Result<Option<Login>> {
-    let json = &sources.file.json;
-    let secret_of = |variable: &str, field: &str, json: &Option<String>| -> Result<Option<Given>> {
-        // "token" checks that a variable that is set to nothing is heard about.
-        let (setting, place) = sources.token("", None, variable, field, json)?;
-        Ok(setting.secret.zip(place).map(|(text, place)| Given { place, text, source: setting.source }))
+    let secret_of = |setting: &Setting| -> Result<Option<Given>> {
+        let (secret, place) = sources.secret(setting)?;
+        Ok(secret.secret.zip(place).map(|(text, place)| Given { place, text, source: secret.source }))
     };
-    let password = secret_of("DASHBOARD_PASSWORD", "dashboardPassword", &json.dashboard_password)?;
-    let secret = secret_of("JWT_SECRET", "jwtSecret", &json.jwt_secret)?;
+    let password = secret_of(&table::DASHBOARD_PASSWORD)?;
+    let secret = secret_of(&table::JWT_SECRET)?;
     let users = users(sources)?;
-    let days = sources.pick(
-        "",
-        None,
-        "JWT_TTL_DAYS",
-        "jwtTtlDays",
-        json.jwt_ttl_days.map(|days| days.to_string()),
-    )?;
-    let days =
-        days.map_or(Ok(TTL_DAYS), |given| values::number(&given.place, &given.text, 1..=TTL_DAYS_MAX))?;
-    let lifetime = Duration::from_secs(days * 24 * 60 * 60);
+    let lifetime = sources.time(&table::JWT_TTL_DAYS)?;
     let who = users.as_ref().map(|(place, _)| place).or(password.as_ref().map(|given| &given.place));
     match (who, secret) {
         (None, None) => Ok(None),
@@ -81,21 +67,20 @@ pub(super) fn login(sources: &Sources<'_>) -> Result<Option<Login>> {
 
 /// The users, and the place that names them.
 fn users(sources: &Sources<'_>) -> Result<Option<(String, Vec<LoginUser>)>> {
-    let variables = ["SANDBOXED_USERS", "SANDBOXED_SH_USERS"];
     let mut given = None;
-    for variable in variables {
+    for variable in table::USERS.vars {
         if let (None, Some(text)) = (&given, sources.var(variable)?) {
             let users = serde_json::from_str::<Vec<UserJson>>(&text).map_err(|error| {
                 // Not the error's own words: they may quote a password.
                 let place = format!("line {} column {}", error.line(), error.column());
                 Error::config(
-                    variable,
+                    *variable,
                     format!(
                         "is not a JSON array of {{\"username\", \"password\", \"id\"?}} objects ({place})"
                     ),
                 )
             })?;
-            given = Some((variable.to_owned(), users));
+            given = Some(((*variable).to_owned(), users));
         }
     }
     let given = given.or_else(|| Some((sources.file.place("users"), sources.file.json.users.clone()?)));

@@ -4,14 +4,11 @@
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::args::ServeArgs;
-use super::resolve::HTTP;
 use super::sources::{Given, Lookup, Sources};
-use super::values;
+use super::{table, values};
 use crate::access::TokenSource;
 use crate::base::ids::check_env_vars;
 use crate::base::{Error, Result, object};
@@ -21,11 +18,6 @@ use crate::workspaces::Configured;
 
 /// The user of an OpenCode that was not given another one.
 const USERNAME: &str = "opencode";
-/// How long its start may take; on a busy machine it takes half a minute.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
-const START_TIMEOUT_MAX: u64 = 24 * 60 * 60;
-/// With less it does not start.
-const MEMORY_BYTES: std::ops::RangeInclusive<u64> = 128 << 20..=1 << 50;
 /// The largest file of variables that is read.
 const VARIABLES_BYTES: u64 = 1 << 20;
 
@@ -52,30 +44,11 @@ const KEPT_STARTS: [&str; 7] =
 
 impl Sources<'_> {
     /// Gives every workspace the OpenCode that flags and environment name, where it has none of its own.
-    pub(super) fn fill_opencode(&self, args: &ServeArgs, workspaces: &mut [Configured]) -> Result<()> {
-        let pick = |flag, argument: &Option<String>, variable, field, json: Option<String>| {
-            self.pick(flag, argument.as_deref(), variable, field, json)
-        };
-        let json = &self.file.json;
-        let base_url =
-            pick("--opencode-base-url", &args.opencode_base_url, "OPENWORK_OPENCODE_BASE_URL", "", None)?;
-        let base_url = base_url.map(|given| values::url(&given.place, &given.text, HTTP)).transpose()?;
-        let directory =
-            pick("--opencode-directory", &args.opencode_directory, "OPENWORK_OPENCODE_DIRECTORY", "", None)?;
-        let username = pick(
-            "--opencode-username",
-            &args.opencode_username,
-            "OPENWORK_OPENCODE_USERNAME",
-            "opencodeUsername",
-            json.opencode_username.clone(),
-        )?;
-        let password = pick(
-            "--opencode-password",
-            &args.opencode_password,
-            "OPENWORK_OPENCODE_PASSWORD",
-            "opencodePassword",
-            json.opencode_password.clone(),
-        )?;
+    pub(super) fn fill_opencode(&self, workspaces: &mut [Configured]) -> Result<()> {
+        let base_url = self.text(&table::OPENCODE_BASE_URL)?;
+        let directory = self.given(&table::OPENCODE_DIRECTORY)?;
+        let username = self.given(&table::OPENCODE_USERNAME)?;
+        let password = self.given(&table::OPENCODE_PASSWORD)?;
         let fill = |slot: &mut Option<String>, value: Option<&String>| {
             if slot.is_none() {
                 *slot = value.cloned();
@@ -99,118 +72,40 @@ impl Sources<'_> {
 }
 
 /// How the server runs an OpenCode, if it is to.
-pub(super) fn plan(
-    sources: &Sources<'_>,
-    args: &ServeArgs,
-    workspaces: &[Configured],
-) -> Result<Option<OpencodePlan>> {
-    let json = &sources.file.json;
-    let text = |value: Option<u64>| value.map(|value| value.to_string());
-    let wanted = sources.pick(
-        "--manage-opencode",
-        args.manage_opencode.then_some("true"),
-        "OPENWORK_MANAGE_OPENCODE",
-        "manageOpencode",
-        json.manage_opencode.map(|wanted| wanted.to_string()),
-    )?;
-    let Some(wanted) = wanted else { return Ok(None) };
-    if !values::boolean(&wanted.place, &wanted.text)? {
+pub(super) fn plan(sources: &Sources<'_>, workspaces: &[Configured]) -> Result<Option<OpencodePlan>> {
+    if !sources.yes(&table::MANAGE_OPENCODE)? {
         return Ok(None);
     }
-    let (given, variable) = (&args.opencode_base_url, "OPENWORK_OPENCODE_BASE_URL");
-    if let Some(named) = sources.pick("--opencode-base-url", given.as_deref(), variable, "", None)? {
-        return Err(Error::config(
-            wanted.place,
-            format!("contradicts {}, which names another one", named.place),
-        ));
+    if let Some(named) = sources.given(&table::OPENCODE_BASE_URL)? {
+        let wanted = sources.given(&table::MANAGE_OPENCODE)?.map(|given| given.place).unwrap_or_default();
+        return Err(Error::config(wanted, format!("contradicts {}, which names another one", named.place)));
     }
-    let username = sources.pick(
-        "--opencode-username",
-        args.opencode_username.as_deref(),
-        "OPENWORK_OPENCODE_USERNAME",
-        "opencodeUsername",
-        json.opencode_username.clone(),
-    )?;
-    let password = sources.pick(
-        "--opencode-password",
-        args.opencode_password.as_deref(),
-        "OPENWORK_OPENCODE_PASSWORD",
-        "opencodePassword",
-        json.opencode_password.clone(),
-    )?;
-    let memory = sources.pick(
-        "--opencode-memory",
-        args.opencode_memory.as_deref(),
-        "BERTH_OPENCODE_MEMORY",
-        "opencodeMemory",
-        text(json.opencode_memory),
-    )?;
-    let restart = sources.pick(
-        "--opencode-restart",
-        args.opencode_restart.as_deref(),
-        "BERTH_OPENCODE_RESTART",
-        "opencodeRestart",
-        json.opencode_restart.clone(),
-    )?;
-    let port = sources.pick(
-        "--opencode-port",
-        args.opencode_port.as_deref(),
-        "OPENWORK_OPENCODE_PORT",
-        "opencodePort",
-        text(json.opencode_port),
-    )?;
-    let start_timeout = sources.pick(
-        "--start-timeout",
-        args.start_timeout.as_deref(),
-        "BERTH_START_TIMEOUT",
-        "startTimeout",
-        text(json.start_timeout),
-    )?;
-    let log_level = sources.pick(
-        "--opencode-log-level",
-        args.opencode_log_level.as_deref(),
-        "OPENWORK_OPENCODE_LOG_LEVEL",
-        "opencodeLogLevel",
-        json.opencode_log_level.clone(),
-    )?;
-    let levels = ["DEBUG", "INFO", "WARN", "ERROR"].map(|level| (level, level));
-    let restarts =
-        [("on-failure", Restart::OnFailure), ("always", Restart::Always), ("never", Restart::Never)];
-    let secret = |given: Given| values::secret(&given.place, given.text);
-    let password_is_shared = password.as_ref().is_some_and(|given| given.source != TokenSource::File);
-    let port = port.map_or(Ok(0), |given| values::number(&given.place, &given.text, 0..=65_535))?;
+    let username = sources.given(&table::OPENCODE_USERNAME)?;
+    let secret = |given: Given| table::OPENCODE_PASSWORD.kind.text(&given.place, &given.text);
+    let password = sources.given(&table::OPENCODE_PASSWORD)?;
     Ok(Some(OpencodePlan {
-        program: program(sources, args)?,
+        program: program(sources)?,
         folder: workspaces.first().map_or(sources.current_dir, |first| &first.path).to_owned(),
-        port: u16::try_from(port).unwrap_or_default(),
+        port: u16::try_from(sources.number(&table::OPENCODE_PORT)?.unwrap_or_default()).unwrap_or_default(),
         env: Vec::new(),
         username: username.map_or_else(|| Ok(USERNAME.to_owned()), secret)?,
+        password_is_shared: password.as_ref().is_some_and(|given| given.source != TokenSource::File),
         password: password.map(secret).transpose()?,
-        password_is_shared,
-        memory_bytes: memory
-            .map(|given| values::number(&given.place, &given.text, MEMORY_BYTES))
-            .transpose()?,
-        restart: restart
-            .map_or(Ok(Restart::OnFailure), |given| values::word(&given.place, &given.text, &restarts))?,
-        start_timeout: start_timeout.map_or(Ok(START_TIMEOUT), |given| {
-            values::number(&given.place, &given.text, 1..=START_TIMEOUT_MAX).map(Duration::from_secs)
-        })?,
-        log_level: log_level
-            .map_or(Ok("WARN"), |given| values::word(&given.place, &given.text, &levels))?
-            .to_owned(),
+        memory_bytes: sources.number(&table::OPENCODE_MEMORY)?,
+        restart: match sources.word(&table::OPENCODE_RESTART)? {
+            Some("always") => Restart::Always,
+            Some("never") => Restart::Never,
+            _ => Restart::OnFailure,
+        },
+        start_timeout: sources.time(&table::START_TIMEOUT)?,
+        log_level: sources.word(&table::OPENCODE_LOG_LEVEL)?.unwrap_or_default().to_owned(),
         sandbox: None,
     }))
 }
 
 /// The program that is named, or the first one of its name in PATH.
-fn program(sources: &Sources<'_>, args: &ServeArgs) -> Result<PathBuf> {
-    let given = sources.pick(
-        "--opencode-bin",
-        args.opencode_bin.as_deref(),
-        "OPENWORK_OPENCODE_BIN",
-        "opencodeBin",
-        sources.file.json.opencode_bin.clone(),
-    )?;
+fn program(sources: &Sources<'_>) -> Result<PathBuf> {
+    let given = sources.given(&table::OPENCODE_BIN)?;
     let is_program = |path: &Path| {
         path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
     };

@@ -1,9 +1,9 @@
 //! What a person says about the sandbox of `berth host`: OpenWork's flags and variables, and those that only berth has.
 
-use std::ops::RangeInclusive;
-
-use super::sources::Lookup;
-use super::values;
+use super::line::CommandLine;
+use super::setting::{Section, Setting};
+use super::sources::{Given, Lookup, Sources};
+use super::table::{self, settings};
 use crate::base::{Error, Result};
 use crate::host::engine::{SandboxNetwork, SandboxPull};
 
@@ -21,14 +21,6 @@ pub enum SandboxChoice {
     Container,
     /// The first of them that works here; else there is no start.
     Auto,
-}
-
-/// The flags, as they were given.
-#[derive(Clone, Debug, Default)]
-pub struct SandboxFlags {
-    values: Vec<(String, String)>,
-    /// A workspace that berth refuses is mounted all the same.
-    pub(super) any_workspace: bool,
 }
 
 /// The sandbox that there is to be.
@@ -75,111 +67,77 @@ pub struct MountWish {
     pub read_only: Option<bool>,
 }
 
-/// The flags with a value.
-pub(super) const VALUES: [&str; 11] = [
-    "--sandbox",
-    "--sandbox-image",
-    "--sandbox-persist-dir",
-    "--sandbox-mount",
-    "--sandbox-network",
-    "--sandbox-memory",
-    "--sandbox-cpus",
-    "--sandbox-pids",
-    "--sandbox-user",
-    "--sandbox-pull",
-    "--sandbox-server",
+/// Those that every sandbox takes.
+const EVERYWHERE: [&Setting; 5] = [
+    &table::SANDBOX_IMAGE,
+    &table::SANDBOX_MOUNT,
+    &table::SANDBOX_MEMORY,
+    &table::SANDBOX_CPUS,
+    &table::SANDBOX_PIDS,
 ];
 
-/// Those that every sandbox takes.
-const EVERYWHERE: [&str; 5] =
-    ["--sandbox-image", "--sandbox-mount", "--sandbox-memory", "--sandbox-cpus", "--sandbox-pids"];
-
-/// With less OpenCode does not start.
-const MEMORY_BYTES: RangeInclusive<u64> = 128 << 20..=1 << 50;
-/// OpenCode alone has dozens of threads.
-const PIDS: RangeInclusive<u64> = 64..=1 << 22;
-const CPUS: RangeInclusive<f64> = 0.01..=4096.0;
-
-impl SandboxFlags {
-    pub(super) fn add(&mut self, name: &str, value: String) {
-        self.values.push((name.to_owned(), value));
-    }
-
+impl CommandLine {
     /// The sandbox that the flags and, for what they leave out, the variables ask for.
     ///
     /// # Errors
     /// `Config` for a value that means nothing, and for a flag that has no effect.
-    pub fn wish(&self, named: Lookup<'_>) -> Result<SandboxWish> {
-        let last = |name: &str| {
-            let mut all = self.values.iter().rev();
-            all.find(|(flag, _)| flag == name).map(|(flag, value)| (flag.clone(), value.clone()))
-        };
-        let variable = |word: &str| {
-            let names = [format!("OPENWORK_{word}"), format!("OPENWRK_{word}")];
-            let mut found =
-                names.into_iter().filter_map(|name| Some((named(&name)?.into_string().ok()?, name)));
-            found.find(|(value, _)| !value.is_empty()).map(|(value, name)| (name, value))
-        };
-        let pick = |flag: &str, word: &str| last(flag).or_else(|| variable(word));
-        let choice = match pick("--sandbox", "SANDBOX") {
+    pub fn sandbox_wish(&self, env: Lookup<'_>) -> Result<SandboxWish> {
+        let sources = Sources::without_file(self, env);
+        let choice = match sources.given(&table::SANDBOX)? {
             None => SandboxChoice::None,
-            Some((place, word)) => choice(&place, &word)?,
+            Some(given) => choice(&given.place, &given.text)?,
         };
-        let image = pick("--sandbox-image", "SANDBOX_IMAGE");
-        let persist_dir = pick("--sandbox-persist-dir", "SANDBOX_PERSIST_DIR");
-        let mut mounts: Vec<(String, String)> =
-            self.values.iter().filter(|(flag, _)| flag == "--sandbox-mount").cloned().collect();
-        if mounts.is_empty() {
-            mounts.extend(variable("SANDBOX_MOUNT"));
+        let is_inside = sources.word(&table::SANDBOX_SERVER)? == Some("inside");
+        let of_section = settings().filter(|setting| setting.section == Section::Sandbox);
+        let mut given: Vec<(&Setting, String)> = Vec::new();
+        for setting in of_section.filter(|setting| setting.flag() != table::SANDBOX.flag()) {
+            given.extend(sources.given(setting)?.map(|given| (setting, given.place)));
         }
-        let own: Vec<String> = self.values.iter().map(|(flag, _)| flag.clone()).collect();
-        let from_variables = [&image, &persist_dir].into_iter().flatten().chain(&mounts);
-        let mut given: Vec<String> =
-            own.into_iter().chain(from_variables.map(|(place, _)| place.clone())).collect();
-        given.retain(|name| name != "--sandbox");
-        if self.any_workspace {
-            given.push("--sandbox-any-workspace".to_owned());
+        if let Some((_, place)) = given.first().filter(|_| choice == SandboxChoice::None) {
+            return Err(Error::config(place, "has no effect without a sandbox, and --sandbox is none"));
         }
-        if let Some(flag) = given.first().filter(|_| choice == SandboxChoice::None) {
-            return Err(Error::config(flag, "has no effect without a sandbox, and --sandbox is none"));
-        }
-        given.retain(|name| name.starts_with("--") && !EVERYWHERE.contains(&name.as_str()));
-        given.extend(persist_dir.iter().map(|(place, _)| place.clone()));
-        let server_inside = match last("--sandbox-server") {
-            Some((place, word)) => values::word(&place, &word, &[("outside", false), ("inside", true)])?,
-            None => false,
+        given.retain(|(setting, _)| {
+            let outside = setting.flag() == table::SANDBOX_SERVER.flag() && !is_inside;
+            !outside && !EVERYWHERE.iter().any(|other| other.flag() == setting.flag())
+        });
+        let mut mounts: Vec<MountWish> = Vec::new();
+        let texts = match self.sandbox_mount.is_empty() {
+            true => sources.given(&table::SANDBOX_MOUNT)?.into_iter().collect(),
+            false => sources.all(&table::SANDBOX_MOUNT)?,
         };
-        if !server_inside {
-            given.retain(|name| name != "--sandbox-server");
+        for given in &texts {
+            mounts.extend(parse_mounts(&given.place, &given.text)?);
         }
-        let number = |flag: &str, range| {
-            let number = |(place, text): (String, String)| values::number(&place, &text, range);
-            last(flag).map(number).transpose()
-        };
-        let mut all = Vec::new();
-        for (place, text) in &mounts {
-            all.extend(parse_mounts(place, text)?);
-        }
-        if let Some(twice) = all.iter().enumerate().find_map(|(at, one)| {
-            all[..at].iter().any(|other: &MountWish| other.sub == one.sub).then_some(one)
-        }) {
-            let problem = format!("{} is the place of two mounts", twice.sub);
-            return Err(Error::config(&twice.place, problem));
+        let twice = |at: usize| mounts[..at].iter().any(|other| other.sub == mounts[at].sub);
+        if let Some(at) = (0..mounts.len()).find(|at| twice(*at)) {
+            let problem = format!("{} is the place of two mounts", mounts[at].sub);
+            return Err(Error::config(&mounts[at].place, problem));
         }
         Ok(SandboxWish {
             choice,
-            image: image.map(|(_, image)| image),
-            persist_dir: persist_dir.map(|(_, folder)| folder),
-            mounts: all,
-            network: last("--sandbox-network").map(network).transpose()?,
-            memory_bytes: number("--sandbox-memory", MEMORY_BYTES)?,
-            cpus: last("--sandbox-cpus").map(cpus).transpose()?,
-            pids: number("--sandbox-pids", PIDS)?,
-            user: last("--sandbox-user").map(user).transpose()?,
-            pull: last("--sandbox-pull").map(pull).transpose()?,
-            any_workspace: self.any_workspace,
-            server_inside,
-            given,
+            image: sources.text(&table::SANDBOX_IMAGE)?,
+            persist_dir: sources.text(&table::SANDBOX_PERSIST_DIR)?,
+            network: sources.word(&table::SANDBOX_NETWORK)?.map(|word| match word {
+                "none" => SandboxNetwork::None,
+                "host" => SandboxNetwork::Host,
+                _ => SandboxNetwork::Private,
+            }),
+            memory_bytes: sources.number(&table::SANDBOX_MEMORY)?,
+            cpus: sources
+                .given(&table::SANDBOX_CPUS)?
+                .map(|given| table::SANDBOX_CPUS.kind.processors(&given.place, &given.text))
+                .transpose()?,
+            pids: sources.number(&table::SANDBOX_PIDS)?,
+            user: sources.given(&table::SANDBOX_USER)?.map(user).transpose()?,
+            pull: sources.word(&table::SANDBOX_PULL)?.map(|word| match word {
+                "always" => SandboxPull::Always,
+                "missing" => SandboxPull::Missing,
+                _ => SandboxPull::Never,
+            }),
+            any_workspace: self.sandbox_any_workspace,
+            server_inside: is_inside,
+            given: given.into_iter().map(|(_, place)| place).collect(),
+            mounts,
         })
     }
 }
@@ -191,6 +149,7 @@ fn choice(place: &str, word: &str) -> Result<SandboxChoice> {
         "docker" => SandboxChoice::Docker,
         "container" => SandboxChoice::Container,
         "berth" => SandboxChoice::Berth,
+        // The sentence of OpenWork's orchestrator.
         other => {
             let problem = format!("Invalid sandbox value: {other}. Use none|auto|docker|container|berth.");
             return Err(Error::config(place, problem));
@@ -198,28 +157,7 @@ fn choice(place: &str, word: &str) -> Result<SandboxChoice> {
     })
 }
 
-fn network((place, word): (String, String)) -> Result<SandboxNetwork> {
-    let words = [
-        ("none", SandboxNetwork::None),
-        ("private", SandboxNetwork::Private),
-        ("host", SandboxNetwork::Host),
-    ];
-    values::word(&place, &word, &words)
-}
-
-fn pull((place, word): (String, String)) -> Result<SandboxPull> {
-    let words =
-        [("never", SandboxPull::Never), ("missing", SandboxPull::Missing), ("always", SandboxPull::Always)];
-    values::word(&place, &word, &words)
-}
-
-fn cpus((place, text): (String, String)) -> Result<f64> {
-    let cpus: Option<f64> = text.parse().ok();
-    let problem = format!("{text:?} is no number of processors, such as 0.5 or 2");
-    cpus.filter(|cpus| CPUS.contains(cpus)).ok_or_else(|| Error::config(place, problem))
-}
-
-fn user((place, text): (String, String)) -> Result<(u32, Option<u32>)> {
+fn user(Given { place, text, .. }: Given) -> Result<(u32, Option<u32>)> {
     let (user, group) = match text.split_once(':') {
         Some((user, group)) => (user, Some(group)),
         None => (text.as_str(), None),
@@ -229,7 +167,7 @@ fn user((place, text): (String, String)) -> Result<(u32, Option<u32>)> {
     match user {
         Some((user, None)) => Ok((user, None)),
         Some((user, Some(Ok(group)))) => Ok((user, Some(group))),
-        _ => Err(Error::config(place, format!("{text:?} is no user; give numbers: UID or UID:GID"))),
+        _ => Err(Error::config(place, format!("{text:?} is not a user; give numbers: UID or UID:GID"))),
     }
 }
 
@@ -277,20 +215,16 @@ fn parse_mount(place: &str, entry: &str) -> Result<MountWish> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::line::{Parsed, Style};
     use super::*;
-
-    fn flags(words: &[&str]) -> SandboxFlags {
-        let mut flags = SandboxFlags::default();
-        for word in words {
-            let (name, value) = word.split_once('=').unwrap();
-            flags.add(name, value.to_owned());
-        }
-        flags
-    }
 
     fn wish(words: &[&str], env: &[(&str, &str)]) -> Result<SandboxWish, String> {
         let named = |name: &str| env.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
-        flags(words).wish(&named).map_err(|error| error.to_string())
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        let Ok(Parsed::Run(line)) = CommandLine::parse("host", &words, Style::Strict) else {
+            panic!("{words:?}")
+        };
+        line.sandbox_wish(&named).map_err(|error| error.to_string())
     }
 
     #[test]

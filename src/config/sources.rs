@@ -1,28 +1,22 @@
-//! Flag > environment > `server.json` for one setting, with the place it came from; the only reader of the
-//! environment, which is handed in as a function so that tests need none.
+//! Flag > environment > `server.json` > default for a row of the table, with the place of the value; the only reader of
+//! the environment, which is a parameter so that tests need none.
 //!
-//! A variable that is set to nothing counts as unset, except for tokens: an empty token is a mistake to hear about.
+//! A variable that is set to nothing counts as unset, except for tokens: an empty token is an error.
 
 use std::ffi::OsString;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::access::{TokenSetting, TokenSource, tokens};
 use crate::base::{Error, Result};
 use crate::store::format;
 
-use super::file::ConfigFile;
+use super::file::{ConfigFile, JsonValue};
+use super::line::CommandLine;
+use super::setting::{Fallback, Setting, ValueKind};
+use super::table::{self, settings};
 use super::values;
-
-/// Variables with secrets, which may be in files instead.
-pub(super) const SECRETS: &[&str] = &[
-    "OPENWORK_TOKEN",
-    "OPENWORK_HOST_TOKEN",
-    "OPENWORK_OPENCODE_PASSWORD",
-    "DASHBOARD_PASSWORD",
-    "SANDBOXED_USERS",
-    "JWT_SECRET",
-];
 
 /// The largest such file.
 const SECRET_BYTES: u64 = 64 << 10;
@@ -48,23 +42,46 @@ pub(super) struct Given {
     pub(super) source: TokenSource,
 }
 
-/// Where settings come from; the flags are handed in one by one.
+impl Given {
+    fn new(place: &str, text: &str, source: TokenSource) -> Given {
+        Given { place: place.to_owned(), text: text.to_owned(), source }
+    }
+}
+
+/// Where settings come from.
 pub(super) struct Sources<'a> {
+    pub(super) line: &'a CommandLine,
     env: Lookup<'a>,
     pub(super) file: ConfigFile,
     pub(super) current_dir: &'a Path,
 }
 
+const NO_ENVIRONMENT: Lookup<'static> = &|_| None;
+
+impl CommandLine {
+    /// The value of a number that only the command line has.
+    ///
+    /// # Errors
+    /// `Config` for a text that is none, or one that is out of bounds.
+    pub fn number(&self, setting: &Setting) -> Result<u64> {
+        Ok(Sources::without_file(self, NO_ENVIRONMENT).number(setting)?.unwrap_or_default())
+    }
+
+    /// The value of a choice that only the command line has.
+    ///
+    /// # Errors
+    /// `Config` for another word.
+    pub fn word(&self, setting: &Setting) -> Result<&'static str> {
+        Ok(Sources::without_file(self, NO_ENVIRONMENT).word(setting)?.unwrap_or_default())
+    }
+}
+
 impl<'a> Sources<'a> {
-    pub(super) fn open(flag: Option<&str>, env: Lookup<'a>, current_dir: &'a Path) -> Result<Sources<'a>> {
-        let mut sources = Sources { env, file: ConfigFile::default(), current_dir };
-        let explicit = match flag {
-            Some(path) => Some(("--config", path.to_owned())),
-            None => sources.var("OPENWORK_SERVER_CONFIG")?.map(|path| ("OPENWORK_SERVER_CONFIG", path)),
-        };
-        let file = match explicit {
-            Some((place, path)) => {
-                let path = values::absolute(place, current_dir, &path)?;
+    pub(super) fn open(line: &'a CommandLine, env: Lookup<'a>, current_dir: &'a Path) -> Result<Sources<'a>> {
+        let mut sources = Sources { line, env, file: ConfigFile::default(), current_dir };
+        let file = match sources.given(&table::CONFIG)? {
+            Some(Given { place, text, .. }) => {
+                let path = values::absolute(&place, current_dir, &text)?;
                 let file = ConfigFile::read(&path)?;
                 Some(file.ok_or_else(|| Error::config(place, format!("{} does not exist", path.display())))?)
             }
@@ -74,10 +91,15 @@ impl<'a> Sources<'a> {
         Ok(sources)
     }
 
-    /// A variable with something in it. One of [`SECRETS`] may be in a file instead.
+    /// Flags and variables alone.
+    pub(super) fn without_file(line: &'a CommandLine, env: Lookup<'a>) -> Sources<'a> {
+        Sources { line, env, file: ConfigFile::default(), current_dir: Path::new("/") }
+    }
+
+    /// A variable with something in it. A secret may be in a file instead.
     pub(super) fn var(&self, name: &str) -> Result<Option<String>> {
         let get = |name: &str| (self.env)(name).filter(|value| !value.is_empty());
-        let in_file = if SECRETS.contains(&name) { self.secret_file(name) } else { None };
+        let in_file = if is_secret(name) { self.secret_file(name) } else { None };
         match (get(name), in_file) {
             (Some(_), Some((place, _))) => {
                 Err(Error::config(place, format!("{name} is set as well; set one of the two")))
@@ -102,61 +124,142 @@ impl<'a> Sources<'a> {
         path.exists().then(|| (format!("credential {name}"), path))
     }
 
-    /// The strongest of a repeatable flag, a variable with commas between, and an array of the file.
-    pub(super) fn list(
-        &self,
-        arguments: &[String],
-        variable: &str,
-        json: Option<&[String]>,
-    ) -> Result<Vec<String>> {
-        if !arguments.is_empty() {
-            return Ok(arguments.to_vec());
+    /// The values of the strongest source of a setting that is a list: each is one flag, one entry between the commas of a
+    /// variable, or one element of an array.
+    pub(super) fn all(&self, setting: &Setting) -> Result<Vec<Given>> {
+        let flags = setting.given(self.line);
+        if !flags.is_empty() {
+            let place = self.line.place(setting);
+            return Ok(flags.into_iter().map(|text| Given::new(&place, text, TokenSource::Cli)).collect());
         }
-        Ok(match self.var(variable)? {
-            Some(text) => {
-                text.split(',').map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect()
+        for name in setting.vars {
+            if let Some(text) = self.var(name)? {
+                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                return Ok(items.map(|item| Given::new(name, item, TokenSource::Env)).collect());
             }
-            None => json.unwrap_or_default().to_vec(),
+        }
+        Ok(match self.file.json.values.get(setting.key) {
+            Some(JsonValue::List(items)) => {
+                let place = self.file.place(setting.key);
+                items.iter().map(|item| Given::new(&place, item, TokenSource::File)).collect()
+            }
+            _ => Vec::new(),
         })
     }
 
-    /// The strongest of flag, variable and field of the file.
-    pub(super) fn pick(
-        &self,
-        flag: &str,
-        argument: Option<&str>,
-        variable: &str,
-        field: &str,
-        json: Option<String>,
-    ) -> Result<Option<Given>> {
-        if let Some(text) = argument {
-            return Ok(Some(Given {
-                place: flag.to_owned(),
-                text: text.to_owned(),
-                source: TokenSource::Cli,
-            }));
-        }
-        if let Some(text) = self.var(variable)? {
-            return Ok(Some(Given { place: variable.to_owned(), text, source: TokenSource::Env }));
-        }
-        Ok(json.map(|text| Given { place: self.file.place(field), text, source: TokenSource::File }))
+    /// The `NAME=VALUE` pairs of every source, weakest first.
+    pub(super) fn pairs(&self, setting: &Setting) -> Result<Vec<Vec<Given>>> {
+        let from_file = match self.file.json.values.get(setting.key) {
+            Some(JsonValue::Pairs(pairs)) => pairs
+                .iter()
+                .map(|(name, text)| {
+                    let place = self.file.place(&format!("{}.{name}", setting.key));
+                    Given::new(&place, &format!("{name}={text}"), TokenSource::File)
+                })
+                .collect(),
+            _ => Vec::new(),
+        };
+        let no_flags = CommandLine::default();
+        let from_variables = Sources::without_file(&no_flags, self.env).all(setting)?;
+        let flags = if setting.given(self.line).is_empty() { Vec::new() } else { self.all(setting)? };
+        Ok(vec![from_file, from_variables, flags])
     }
 
-    /// A token's setting and the place it came from.
-    pub(super) fn token(
-        &self,
-        flag: &str,
-        argument: Option<&str>,
-        variable: &str,
-        field: &str,
-        json: &Option<String>,
-    ) -> Result<(TokenSetting, Option<String>)> {
-        if argument.is_none() && (self.env)(variable).is_some_and(|value| value.is_empty()) {
-            values::secret(variable, String::new())?;
+    /// The same as texts.
+    pub(super) fn list(&self, setting: &Setting) -> Result<Vec<String>> {
+        Ok(self.all(setting)?.into_iter().map(|given| given.text).collect())
+    }
+
+    /// The strongest of flag, variables and key.
+    pub(super) fn given(&self, setting: &Setting) -> Result<Option<Given>> {
+        if let Some(text) = setting.given(self.line).last() {
+            return Ok(Some(Given::new(&self.line.place(setting), text, TokenSource::Cli)));
         }
-        Ok(match self.pick(flag, argument, variable, field, json.clone())? {
+        for name in setting.vars {
+            if let Some(text) = self.var(name)? {
+                return Ok(Some(Given::new(name, &text, TokenSource::Env)));
+            }
+        }
+        Ok(match self.file.json.values.get(setting.key) {
+            Some(JsonValue::Text(text)) => {
+                Some(Given::new(&self.file.place(setting.key), text, TokenSource::File))
+            }
+            _ => None,
+        })
+    }
+
+    /// A whole number, or its default.
+    pub(super) fn number(&self, setting: &Setting) -> Result<Option<u64>> {
+        match (self.given(setting)?, setting.fallback) {
+            (Some(given), _) => setting.kind.number(&given.place, &given.text).map(Some),
+            (None, Fallback::Number(number)) => Ok(Some(number)),
+            (None, _) => Ok(None),
+        }
+    }
+
+    /// A number that counts things in memory.
+    pub(super) fn count(&self, setting: &Setting) -> Result<usize> {
+        let number = self.number(setting)?.unwrap_or_default();
+        usize::try_from(number)
+            .map_err(|_| Error::config(setting.term(), format!("{number} is too large for this machine")))
+    }
+
+    /// A duration.
+    pub(super) fn time(&self, setting: &Setting) -> Result<Duration> {
+        let number = self.number(setting)?.unwrap_or_default();
+        Ok(match setting.kind {
+            ValueKind::Millis(..) => Duration::from_millis(number),
+            ValueKind::Days(..) => Duration::from_secs(number * 24 * 60 * 60),
+            _ => Duration::from_secs(number),
+        })
+    }
+
+    /// Yes or no, if it is given.
+    pub(super) fn given_yes(&self, setting: &Setting) -> Result<Option<bool>> {
+        self.given(setting)?.map(|given| values::boolean(&given.place, &given.text)).transpose()
+    }
+
+    /// Yes or no, or the default.
+    pub(super) fn yes(&self, setting: &Setting) -> Result<bool> {
+        Ok(self.given_yes(setting)?.unwrap_or(matches!(setting.fallback, Fallback::Word("yes"))))
+    }
+
+    /// One of the words of a choice, or its default.
+    pub(super) fn word(&self, setting: &Setting) -> Result<Option<&'static str>> {
+        match (self.given(setting)?, setting.fallback) {
+            (Some(given), _) => setting.kind.word(&given.place, &given.text).map(Some),
+            (None, Fallback::Word(word)) => Ok(Some(word)),
+            (None, _) => Ok(None),
+        }
+    }
+
+    /// A text of the setting's form, or its default.
+    pub(super) fn text(&self, setting: &Setting) -> Result<Option<String>> {
+        match (self.given(setting)?, setting.fallback) {
+            (Some(given), _) => setting.kind.text(&given.place, &given.text).map(Some),
+            (None, Fallback::Word(word)) => Ok(Some(word.to_owned())),
+            (None, _) => Ok(None),
+        }
+    }
+
+    /// A path, if it is given.
+    pub(super) fn path(&self, setting: &Setting) -> Result<Option<PathBuf>> {
+        let given = self.given(setting)?;
+        given.map(|given| values::absolute(&given.place, self.base(given.source), &given.text)).transpose()
+    }
+
+    /// A token, with its place. A variable that is set to nothing is an error, unlike with other settings.
+    pub(super) fn secret(&self, setting: &Setting) -> Result<(TokenSetting, Option<String>)> {
+        if setting.given(self.line).is_empty() {
+            for name in
+                setting.vars.iter().filter(|name| (self.env)(name).is_some_and(|value| value.is_empty()))
+            {
+                setting.kind.text(name, "")?;
+            }
+        }
+        Ok(match self.given(setting)? {
             Some(given) => {
-                let secret = values::secret(&given.place, given.text)?;
+                let secret = setting.kind.text(&given.place, &given.text)?;
                 (TokenSetting { secret: Some(secret), source: given.source }, Some(given.place))
             }
             None => (TokenSetting { secret: None, source: TokenSource::Generated }, None),
@@ -169,11 +272,9 @@ impl<'a> Sources<'a> {
     }
 
     /// The data folder. One that a newer version wrote is refused here, before any command uses it.
-    pub(super) fn data_dir(&self, argument: Option<&str>) -> Result<PathBuf> {
-        let given =
-            self.pick("--data-dir", argument, "BERTH_DATA_DIR", "dataDir", self.file.json.data_dir.clone())?;
-        let folder = match given {
-            Some(given) => values::absolute(&given.place, self.base(given.source), &given.text)?,
+    pub(super) fn data_dir(&self) -> Result<PathBuf> {
+        let folder = match self.path(&table::DATA_DIR)? {
+            Some(folder) => folder,
             None => self.default_data_dir(rustix::process::geteuid().is_root())?,
         };
         format::check(&folder)?;
@@ -182,25 +283,23 @@ impl<'a> Sources<'a> {
 
     /// Scoped tokens lie beside `server.json`, as with the OpenWork server, if there is one or they lie there already; else
     /// with everything else.
-    pub(super) fn token_store(&self, data_dir: Option<&str>) -> Result<PathBuf> {
-        const NAME: &str = "OPENWORK_TOKEN_STORE";
-        if let Some(path) = self.var(NAME)? {
-            return values::absolute(NAME, self.current_dir, &path);
+    pub(super) fn token_store(&self) -> Result<PathBuf> {
+        if let Some(path) = self.path(&table::TOKEN_STORE)? {
+            return Ok(path);
         }
         let usual = self.home().join(".config/openwork").join(tokens::FILE);
         Ok(match self.file.path.as_deref().and_then(Path::parent) {
             Some(folder) => folder.join(tokens::FILE),
             None if usual.exists() => usual,
-            None => self.data_dir(data_dir)?.join(tokens::FILE),
+            None => self.data_dir()?.join(tokens::FILE),
         })
     }
 
     pub(super) fn default_data_dir(&self, root: bool) -> Result<PathBuf> {
         // Where an orchestrator of OpenWork keeps its own state. Each has another one, so two of them can start a server
         // each.
-        const ORCHESTRATOR: &str = "OPENWORK_DATA_DIR";
-        if let Some(folder) = self.var(ORCHESTRATOR)? {
-            return Ok(values::absolute(ORCHESTRATOR, self.current_dir, &folder)?.join("berth"));
+        if let Some(folder) = self.path(&table::ORCHESTRATOR_DATA)? {
+            return Ok(folder.join("berth"));
         }
         if root {
             return Ok(PathBuf::from("/var/lib/berth"));
@@ -221,8 +320,15 @@ impl<'a> Sources<'a> {
 
 #[cfg(test)]
 pub(super) fn default_data_dir(env: Lookup<'_>, root: bool) -> PathBuf {
-    let sources = Sources { env, file: ConfigFile::default(), current_dir: Path::new("/w") };
+    let line = CommandLine::default();
+    let sources = Sources { current_dir: Path::new("/w"), ..Sources::without_file(&line, env) };
     sources.default_data_dir(root).unwrap()
+}
+
+/// Whether a variable holds a secret, so that a file may hold it instead.
+fn is_secret(name: &str) -> bool {
+    let secret = |kind| matches!(kind, ValueKind::Secret | ValueKind::Json);
+    settings().any(|setting| secret(setting.kind) && setting.vars.first() == Some(&name))
 }
 
 /// A file's text without the newline that editors put at the end.

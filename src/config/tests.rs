@@ -11,7 +11,7 @@ use crate::base::logging::LogFormat;
 use crate::base::{Code, Result, limits};
 use crate::roots::RootKind;
 
-use super::args::{Parsed, ServeArgs, TokenArgs};
+use super::line::{CommandLine, Parsed, Style};
 use super::resolve::{Resolved, TokenPlan, resolve, resolve_tokens};
 use super::sources::default_data_dir;
 
@@ -50,7 +50,9 @@ impl Place {
     fn run(&self, flags: &[&str]) -> Result<Resolved> {
         let flags: Vec<String> =
             flags.iter().map(|flag| flag.replace("{root}", self.root.to_str().unwrap())).collect();
-        let Parsed::Run(args) = ServeArgs::parse(&flags)? else { panic!("help or version") };
+        let Parsed::Run(args) = CommandLine::parse("serve", &flags, Style::Strict)? else {
+            panic!("help or version")
+        };
         resolve(&args, &|name| self.env.get(name).cloned(), &self.root.join("cwd"))
     }
 
@@ -572,7 +574,7 @@ fn token_show_ignores_mistakes_elsewhere() {
     let made =
         Place::new().json(r#"{"port":99999,"hostToken":"h","dataDir":"d"}"#).env("OPENWORK_TOKEN", "t");
     let env = |name: &str| made.env.get(name).cloned();
-    let plan: TokenPlan = resolve_tokens(&TokenArgs::default(), &env, &made.root.join("cwd")).unwrap();
+    let plan: TokenPlan = resolve_tokens(&CommandLine::default(), &env, &made.root.join("cwd")).unwrap();
     assert_eq!(plan.data_dir, made.root.join("conf/d"));
     assert_eq!(plan.client.1.as_deref(), Some("OPENWORK_TOKEN"));
     assert!(plan.host.1.is_some_and(|place| place.ends_with("server.json:1:15: hostToken")));

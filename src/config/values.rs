@@ -1,29 +1,71 @@
-//! The rules for one configured value. Each takes the place it came from (flag, variable or file position), so
-//! that the complaint names it. A token is never repeated in a complaint.
+//! The parser of each form of value. Each takes the place of the text (flag, variable or position in the file), so that
+//! the message names it. A message never repeats a token.
 
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
 use std::path::{Component, Path, PathBuf};
 
+use super::setting::ValueKind;
 use crate::base::ids::Distro;
 use crate::base::{Error, Result};
-use crate::roots::RootKind;
 
-/// A whole number within `range`.
-pub(super) fn number(place: &str, text: &str, range: RangeInclusive<u64>) -> Result<u64> {
-    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let number = if digits { text.parse().ok() } else { None };
-    number.filter(|number| range.contains(number)).ok_or_else(|| {
-        let (low, high) = (range.start(), range.end());
-        Error::config(place, format!("{text:?} is not a whole number from {low} to {high}"))
-    })
-}
+impl ValueKind {
+    /// A whole number within the bounds.
+    pub(super) fn number(self, place: &str, text: &str) -> Result<u64> {
+        let (least, most) = self.range().unwrap_or((0, u64::MAX));
+        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let number = if digits { text.parse().ok() } else { None };
+        number.filter(|number| (least..=most).contains(number)).ok_or_else(|| {
+            Error::config(place, format!("{text:?} is not a whole number from {least} to {most}"))
+        })
+    }
 
-/// A number that counts things in memory.
-pub(super) fn count(place: &str, text: &str, range: RangeInclusive<u64>) -> Result<usize> {
-    let number = number(place, text, range)?;
-    usize::try_from(number)
-        .map_err(|_| Error::config(place, format!("{number} is too large for this machine")))
+    /// One of the words of a choice.
+    pub(super) fn word(self, place: &str, text: &str) -> Result<&'static str> {
+        let ValueKind::Choice(words) = self else { return Ok("") };
+        words
+            .iter()
+            .find(|word| **word == text)
+            .copied()
+            .ok_or_else(|| Error::config(place, format!("{text:?} is not one of: {}", words.join(", "))))
+    }
+
+    /// A number of processors.
+    pub(super) fn processors(self, place: &str, text: &str) -> Result<f64> {
+        let ValueKind::Processors(least, most) = self else { return Ok(0.0) };
+        let number = text.parse().ok().filter(|number| (least..=most).contains(number));
+        number.ok_or_else(|| {
+            let problem =
+                format!("{text:?} is not a number of processors from {least} to {most}, such as 0.5 or 2");
+            Error::config(place, problem)
+        })
+    }
+
+    /// A text that is used as it is.
+    pub(super) fn text(self, place: &str, text: &str) -> Result<String> {
+        match self {
+            ValueKind::Secret => secret(place, text)?,
+            ValueKind::Address if text != "localhost" && text.parse::<IpAddr>().is_err() => {
+                let problem =
+                    format!("{text:?} is neither an IP address (such as 127.0.0.1 or ::1) nor localhost");
+                return Err(Error::config(place, problem));
+            }
+            ValueKind::Loopback if !["127.0.0.1", "localhost", "::1"].contains(&text) => {
+                let problem =
+                    format!("{text:?}: it listens on loopback only; clients elsewhere use the server");
+                return Err(Error::config(place, problem));
+            }
+            ValueKind::HostName if !is_host(text) => {
+                let problem = format!(
+                    "{text:?} is neither a host name nor an IP address; give it without scheme, port and path"
+                );
+                return Err(Error::config(place, problem));
+            }
+            ValueKind::Url(schemes) => url(place, text, schemes)?,
+            ValueKind::Choice(_) => return self.word(place, text).map(str::to_owned),
+            _ => {}
+        }
+        Ok(text.to_owned())
+    }
 }
 
 /// Yes or no.
@@ -35,50 +77,9 @@ pub(super) fn boolean(place: &str, text: &str) -> Result<bool> {
     }
 }
 
-/// One of a few words.
-pub(super) fn word<T: Copy>(place: &str, text: &str, words: &[(&str, T)]) -> Result<T> {
-    words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {
-        let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-        Error::config(place, format!("{text:?} is not one of: {}", words.join(", ")))
-    })
-}
-
-/// How roots are made; `auto` leaves it to what works.
-pub(super) fn root_backend(place: &str, text: &str) -> Result<Option<RootKind>> {
-    let kinds =
-        [RootKind::Overlay, RootKind::Reflink, RootKind::Copy].map(|kind| (kind.as_str(), Some(kind)));
-    word(place, text, &[&[("auto", None)], &kinds[..]].concat())
-}
-
-/// A token or password that a client can send.
-pub(super) fn secret(place: &str, text: String) -> Result<String> {
-    if text.is_empty() {
-        return Err(Error::config(
-            place,
-            "is empty; leave it out to get a generated one, or give it a value",
-        ));
-    }
-    // HTTP strips white space around a header's value and has no control characters: nobody could present it.
-    if text.trim() != text || text.chars().any(char::is_control) {
-        return Err(Error::config(place, "contains a control character or begins or ends with white space"));
-    }
-    Ok(text)
-}
-
-/// An address to listen on.
-pub(super) fn host(place: &str, text: String) -> Result<String> {
-    if text == "localhost" || text.parse::<IpAddr>().is_ok() {
-        return Ok(text);
-    }
-    Err(Error::config(
-        place,
-        format!("{text:?} is neither an IP address (such as 127.0.0.1 or ::1) nor localhost"),
-    ))
-}
-
-/// A host in URLs that are shown to clients: a name or an IP address, without scheme, port and path.
-pub(super) fn reachable_host(place: &str, text: String) -> Result<String> {
-    let address = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(&text);
+/// A name or an IP address, without scheme, port and path.
+fn is_host(text: &str) -> bool {
+    let address = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
     // RFC 1123; underscores occur in the names of machines and containers.
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())
@@ -86,30 +87,40 @@ pub(super) fn reachable_host(place: &str, text: String) -> Result<String> {
             && !label.starts_with('-')
             && !label.ends_with('-')
     };
-    let is_name = text.len() <= 253 && text.strip_suffix('.').unwrap_or(&text).split('.').all(is_label);
-    if is_name || address.parse::<IpAddr>().is_ok() {
-        return Ok(text);
-    }
-    Err(Error::config(
-        place,
-        format!("{text:?} is neither a host name nor an IP address; give it without scheme, port and path"),
-    ))
+    let is_name = text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(is_label);
+    is_name || address.parse::<IpAddr>().is_ok()
 }
 
-/// A URL of one of the given schemes (`http://` …).
-pub(super) fn url(place: &str, text: &str, schemes: &[&str]) -> Result<String> {
-    let rest = schemes.iter().find_map(|scheme| text.strip_prefix(scheme));
-    if rest.is_none_or(str::is_empty) {
+/// A token or password that a client can send.
+fn secret(place: &str, text: &str) -> Result<()> {
+    if text.is_empty() {
         return Err(Error::config(
             place,
-            format!("{text:?} is not a URL that begins with {}", schemes.join(" or ")),
+            "is empty; leave it out to get a generated one, or give it a value",
         ));
     }
-    // It goes into files and command lines of other programs.
+    // HTTP removes white space around a header's value and has no control characters.
+    if text.trim() != text || text.chars().any(char::is_control) {
+        return Err(Error::config(place, "contains a control character or begins or ends with white space"));
+    }
+    Ok(())
+}
+
+/// A URL of one of the schemes (`http://` …).
+pub(super) fn url(place: &str, text: &str, schemes: &[&str]) -> Result<()> {
+    if text.starts_with("https://") && schemes == ["http://"] {
+        return Err(Error::config(place, "berth has no TLS; name the server by http on its own machine"));
+    }
+    let rest = schemes.iter().find_map(|scheme| text.strip_prefix(scheme));
+    if rest.is_none_or(str::is_empty) {
+        let problem = format!("{text:?} is not a URL that begins with {}", schemes.join(" or "));
+        return Err(Error::config(place, problem));
+    }
+    // It is written into files and command lines of other programs.
     if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return Err(Error::config(place, format!("{text:?} contains white space or a control character")));
     }
-    Ok(text.to_owned())
+    Ok(())
 }
 
 /// Origins as browsers send them, or `*`.
@@ -134,7 +145,7 @@ pub(super) fn origins<'a>(place: &str, list: impl Iterator<Item = &'a str>) -> R
     Ok(origins)
 }
 
-/// A path made absolute without asking the file system: `.` and `..` are resolved by name only.
+/// A path made absolute without the file system: `.` and `..` are resolved by name only.
 pub(super) fn absolute(place: &str, base: &Path, text: &str) -> Result<PathBuf> {
     if text.is_empty() || text.contains('\0') {
         return Err(Error::config(place, format!("{text:?} is not a path")));

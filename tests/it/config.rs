@@ -110,6 +110,53 @@ fn help_mentions_every_command_and_flag() {
 }
 
 #[test]
+fn every_command_has_its_own_help_with_two_examples() {
+    let scratch = Scratch::new();
+    for (command, own, other) in [
+        ("image", "--reference", "--max-runs"),
+        ("host", "--sandbox-image", "--max-runs"),
+        ("daemon", "--opencode-workdir", "--sandbox-image"),
+        ("workspace", "--directory", "--detach"),
+        ("instance", "dispose", "--detach"),
+        ("token", "--data-dir", "--max-runs"),
+        ("doctor", "--json", "--max-runs"),
+        ("status", "--openwork-url", "--allow"),
+        ("approvals", "--allow", "--max-runs"),
+        ("bundle", "--restore", "--max-runs"),
+        ("backup", "--without-containers", "--max-runs"),
+        ("restore", "--replace", "--json"),
+        ("install", "--no-start", "--purge"),
+        ("uninstall", "--purge", "--no-start"),
+        ("serve", "--max-runs", "--sandbox-image"),
+    ] {
+        for args in [&[command, "--help"][..], &["help", command]] {
+            let ended = berth(&scratch, args, &[]);
+            assert_eq!(ended.code, Some(0), "{args:?} {ended:?}");
+            let (_, examples) = ended.stdout.split_once("\nExamples\n").unwrap();
+            let examples = examples.split("\n\n").next().unwrap();
+            assert_eq!(examples.matches(&format!("berth {command}")).count(), 2, "{args:?}: {examples}");
+            assert!(
+                ended.stdout.contains(own) && !ended.stdout.contains(other),
+                "{args:?}: {}",
+                ended.stdout
+            );
+        }
+    }
+}
+
+#[test]
+fn the_reference_of_settings_is_that_of_the_table() {
+    let made = berth(&Scratch::new(), &["help", "markdown"], &[]).stdout;
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/docs/configuration.md");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::create_dir_all(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/docs")).unwrap();
+        fs::write(path, &made).unwrap();
+    }
+    let kept = fs::read_to_string(path).unwrap_or_default();
+    assert!(kept == made, "{path} differs from `berth help markdown`; UPDATE_GOLDEN=1 writes it anew");
+}
+
+#[test]
 fn version_is_printed() {
     let ended = berth(&Scratch::new(), &["--version"], &[]);
     assert_eq!(ended.code, Some(0));

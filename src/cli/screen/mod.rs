@@ -23,7 +23,7 @@ use super::approvals;
 use super::client::ApiClient;
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Error, Result, limits, logging};
-use crate::config::{self, HostArgs};
+use crate::config::{self, CommandLine};
 use crate::opencode::Managed;
 use crate::proc::Cancel;
 
@@ -41,16 +41,17 @@ const VISIBLE: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// When it is asked for and cannot be.
-pub(super) fn is_wanted(args: &HostArgs) -> Result<bool> {
+pub(super) fn is_wanted(args: &CommandLine) -> Result<bool> {
     let terminals = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let dumb = config::process_env("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
     let quiet = args.json || args.check || args.detach || args.detached;
-    if args.tui == Some(true) && (!terminals || quiet) {
+    let tui = args.tui.as_deref().map(|word| word == "yes");
+    if tui == Some(true) && (!terminals || quiet) {
         let problem =
             "needs a terminal as standard input and output, and none of --json, --check and --detach";
         return Err(Error::config("--tui", problem));
     }
-    Ok(args.tui.unwrap_or(!dumb) && terminals && !quiet)
+    Ok(tui.unwrap_or(!dumb) && terminals && !quiet)
 }
 
 /// What the screen shows of a host that has started.

@@ -1,0 +1,372 @@
+//! The columns of the table of settings: one [`Setting`] per row, with builders that read as one line of the table.
+//! Pure data; `values` parses texts by a row's [`ValueKind`].
+
+use std::time::Duration;
+
+use super::line::FlagValues;
+
+/// The form of a setting's value. `values` has one parser for each.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ValueKind {
+    /// Yes or no. On the command line the flag alone means yes.
+    Switch,
+    /// A whole number between two bounds.
+    Count(u64, u64),
+    /// A duration in seconds.
+    Seconds(u64, u64),
+    /// A duration in milliseconds.
+    Millis(u64, u64),
+    /// A duration in days.
+    Days(u64, u64),
+    /// A size in bytes.
+    Bytes(u64, u64),
+    /// A number of processors.
+    Processors(f64, f64),
+    /// One of a few words.
+    Choice(&'static [&'static str]),
+    /// A path. A relative one starts from the current folder, or from the folder of the file that has it.
+    Path,
+    /// Any text.
+    Text,
+    /// A token or password. Its variable may be replaced by a file (`NAME_FILE`) or a credential of systemd.
+    Secret,
+    /// An IP address, or `localhost`.
+    Address,
+    /// An address of this machine alone.
+    Loopback,
+    /// A host in URLs: a name or an IP address.
+    HostName,
+    /// A URL that begins with one of these schemes.
+    Url(&'static [&'static str]),
+    /// Texts with commas between.
+    List,
+    /// `DISTRIBUTION=TEXT` pairs; in JSON an object.
+    Pairs,
+    /// JSON that has its own type in `file`.
+    Json,
+    /// A flag of OpenWork's orchestrator that has no effect here, with or without a value.
+    Ignored,
+}
+
+/// The value of a setting that is not given.
+#[derive(Clone, Copy, Debug)]
+pub enum Fallback {
+    /// No value.
+    Nothing,
+    /// This number.
+    Number(u64),
+    /// This word.
+    Word(&'static str),
+    /// What the code that uses the setting decides, as help describes it.
+    Described(&'static str),
+}
+
+/// A heading under which help lists settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Section {
+    Server,
+    Access,
+    Workspaces,
+    Opencode,
+    Containers,
+    Log,
+    Host,
+    Sandbox,
+    Daemon,
+    Client,
+    Image,
+    Bundle,
+    Backup,
+    Restore,
+    Service,
+    /// Variables that have no flag.
+    Environment,
+    /// Not in any help: for berth's own processes and for the orchestrator's command lines.
+    Hidden,
+}
+
+impl Section {
+    /// The sections in the order of help.
+    pub const ALL: [Section; 16] = [
+        Section::Server,
+        Section::Access,
+        Section::Workspaces,
+        Section::Opencode,
+        Section::Containers,
+        Section::Host,
+        Section::Sandbox,
+        Section::Daemon,
+        Section::Client,
+        Section::Image,
+        Section::Bundle,
+        Section::Backup,
+        Section::Restore,
+        Section::Service,
+        Section::Log,
+        Section::Environment,
+    ];
+
+    pub const fn title(self) -> &'static str {
+        match self {
+            Section::Server => "Server",
+            Section::Access => "Access",
+            Section::Workspaces => "Workspaces",
+            Section::Opencode => "OpenCode as a child of the server",
+            Section::Containers => "Commands and containers",
+            Section::Log => "Log and output",
+            Section::Host => "Host",
+            Section::Sandbox => "Sandbox of the host's OpenCode",
+            Section::Daemon => "Daemon",
+            Section::Client => "Status and approvals",
+            Section::Image => "Images",
+            Section::Bundle => "Bundle",
+            Section::Backup => "Backup",
+            Section::Restore => "Restore",
+            Section::Service => "Service",
+            Section::Environment => "Environment",
+            Section::Hidden => "",
+        }
+    }
+}
+
+/// A set of commands: those that take a setting's flag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Takers(u32);
+
+impl Takers {
+    pub const NONE: Takers = Takers(0);
+    pub const SERVE: Takers = Takers(1);
+    pub const HOST: Takers = Takers(1 << 1);
+    pub const CONNECT: Takers = Takers(1 << 2);
+    pub const DAEMON: Takers = Takers(1 << 3);
+    pub const WORKSPACE: Takers = Takers(1 << 4);
+    pub const CLIENT: Takers = Takers(1 << 5);
+    pub const REPLY: Takers = Takers(1 << 6);
+    pub const TOKEN: Takers = Takers(1 << 7);
+    pub const DOCTOR: Takers = Takers(1 << 8);
+    pub const IMAGE: Takers = Takers(1 << 9);
+    pub const BUNDLE: Takers = Takers(1 << 10);
+    pub const BACKUP: Takers = Takers(1 << 11);
+    pub const RESTORE: Takers = Takers(1 << 12);
+    pub const INSTALL: Takers = Takers(1 << 13);
+    pub const UNINSTALL: Takers = Takers(1 << 14);
+    /// `berth host start` and the daemon have these in common.
+    pub const HOSTS: Takers = Takers::HOST.and(Takers::DAEMON);
+
+    /// The commands as a user writes them.
+    pub fn names(self) -> Vec<&'static str> {
+        let names = [
+            (Takers::SERVE, "serve"),
+            (Takers::HOST, "host"),
+            (Takers::CONNECT, "host connect"),
+            (Takers::DAEMON, "daemon"),
+            (Takers::WORKSPACE, "workspace"),
+            (Takers::CLIENT, "status"),
+            (Takers::CLIENT.and(Takers::REPLY), "approvals"),
+            (Takers::TOKEN, "token"),
+            (Takers::DOCTOR, "doctor"),
+            (Takers::IMAGE, "image"),
+            (Takers::BUNDLE, "bundle"),
+            (Takers::BACKUP, "backup"),
+            (Takers::RESTORE, "restore"),
+            (Takers::INSTALL, "install"),
+            (Takers::UNINSTALL, "uninstall"),
+        ];
+        names.into_iter().filter(|(takers, _)| takers.meets(self)).map(|(_, name)| name).collect()
+    }
+
+    pub const fn and(self, other: Takers) -> Takers {
+        Takers(self.0 | other.0)
+    }
+
+    pub const fn meets(self, other: Takers) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
+/// A row of the table.
+#[derive(Clone, Copy)]
+pub struct Setting {
+    /// The flag and the name of its value, such as `--port N`; empty for a variable without flag.
+    pub(super) shown: &'static str,
+    /// Other names of the flag, for `berth host` and the commands of the daemon.
+    pub aliases: &'static [&'static str],
+    /// Variables, the first one that is set wins.
+    pub vars: &'static [&'static str],
+    /// The key in `server.json`, such as `approval.mode`; may be empty.
+    pub key: &'static str,
+    pub kind: ValueKind,
+    pub fallback: Fallback,
+    pub section: Section,
+    /// The commands that take the flag.
+    pub takers: Takers,
+    /// The meaning, in one line.
+    pub about: &'static str,
+    /// May be given more than once.
+    pub many: bool,
+    /// `--flag` and `--no-flag` differ from no flag: the field holds `yes` or `no`.
+    pub(super) tristate: bool,
+    pub(super) values: fn(&FlagValues) -> Vec<&str>,
+}
+
+fn no_values(_: &FlagValues) -> Vec<&str> {
+    Vec::new()
+}
+
+/// A row: the flag with the name of its value, and the meaning.
+pub(super) const fn flag(
+    section: Section,
+    takers: Takers,
+    shown: &'static str,
+    about: &'static str,
+) -> Setting {
+    Setting {
+        shown,
+        aliases: &[],
+        vars: &[],
+        key: "",
+        kind: ValueKind::Text,
+        fallback: Fallback::Nothing,
+        section,
+        takers,
+        about,
+        many: false,
+        tristate: false,
+        values: no_values,
+    }
+}
+
+/// A row without flag.
+pub(super) const fn variable(vars: &'static [&'static str], about: &'static str) -> Setting {
+    flag(Section::Environment, Takers::NONE, "", about).vars(vars)
+}
+
+impl Setting {
+    pub(super) const fn of(mut self, kind: ValueKind) -> Setting {
+        self.kind = kind;
+        self
+    }
+
+    pub(super) const fn vars(mut self, vars: &'static [&'static str]) -> Setting {
+        self.vars = vars;
+        self
+    }
+
+    pub(super) const fn key(mut self, key: &'static str) -> Setting {
+        self.key = key;
+        self
+    }
+
+    pub(super) const fn also(mut self, takers: Takers) -> Setting {
+        self.takers = self.takers.and(takers);
+        self
+    }
+
+    pub(super) const fn alias(mut self, aliases: &'static [&'static str]) -> Setting {
+        self.aliases = aliases;
+        self
+    }
+
+    pub(super) const fn or(mut self, number: u64) -> Setting {
+        self.fallback = Fallback::Number(number);
+        self
+    }
+
+    pub(super) const fn or_time(self, time: Duration) -> Setting {
+        self.or(time.as_secs())
+    }
+
+    pub(super) const fn or_word(mut self, word: &'static str) -> Setting {
+        self.fallback = Fallback::Word(word);
+        self
+    }
+
+    pub(super) const fn else_as(mut self, described: &'static str) -> Setting {
+        self.fallback = Fallback::Described(described);
+        self
+    }
+
+    /// The flag, such as `--port`; empty for a variable.
+    pub fn flag(&self) -> &'static str {
+        self.shown.split(' ').next().unwrap_or_default()
+    }
+
+    /// The name of the value behind the flag, with a space before it.
+    pub fn shown_value(&self) -> &'static str {
+        &self.shown[self.flag().len()..]
+    }
+
+    /// The flag with the name of its value, or the variables.
+    pub fn term(&self) -> String {
+        if self.shown.is_empty() { self.vars.join(", ") } else { self.shown.to_owned() }
+    }
+
+    /// Whether no value follows the flag.
+    pub fn is_switch(&self) -> bool {
+        self.kind == ValueKind::Switch
+    }
+
+    /// The values on a command line.
+    pub(super) fn given<'a>(&self, line: &'a FlagValues) -> Vec<&'a str> {
+        (self.values)(line)
+    }
+
+    /// The form and bounds of the value in words; empty where its name says enough.
+    pub fn bounds(&self) -> String {
+        match self.kind {
+            ValueKind::Choice(words) => words.join(", "),
+            ValueKind::Processors(least, most) => format!("{least} to {most}"),
+            kind => match kind.range() {
+                Some((0, u64::MAX)) | None => String::new(),
+                Some((least, most)) if most >= 1 << 50 => format!("from {least}"),
+                Some((least, most)) => format!("{least} to {most}"),
+            },
+        }
+    }
+
+    /// The default in words.
+    pub fn default_text(&self) -> String {
+        match self.fallback {
+            Fallback::Nothing => String::new(),
+            Fallback::Number(number) => number.to_string(),
+            Fallback::Word(word) | Fallback::Described(word) => word.to_owned(),
+        }
+    }
+}
+
+impl ValueKind {
+    /// The bounds of a whole number.
+    pub const fn range(self) -> Option<(u64, u64)> {
+        match self {
+            ValueKind::Count(least, most)
+            | ValueKind::Seconds(least, most)
+            | ValueKind::Millis(least, most)
+            | ValueKind::Days(least, most)
+            | ValueKind::Bytes(least, most) => Some((least, most)),
+            _ => None,
+        }
+    }
+
+    /// The form in one or two words, for the reference.
+    pub const fn noun(self) -> &'static str {
+        match self {
+            ValueKind::Switch => "yes or no",
+            ValueKind::Count(..) => "number",
+            ValueKind::Seconds(..) => "seconds",
+            ValueKind::Millis(..) => "milliseconds",
+            ValueKind::Days(..) => "days",
+            ValueKind::Bytes(..) => "bytes",
+            ValueKind::Processors(..) => "processors",
+            ValueKind::Choice(_) => "one of",
+            ValueKind::Path => "path",
+            ValueKind::Text | ValueKind::Ignored => "text",
+            ValueKind::Secret => "secret",
+            ValueKind::Address | ValueKind::Loopback => "address",
+            ValueKind::HostName => "host name or address",
+            ValueKind::Url(_) => "URL",
+            ValueKind::List => "list with commas",
+            ValueKind::Pairs => "NAME=VALUE pairs",
+            ValueKind::Json => "JSON",
+        }
+    }
+}
