@@ -91,8 +91,8 @@ fn serve() -> Result<()> {
     }
 }
 
-/// Reports waiting processes to the engine. A process can execute a command only after that, so every command whose end
-/// is reaped is listed in `processes`.
+/// Reports waiting processes to the engine. A process can execute a command only after that, so `processes` contains every
+/// command when its end is reaped.
 fn announce_processes(reports: &OwnedFd, processes: &mut HashMap<Pid, OwnedFd>) {
     while let Some((pid, socket)) = receive_process(reports) {
         // The process may have been killed since, or the engine disconnected; then no reply is expected.

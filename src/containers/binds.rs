@@ -25,7 +25,7 @@ use crate::proc::{idmap, sys};
 use crate::store::allowlist::{Allowlist, MountRequest};
 use crate::store::file;
 
-/// The first systemd version whose nspawn maps the owner of a bind mount to root in the container (`rootidmap`).
+/// The first systemd version with an nspawn that maps the owner of a bind mount to root in the container (`rootidmap`).
 pub(super) const MAPPING_SYSTEMD: u32 = 252;
 
 /// Cloned mounts that are ready for the container's start.
@@ -87,8 +87,8 @@ pub(super) fn prepare(
     for (mount, opened) in place.mounts.iter().zip(allowlist.open(&place.mounts)?) {
         trees.push(add_task(&mut tasks, mount.clone(), opened.fd, false)?);
     }
-    let tasks =
-        serde_json::to_string(&tasks).map_err(|error| Error::internal("mounts").with_source(error))?;
+    let tasks = serde_json::to_string(&tasks)
+        .map_err(|error| Error::internal("Could not serialize the mounts").with_source(error))?;
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let args = vec![text(&place.agent), "attach".to_owned(), text(&place.runtime), tasks];
     Ok(Some(PreparedBinds { _trees: trees, args }))
@@ -149,8 +149,8 @@ fn attach(args: &[String]) -> Result<Error> {
         ));
     };
     let runtime = Path::new(runtime);
-    let tasks: Vec<BindTask> =
-        serde_json::from_str(tasks).map_err(|error| Error::internal("mounts").with_source(error))?;
+    let tasks: Vec<BindTask> = serde_json::from_str(tasks)
+        .map_err(|error| Error::internal("Could not parse the mounts").with_source(error))?;
     let folder = runtime.join(FOLDER);
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("berth", &folder, "tmpfs", flags, Some(c"mode=0700,size=1m")).at("mount", &folder)?;
@@ -170,7 +170,8 @@ fn attach(args: &[String]) -> Result<Error> {
             all.push(BindMount { mount: task.mount, mapped });
         }
     }
-    let result = serde_json::to_vec(&all).map_err(|error| Error::internal("mounts").with_source(error))?;
+    let result = serde_json::to_vec(&all)
+        .map_err(|error| Error::internal("Could not serialize the mounts").with_source(error))?;
     file::replace(&runtime.join(RESULT), &result, 0o600)?;
     command.extend(rest.iter().cloned());
     let text = |text: String| crate::proc::c_string(&text, Code::Internal, "argument");

@@ -316,9 +316,9 @@ impl Container {
         }
         if let Err(error) = state.write(&spec.runtime) {
             // The container works without the file; only a later server cannot adopt it.
-            log::warn!("container {}: {error}", self.name);
+            log::warn!("Container {}: {error}", self.name);
         }
-        log::debug!("container {} started, uids {uid_base}+65536", spec.machine_name);
+        log::debug!("Container {} started, uids {uid_base}+65536", spec.machine_name);
         Ok(RunningContainer {
             record: state,
             adopted: false,
@@ -379,8 +379,8 @@ impl Container {
                 continue;
             }
             if keep(&path) {
-                // It belongs to the run's keeper. Even an attempt to remove the cgroup would mark it as one whose
-                // command has ended.
+                // It belongs to the run's keeper. Even an attempt to remove the cgroup would mark
+                // its command as ended.
                 run.disown();
             } else {
                 run.kill(None)?;
@@ -399,7 +399,7 @@ impl Container {
             spec.runtime.clone(),
             lease,
         )?;
-        log::info!("container {} runs on, since {}", self.name, clock::rfc3339(state.started_at));
+        log::info!("Container {} runs on, since {}", self.name, clock::rfc3339(state.started_at));
         *slot = Some(Arc::new(RunningContainer {
             record: state,
             adopted: true,

@@ -1,5 +1,5 @@
 //! `berth enclose TREE ROOT NETWORK PROGRAM ARGS…`: the process between the server and nspawn. It creates a mount
-//! namespace, whose mounts vanish with its last process even after SIGKILL, attaches the container's root in it if the
+//! namespace (its mounts vanish with its last process, even after SIGKILL), attaches the container's root in it if the
 //! root is a mount of the server's, creates a network namespace if requested, and executes PROGRAM. One thread.
 
 use std::io::{self, Write as _};

@@ -35,7 +35,7 @@ struct JoiningProcess {
 }
 
 impl PendingProcess {
-    /// Asks the agent whose socket is in `runtime` for a process.
+    /// Asks the agent with the socket in `runtime` for a process.
     pub(super) fn request(runtime: &OwnedFd, deadline: Instant) -> Result<PendingProcess> {
         Ok(PendingProcess {
             socket: agent_socket::connect_to_agent(runtime)?,

@@ -113,7 +113,7 @@ impl NspawnMonitor {
                 // nspawn may have been killed alone. The remaining processes must end too, and waiting callers must be
                 // notified.
                 if let Err(error) = all.kill(None) {
-                    log::error!("container: {error}");
+                    log::error!("Could not kill the processes of a container: {error}");
                 }
                 drop(lease);
                 ContainerRecord::remove(&runtime);
@@ -186,7 +186,7 @@ impl RunningContainer {
     pub(super) fn end(&self) {
         let _ = pidfd_send_signal(&self.init, Signal::KILL);
         if let Err(error) = self.group.kill(None) {
-            log::error!("container: {error}");
+            log::error!("Could not kill the processes of a container: {error}");
         }
         lock(&self.spares).clear();
         lock(&self.spare_groups).clear();

@@ -133,8 +133,9 @@ impl ContainerRecord {
     }
 
     pub(super) fn write(&self, folder: &Path) -> Result<()> {
-        let bytes = serde_json::to_vec_pretty(self)
-            .map_err(|error| crate::base::Error::internal("machine.json").with_source(error))?;
+        let bytes = serde_json::to_vec_pretty(self).map_err(|error| {
+            crate::base::Error::internal("Could not serialize machine.json").with_source(error)
+        })?;
         file::replace(&folder.join(FILE), &bytes, 0o600)
     }
 

@@ -29,7 +29,7 @@ pub fn main(args: &[String]) -> ExitCode {
             "overlay" => own_mounts().and_then(|()| overlay(".")),
             "idmap" => own_mounts().and_then(|()| id_mapped().map(drop)),
             "idmap-overlay" => own_mounts().and_then(|()| id_mapped_overlay()),
-            _ => Err(Error::internal(format!("there is no probe {name}"))),
+            _ => Err(Error::internal(format!("Unknown probe {name}"))),
         }),
         _ => Err(Error::internal("This command is internal to berth: berth probe NAME FOLDER")),
     };

@@ -207,8 +207,8 @@ fn header(stream: &mut DecompressedStream, block: &mut [u8; BLOCK]) -> Result<bo
         .enumerate()
         .map(|(at, byte)| if (148..156).contains(&at) { 32 } else { i32::from(*byte as i8) })
         .sum();
-    let told = Header::from_byte_slice(block).cksum().unwrap_or(u32::MAX);
-    if told != sum && i64::from(told) != i64::from(signed) {
+    let stated = Header::from_byte_slice(block).cksum().unwrap_or(u32::MAX);
+    if stated != sum && i64::from(stated) != i64::from(signed) {
         return Err(Error::new(
             Code::InvalidImage,
             "The file is not a tar archive (plain or compressed with gzip, xz or zstd), or it is damaged",
@@ -233,7 +233,7 @@ fn member(
     let target =
         named(next.target, head.link_name_bytes().map(|name| name.into_owned()).unwrap_or_default())?;
     let kind = match kind {
-        // Before POSIX, a directory was a file whose name ends with a slash.
+        // Before POSIX, a directory was a file with a name that ends with a slash.
         EntryType::Regular if path.ends_with(b"/") => MemberKind::Folder,
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => MemberKind::File,
         EntryType::Directory => MemberKind::Folder,
@@ -247,7 +247,7 @@ fn member(
     };
     // Up to this size the tar header itself can express it; different readers would interpret a different value
     // differently.
-    if next.size.is_some_and(|told| told != size && told < 1 << 33) {
+    if next.size.is_some_and(|stated| stated != size && stated < 1 << 33) {
         return Err(refused("has two different sizes for one member"));
     }
     let stored = next.size.unwrap_or(size);

@@ -122,8 +122,8 @@ pub(super) fn read_ahead<R>(
     let (back, buffers) = bounded(CHUNKS + 8);
     thread::scope(|scope| {
         let work = move || {
-            let told = decompress(&mut input, observe, cancel, &send, (&back, &buffers));
-            if let Err(error) = told {
+            let result = decompress(&mut input, observe, cancel, &send, (&back, &buffers));
+            if let Err(error) = result {
                 // If the receiver is closed, the error is not needed.
                 let _ = send.send(Err(error));
             }

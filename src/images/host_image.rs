@@ -146,7 +146,7 @@ impl Images {
             // The old image is of an earlier state of the host. Its users keep it.
             match self.remove(&before) {
                 Err(error) if error.code() != Code::ImageInUse => {
-                    log::warn!("image {}: {error}", before.short())
+                    log::warn!("Image {}: {error}", before.short())
                 }
                 _ => {}
             }

@@ -227,7 +227,7 @@ pub(super) fn unpack(
     };
     let observe = StreamObserver { rules: &IMAGE, raw: &mut count, plain };
     read_ahead(input, observe, cancel, |stream| {
-        let mut told = Instant::now();
+        let mut reported = Instant::now();
         let say = |writer: &TreeWriter, progress: ProgressFn<'_>| {
             progress(ImportProgress {
                 step: step.to_owned(),
@@ -241,11 +241,15 @@ pub(super) fn unpack(
             each(writer, member, content)?;
             // Holes count as if they were stored.
             super::compression::check(&IMAGE, read.load(std::sync::atomic::Ordering::Relaxed), writer.bytes)?;
-            if told.elapsed() > limits::IMAGE_TELL {
-                told = Instant::now();
+            if reported.elapsed() > limits::IMAGE_TELL {
+                reported = Instant::now();
                 say(writer, progress);
             }
-            if cancel.is_cancelled() { Err(Error::new(Code::Cancelled, "It was cancelled")) } else { Ok(()) }
+            if cancel.is_cancelled() {
+                Err(Error::new(Code::Cancelled, "The operation was cancelled"))
+            } else {
+                Ok(())
+            }
         })?;
         stream.drain()?;
         say(writer, progress);

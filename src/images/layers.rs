@@ -285,10 +285,10 @@ pub(super) fn apply(
                 }
             },
         )?;
-        let told = |digest: Sha256| format!("sha256:{}", hex(&digest.finalize()));
+        let with_prefix = |digest: Sha256| format!("sha256:{}", hex(&digest.finalize()));
         let raw = raw.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let changed = layer.digest.as_ref().is_some_and(|digest| told(raw) != *digest);
-        if changed || told(plain) != layer.diff_id {
+        let changed = layer.digest.as_ref().is_some_and(|digest| with_prefix(raw) != *digest);
+        if changed || with_prefix(plain) != layer.diff_id {
             return Err(refused(&format!("has been changed: the layer {} has another digest", layer.path)));
         }
     }

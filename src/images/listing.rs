@@ -119,7 +119,7 @@ impl<W: Write> Lister<'_, W> {
     /// `path` ends with the directory's name and is unchanged on return.
     fn folder(&mut self, fd: OwnedFd, stat: &Stat, path: &mut Vec<u8>, depth: usize) -> Result<()> {
         if self.cancel.is_cancelled() {
-            return Err(Error::new(Code::Cancelled, "It was cancelled"));
+            return Err(Error::new(Code::Cancelled, "The operation was cancelled"));
         }
         if depth > limits::IMAGE_DEPTH {
             return Err(Error::new(
@@ -205,7 +205,7 @@ impl<W: Write> Lister<'_, W> {
         let mut digest = Sha256::new();
         loop {
             if self.cancel.is_cancelled() {
-                return Ok(Err(Error::new(Code::Cancelled, "It was cancelled")));
+                return Ok(Err(Error::new(Code::Cancelled, "The operation was cancelled")));
             }
             match file.read(&mut self.buffer) {
                 Ok(0) => return Ok(Ok(digest.finalize().into())),

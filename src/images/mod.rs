@@ -297,7 +297,7 @@ impl Images {
             match self.show(&id) {
                 Ok(shown) => all.push(shown),
                 Err(error) if error.code() == Code::ImageNotFound => {}
-                Err(error) => log::warn!("image {}: {error}", id.short()),
+                Err(error) => log::warn!("Image {}: {error}", id.short()),
             }
         }
         all.sort_unstable_by(|a, b| {

@@ -137,7 +137,8 @@ impl<'a> Packer<'a> {
     /// Packs one file under this name.
     pub(super) fn file(&mut self, path: &Path, name: &str) -> Result<()> {
         let (Some(folder), Some(last)) = (path.parent(), path.file_name()) else { return Ok(()) };
-        let last = CString::new(last.as_bytes()).map_err(|_| Error::internal("a name with a NUL byte"))?;
+        let last =
+            CString::new(last.as_bytes()).map_err(|_| Error::internal("A file name contains a NUL byte"))?;
         let folder = open(folder, FOLDER, Mode::empty()).at("open", folder)?;
         self.device = fstat(&folder).at("read", path)?.st_dev;
         self.links.clear();

@@ -300,7 +300,7 @@ impl TreeWriter {
             made = Some(openat(at, name, flags, Mode::RUSR | Mode::WUSR)?);
             Ok(())
         })?;
-        let mut file = File::from(made.ok_or_else(|| Error::internal("a file that was not made"))?);
+        let mut file = File::from(made.ok_or_else(|| Error::internal("A file was not created"))?);
         let mut at = 0_u64;
         let mut digest = self.rules.exact.then(|| sums::start_digest(member));
         content.read(member, &mut |part| {
@@ -425,7 +425,7 @@ impl TreeWriter {
     }
 
     fn parent_fd(&self) -> Result<&OwnedFd> {
-        self.parent.as_ref().map(|(_, fd)| fd).ok_or_else(|| Error::internal("no folder was entered"))
+        self.parent.as_ref().map(|(_, fd)| fd).ok_or_else(|| Error::internal("No directory was entered"))
     }
 
     /// Enters `folder`; missing directories are created, owned by root.

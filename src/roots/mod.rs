@@ -116,7 +116,7 @@ pub struct RootMount {
 }
 
 fn busy_error() -> Error {
-    let message = "Files of the workspace are being read or written; try again when that has ended";
+    let message = "Files of the workspace are being read or written; try again later";
     Error::new(Code::Busy, message)
 }
 

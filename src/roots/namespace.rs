@@ -181,7 +181,7 @@ fn run_on_thread<R: Send + 'static>(work: impl FnOnce() -> Result<R> + Send + 's
     let thread = spawn("root-mounts".into(), limits::STACK, move || {
         let _ = sender.send(work());
     })?;
-    let done = receiver.recv().map_err(|_| Error::internal("a root could not be mounted"));
+    let done = receiver.recv().map_err(|_| Error::internal("A root could not be mounted"));
     drop(thread);
     done?
 }

@@ -101,7 +101,7 @@ pub(super) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<O
 
 pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     let bytes = serde_json::to_vec_pretty(value)
-        .map_err(|error| Error::internal("a root's state").with_source(error))?;
+        .map_err(|error| Error::internal("Could not serialize the record of a root").with_source(error))?;
     file::write_atomic(path, &bytes, 0o600)
 }
 

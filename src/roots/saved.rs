@@ -60,8 +60,8 @@ pub fn save(folder: &Path, root: &Path, taken: Option<Uuid>) -> Result<Option<Sa
     saved.layers.extend(state.stack.layers.iter().cloned());
     let others = snapshots.iter().filter(|snapshot| Some(snapshot.id) != taken);
     saved.layers.extend(others.flat_map(|snapshot| snapshot.stack.layers.iter().cloned()));
-    let text =
-        serde_json::to_vec_pretty(&state).map_err(|error| Error::internal("root.json").with_source(error))?;
+    let text = serde_json::to_vec_pretty(&state)
+        .map_err(|error| Error::internal("Could not serialize root.json").with_source(error))?;
     saved.state = Some(text);
     Ok(Some(saved))
 }

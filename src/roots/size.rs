@@ -96,7 +96,7 @@ fn measure_all(roots: &Weak<Roots>, asked: &Receiver<RootLocation>, known: &Size
             Ok(Some(size)) => drop(lock(&known.sizes).insert(location.folder, size)),
             // Another caller needed exclusive access, or the root was removed.
             Ok(None) => {}
-            Err(error) => log::debug!("the size of {}: {error}", location.root.display()),
+            Err(error) => log::debug!("Could not measure {}: {error}", location.root.display()),
         }
         known.news.notify_all();
     }

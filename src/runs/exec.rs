@@ -313,13 +313,13 @@ mod tests {
             b"\xe2\x82a\xf0\x9d\x84\xf0\x9d\x84\x9e\xc2\xc2\xa9\xed\xa0\x80\xf4\x90\x80\x80\xe2\x82",
         );
         for (output, cap) in [(odd.clone(), 10_000), (odd.repeat(800), 10 << 20)] {
-            let told = answer(cap, &output, 4096);
-            assert!(told["stdout"] == *String::from_utf8_lossy(&output));
-            assert!(told["stdout_base64"] == *BASE64_STANDARD.encode(&output));
-            assert_eq!((&told["stderr"], &told["truncated"]), (&"".into(), &false.into()));
+            let response = answer(cap, &output, 4096);
+            assert!(response["stdout"] == *String::from_utf8_lossy(&output));
+            assert!(response["stdout_base64"] == *BASE64_STANDARD.encode(&output));
+            assert_eq!((&response["stderr"], &response["truncated"]), (&"".into(), &false.into()));
         }
-        let told = answer(10, b"0123456789abcdefg", 3);
-        assert_eq!(told["stdout"], "01234\n[... 7 bytes omitted ...]\ncdefg");
-        assert_eq!((&told["truncated"], &told["stdout_bytes"]), (&true.into(), &17.into()));
+        let response = answer(10, b"0123456789abcdefg", 3);
+        assert_eq!(response["stdout"], "01234\n[... 7 bytes omitted ...]\ncdefg");
+        assert_eq!((&response["truncated"], &response["stdout_bytes"]), (&true.into(), &17.into()));
     }
 }

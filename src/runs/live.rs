@@ -89,7 +89,7 @@ impl Live {
     pub fn hand_over(self) -> Result<LiveParts> {
         let Live { mut process, stdin, stdout, stderr, .. } = self;
         let (handed, hold) =
-            process.hand_over()?.ok_or_else(|| Error::internal("a child cannot be handed over"))?;
+            process.hand_over()?.ok_or_else(|| Error::internal("This process cannot be handed over"))?;
         Ok(LiveParts { handed, hold, stdin, stdout, stderr })
     }
 
@@ -117,7 +117,7 @@ impl Live {
         let (ended, process) =
             self.watch(run, &mut sink(OutputStream::Stdout), &mut sink(OutputStream::Stderr));
         if let Err(error) = &ended {
-            log::warn!("run {}: {error}", run.id);
+            log::warn!("Run {}: {error}", run.id);
         }
         let usage = process.usage();
         pool::release_early();

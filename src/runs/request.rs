@@ -363,7 +363,7 @@ impl ExecRequest {
 /// Returns the command lines for a program and its arguments; without a slash the program is searched in each directory
 /// of `path`.
 fn program_attempts(args: &[String], path: &str) -> Result<Vec<Vec<CString>>> {
-    let empty = || Error::new(Code::InvalidCommand, "args begins with the program to run");
+    let empty = || Error::new(Code::InvalidCommand, "args must begin with the program to run");
     let (program, rest) = args.split_first().filter(|(program, _)| !program.is_empty()).ok_or_else(empty)?;
     let total: usize = args.iter().map(String::len).sum();
     if total > limits::COMMAND_TOTAL_BYTES || args.iter().any(|arg| arg.len() > limits::COMMAND_BYTES) {

@@ -279,7 +279,7 @@ impl Run {
         let Some(folder) = &self.folder else { return Ok(()) };
         let path = folder.join(RECORD);
         let bytes = serde_json::to_vec(&self.record())
-            .map_err(|error| Error::internal("A run's record").with_source(error))?;
+            .map_err(|error| Error::internal("Could not serialize the record of a run").with_source(error))?;
         if durable { file::write_atomic(&path, &bytes, 0o600) } else { file::replace(&path, &bytes, 0o600) }
     }
 

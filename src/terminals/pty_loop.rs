@@ -61,12 +61,12 @@ impl PtyLoop {
 
     fn run(mut self) {
         // Whatever happens below, waiting callers must be notified of the end.
-        let told = EndNotifier { terminal: self.terminal.clone() };
+        let notifier = EndNotifier { terminal: self.terminal.clone() };
         let (reason, exit) = loop {
             let ready = match self.wait() {
                 Ok(ready) => ready,
                 Err(error) => {
-                    log::error!("terminal: {error}");
+                    log::error!("Terminal: {error}");
                     break (EndReason::Workspace, None);
                 }
             };
@@ -82,7 +82,7 @@ impl PtyLoop {
                     Ok(None) => {}
                     Ok(exit) => break (EndReason::Exit, exit),
                     Err(error) => {
-                        log::debug!("terminal: {error}");
+                        log::debug!("Terminal: {error}");
                         break (EndReason::Exit, None);
                     }
                 }
@@ -103,7 +103,7 @@ impl PtyLoop {
                 break;
             }
         }
-        told.notify(TerminalEnd { exit, reason });
+        notifier.notify(TerminalEnd { exit, reason });
     }
 
     /// Returns when the idle timeout expires; `None` while a client is connected.
@@ -193,7 +193,7 @@ impl PtyLoop {
         let size = lock(&self.terminal.state).resized.take();
         if let (Some(size), Some(master)) = (size, &self.master) {
             if let Err(error) = pty::set_size(master, size) {
-                log::debug!("terminal: {error}");
+                log::debug!("Terminal: {error}");
             }
         }
     }
@@ -239,7 +239,7 @@ impl EndNotifier {
         drop(state);
         self.terminal.ended.notify_all();
         self.terminal.input_space.notify_all();
-        log::debug!("terminal {} ended: {end:?}", self.terminal.id);
+        log::debug!("Terminal {} ended: {end:?}", self.terminal.id);
     }
 }
 

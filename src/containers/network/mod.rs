@@ -336,8 +336,8 @@ impl Networks {
             iptables: firewall == Firewall::Iptables
                 || SavedNetwork::read(&self.saved_path).is_some_and(|before| before.iptables),
         };
-        let text =
-            serde_json::to_vec(&remembered).map_err(|error| Error::internal("network").with_source(error))?;
+        let text = serde_json::to_vec(&remembered)
+            .map_err(|error| Error::internal("Could not serialize network.json").with_source(error))?;
         // Written before the rules, so that no rules are forgotten.
         file::replace(&self.saved_path, &text, 0o600)?;
         let done = match firewall {

@@ -144,7 +144,7 @@ fn serve(run: &Run, listener: &OwnedFd, mut server: Option<OwnedFd>, done: &Canc
     let Ok(waiter) = Waiter::new() else { return };
     run.waiters.add(&waiter);
     // State that was last sent to the server.
-    let mut told = None;
+    let mut sent = None;
     loop {
         waiter.arm();
         let ended = done.is_cancelled().then(|| run.end()).flatten();
@@ -160,9 +160,9 @@ fn serve(run: &Run, listener: &OwnedFd, mut server: Option<OwnedFd>, done: &Canc
             return;
         }
         let mut wanted = PollFlags::IN;
-        if let Some(socket) = server.as_ref().filter(|_| told.as_ref() != Some(&marks)) {
+        if let Some(socket) = server.as_ref().filter(|_| sent.as_ref() != Some(&marks)) {
             if send(socket, &KeeperMessage::Marks(marks.clone()), &[]) {
-                told = Some(marks);
+                sent = Some(marks);
             } else {
                 // Sent when the socket is writable.
                 wanted |= PollFlags::OUT;
@@ -187,7 +187,7 @@ fn serve(run: &Run, listener: &OwnedFd, mut server: Option<OwnedFd>, done: &Canc
             if let Ok(socket) = accept_with(listener, SocketFlags::CLOEXEC) {
                 // There is one server per data directory, so the previous one has exited.
                 server = Some(socket).filter(|socket| send_hello(run, socket));
-                told = None;
+                sent = None;
             }
         }
     }

@@ -105,7 +105,7 @@ impl KeptRun {
         plan: LaunchPlan,
     ) -> Result<KeptRun> {
         let run = running.run.clone();
-        let folder = run.folder.clone().ok_or_else(|| Error::internal("a kept run has a folder"))?;
+        let folder = run.folder.clone().ok_or_else(|| Error::internal("A detached run has no directory"))?;
         let (ours, theirs) = pair()?;
         rustix::io::ioctl_fionbio(&ours, true).at("prepare", "a socket")?;
         let timeout = plan.timeout;

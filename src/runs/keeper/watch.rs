@@ -100,8 +100,8 @@ fn watch(arrivals: &Receiver<KeptRun>, waker: &Waker) {
 }
 
 /// Handles events of one keeper; `None` if its run has ended.
-fn step(mut kept: KeptRun, told: bool, cancelled: bool) -> Option<KeptRun> {
-    if told {
+fn step(mut kept: KeptRun, readable: bool, cancelled: bool) -> Option<KeptRun> {
+    if readable {
         match kept.receive_messages() {
             KeeperEvent::Waiting => {}
             KeeperEvent::Ended => {
@@ -189,7 +189,7 @@ impl KeptRun {
         let mut usage = Usage::default();
         if let Some(signal_handle) = run.signal_handle() {
             if let Err(error) = signal_handle.group.kill(Some(signal_handle.pid)) {
-                log::error!("run {}: {error}", run.id);
+                log::error!("Run {}: {error}", run.id);
                 self.hold.give_up();
             }
             usage = signal_handle.group.usage();

@@ -186,8 +186,8 @@ pub(super) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> Received<T> {
 pub(super) fn write_job(job: &KeeperJob) -> Result<OwnedFd> {
     let fd = memfd_create("berth-job", MemfdFlags::CLOEXEC).at("make", "a file in memory")?;
     let mut file = File::from(fd);
-    let bytes =
-        serde_json::to_vec(job).map_err(|error| Error::internal("a keeper's job").with_source(error))?;
+    let bytes = serde_json::to_vec(job)
+        .map_err(|error| Error::internal("Could not serialize a keeper's job").with_source(error))?;
     file.write_all(&bytes).and_then(|()| file.rewind()).at("write", "a file in memory")?;
     Ok(file.into())
 }
@@ -196,5 +196,6 @@ pub(super) fn write_job(job: &KeeperJob) -> Result<OwnedFd> {
 pub(super) fn read_job(fd: OwnedFd) -> Result<KeeperJob> {
     let mut bytes = Vec::new();
     File::from(fd).read_to_end(&mut bytes).at("read", "a job")?;
-    serde_json::from_slice(&bytes).map_err(|error| Error::internal("a keeper's job").with_source(error))
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Error::internal("Could not parse a keeper's job").with_source(error))
 }
