@@ -70,7 +70,7 @@ impl Jobs {
     }
 
     /// Waits until `is_recorded` returns true, which is called without the lock after each recorded outcome.
-    fn wait_for_outcome(&self, deadline: Instant, is_recorded: impl Fn() -> bool) {
+    pub(super) fn wait_for_outcome(&self, deadline: Instant, is_recorded: impl Fn() -> bool) {
         loop {
             let seen = lock(&self.table).recorded;
             let remaining = deadline.saturating_duration_since(Instant::now());

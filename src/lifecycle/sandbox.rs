@@ -22,7 +22,7 @@ use crate::workspaces::{Workspace, WorkspaceKind, WorkspaceStatus};
 pub const FOLDER: &str = "/workspace";
 /// The mount point of OpenCode's program.
 pub const PROGRAM: &str = "/opt/opencode/opencode";
-/// How often the status of the build is polled.
+/// How often a waiting thread looks for a shutdown and for the address.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// How long the container may take to get an address.
 const ADDRESS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -109,7 +109,15 @@ impl Sandbox {
                 WorkspaceStatus::Pending | WorkspaceStatus::Building if stop.is_cancelled() => {
                     return Err(Error::new(Code::Cancelled, "The server is shutting down"));
                 }
-                WorkspaceStatus::Pending | WorkspaceStatus::Building => std::thread::sleep(POLL_INTERVAL),
+                WorkspaceStatus::Pending | WorkspaceStatus::Building => {
+                    let is_over = || {
+                        matches!(
+                            workspace.record().view.status,
+                            WorkspaceStatus::Ready | WorkspaceStatus::Error
+                        )
+                    };
+                    self.lifecycle.jobs.wait_for_outcome(Instant::now() + POLL_INTERVAL, is_over);
+                }
             }
         }
     }

@@ -98,8 +98,10 @@ echo 0 >{sysctl}/ipv4/ip_unprivileged_port_start
 echo '0 2147483647' >{sysctl}/ipv4/ping_group_range
 {rules}nsenter --net=/proc/{server}/ns/net sh -e -c '
 [ ! -e {sysctl}/ipv6/conf/{interface}/disable_ipv6 ] || echo 1 >{sysctl}/ipv6/conf/{interface}/disable_ipv6
-ip addr add {gateway}/30 dev {interface}
-ip link set {interface} up'
+exec ip -batch -' <<'END'
+addr add {gateway}/30 dev {interface}
+link set {interface} up
+END
 ip -batch - <<'END'
 link set host0 up
 route add default via {gateway}
