@@ -159,7 +159,7 @@ impl Approvals {
                         question: asked,
                         event,
                         deadline,
-                        disconnected: disconnected,
+                        disconnected,
                         callback: step,
                         _share: share,
                     },

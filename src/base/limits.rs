@@ -58,22 +58,8 @@ pub const TERM_GRACE: Duration = Duration::from_millis(100);
 pub const PIPE_CHUNK: usize = 64 << 10;
 /// Timeout for copying a base image into a root.
 pub const COPY_TIMEOUT: Duration = Duration::from_secs(1800);
-/// How long a cancelled build may take to release its workspace before the client gets an error.
-pub const CANCEL_BUILD: Duration = Duration::from_secs(10);
-/// Number of builds whose events are kept for clients that connect late; the longest take some 1 MB.
-pub const BUILD_FEEDS: usize = 32;
-/// Maximum length of a log line in a build's event.
-pub const BUILD_LINE_BYTES: usize = 1000;
-/// Number of concurrent builds: most wait for the network or their init script, not for each other.
-pub const BUILD_WORKERS: usize = 4;
-/// Bytes kept of an init script's output for the answer of `rerun-init` and for error messages.
-pub const INIT_OUTPUT_BYTES: usize = 1 << 20;
 /// Lines of a failed tool's output that an error message includes.
 pub const ERROR_TAIL_LINES: usize = 6;
-/// Number of last lines in the answer of `init-log` (assets/docs/compatibility.md#builds-and-init-scripts).
-pub const INIT_LOG_LINES: usize = 500;
-/// Maximum number of bytes that `init-log` reads, from the end of the file.
-pub const INIT_LOG_BYTES: u64 = 4 << 20;
 /// Maximum size of a build log; further lines are dropped, which the log notes.
 pub const BUILD_LOG_BYTES: u64 = 64 << 20;
 
@@ -100,8 +86,6 @@ pub const WAIT_MAX: Duration = Duration::from_secs(3600);
 /// Default duration of a wait: shorter than the timeout of any proxy.
 pub const WAIT: Duration = Duration::from_secs(30);
 
-/// Number of builds that wait for a worker.
-pub const BUILD_QUEUE: usize = 256;
 /// Stack size of ordinary threads. Measured use is below 64 KiB; serde_json nests to 128 levels.
 pub const STACK: usize = 512 << 10;
 /// `Retry-After` of a 503.
@@ -109,12 +93,6 @@ pub const RETRY_AFTER_SECS: u32 = 1;
 
 /// Timeout for a container's first answer: nspawn needs about 100 ms, more on a loaded machine.
 pub const CONTAINER_START: Duration = Duration::from_secs(20);
-/// Minimum `pids` of a container workspace: nspawn, the agent's two processes and the waiting processes take seven, a
-/// shell with a pipe three or more.
-pub const CONTAINER_PIDS: u64 = 16;
-/// Minimum `cpus` of a container workspace: with it the start takes 1.3 s on an idle machine; with 0.01 it exceeds
-/// `CONTAINER_START`.
-pub const CONTAINER_CPUS: f64 = 0.05;
 /// How long to wait for the lock of a container's state before it is reported as changing: longer than other threads
 /// hold it on a busy machine, and not long for a client.
 pub const LOOK: Duration = Duration::from_millis(100);
@@ -139,20 +117,6 @@ pub const SOCKET_MESSAGE_BYTES: usize = 64 << 10;
 pub const PROJECT_FILE_BYTES: u64 = 1 << 20;
 /// Maximum number of entries in a list of a workspace's skills, commands and the like; a longer one helps no user.
 pub const PROJECT_ENTRIES: usize = 2000;
-/// Number of reload events kept of a workspace, as in the OpenWork server.
-pub const RELOAD_EVENTS: usize = 200;
-/// Delay between a manual change and its reload event, as in the OpenWork server; one event for each kind of file.
-pub const RELOAD_DEBOUNCE: Duration = Duration::from_millis(750);
-/// Maximum number of watched files in a workspace.
-pub const WATCHED_FILES: usize = 4000;
-/// Maximum number of watched folders in a workspace.
-pub const WATCHES_EACH: usize = 1000;
-/// Maximum number of watched folders. The kernel's own limit may be lower: 8192 on an old small machine.
-pub const WATCHES_ALL: usize = 50_000;
-/// How often an edit is retried after a concurrent change of the file.
-pub const EDIT_RETRIES: usize = 8;
-/// Number of parent folders of a workspace in which skills are searched.
-pub const FOLDERS_ABOVE: usize = 32;
 
 /// Time between the end of all commands and the end of the server, for the last answers.
 pub const LAST_ANSWERS: Duration = Duration::from_secs(2);
@@ -196,8 +160,6 @@ pub const DRAINED_BODY_BYTES: u64 = 256 << 10;
 pub const FORM_FIELDS_BYTES: usize = 64 << 10;
 /// Maximum number of entries that a listing of an inbox or outbox visits: some 20 ms.
 pub const TRAY_ENTRIES: usize = 10_000;
-/// Maximum depth of an upload's path.
-pub const TRAY_DEPTH: usize = 32;
 /// How long a rejected client may continue sending, so that closing the connection does not discard the answer before
 /// it is read.
 pub const LINGER: Duration = Duration::from_secs(1);
@@ -228,12 +190,6 @@ pub const LIBRARY_ENTRIES: usize = 10_000;
 pub const LIBRARY_NAME_BYTES: usize = 200;
 /// Maximum depth of a skill's file.
 pub const LIBRARY_PATH_PARTS: usize = 8;
-/// Delay after the last manual change before the library is read: an editor or git has finished by then.
-pub const LIBRARY_QUIET: Duration = Duration::from_millis(300);
-/// Maximum delay after the first manual change.
-pub const LIBRARY_PATIENCE: Duration = Duration::from_secs(3);
-/// Maximum number of watched folders of the library, and of files in them.
-pub const LIBRARY_WATCHED: usize = 20_000;
 /// Maximum unpacked size of an imported skill: texts, and perhaps fonts and tables.
 pub const SKILL_BYTES: usize = 32 << 20;
 /// Maximum number of entries of an archive with a skill.
@@ -286,21 +242,11 @@ pub const BUNDLE_BINARY_BYTES: u64 = 512 << 20;
 /// A proxied request that has waited this long releases its worker and counts as a stream: OpenCode answers most
 /// requests within milliseconds, but a prompt only when the model has finished.
 pub const PROXY_SLOW: Duration = Duration::from_secs(1);
-/// Maximum output of getent for a name: a line of some 50 bytes for each address and socket type.
-pub const LOOKUP_OUTPUT_BYTES: usize = 16 << 10;
-/// Number of addresses of a name that are tried; ureq accepts no more.
-pub const LOOKUP_ADDRESSES: usize = 16;
 /// Timeout for a connection to an upstream, and for looking up its name.
 pub const UPSTREAM_CONNECT: Duration = Duration::from_secs(5);
 /// Timeout for the next bytes of a response of an upstream.
 pub const UPSTREAM_SILENCE: Duration = Duration::from_secs(3600);
 /// A silent connection to an upstream is probed after this time, then three times in as long again.
 pub const UPSTREAM_PROBE: Duration = Duration::from_secs(30);
-/// An unused connection to an upstream is closed after this time, before OpenCode closes it.
-pub const UPSTREAM_IDLE: Duration = Duration::from_secs(15);
-/// Maximum number of unused connections, to all upstreams together.
-pub const UPSTREAM_IDLE_CONNECTIONS: usize = 2 * PROXY_WORKERS;
 /// Bytes read from an upstream at a time, and the maximum head of a response.
 pub const UPSTREAM_BUFFER_BYTES: usize = 32 << 10;
-/// Bytes of an OpenCode error that are included in berth's error.
-pub const UPSTREAM_COMPLAINT_BYTES: u64 = 16 << 10;

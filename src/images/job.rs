@@ -38,7 +38,7 @@ impl Images {
         cancel: &Cancel,
     ) -> Result<ImportedImage> {
         self.run_job("import", wanted.name, progress, |progress| {
-            ImageImport { images: self, spec: wanted, progress: progress, cancel }.path(path)
+            ImageImport { images: self, spec: wanted, progress, cancel }.path(path)
         })
     }
 
@@ -60,7 +60,7 @@ impl Images {
             let work = || {
                 self.run_job("import", wanted.name, &mut |_| {}, |progress| {
                     let fed = ChannelReader { pieces, piece: Vec::new(), at: 0 };
-                    ImageImport { images: self, spec: wanted, progress: progress, cancel }.stream(fed, length)
+                    ImageImport { images: self, spec: wanted, progress, cancel }.stream(fed, length)
                 })
             };
             let started = std::thread::Builder::new().name("image-import".into()).stack_size(limits::STACK);

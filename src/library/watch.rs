@@ -25,6 +25,13 @@ use crate::store::beneath::Root;
 use crate::store::file;
 use crate::store::folder_watcher::{FolderChange, FolderWatcher};
 
+/// Delay after the last manual change before the library is read: an editor or git has finished by then.
+const LIBRARY_QUIET: Duration = Duration::from_millis(300);
+/// Maximum delay after the first manual change.
+const LIBRARY_PATIENCE: Duration = Duration::from_secs(3);
+/// Maximum number of watched folders of the library, and of files in them.
+const LIBRARY_WATCHED: usize = 20_000;
+
 /// A change of the library.
 #[derive(Debug, PartialEq, Eq)]
 pub enum LibraryChange {
@@ -97,7 +104,7 @@ impl OwnWrites {
     pub(super) fn note(&self, root: &Root, rel: &str) {
         let now = root.metadata(rel).ok().flatten().filter(Metadata::is_file);
         let mut own = lock(&self.0);
-        if own.len() >= limits::LIBRARY_WATCHED {
+        if own.len() >= LIBRARY_WATCHED {
             // No scan has run for a long time. Forgotten files are synced once more.
             own.clear();
         }
@@ -182,8 +189,8 @@ impl<F: Fn(&LibraryChange, &dyn Fn() -> bool)> LibraryWatcher<F> {
                 && self.read()?
             {
                 let now = Instant::now();
-                let latest = due.map_or(now + limits::LIBRARY_PATIENCE, |(_, latest)| latest);
-                due = Some(((now + limits::LIBRARY_QUIET).min(latest), latest));
+                let latest = due.map_or(now + LIBRARY_PATIENCE, |(_, latest)| latest);
+                due = Some(((now + LIBRARY_QUIET).min(latest), latest));
             }
         }
     }
@@ -251,7 +258,7 @@ impl<F: Fn(&LibraryChange, &dyn Fn() -> bool)> LibraryWatcher<F> {
         if let Ok(root) = Root::open(&self.folder) {
             let mut folders = vec![String::new()];
             while let Some(folder) = folders.pop() {
-                if self.watches.len() + seen.len() >= limits::LIBRARY_WATCHED {
+                if self.watches.len() + seen.len() >= LIBRARY_WATCHED {
                     log::warn!("The library is too large; changes in some of its folders are not detected");
                     break;
                 }

@@ -15,6 +15,11 @@ use crate::roots::RootKind;
 use crate::store::file;
 use crate::workspaces::{WorkspaceKind, WorkspaceStatus};
 
+/// Number of last lines in the answer of `init-log` (assets/docs/compatibility.md#builds-and-init-scripts).
+const INIT_LOG_LINES: usize = 500;
+/// Maximum number of bytes that `init-log` reads, from the end of the file.
+const INIT_LOG_BYTES: u64 = 4 << 20;
+
 /// The response of `debug`.
 #[derive(Debug, Serialize)]
 pub struct WorkspaceDebug {
@@ -134,7 +139,7 @@ impl Lifecycle {
         if let Ok(root) = self.files(&workspace) {
             for file in [init::LOG, init::OLD_LOG] {
                 // A device, a folder or a loop of links at the log's path is ignored.
-                let Ok(Some(tail)) = root.read_tail(file, limits::INIT_LOG_BYTES) else { continue };
+                let Ok(Some(tail)) = root.read_tail(file, INIT_LOG_BYTES) else { continue };
                 let total = root.count_lines(file).ok().flatten();
                 return Ok(log_view(&tail.bytes, tail.complete, total, log_path));
             }
@@ -157,6 +162,6 @@ fn log_view(bytes: &[u8], complete: bool, total_lines: Option<u64>, log_path: St
         // The first line of an incomplete tail is cut off.
         lines.remove(0);
     }
-    let skip = lines.len().saturating_sub(limits::INIT_LOG_LINES);
+    let skip = lines.len().saturating_sub(INIT_LOG_LINES);
     InitLog { exists: true, content: lines[skip..].join("\n"), total_lines, log_path }
 }

@@ -16,6 +16,11 @@ use crate::base::{Error, clock, limits};
 use crate::events::Topic;
 use crate::workspaces::WorkspaceRecord;
 
+/// Number of builds whose events are kept for clients that connect late; the longest take some 1 MB.
+const BUILD_FEEDS: usize = 32;
+/// Maximum length of a log line in a build's event.
+const BUILD_LINE_BYTES: usize = 1000;
+
 /// A step of a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BuildStep {
@@ -76,7 +81,7 @@ impl Lifecycle {
         let topic = Topic::new(last, limits::TOPIC_EVENTS);
         self.bus.put(&format!("build-{id}"), &topic);
         feeds.push_front((id, topic.clone()));
-        feeds.truncate(limits::BUILD_FEEDS);
+        feeds.truncate(BUILD_FEEDS);
         drop(feeds);
         Arc::new(BuildFeed { topic, step: Mutex::new(None) })
     }
@@ -123,7 +128,7 @@ impl BuildFeed {
 
     /// Publishes a line of the log.
     pub(super) fn line(&self, line: &str) {
-        let most = line.len().min(limits::BUILD_LINE_BYTES);
+        let most = line.len().min(BUILD_LINE_BYTES);
         let end = (0..=most).rev().find(|at| line.is_char_boundary(*at)).unwrap_or(0);
         self.topic.publish("log", object(json!({"line": &line[..end]})));
     }

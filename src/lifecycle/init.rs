@@ -23,6 +23,9 @@ use crate::runs::request::{environment, in_shell};
 use crate::store::beneath::Root;
 use crate::workspaces::{Workspace, WorkspaceRecord};
 
+/// Bytes kept of an init script's output for the answer of `rerun-init` and for error messages.
+const INIT_OUTPUT_BYTES: usize = 1 << 20;
+
 /// The script's file in the root while it runs.
 pub const SCRIPT: &str = "sandboxed-init.sh";
 /// The file of the library's fragments in the root while they run.
@@ -212,8 +215,8 @@ impl Lifecycle {
         }
         let logs = std::cell::RefCell::new((init_log.ok().map(BuildLog::to_file), build_log));
         let (mut out, mut err) = (
-            ScriptOutput { logs: &logs, kept: OutputCapture::new(limits::INIT_OUTPUT_BYTES) },
-            ScriptOutput { logs: &logs, kept: OutputCapture::new(limits::INIT_OUTPUT_BYTES) },
+            ScriptOutput { logs: &logs, kept: OutputCapture::new(INIT_OUTPUT_BYTES) },
+            ScriptOutput { logs: &logs, kept: OutputCapture::new(INIT_OUTPUT_BYTES) },
         );
         let (stdout, stdout_child) = pipe()?;
         let (stderr, stderr_child) = pipe()?;

@@ -14,9 +14,12 @@ use uuid::Uuid;
 use super::Lifecycle;
 use super::build::update_until_saved;
 use crate::base::thread::lock;
-use crate::base::{Code, Error, Result, limits};
+use crate::base::{Code, Error, Result};
 use crate::proc::Cancel;
 use crate::workspaces::{Workspace, WorkspaceRecord};
+
+/// How long a cancelled build may take to release its workspace before the client gets an error.
+const CANCEL_BUILD: Duration = Duration::from_secs(10);
 
 /// The registered jobs of all workspaces.
 #[derive(Default)]
@@ -123,7 +126,7 @@ impl Lifecycle {
         if !self.jobs.has(id) {
             return Err(Error::new(Code::Conflict, "No build of this workspace is running"));
         }
-        if let Some(before) = self.end_job(id, limits::CANCEL_BUILD)? {
+        if let Some(before) = self.end_job(id, CANCEL_BUILD)? {
             workspace.update(|record| {
                 *record = WorkspaceRecord::clone(&before);
                 Ok(())
@@ -131,7 +134,7 @@ impl Lifecycle {
             self.build_ended(&workspace.record());
         }
         // Recording the outcome is the last step of a build.
-        let deadline = Instant::now() + limits::CANCEL_BUILD;
+        let deadline = Instant::now() + CANCEL_BUILD;
         self.jobs.wait_for_outcome(deadline, || workspace.record().job.is_none());
         Ok(workspace.record())
     }

@@ -49,6 +49,11 @@ use crate::store::beneath::Root;
 use crate::terminals::Terminals;
 use crate::workspaces::{Registry, Workspace, WorkspaceKind, WorkspaceRecord};
 
+/// Number of concurrent builds: most wait for the network or their init script, not for each other.
+const BUILD_WORKERS: usize = 4;
+/// Number of builds that wait for a worker.
+const BUILD_QUEUE: usize = 256;
+
 /// Settings for commands, decided at the start.
 #[derive(Clone, Debug)]
 pub struct CommandPolicy {
@@ -123,7 +128,7 @@ impl Lifecycle {
                 }
             }
         })?;
-        let builder = Pool::new("build", 0, limits::BUILD_WORKERS, limits::BUILD_QUEUE)?;
+        let builder = Pool::new("build", 0, BUILD_WORKERS, BUILD_QUEUE)?;
         let lifecycle = Lifecycle {
             registry,
             engine,

@@ -15,6 +15,11 @@ use crate::base::{self, Code, Error, limits};
 use crate::proc::tools;
 use crate::proc::{Cancel, Cgroups, Exit, ProcessOutcome, Spec};
 
+/// Maximum output of getent for a name: a line of some 50 bytes for each address and socket type.
+const LOOKUP_OUTPUT_BYTES: usize = 16 << 10;
+/// Number of addresses of a name that are tried; ureq accepts no more.
+const LOOKUP_ADDRESSES: usize = 16;
+
 /// A resolver that runs getent.
 #[derive(Debug)]
 pub struct HostLookup {
@@ -48,7 +53,7 @@ impl HostLookup {
         let spec = Spec::new(tools::require("getent")?).args(["ahosts", "--", host]);
         let place = (&self.cgroups, "lookup");
         let (ended, text) =
-            spec.run_for_output(place, limits::LOOKUP_OUTPUT_BYTES, limits::UPSTREAM_CONNECT, cancel)?;
+            spec.run_for_output(place, LOOKUP_OUTPUT_BYTES, limits::UPSTREAM_CONNECT, cancel)?;
         match ended {
             ProcessOutcome::Exited(Exit::Code(0)) => Ok(addresses(&text)),
             // getent(1): the key was not found.
@@ -69,7 +74,7 @@ impl Resolver for HostLookup {
         let found = Cancel::new().and_then(|cancel| self.addresses(authority.host(), port, &cancel));
         let found = found.map_err(|error| UreqError::Io(io::Error::other(error.message().to_owned())))?;
         let mut addresses = self.empty();
-        for address in found.into_iter().take(limits::LOOKUP_ADDRESSES) {
+        for address in found.into_iter().take(LOOKUP_ADDRESSES) {
             addresses.push(address);
         }
         if addresses.is_empty() { Err(UreqError::HostNotFound) } else { Ok(addresses) }

@@ -5,8 +5,11 @@ use std::io::Read as _;
 use super::rules;
 use super::target::UpstreamTarget;
 use super::upstream::{Payload, ResponseContent, UpstreamCall, UpstreamResponse, Upstreams};
-use crate::base::{Code, Error, Result, limits};
+use crate::base::{Code, Error, Result};
 use crate::proc::Cancel;
+
+/// Bytes of an OpenCode error that are included in berth's error.
+const UPSTREAM_COMPLAINT_BYTES: u64 = 16 << 10;
 
 /// Reloads, and waits for the result.
 ///
@@ -34,7 +37,7 @@ pub fn reload(
     }
     let mut response = Vec::new();
     if let ResponseContent::Body(body, _) = rest {
-        let _ = body.take(limits::UPSTREAM_COMPLAINT_BYTES).read_to_end(&mut response);
+        let _ = body.take(UPSTREAM_COMPLAINT_BYTES).read_to_end(&mut response);
     }
     let body = match serde_json::from_slice(&response) {
         Ok(json) => json,

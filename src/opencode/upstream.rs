@@ -24,6 +24,9 @@ use super::wire::{DeferredResolver, Dialler, IDLE};
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::{Cancel, Cgroups};
 
+/// Maximum number of unused connections, to all upstreams together.
+const UPSTREAM_IDLE_CONNECTIONS: usize = 2 * limits::PROXY_WORKERS;
+
 /// A request to forward.
 pub struct UpstreamCall {
     pub method: &'static str,
@@ -139,8 +142,8 @@ impl Upstreams {
             .max_response_header_size(limits::UPSTREAM_BUFFER_BYTES)
             .input_buffer_size(limits::UPSTREAM_BUFFER_BYTES)
             .output_buffer_size(limits::RELAY_BYTES)
-            .max_idle_connections(limits::UPSTREAM_IDLE_CONNECTIONS)
-            .max_idle_connections_per_host(limits::UPSTREAM_IDLE_CONNECTIONS)
+            .max_idle_connections(UPSTREAM_IDLE_CONNECTIONS)
+            .max_idle_connections_per_host(UPSTREAM_IDLE_CONNECTIONS)
             .max_idle_age(IDLE)
             .build();
         let lookup = Arc::new(HostLookup::new(cgroups));

@@ -31,6 +31,9 @@ use super::managed::{Managed, ROUTED};
 use super::watch::{self, CallWatch, WaitError};
 use crate::base::limits;
 
+/// An unused connection to an upstream is closed after this time, before OpenCode closes it.
+const UPSTREAM_IDLE: Duration = Duration::from_secs(15);
+
 /// Both directions of a connection. Reads and writes never block.
 pub(super) enum Channel {
     Plain(TcpStream),
@@ -324,4 +327,4 @@ impl Resolver for DeferredResolver {
 }
 
 /// How long a pooled connection may stay idle.
-pub(super) const IDLE: Duration = limits::UPSTREAM_IDLE;
+pub(super) const IDLE: Duration = UPSTREAM_IDLE;

@@ -12,6 +12,9 @@ use crate::base::{Code, Error, Result, limits, redact};
 use crate::store::beneath::Root;
 use crate::store::jsonc::{self, JsoncDocument, JsoncError};
 
+/// How often an edit is retried after a concurrent change of the file.
+const EDIT_RETRIES: usize = 8;
+
 /// OpenWork's own settings of a workspace.
 pub const OPENWORK: &str = ".opencode/openwork.json";
 /// The first of these that exists is used; if none exists, the first is created.
@@ -148,7 +151,7 @@ impl Project {
         site: &ProjectSite,
         change: &impl Fn(&mut JsoncDocument, &Map<String, Value>) -> Result<R>,
     ) -> Result<R> {
-        for _ in 0..limits::EDIT_RETRIES {
+        for _ in 0..EDIT_RETRIES {
             let path = path(&site.root);
             let old = read_text(&site.root, &path)?;
             let text = old.as_deref().unwrap_or_default();
@@ -225,7 +228,7 @@ pub(super) fn read_openwork(root: &Root) -> Result<(Option<String>, Map<String, 
 
 fn merge_openwork(site: &ProjectSite, keys: &Map<String, Value>) -> Result<()> {
     let root = &site.root;
-    for _ in 0..limits::EDIT_RETRIES {
+    for _ in 0..EDIT_RETRIES {
         let (old, mut fields) = read_openwork(root)?;
         let keys = restored(keys, &fields);
         fields.extend(keys);

@@ -17,6 +17,9 @@ use crate::base::{At, Result, clock, limits};
 use crate::events::{Bus, Topic};
 use crate::store::file;
 
+/// Number of reload events kept of a workspace, as in the OpenWork server.
+const RELOAD_EVENTS: usize = 200;
+
 /// The kind of the changed entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -173,14 +176,14 @@ impl ReloadEvents {
         // A topic's numbers have no gaps, so only the last contiguous events are kept.
         let unbroken = events.iter().rev().zip(0..).take_while(|(event, at)| seq(event) + at == last).count();
         let kept = &events[events.len() - unbroken..];
-        let topic = Topic::new(last - unbroken as u64, limits::RELOAD_EVENTS);
+        let topic = Topic::new(last - unbroken as u64, RELOAD_EVENTS);
         for event in kept {
             topic.publish(KIND, event.clone());
         }
         self.bus.put(&format!("reload/{id}"), &topic);
         // A file with a truncated line is rewritten at the next event.
         let torn = bytes.last().is_some_and(|byte| *byte != b'\n');
-        let lines = if torn { limits::RELOAD_EVENTS * 2 } else { events.len() };
+        let lines = if torn { RELOAD_EVENTS * 2 } else { events.len() };
         let held =
             Arc::new(WorkspaceEvents { topic, log: Mutex::new(ReloadLog { path, file: None, lines }) });
         known.insert(id.to_owned(), held.clone());
@@ -192,7 +195,7 @@ impl ReloadLog {
     /// Appends an event. The file is rewritten when half of its events are outdated.
     fn append(&mut self, event: &Map<String, Value>, topic: &Topic) -> Result<()> {
         let line = |event: &Map<String, Value>| Value::Object(event.clone()).to_string() + "\n";
-        if self.lines >= limits::RELOAD_EVENTS * 2 {
+        if self.lines >= RELOAD_EVENTS * 2 {
             let mut text: String = topic.since(0).0.iter().map(|event| line(&event.data)).collect();
             text += &line(event);
             self.file = None;
@@ -246,15 +249,15 @@ mod tests {
         let dir = TestFolder::new();
         let open = || ReloadEvents::new(&dir, Arc::default());
         let events = open();
-        let count = limits::RELOAD_EVENTS as u64 * 5;
+        let count = RELOAD_EVENTS as u64 * 5;
         for _ in 0..count {
             events.record("ws", ReloadReason::Commands, None);
         }
-        let kept: Vec<u64> = (count + 1 - limits::RELOAD_EVENTS as u64..=count).collect();
+        let kept: Vec<u64> = (count + 1 - RELOAD_EVENTS as u64..=count).collect();
         assert_eq!(seqs(&events, 0), kept);
         assert_eq!(seqs(&open(), 0), kept);
         let text = std::fs::read_to_string(dir.join("ws.jsonl")).unwrap();
-        assert!(text.lines().count() <= limits::RELOAD_EVENTS * 2);
+        assert!(text.lines().count() <= RELOAD_EVENTS * 2);
     }
 
     #[test]

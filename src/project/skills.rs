@@ -17,6 +17,9 @@ use crate::store::beneath::Root;
 use crate::store::finder::{FoundFile, SearchBudget, SearchResult, json_length};
 use crate::store::front_matter::{self, ParsedMatter};
 
+/// Number of parent folders of a workspace in which skills are searched.
+const FOLDERS_ABOVE: usize = 32;
+
 /// A list entry for a skill.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SkillEntry {
@@ -349,7 +352,7 @@ impl Project {
         // A container has no parent folders.
         let mut ends = site.host_folder.is_none() || site.root.exists(".git")?;
         let above = site.host_folder.iter().flat_map(|folder| folder.ancestors().skip(1));
-        for above in above.take(limits::FOLDERS_ABOVE) {
+        for above in above.take(FOLDERS_ABOVE) {
             if ends {
                 break;
             }

@@ -6,10 +6,12 @@ use std::collections::BTreeMap;
 use super::folders::{COMMAND_FOLDERS, SKILL_FOLDERS};
 use super::reload::{ReloadAction, ReloadReason, ReloadTrigger};
 use super::site::ProjectSite;
-use crate::base::limits;
 use crate::store::beneath::Root;
 use crate::store::file_cache::FileStat;
 use crate::store::finder::SearchBudget;
+
+/// Maximum number of watched files in a workspace.
+const WATCHED_FILES: usize = 4000;
 
 /// A stamp that changes with every write.
 pub type SnapshotStamp = (u64, u64, u64, i64, i64);
@@ -79,7 +81,7 @@ pub fn take(root: &Root) -> (ProjectSnapshot, Vec<String>) {
             folders.push(place.folder.to_owned());
         }
         let mut look = |path: String| {
-            if files.len() < limits::WATCHED_FILES {
+            if files.len() < WATCHED_FILES {
                 if let Some(stamp) = stamp(root, &path) {
                     files.insert(path, stamp);
                 }
@@ -100,7 +102,7 @@ pub fn take(root: &Root) -> (ProjectSnapshot, Vec<String>) {
                 let wanted = |name: &str| whole.map_or_else(|| name.ends_with(ending), |whole| name == whole);
                 let walked = root.walk(place.folder, true, wanted, &mut budget).unwrap_or_default();
                 for file in walked.files {
-                    if files.len() < limits::WATCHED_FILES {
+                    if files.len() < WATCHED_FILES {
                         files.insert(file.path, stamp_of(&file.stat));
                     }
                 }

@@ -11,10 +11,13 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde_json::{Map, json};
 
 use crate::access::approval_request::FileContent;
-use crate::base::{At, Code, Error, Result, limits};
+use crate::base::{At, Code, Error, Result};
 use crate::store::beneath::Root;
 use crate::store::file::is_temp_name;
 use crate::store::tray::{self, Tray, TrayListing, TrayWriter};
+
+/// Maximum depth of an upload's path.
+const TRAY_DEPTH: usize = 32;
 
 /// One of the two folders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +112,7 @@ impl TrayPath {
         if parts.iter().any(|part| is_temp_name(part)) {
             return refuse("contains a name that is reserved for incomplete uploads");
         }
-        if parts.iter().any(|part| part.len() > NAME_BYTES) || parts.len() > limits::TRAY_DEPTH {
+        if parts.iter().any(|part| part.len() > NAME_BYTES) || parts.len() > TRAY_DEPTH {
             return refuse("is too long: a name has at most 255 bytes, a path at most 32 parts");
         }
         let text = parts.join("/");

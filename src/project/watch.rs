@@ -23,6 +23,13 @@ use crate::base::{Result, limits};
 use crate::proc::waiter::{Waiter, WakeReason};
 use crate::store::folder_watcher::{FolderChange, FolderWatcher};
 
+/// Delay between a manual change and its reload event, as in the OpenWork server; one event for each kind of file.
+const RELOAD_DEBOUNCE: Duration = Duration::from_millis(750);
+/// Maximum number of watched folders in a workspace.
+const WATCHES_EACH: usize = 1000;
+/// Maximum number of watched folders. The kernel's own limit may be lower: 8192 on an old small machine.
+const WATCHES_ALL: usize = 50_000;
+
 /// Opens the files of workspaces.
 pub trait SiteProvider: Send + Sync {
     /// Opens a workspace's files. Returns `None` if the workspace does not exist or has no files yet.
@@ -105,7 +112,7 @@ impl ProjectWatcher {
     }
 
     fn read(&mut self) -> Result<()> {
-        let soon = Instant::now() + limits::RELOAD_DEBOUNCE;
+        let soon = Instant::now() + RELOAD_DEBOUNCE;
         let mut unmounted = Vec::new();
         self.changes.read(|change| match change {
             FolderChange::Overflow => {
@@ -134,7 +141,7 @@ impl ProjectWatcher {
         let (_, folders) = snapshot::take(&site.root);
         let before: HashSet<i32> = self.of(id).collect();
         let mut now = HashSet::new();
-        for folder in folders.iter().take(limits::WATCHES_EACH) {
+        for folder in folders.iter().take(WATCHES_EACH) {
             now.extend(self.add(&site, folder));
         }
         for gone in before.difference(&now) {
@@ -147,7 +154,7 @@ impl ProjectWatcher {
     fn add(&mut self, site: &ProjectSite, folder: &str) -> Option<i32> {
         let fd = site.root.open_folder(folder).ok()?;
         let known = self.watches.len();
-        let added = if known >= limits::WATCHES_ALL { Err(Errno::NOSPC) } else { self.changes.watch(&fd) };
+        let added = if known >= WATCHES_ALL { Err(Errno::NOSPC) } else { self.changes.watch(&fd) };
         match added {
             Ok(wd) => {
                 self.watches.insert(wd, (site.id.clone(), folder.is_empty()));
