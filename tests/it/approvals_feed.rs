@@ -202,9 +202,9 @@ fn the_command_line_lists_answers_and_watches_approvals() {
     assert_eq!(watch.wait().unwrap().code(), Some(1));
 }
 
-/// The token that a server on this machine made is found by itself.
+/// Without a token, the command uses the one that a server on this machine stored.
 #[test]
-fn the_kept_token_is_used_where_none_is_given() {
+fn the_stored_token_is_used_by_default() {
     let setup = Setup::bare().arg("--workspace=work");
     let server = setup.start();
     let url = format!("http://{}", server.address);

@@ -108,7 +108,7 @@ fn detached_survives(setup: &Setup, words: &[String]) {
     owner
         .send("POST", &format!("{run}/stdin?eof=true"), &[("Content-Type", "text/plain")], Some(b"x\n"))
         .expect(200);
-    let reply = wait_for("its end", secs(20), || {
+    let reply = wait_for("the end of the run", secs(20), || {
         let now = owner.get(200, &run);
         (now["status"] != "running").then_some(now)
     });

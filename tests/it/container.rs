@@ -167,7 +167,7 @@ fn root_has_sudo_inside_and_no_other_user_becomes_root() {
 
 #[test]
 fn packages_can_be_installed() {
-    // dpkg's own moves (rename over directories, chown, setuid bits) on this root, without the network.
+    // Operations of dpkg (rename over directories, chown, setuid bits) on this root, without the network.
     let place = Place::ready(shared(), json!({"name": "packages"}));
     let script = "set -e; mkdir -p /tmp/p/DEBIAN /tmp/p/opt/hello; echo hi > /tmp/p/opt/hello/f; chmod 4755 /tmp/p/opt/hello/f
         printf 'Package: hello-berth\\nVersion: 1\\nArchitecture: all\\nMaintainer: x <x@y.z>\\nDescription: x\\n' > /tmp/p/DEBIAN/control
@@ -177,12 +177,12 @@ fn packages_can_be_installed() {
 }
 
 #[test]
-fn the_shell_inside_does_what_shells_do() {
+fn a_container_shell_inherits_no_files_or_blocked_signals() {
     let place = shared_box();
-    // Nothing of the server or of the agent leaks in as an open file.
+    // No file descriptor of the server or of the agent is inherited.
     assert_eq!(place.sh("ls /proc/self/fd | sort -n | tr '\\n' ' '"), "0 1 2 3 ");
     assert_eq!(place.exec(json!({"command": "tty"}))["stdout"], "not a tty\n");
-    // Of the classic 31 signals none is blocked or ignored.
+    // None of the standard 31 signals is blocked or ignored.
     let masks = place.sh("sed -n 's/^Sig\\(Blk\\|Ign\\):[[:space:]]*//p' /proc/self/status");
     for mask in masks.lines() {
         assert_eq!(u64::from_str_radix(mask, 16).unwrap() & 0x7fff_ffff, 0, "{masks}");

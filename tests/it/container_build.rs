@@ -344,7 +344,7 @@ fn delete_kills_the_processes_inside() {
         let (server, path) = (place.server, place.path("/exec"));
         let body = json!({"command": format!("setsid sleep {number} & sleep {number}"), "timeout_secs": 60});
         scope.spawn(move || server.owner().call("POST", &path, Some(&body)));
-        wait_for("both to run", secs(20), || (procs::sleeps(&number).len() == 2).then_some(()));
+        wait_for("both processes to start", secs(20), || (procs::sleeps(&number).len() == 2).then_some(()));
         let folder = place.root.parent().unwrap().to_owned();
         place.delete();
         procs::assert_dead(&number);

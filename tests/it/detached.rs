@@ -198,7 +198,7 @@ fn survives(mut world: World, way: Way) {
     let run = world.start(json!({"command": TALK, "tag": "talk"}));
     for _ in 0..3 {
         let before = world.output(&run, "").body.len();
-        wait_for("more of it", secs(20), || (world.output(&run, "").body.len() > before).then_some(()));
+        wait_for("more output", secs(20), || (world.output(&run, "").body.len() > before).then_some(()));
         world.restart(way);
         let reply = world.client().get(200, &run);
         assert_eq!((&reply["tag"], &reply["command"]), (&json!("talk"), &json!(TALK)));
@@ -338,7 +338,7 @@ fn a_run_ends_with_its_workspace(mut world: World) {
     }
     let number = unique_secs();
     let run = world.start(json!({"command": format!("setsid sleep {number} & sleep {number}")}));
-    wait_for("both", secs(20), || (procs::sleeps(&number).len() == 2).then_some(()));
+    wait_for("both processes to start", secs(20), || (procs::sleeps(&number).len() == 2).then_some(()));
     world.restart(Way::Stopped);
     assert_eq!(procs::sleeps(&number).len(), 2, "a regular stop ended the run");
     world.client().delete(200, &world.path);
@@ -354,7 +354,7 @@ fn a_killed_keeper_is_reported_as_an_error(mut world: World) {
         let number = unique_secs();
         let command = format!("echo part; setsid sleep {number} & sleep {number}");
         let run = world.start(json!({"command": command}));
-        wait_for("both", secs(20), || (procs::sleeps(&number).len() == 2).then_some(()));
+        wait_for("both processes to start", secs(20), || (procs::sleeps(&number).len() == 2).then_some(()));
         world.printed(&run, "part\n");
         if restarts > 1 {
             world.restart(Way::Killed);
@@ -456,7 +456,7 @@ fn a_run_without_detach_ends_with_the_server(mut world: World) {
     let reply = world.client().post(201, &format!("{}/runs", world.path), body);
     let other = format!("{}/runs/{}", world.path, reply["id"].as_str().unwrap());
     procs::wait_sleep(&stays);
-    wait_for("both", secs(20), || (procs::sleeps(&goes).len() == 2).then_some(()));
+    wait_for("both processes to start", secs(20), || (procs::sleeps(&goes).len() == 2).then_some(()));
     world.restart(Way::Killed);
     procs::assert_dead(&goes);
     assert_eq!(procs::sleeps(&stays).len(), 1);

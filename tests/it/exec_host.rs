@@ -123,7 +123,9 @@ fn runs_above_the_limit_are_refused_with_retry_after() {
             let owner = server.owner();
             scope.spawn(move || owner.post(200, &exec_path(), command));
         }
-        procs::wait_for("both to run", procs::secs(10), || (procs::sleeps(&number).len() == 2).then_some(()));
+        procs::wait_for("both processes to start", procs::secs(10), || {
+            (procs::sleeps(&number).len() == 2).then_some(())
+        });
         let reply = server.owner().call("POST", &exec_path(), Some(&json!({"command": "true"}))).expect(503);
         assert_eq!(reply.value()["code"], "busy", "{reply}");
         assert!(reply.header("retry-after").is_some_and(|secs| secs.parse::<u32>().is_ok()), "{reply}");
@@ -164,7 +166,9 @@ fn sixty_running_commands_do_not_stop_the_server() {
                 owner.post(200, &exec_path(), command)
             });
         }
-        procs::wait_for("all to run", procs::secs(20), || (procs::sleeps(&number).len() == 60).then_some(()));
+        procs::wait_for("all commands to start", procs::secs(20), || {
+            (procs::sleeps(&number).len() == 60).then_some(())
+        });
         for _ in 0..100 {
             server.anyone().get(200, "/health");
         }
@@ -184,7 +188,9 @@ fn stopping_the_server_kills_running_commands() {
             let body = serde_json::to_vec(&command).unwrap();
             let _ = owner.try_send("POST", &exec_path(), &[], Some(&body));
         });
-        procs::wait_for("both to run", procs::secs(10), || (procs::sleeps(&number).len() == 2).then_some(()));
+        procs::wait_for("both processes to start", procs::secs(10), || {
+            (procs::sleeps(&number).len() == 2).then_some(())
+        });
         server.stop();
     });
     procs::assert_dead(&number);

@@ -274,7 +274,7 @@ fn a_server_in_the_container_matches_openworks_layout_and_ends_with_its_host() {
     );
     assert!(!output.stdout.contains(token) && !place.data().join("host/sandbox.env").exists());
     assert!(procs::all().iter().all(|pid| !procs::arguments(*pid).join(" ").contains(token)));
-    // OpenCode has no token, and its agent cannot read those of the server, which runs as the same user.
+    // OpenCode has no token, and its agent cannot read the tokens of the server, which runs as the same user.
     let script = "for p in /proc/[0-9]*; do case $(cat $p/cmdline 2>/dev/null) in /persist/*opencodeserve*) \
                   cat $p/environ;; esac; done; cat /proc/1/environ";
     let output = docker.ask(&["exec", name, "bash", "-c", script]);

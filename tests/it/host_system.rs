@@ -150,8 +150,8 @@ fn root_inside_reads_only_public_files_and_changes_nothing() {
     bait.put("later", 0o600);
     // Root inside can read exactly the files that an unprivileged user of the host can read.
     let unreadable = "find /usr -xdev ! -type l ! -readable 2>/dev/null | sort; true";
-    let as_nobody = ["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", unreadable];
-    let (inside, outside) = (place.sh(unreadable), on_host("setpriv", &as_nobody));
+    let as_unprivileged = ["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", unreadable];
+    let (inside, outside) = (place.sh(unreadable), on_host("setpriv", &as_unprivileged));
     assert!(outside.contains(&bait.path("private")), "{outside}");
     let mount_point = |line: &&str| !line.ends_with("/mounted/open");
     assert_eq!(
