@@ -59,7 +59,7 @@ fn a_command_waits_for_the_host_and_runs_once() {
     let reply = waiting.join().unwrap().expect(403).value();
     assert_eq!(
         (&reply["code"], &reply["message"]),
-        (&json!("write_denied"), &json!("Write approval denied"))
+        (&json!("write_denied"), &json!("Write request denied"))
     );
     assert_eq!(reply["details"]["reason"], "denied");
     // The owner's own requests need no approval, and clients cannot reply to approvals.
