@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::access::{ApprovalMode, TokenSource};
+use crate::access::{ApprovalMode, TokenSetting, TokenSource};
 use crate::base::ids::Distro;
 use crate::base::logging::LogFormat;
 use crate::base::{Code, Result, limits};
@@ -113,186 +113,61 @@ fn flag_over_environment_over_file_over_default() {
     type Show = fn(&Resolved) -> String;
     // Flag, its argument; variable, its value; JSON member; the same value from each of the four, as text.
     type Row = (&'static [&'static str], &'static str, &'static str, &'static str, Show, [&'static str; 4]);
+    fn secret(token: &TokenSetting) -> String {
+        format!("{}:{}", token.source.as_str(), token.secret.clone().unwrap_or_default())
+    }
+    #[rustfmt::skip]
     let rows: &[Row] = &[
-        (
-            &["--host", "::1"],
-            "OPENWORK_HOST",
-            "localhost",
-            r#""host":"10.0.0.1""#,
+        (&["--host", "::1"], "OPENWORK_HOST", "localhost", r#""host":"10.0.0.1""#,
             |r| r.settings.listen[0].rsplit_once(':').unwrap().0.to_owned(),
-            ["[::1]", "127.0.0.1", "10.0.0.1", "127.0.0.1"],
-        ),
-        (
-            &["--port", "0"],
-            "OPENWORK_PORT",
-            "2",
-            r#""port":3"#,
-            |r| r.settings.listen[0].rsplit_once(':').unwrap().1.to_owned(),
-            ["0", "2", "3", "8787"],
-        ),
-        (
-            &["--token", "a"],
-            "OPENWORK_TOKEN",
-            "b",
-            r#""token":"c""#,
-            |r| {
-                let token = &r.settings.client_token;
-                format!("{}:{}", token.source.as_str(), token.secret.clone().unwrap_or_default())
-            },
-            ["cli:a", "env:b", "file:c", "generated:"],
-        ),
-        (
-            &["--host-token", "a"],
-            "OPENWORK_HOST_TOKEN",
-            "b",
-            r#""hostToken":"c""#,
-            |r| {
-                let token = &r.settings.host_token;
-                format!("{}:{}", token.source.as_str(), token.secret.clone().unwrap_or_default())
-            },
-            ["cli:a", "env:b", "file:c", "generated:"],
-        ),
-        (
-            &["--approval", "auto"],
-            "OPENWORK_APPROVAL_MODE",
-            "manual",
-            r#""approval":{"mode":"auto"}"#,
-            |r| r.settings.approval.mode.as_str().to_owned(),
-            ["auto", "manual", "auto", "manual"],
-        ),
-        (
-            &["--approval-timeout", "1"],
-            "OPENWORK_APPROVAL_TIMEOUT_MS",
-            "2",
-            r#""approval":{"timeoutMs":3}"#,
-            |r| r.settings.approval.timeout.as_millis().to_string(),
-            ["1", "2", "3", "30000"],
-        ),
-        (
-            &["--read-only"],
-            "OPENWORK_READONLY",
-            "no",
-            r#""readOnly":true"#,
-            |r| r.settings.read_only.to_string(),
-            ["true", "false", "true", "false"],
-        ),
-        (
-            &["--no-log-requests"],
-            "OPENWORK_LOG_REQUESTS",
-            "on",
-            r#""logRequests":false"#,
-            |r| r.settings.log_requests.to_string(),
-            ["false", "true", "false", "true"],
-        ),
-        (
-            &["--log-format", "json"],
-            "OPENWORK_LOG_FORMAT",
-            "pretty",
-            r#""logFormat":"json""#,
-            |r| format!("{:?}", r.log_format),
-            ["Json", "Pretty", "Json", "Pretty"],
-        ),
-        (
-            &["--cors", "http://a, *"],
-            "OPENWORK_CORS_ORIGINS",
-            "tauri://B/",
-            r#""corsOrigins":["https://c:1"]"#,
-            |r| r.settings.cors_origins.join(" "),
-            ["http://a *", "tauri://b", "https://c:1", ""],
-        ),
-        (
-            &["--max-runs", "1"],
-            "BERTH_MAX_RUNS",
-            "2",
-            r#""maxRuns":1024"#,
-            |r| r.settings.max_runs.to_string(),
-            ["1", "2", "1024", "256"],
-        ),
-        (
-            &["--max-streams", "1"],
-            "BERTH_MAX_STREAMS",
-            "2",
-            r#""maxStreams":4096"#,
-            |r| r.settings.max_streams.to_string(),
-            ["1", "2", "4096", "256"],
-        ),
-        (
-            &["--run-output-limit", "1048576"],
-            "BERTH_RUN_OUTPUT_LIMIT",
-            "1048577",
-            r#""runOutputLimit":1125899906842624"#,
+            ["[::1]", "127.0.0.1", "10.0.0.1", "127.0.0.1"]),
+        (&["--port", "0"], "OPENWORK_PORT", "2", r#""port":3"#,
+            |r| r.settings.listen[0].rsplit_once(':').unwrap().1.to_owned(), ["0", "2", "3", "8787"]),
+        (&["--token", "a"], "OPENWORK_TOKEN", "b", r#""token":"c""#,
+            |r| secret(&r.settings.client_token),
+            ["cli:a", "env:b", "file:c", "generated:"]),
+        (&["--host-token", "a"], "OPENWORK_HOST_TOKEN", "b", r#""hostToken":"c""#,
+            |r| secret(&r.settings.host_token),
+            ["cli:a", "env:b", "file:c", "generated:"]),
+        (&["--approval", "auto"], "OPENWORK_APPROVAL_MODE", "manual", r#""approval":{"mode":"auto"}"#,
+            |r| r.settings.approval.mode.as_str().to_owned(), ["auto", "manual", "auto", "manual"]),
+        (&["--approval-timeout", "1"], "OPENWORK_APPROVAL_TIMEOUT_MS", "2", r#""approval":{"timeoutMs":3}"#,
+            |r| r.settings.approval.timeout.as_millis().to_string(), ["1", "2", "3", "30000"]),
+        (&["--read-only"], "OPENWORK_READONLY", "no", r#""readOnly":true"#,
+            |r| r.settings.read_only.to_string(), ["true", "false", "true", "false"]),
+        (&["--no-log-requests"], "OPENWORK_LOG_REQUESTS", "on", r#""logRequests":false"#,
+            |r| r.settings.log_requests.to_string(), ["false", "true", "false", "true"]),
+        (&["--log-format", "json"], "OPENWORK_LOG_FORMAT", "pretty", r#""logFormat":"json""#,
+            |r| format!("{:?}", r.log_format), ["Json", "Pretty", "Json", "Pretty"]),
+        (&["--cors", "http://a, *"], "OPENWORK_CORS_ORIGINS", "tauri://B/", r#""corsOrigins":["https://c:1"]"#,
+            |r| r.settings.cors_origins.join(" "), ["http://a *", "tauri://b", "https://c:1", ""]),
+        (&["--max-runs", "1"], "BERTH_MAX_RUNS", "2", r#""maxRuns":1024"#,
+            |r| r.settings.max_runs.to_string(), ["1", "2", "1024", "256"]),
+        (&["--max-streams", "1"], "BERTH_MAX_STREAMS", "2", r#""maxStreams":4096"#,
+            |r| r.settings.max_streams.to_string(), ["1", "2", "4096", "256"]),
+        (&["--run-output-limit", "1048576"], "BERTH_RUN_OUTPUT_LIMIT", "1048577", r#""runOutputLimit":1125899906842624"#,
             |r| r.settings.run_output_limit.to_string(),
-            ["1048576", "1048577", "1125899906842624", "2147483648"],
-        ),
-        (
-            &["--runs-disk-limit", "1048576"],
-            "BERTH_RUNS_DISK_LIMIT",
-            "1048577",
-            r#""runsDiskLimit":1125899906842624"#,
+            ["1048576", "1048577", "1125899906842624", "2147483648"]),
+        (&["--runs-disk-limit", "1048576"], "BERTH_RUNS_DISK_LIMIT", "1048577", r#""runsDiskLimit":1125899906842624"#,
             |r| r.settings.runs_disk_limit.to_string(),
-            ["1048576", "1048577", "1125899906842624", "17179869184"],
-        ),
-        (
-            &["--output-limit", "4096"],
-            "BERTH_OUTPUT_LIMIT",
-            "4097",
-            r#""outputLimit":1073741824"#,
-            |r| r.settings.output_limit.to_string(),
-            ["4096", "4097", "1073741824", "10485760"],
-        ),
-        (
-            &["--init-timeout", "1"],
-            "BERTH_INIT_TIMEOUT",
-            "2",
-            r#""initTimeout":86400"#,
-            |r| r.settings.init_timeout.as_secs().to_string(),
-            ["1", "2", "86400", "3600"],
-        ),
-        (
-            &["--image-timeout", "1"],
-            "BERTH_IMAGE_TIMEOUT",
-            "2",
-            r#""imageTimeout":86400"#,
-            |r| r.settings.image_timeout.as_secs().to_string(),
-            ["1", "2", "86400", "3600"],
-        ),
-        (
-            &["--library", "/l"],
-            "LIBRARY_PATH",
-            "m",
-            r#""library":"n""#,
-            |r| {
-                r.settings
-                    .library
-                    .as_ref()
-                    .map_or("-".into(), |path| path.file_name().unwrap().to_string_lossy().into())
-            },
-            ["l", "m", "n", "-"],
-        ),
-        (
-            &["--idle-timeout", "0"],
-            "BERTH_IDLE_TIMEOUT",
-            "2",
-            r#""idleTimeout":86400"#,
-            |r| r.settings.idle_timeout.as_secs().to_string(),
-            ["0", "2", "86400", "1800"],
-        ),
-        (
-            &["--root-backend", "copy"],
-            "BERTH_ROOT_BACKEND",
-            "reflink",
-            r#""rootBackend":"overlay""#,
+            ["1048576", "1048577", "1125899906842624", "17179869184"]),
+        (&["--output-limit", "4096"], "BERTH_OUTPUT_LIMIT", "4097", r#""outputLimit":1073741824"#,
+            |r| r.settings.output_limit.to_string(), ["4096", "4097", "1073741824", "10485760"]),
+        (&["--init-timeout", "1"], "BERTH_INIT_TIMEOUT", "2", r#""initTimeout":86400"#,
+            |r| r.settings.init_timeout.as_secs().to_string(), ["1", "2", "86400", "3600"]),
+        (&["--image-timeout", "1"], "BERTH_IMAGE_TIMEOUT", "2", r#""imageTimeout":86400"#,
+            |r| r.settings.image_timeout.as_secs().to_string(), ["1", "2", "86400", "3600"]),
+        (&["--library", "/l"], "LIBRARY_PATH", "m", r#""library":"n""#,
+            |r| r.settings.library.as_ref().map_or("-".into(), |path| path.file_name().unwrap().to_str().unwrap().into()),
+            ["l", "m", "n", "-"]),
+        (&["--idle-timeout", "0"], "BERTH_IDLE_TIMEOUT", "2", r#""idleTimeout":86400"#,
+            |r| r.settings.idle_timeout.as_secs().to_string(), ["0", "2", "86400", "1800"]),
+        (&["--root-backend", "copy"], "BERTH_ROOT_BACKEND", "reflink", r#""rootBackend":"overlay""#,
             |r| r.settings.root_backend.map_or("auto", RootKind::as_str).to_owned(),
-            ["copy", "reflink", "overlay", "auto"],
-        ),
-        (
-            &["--mirror", "noble=http://a"],
-            "BERTH_MIRRORS",
-            "ubuntu-noble=https://b",
-            r#""mirrors":{"noble":"file:///c"}"#,
+            ["copy", "reflink", "overlay", "auto"]),
+        (&["--mirror", "noble=http://a"], "BERTH_MIRRORS", "ubuntu-noble=https://b", r#""mirrors":{"noble":"file:///c"}"#,
             |r| r.settings.mirrors.get(&Distro::UbuntuNoble).cloned().unwrap_or_default(),
-            ["http://a", "https://b", "file:///c", ""],
-        ),
+            ["http://a", "https://b", "file:///c", ""]),
     ];
     for (flags, variable, value, json, show, [flag, env, file, default]) in rows {
         let mut made = Place::new();
