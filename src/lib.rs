@@ -50,7 +50,7 @@
 //! # Invariants
 //!
 //! - **Invariant:** a client's bytes reach tiny_http only after the gate has checked them. Its name occurs in
-//!   `http/accept.rs`, `http/request.rs` and `http/reply.rs` alone.
+//!   `http/accept.rs` and `http/request.rs` alone.
 //! - **Invariant:** a thread of the fixed pool (`http-N`) never waits for a person, a child process or an upstream, and reads
 //!   nothing that a workload can make large.
 //! - **Invariant:** files that a workload can change are opened beneath a descriptor with `openat2` ([`store::beneath`]).

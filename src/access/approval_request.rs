@@ -35,8 +35,8 @@ struct ApprovalFields {
     paths: Vec<String>,
     created_at: u64,
     actor: Actor,
-    more: Map<String, Value>,
-    whole: Option<SpooledFile>,
+    extra: Map<String, Value>,
+    spooled: Option<SpooledFile>,
 }
 
 /// The fields of a new request.
@@ -54,10 +54,10 @@ pub struct NewApprovalRequest<'a> {
     pub paths: Vec<String>,
     pub actor: Actor,
     /// Fields beyond those of OpenWork, bounded.
-    pub more: Map<String, Value>,
-    /// The complete values of the fields that are bounded in `more`, as members of a JSON object; `None` if nothing
+    pub extra: Map<String, Value>,
+    /// The complete values of the fields that are bounded in `extra`, as members of a JSON object; `None` if nothing
     /// was cut.
-    pub whole: Option<SpooledFile>,
+    pub spooled: Option<SpooledFile>,
 }
 
 impl ApprovalRequest {
@@ -72,8 +72,8 @@ impl ApprovalRequest {
             paths: new.paths,
             created_at: clock::now_unix_ms(),
             actor: new.actor,
-            more: new.more,
-            whole: new.whole,
+            extra: new.extra,
+            spooled: new.spooled,
         }))
     }
 
@@ -113,17 +113,17 @@ impl ApprovalRequest {
     /// The entry in a list. `left`: the remaining time.
     pub fn list_view(&self, left: Duration) -> Map<String, Value> {
         let mut view = self.openwork_fields(left);
-        view.extend(self.0.more.clone());
+        view.extend(self.0.extra.clone());
         view
     }
 
     /// The complete view: the beginning of a JSON object and, if more follows, a file with the rest.
     pub fn full_view(&self, left: Duration) -> (Vec<u8>, Option<SpooledFile>) {
-        let Some(whole) = &self.0.whole else {
+        let Some(rest) = &self.0.spooled else {
             return (Value::Object(self.list_view(left)).to_string().into_bytes(), None);
         };
         let mut view = self.openwork_fields(left);
-        for (name, value) in &self.0.more {
+        for (name, value) in &self.0.extra {
             if !SPOOLED.contains(&name.as_str()) {
                 view.insert(name.clone(), value.clone());
             }
@@ -131,7 +131,7 @@ impl ApprovalRequest {
         let mut head = Value::Object(view).to_string().into_bytes();
         head.pop();
         head.push(b',');
-        (head, Some(whole.clone()))
+        (head, Some(rest.clone()))
     }
 }
 

@@ -355,8 +355,8 @@ mod tests {
             note: "s".into(),
             paths: Vec::new(),
             actor,
-            more: Map::new(),
-            whole: None,
+            extra: Map::new(),
+            spooled: None,
         });
         approvals.request(question, party, disconnected.clone(), step);
         (disconnected, verdict)

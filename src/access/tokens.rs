@@ -118,7 +118,7 @@ impl Tokens {
             tokens.move_aside()?;
         }
         make_private(&tokens.path);
-        tokens.put(read);
+        tokens.replace(read);
         Ok(tokens)
     }
 
@@ -220,10 +220,10 @@ impl Tokens {
             }
         };
         make_private(&self.path);
-        self.put(next)
+        self.replace(next)
     }
 
-    fn put(&self, next: TokenFile) -> Arc<TokenFile> {
+    fn replace(&self, next: TokenFile) -> Arc<TokenFile> {
         let next = Arc::new(next);
         *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&next);
         next
@@ -288,7 +288,7 @@ impl Tokens {
             .map_err(|error| Error::internal("Cannot encode the token store").with_source(error))?;
         text.push(b'\n');
         file::write_atomic(&self.path, &text, 0o600)?;
-        self.put(self.read()?);
+        self.replace(self.read()?);
         Ok(result)
     }
 

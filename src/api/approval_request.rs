@@ -68,8 +68,8 @@ pub(super) fn build(ctx: &Ctx, request: &Request, asking: WriteDescription) -> R
     let workspace = authorization::concerned(ctx, request);
     let record = workspace.as_ref().map(|workspace| workspace.record());
     let name = record.as_ref().map(|record| record.view.name.as_str());
-    let mut more = Map::new();
-    more.insert(
+    let mut extra = Map::new();
+    extra.insert(
         "workspace".into(),
         json!({
             "id": workspace.as_ref().map(|workspace| workspace.openwork_id.as_str()),
@@ -78,7 +78,7 @@ pub(super) fn build(ctx: &Ctx, request: &Request, asking: WriteDescription) -> R
         }),
     );
     let token = ctx.credentials.find_token(&actor);
-    more.insert(
+    extra.insert(
         "asker".into(),
         json!({
             "credential": ctx.credentials.describe(&actor),
@@ -104,7 +104,7 @@ pub(super) fn build(ctx: &Ctx, request: &Request, asking: WriteDescription) -> R
     };
     let path = logging::one_line(request.path());
     let note = asking.note.unwrap_or_else(|| format!("{} in {place} ({method} {path})", asking.action));
-    more.insert("request".into(), view);
+    extra.insert("request".into(), view);
     let files = match &asking.changes {
         None => None,
         Some(files) => Some(
@@ -117,7 +117,7 @@ pub(super) fn build(ctx: &Ctx, request: &Request, asking: WriteDescription) -> R
         let mut from = serde_json::Deserializer::from_slice(files);
         let cut = sketch.take("preview.files", &mut from);
         let cut = cut.map_err(|error| Error::internal("Cannot read the file preview").with_source(error))?;
-        more.insert("preview".into(), json!({ "files": cut }));
+        extra.insert("preview".into(), json!({ "files": cut }));
         omitted.extend(sketch.omitted());
     }
     let mut sketch = JsonTruncator::new(PATHS_BYTES);
@@ -127,9 +127,9 @@ pub(super) fn build(ctx: &Ctx, request: &Request, asking: WriteDescription) -> R
         .and_then(serde_json::from_value)
         .map_err(|error| Error::internal("Cannot encode the paths").with_source(error))?;
     omitted.extend(sketch.omitted());
-    let mut whole = None;
+    let mut spooled = None;
     if !omitted.is_empty() {
-        more.insert("truncated".into(), json!(omitted));
+        extra.insert("truncated".into(), json!(omitted));
         let mut file = ctx.approvals.spool().begin(&actor.token_hash)?;
         file.append(format!("\"paths\":{all_paths},").as_bytes())?;
         shown.write(request, &mut file)?;
@@ -139,7 +139,7 @@ pub(super) fn build(ctx: &Ctx, request: &Request, asking: WriteDescription) -> R
             file.append(b"}")?;
         }
         file.append(b"}")?;
-        whole = Some(file.finish());
+        spooled = Some(file.finish());
     }
     let workspace_id = match (named, &workspace) {
         ("", Some(workspace)) => workspace.openwork_id.as_str(),
@@ -152,8 +152,8 @@ pub(super) fn build(ctx: &Ctx, request: &Request, asking: WriteDescription) -> R
         note: visible(&note),
         paths,
         actor,
-        more,
-        whole,
+        extra,
+        spooled,
     }))
 }
 
@@ -213,17 +213,17 @@ impl RequestView {
             (BodyEncoding::None | BodyEncoding::Form, _) | (_, None) => Value::Null,
             (BodyEncoding::Json, Some(body)) => {
                 let mut from = serde_json::Deserializer::from_reader(io::BufReader::new(body));
-                sketch.take("request.body", &mut from).map_err(not_shown)?
+                sketch.take("request.body", &mut from).map_err(cannot_show)?
             }
             (BodyEncoding::Text, Some(body)) => {
-                let text = first(body, room)?;
+                let text = read_prefix(body, room)?;
                 let valid = std::str::from_utf8(&text).map_or_else(|error| error.valid_up_to(), str::len);
                 let text = std::str::from_utf8(&text[..valid]).unwrap_or_default();
                 json!(sketch.text("request.body", text, self.bytes - valid as u64))
             }
             (BodyEncoding::Base64, Some(body)) => {
                 // Whole base64 groups, so that the part shown can be decoded.
-                let mut bytes = first(body, room / 4 * 3 / 2)?;
+                let mut bytes = read_prefix(body, room / 4 * 3 / 2)?;
                 if bytes.len() as u64 == self.bytes {
                     json!(sketch.text("request.body", &BASE64_STANDARD.encode(&bytes), 0))
                 } else {
@@ -253,7 +253,7 @@ impl RequestView {
                         let quoted = Value::from(text).to_string();
                         to.append(&quoted.as_bytes()[1..quoted.len() - 1])
                     }
-                    None => Err(not_shown("not UTF-8")),
+                    None => Err(cannot_show("not UTF-8")),
                 })?;
                 to.append(b"\"")?;
             }
@@ -296,21 +296,21 @@ impl RequestView {
     }
 }
 
-fn not_shown(why: impl std::fmt::Display) -> Error {
+fn cannot_show(why: impl std::fmt::Display) -> Error {
     Error::internal(format!("Cannot show the request to approvers: {why}"))
 }
 
 /// The first bytes of a body.
-fn first(body: impl Read, count: usize) -> Result<Vec<u8>> {
+fn read_prefix(body: impl Read, count: usize) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    body.take(count as u64).read_to_end(&mut bytes).map_err(not_shown)?;
+    body.take(count as u64).read_to_end(&mut bytes).map_err(cannot_show)?;
     Ok(bytes)
 }
 
 fn each_chunk(mut body: impl Read, mut to: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
     let mut chunk = vec![0; limits::PIPE_CHUNK];
     loop {
-        match body.read(&mut chunk).map_err(not_shown)? {
+        match body.read(&mut chunk).map_err(cannot_show)? {
             0 => return Ok(()),
             count => to(&chunk[..count])?,
         }
@@ -354,7 +354,7 @@ fn encoding(request: &Request, body: Box<dyn Read>) -> Result<BodyEncoding> {
     }
     let may_be_json = !kind.starts_with("application/octet-stream") && !kind.starts_with("text/");
     if may_be_json && matches!(start, Some(b'{' | b'[')) {
-        let body = request.buffered_body().ok_or_else(|| not_shown("the body was not buffered"))?;
+        let body = request.buffered_body().ok_or_else(|| cannot_show("the body was not buffered"))?;
         let mut from = serde_json::Deserializer::from_reader(io::BufReader::new(body));
         let whole = serde::Deserialize::deserialize(&mut from).and_then(|_: IgnoredAny| from.end());
         if whole.is_ok() {

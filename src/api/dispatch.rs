@@ -47,11 +47,11 @@ fn handle(ctx: &Arc<Ctx>, mut request: Request) {
     if request.method() == Method::Options {
         return reply(ctx, request, Response::empty(204));
     }
-    match guarded(|| admit(ctx, &mut request)) {
+    match catch_panic(|| admit(ctx, &mut request)) {
         // Reading its body takes as long as its client sends.
         Ok(admitted) if request.is_streamed() => {
             let permit = ctx.transfer_permit(request.party());
-            on_worker(ctx, permit, request, move |ctx, request| proceed(ctx, request, admitted));
+            run_on_worker(ctx, permit, request, move |ctx, request| proceed(ctx, request, admitted));
         }
         Ok(admitted) => proceed(ctx, request, admitted),
         Err(error) => fail(ctx, request, &error),
@@ -202,7 +202,7 @@ fn check_coding(request: &Request) -> Result<()> {
 
 fn perform(ctx: &Arc<Ctx>, mut request: Request, route: &'static Route<Ctx>) {
     if let Some(at_hand) = route.fast_path {
-        match guarded(|| Ok(at_hand(ctx, &mut request))) {
+        match catch_panic(|| Ok(at_hand(ctx, &mut request))) {
             Ok(None) => {}
             Ok(Some(response)) => return reply(ctx, request, response),
             Err(error) => return fail(ctx, request, &error),
@@ -220,14 +220,14 @@ fn perform(ctx: &Arc<Ctx>, mut request: Request, route: &'static Route<Ctx>) {
         }
     }
     if route.class == Class::Files {
-        return on_files(ctx, request, move |ctx, request| call(ctx, request, route));
+        return run_on_file_worker(ctx, request, move |ctx, request| call_handler(ctx, request, route));
     }
-    call(ctx, request, route);
+    call_handler(ctx, request, route);
 }
 
 /// Calls the route's handler on this thread.
-fn call(ctx: &Arc<Ctx>, mut request: Request, route: &Route<Ctx>) {
-    let answer = guarded(|| (route.handler)(ctx, &mut request));
+fn call_handler(ctx: &Arc<Ctx>, mut request: Request, route: &Route<Ctx>) {
+    let answer = catch_panic(|| (route.handler)(ctx, &mut request));
     request.end_charge();
     match (answer, route.gate) {
         (Ok(Answer::Prepared(prepared)), ApprovalPolicy::Everyone(action)) => {
@@ -238,7 +238,7 @@ fn call(ctx: &Arc<Ctx>, mut request: Request, route: &Route<Ctx>) {
             fail(ctx, request, &Error::internal(message));
         }
         (Ok(Answer::Now(response)), _) => reply(ctx, request, response),
-        (Ok(Answer::Later { work, cancel }), _) => hand_over(ctx, request, route.class, work, cancel),
+        (Ok(Answer::Later { work, cancel }), _) => start_work(ctx, request, route.class, work, cancel),
         (Err(error), _) => fail(ctx, request, &error),
     }
 }
@@ -254,7 +254,7 @@ fn allow_prepared(
     let PreparedWrite { summary, note, paths, changes, work } = prepared;
     let note = Redactor::default().text(note.as_deref().unwrap_or(&summary)).into_owned();
     audit::describe(ctx, &mut request, &note, &paths);
-    let work = move |ctx: &Arc<Ctx>, mut request: Request| match guarded(|| work(&mut request)) {
+    let work = move |ctx: &Arc<Ctx>, mut request: Request| match catch_panic(|| work(&mut request)) {
         Ok(response) => reply(ctx, request, response),
         Err(error) => fail(ctx, request, &error),
     };
@@ -263,17 +263,17 @@ fn allow_prepared(
         if class == Class::Files || request.on_worker() {
             return work(ctx, request);
         }
-        return on_worker(ctx, write_permit(ctx, class, request.party()), request, work);
+        return run_on_worker(ctx, write_permit(ctx, class, request.party()), request, work);
     }
     let is_upload = class == Class::Upload;
     let asking =
         WriteDescription { action, summary: Some(summary), note: Some(note), paths, changes, is_upload };
-    match guarded(|| approval_request::build(ctx, &request, asking)) {
-        Ok(asked) => wait_for_person(ctx, request, asked, move |ctx, request| {
+    match catch_panic(|| approval_request::build(ctx, &request, asking)) {
+        Ok(asked) => wait_for_approval(ctx, request, asked, move |ctx, request| {
             if class == Class::Files {
-                return on_files(ctx, request, work);
+                return run_on_file_worker(ctx, request, work);
             }
-            on_worker(ctx, write_permit(ctx, class, request.party()), request, work);
+            run_on_worker(ctx, write_permit(ctx, class, request.party()), request, work);
         }),
         Err(error) => fail(ctx, request, &error),
     }
@@ -282,17 +282,17 @@ fn allow_prepared(
 /// Suspends the request until its approval is decided. The same request continues then, unless its client has
 /// disconnected.
 fn request_approval(ctx: &Arc<Ctx>, mut request: Request, route: &'static Route<Ctx>, action: &'static str) {
-    match guarded(|| buffer_and_describe(ctx, &mut request, route, action)) {
+    match catch_panic(|| buffer_and_describe(ctx, &mut request, route, action)) {
         Ok(asked) => {
             audit::describe(ctx, &mut request, asked.note(), &[]);
-            wait_for_person(ctx, request, asked, move |ctx, request| {
+            wait_for_approval(ctx, request, asked, move |ctx, request| {
                 let party = request.party();
                 let permit = if route.class == Class::End {
                     ctx.end_permit(party)
                 } else {
                     ctx.transfer_permit(party)
                 };
-                on_worker(ctx, permit, request, move |ctx, request| perform(ctx, request, route));
+                run_on_worker(ctx, permit, request, move |ctx, request| perform(ctx, request, route));
             });
         }
         Err(error) => fail(ctx, request, &error),
@@ -300,7 +300,7 @@ fn request_approval(ctx: &Arc<Ctx>, mut request: Request, route: &'static Route<
 }
 
 /// `allowed` continues the request on the thread of the approver's request; it must return quickly.
-fn wait_for_person(
+fn wait_for_approval(
     ctx: &Arc<Ctx>,
     mut request: Request,
     asked: ApprovalRequest,
@@ -317,7 +317,7 @@ fn wait_for_person(
         let (ctx, id) = (Arc::downgrade(ctx), asked.id().to_owned());
         let withdraw = move || {
             if let Some(ctx) = ctx.upgrade() {
-                ctx.approvals.withdraw(&id, ended());
+                ctx.approvals.withdraw(&id, credential_ended());
             }
         };
         credentials.leases.acquire(actor, Duration::ZERO, withdraw)
@@ -330,7 +330,9 @@ fn wait_for_person(
             let Some(ctx) = ctx.upgrade() else { return };
             match verdict {
                 Ok(()) if disconnected.is_cancelled() => {}
-                Ok(()) if lease.as_ref().is_some_and(TokenLease::has_ended) => fail(&ctx, request, &ended()),
+                Ok(()) if lease.as_ref().is_some_and(TokenLease::has_ended) => {
+                    fail(&ctx, request, &credential_ended())
+                }
                 Ok(()) => {
                     request.release_body();
                     allowed(&ctx, request);
@@ -366,7 +368,7 @@ fn unauthorized(seen: &str, host: bool, required: Scope) -> Error {
 }
 
 /// The error for a request whose token has ended since it was admitted.
-fn ended() -> Error {
+fn credential_ended() -> Error {
     Error::new(Code::Unauthorized, "Invalid bearer token: it was revoked, or it expired, during this request")
 }
 
@@ -415,7 +417,7 @@ fn write_permit(ctx: &Ctx, class: Class, party: Party) -> Result<Permit> {
 }
 
 /// Moves the request to the workers of its class.
-fn hand_over(ctx: &Arc<Ctx>, request: Request, class: Class, work: DeferredWork, cancel: Option<Cancel>) {
+fn start_work(ctx: &Arc<Ctx>, request: Request, class: Class, work: DeferredWork, cancel: Option<Cancel>) {
     // The end of its credential cancels a wait like a disconnect, but with an error for the client.
     let lease = request
         .actor()
@@ -426,7 +428,9 @@ fn hand_over(ctx: &Arc<Ctx>, request: Request, class: Class, work: DeferredWork,
     let job = move |ctx: &Arc<Ctx>, request: Request| {
         let ctx = ctx.clone();
         work(Reply::new(request, watch, move |request, result| match result {
-            _ if lease.as_ref().is_some_and(TokenLease::has_ended) => fail(&ctx, request, &ended()),
+            _ if lease.as_ref().is_some_and(TokenLease::has_ended) => {
+                fail(&ctx, request, &credential_ended())
+            }
             Ok(response) => reply(&ctx, request, response),
             Err(error) => fail(&ctx, request, &error),
         }));
@@ -434,11 +438,15 @@ fn hand_over(ctx: &Arc<Ctx>, request: Request, class: Class, work: DeferredWork,
     if class == Class::Files || request.direct().is_some() {
         return job(ctx, request);
     }
-    on_worker(ctx, permit_for(ctx, class, request.party()), request, job);
+    run_on_worker(ctx, permit_for(ctx, class, request.party()), request, job);
 }
 
 /// Continues the request on a file worker. A large answer is sent by another worker.
-fn on_files(ctx: &Arc<Ctx>, mut request: Request, job: impl FnOnce(&Arc<Ctx>, Request) + Send + 'static) {
+fn run_on_file_worker(
+    ctx: &Arc<Ctx>,
+    mut request: Request,
+    job: impl FnOnce(&Arc<Ctx>, Request) + Send + 'static,
+) {
     match ctx.files_permit(request.party()) {
         Ok(permit) => {
             request.set_on_worker(false);
@@ -450,7 +458,7 @@ fn on_files(ctx: &Arc<Ctx>, mut request: Request, job: impl FnOnce(&Arc<Ctx>, Re
 }
 
 /// Continues the request on a worker; answers 503 without one.
-fn on_worker(
+fn run_on_worker(
     ctx: &Arc<Ctx>,
     permit: Result<Permit>,
     mut request: Request,
@@ -467,7 +475,7 @@ fn on_worker(
 }
 
 /// Turns a panic of a handler into a 500; the thread continues.
-fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+fn catch_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(Error::internal("Unexpected server error")))
 }
 
@@ -477,7 +485,7 @@ fn fail(ctx: &Arc<Ctx>, request: Request, error: &Error) {
     }
     let response = Response::error(error);
     let response = match error.code() {
-        Code::MethodNotAllowed => response.with("Allow", allow(error)),
+        Code::MethodNotAllowed => response.with("Allow", allowed_methods(error)),
         // RFC 9110, 12.5.3: in an answer, the codings that the server accepts.
         Code::UnsupportedEncoding => response.with("Accept-Encoding", "identity"),
         // RFC 9110, 15.5.2.
@@ -487,12 +495,12 @@ fn fail(ctx: &Arc<Ctx>, request: Request, error: &Error) {
     reply(ctx, request, response);
 }
 
-fn allow(error: &Error) -> String {
+fn allowed_methods(error: &Error) -> String {
     error.body()["details"]["allow"].as_str().unwrap_or_default().to_owned()
 }
 
 /// Closes a stream or socket when its credential ends. WebSockets get a grace period to report the reason.
-fn bind(ctx: &Ctx, request: &Request, response: &Response) {
+fn bind_to_lease(ctx: &Ctx, request: &Request, response: &Response) {
     let Some((actor, ticket)) = request.actor().filter(|actor| actor.is_scoped).zip(response.ticket()) else {
         return;
     };
@@ -506,7 +514,7 @@ fn bind(ctx: &Ctx, request: &Request, response: &Response) {
 
 /// Warns the client about unread input. The query of a page is for its script, and that of a proxied request for
 /// OpenCode; a failed handler may not have read all parameters.
-fn warn(request: &mut Request, response: Response) -> Response {
+fn add_warnings(request: &mut Request, response: Response) -> Response {
     let page = request.path().trim_end_matches('/').ends_with("/ui") || request.path().contains("/ui/");
     let passed_on = opencode::path_below(request.target()).is_some();
     let reads_query = response.status() < 400 && !page && !passed_on && request.method() != Method::Options;
@@ -515,12 +523,12 @@ fn warn(request: &mut Request, response: Response) -> Response {
 }
 
 fn reply(ctx: &Arc<Ctx>, mut request: Request, response: Response) {
-    let response = warn(&mut request, response);
-    bind(ctx, &request, &response);
+    let response = add_warnings(&mut request, response);
+    bind_to_lease(ctx, &request, &response);
     if response.is_small() || request.on_worker() {
         return send(ctx, request, response);
     }
-    on_worker(ctx, ctx.transfer_permit(request.party()), request, move |ctx, request| {
+    run_on_worker(ctx, ctx.transfer_permit(request.party()), request, move |ctx, request| {
         send(ctx, request, response)
     });
 }

@@ -22,11 +22,11 @@ struct ContentBody {
     content: String,
 }
 
-fn said(sentence: &str) -> Result<Answer> {
+fn sentence(sentence: &str) -> Result<Answer> {
     Ok(Answer::Now(Response::sentence(sentence.to_owned())))
 }
 
-fn shown(value: &impl serde::Serialize) -> Result<Answer> {
+fn json_answer(value: &impl serde::Serialize) -> Result<Answer> {
     Ok(Answer::Now(Response::ok(value)))
 }
 
@@ -37,12 +37,12 @@ fn content(request: &mut Request) -> Result<String> {
 
 /// `GET /api/library/workspace-template`
 pub fn templates(ctx: &Ctx, _request: &mut Request) -> Result<Answer> {
-    shown(&ctx.lifecycle.library().templates()?)
+    json_answer(&ctx.lifecycle.library().templates()?)
 }
 
 /// `GET /api/library/workspace-template/:name`
 pub fn template(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    shown(&ctx.lifecycle.library().template(request.param("name"))?)
+    json_answer(&ctx.lifecycle.library().template(request.param("name"))?)
 }
 
 /// `PUT /api/library/workspace-template/:name`
@@ -50,23 +50,23 @@ pub fn put_template(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let fields: TemplateFields =
         request.json_of(limits::JSON_BODY_BYTES, &TemplateFields::known(Known::from_type::<Resources>()))?;
     ctx.lifecycle.library().put_template(request.param("name"), fields)?;
-    said("Workspace template saved successfully")
+    sentence("Workspace template saved successfully")
 }
 
 /// `DELETE /api/library/workspace-template/:name`
 pub fn delete_template(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     ctx.lifecycle.library().delete_template(request.param("name"))?;
-    said("Workspace template deleted successfully")
+    sentence("Workspace template deleted successfully")
 }
 
 /// `GET /api/library/skill`
 pub fn skills(ctx: &Ctx, _request: &mut Request) -> Result<Answer> {
-    shown(&ctx.lifecycle.library().skills()?)
+    json_answer(&ctx.lifecycle.library().skills()?)
 }
 
 /// `GET /api/library/skill/:name`
 pub fn skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    shown(&ctx.lifecycle.library().skill(request.param("name"))?)
+    json_answer(&ctx.lifecycle.library().skill(request.param("name"))?)
 }
 
 /// `POST /api/library/skill/import?name=`: a form with the field `file`.
@@ -97,7 +97,7 @@ pub fn import_skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         form.finish(request.reader());
         let skill = library.import_skill(&name, &file_name, bytes)?;
         changed(ctx, LibraryChange::named(&name));
-        return shown(&skill);
+        return json_answer(&skill);
     }
     Err(Error::new(Code::FileRequired, "No file uploaded: form field 'file' is required"))
 }
@@ -115,19 +115,19 @@ pub fn put_skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let text = content(request)?;
     ctx.lifecycle.library().put_skill(request.param("name"), &text)?;
     changed(ctx, LibraryChange::named(request.param("name")));
-    said("Skill saved successfully")
+    sentence("Skill saved successfully")
 }
 
 /// `DELETE /api/library/skill/:name`
 pub fn delete_skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     ctx.lifecycle.library().delete_skill(request.param("name"))?;
     changed(ctx, LibraryChange::named(request.param("name")));
-    said("Skill deleted successfully")
+    sentence("Skill deleted successfully")
 }
 
 /// `GET /api/library/skill/:name/files/*path`
 pub fn skill_file(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    said(&ctx.lifecycle.library().skill_file(request.param("name"), request.param("path"))?)
+    sentence(&ctx.lifecycle.library().skill_file(request.param("name"), request.param("path"))?)
 }
 
 /// `PUT /api/library/skill/:name/files/*path`
@@ -135,14 +135,14 @@ pub fn put_skill_file(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let text = content(request)?;
     ctx.lifecycle.library().put_skill_file(request.param("name"), request.param("path"), &text)?;
     changed(ctx, LibraryChange::named(request.param("name")));
-    said("File saved successfully")
+    sentence("File saved successfully")
 }
 
 /// `DELETE /api/library/skill/:name/files/*path`
 pub fn delete_skill_file(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     ctx.lifecycle.library().delete_skill_file(request.param("name"), request.param("path"))?;
     changed(ctx, LibraryChange::named(request.param("name")));
-    said("File deleted successfully")
+    sentence("File deleted successfully")
 }
 
 /// All kinds of text share the handlers; the path selects the kind.
@@ -158,7 +158,7 @@ fn kind(request: &Request) -> Result<TextKind> {
 
 /// `GET /api/library/tool` and the other kinds.
 pub fn texts(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    shown(&ctx.lifecycle.library().texts(kind(request)?)?)
+    json_answer(&ctx.lifecycle.library().texts(kind(request)?)?)
 }
 
 /// `GET /api/library/tool/:name` and the other kinds.
@@ -169,7 +169,7 @@ pub fn text(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     if kind == TextKind::InitScript && view::hides(request.actor()) && !text.content.is_empty() {
         HIDDEN.clone_into(&mut text.content);
     }
-    shown(&text)
+    json_answer(&text)
 }
 
 /// `PUT /api/library/tool/:name` and the other kinds.
@@ -178,7 +178,7 @@ pub fn put_text(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let text = content(request)?;
     ctx.lifecycle.library().put_text(kind, request.param("name"), &text)?;
     changed_text(ctx, kind, request.param("name"));
-    said(&format!("{} saved successfully", kind.title()))
+    sentence(&format!("{} saved successfully", kind.title()))
 }
 
 fn changed(ctx: &Ctx, changed: LibraryChange) {
@@ -199,12 +199,12 @@ pub fn delete_text(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let kind = kind(request)?;
     ctx.lifecycle.library().delete_text(kind, request.param("name"))?;
     changed_text(ctx, kind, request.param("name"));
-    said(&format!("{} deleted successfully", kind.title()))
+    sentence(&format!("{} deleted successfully", kind.title()))
 }
 
 /// `GET /api/library/plugins`
 pub fn plugins(ctx: &Ctx, _request: &mut Request) -> Result<Answer> {
-    shown(&ctx.lifecycle.library().map(LibraryMap::Plugins)?)
+    json_answer(&ctx.lifecycle.library().map(LibraryMap::Plugins)?)
 }
 
 /// `PUT /api/library/plugins`
@@ -212,12 +212,12 @@ pub fn put_plugins(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let entries: Object<String, Value> = request.json(limits::JSON_BODY_BYTES)?;
     ctx.lifecycle.library().put_map(LibraryMap::Plugins, &entries)?;
     changed(ctx, LibraryChange::Agents);
-    said("Plugins saved successfully")
+    sentence("Plugins saved successfully")
 }
 
 /// `GET /api/library/mcps`
 pub fn mcps(ctx: &Ctx, _request: &mut Request) -> Result<Answer> {
-    shown(&ctx.lifecycle.library().map(LibraryMap::Mcps)?)
+    json_answer(&ctx.lifecycle.library().map(LibraryMap::Mcps)?)
 }
 
 /// `PUT /api/library/mcps`
@@ -225,5 +225,5 @@ pub fn put_mcps(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let entries: Object<String, Value> = request.json(limits::JSON_BODY_BYTES)?;
     ctx.lifecycle.library().put_map(LibraryMap::Mcps, &entries)?;
     changed(ctx, LibraryChange::Agents);
-    said("MCP servers saved successfully")
+    sentence("MCP servers saved successfully")
 }

@@ -1,5 +1,5 @@
-//! Both APIs: the route table, dispatch, and one file per resource. A handler parses, calls one service and builds
-//! the answer: no locks and no status numbers; I/O only on the request's body and on the client's socket.
+//! Both APIs: the route table, dispatch, and one file per resource. A handler parses the request, calls a service and
+//! builds the answer; the logic and its locks are in the services.
 
 mod approval_request;
 pub mod approvals;

@@ -40,7 +40,7 @@ impl RequestLog {
 
     /// Logs a server error or an exceeded server limit.
     pub(super) fn failed(&self, request: &Request, error: &Error) {
-        let kind = (who(request), "error", error.code().as_str());
+        let kind = (client_key(request), "error", error.code().as_str());
         if self.note(kind, REFUSED_LINES, || None) {
             log::error!("{} {} ({}): {error}", request.method().as_str(), request.path(), request.id());
         }
@@ -56,7 +56,7 @@ impl RequestLog {
         let burst = if status < 400 { OTHER_LINES } else { REFUSED_LINES };
         let example =
             || Some(LogExample { method, path: path.to_owned(), status, auth, peer: peer.to_owned() });
-        if !self.all && !self.note((who(request), "request", status), burst, example) {
+        if !self.all && !self.note((client_key(request), "request", status), burst, example) {
             return;
         }
         let millis = u64::try_from(request.started().elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -76,7 +76,7 @@ impl RequestLog {
 
     /// Writes the summaries of the lines suppressed so far.
     pub fn close(&self) {
-        tell(self.repeats.rest());
+        write_summaries(self.repeats.rest());
     }
 
     fn note(
@@ -86,17 +86,17 @@ impl RequestLog {
         example: impl FnOnce() -> Option<LogExample>,
     ) -> bool {
         let noted = self.repeats.note(kind, burst, Instant::now(), example);
-        tell(noted.summaries);
+        write_summaries(noted.summaries);
         noted.written
     }
 }
 
 /// The key under which lines are counted: a token, or an address without one.
-fn who(request: &Request) -> &str {
+fn client_key(request: &Request) -> &str {
     request.actor().map_or(request.peer(), |actor| actor.token_hash.as_str())
 }
 
-fn tell(ended: Vec<(Option<LogExample>, u64)>) {
+fn write_summaries(ended: Vec<(Option<LogExample>, u64)>) {
     for (example, count) in ended {
         let Some(LogExample { method, path, status, auth, peer }) = example else { continue };
         let level = if status < 400 { log::Level::Info } else { log::Level::Warn };

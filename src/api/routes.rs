@@ -303,7 +303,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
     },
     // OpenWork: files that agents read in a workspace.
     Route {
-        fast_path: Some(project_config::get_at_hand),
+        fast_path: Some(project_config::get_from_memory),
         ..files("/workspace/:id/config", project_config::get)
     },
     gated(Patch, "/workspace/:id/config", "config.patch", project_config::patch),

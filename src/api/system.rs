@@ -9,7 +9,7 @@ use crate::http::{Answer, Request, Response};
 use crate::workspaces::Workspace;
 use crate::workspaces::connection::ConnectionUpdate;
 
-fn now(value: &Value) -> Result<Answer> {
+fn ok(value: &Value) -> Result<Answer> {
     Ok(Answer::Now(Response::ok(value)))
 }
 
@@ -19,13 +19,13 @@ fn uptime_ms(ctx: &Ctx) -> u64 {
 
 /// `GET /health`
 pub fn health(ctx: &Ctx, _: &mut Request) -> Result<Answer> {
-    now(&json!({ "ok": true, "version": VERSION, "uptimeMs": uptime_ms(ctx) }))
+    ok(&json!({ "ok": true, "version": VERSION, "uptimeMs": uptime_ms(ctx) }))
 }
 
 /// `GET /api/health`
 pub fn api_health(ctx: &Ctx, _: &mut Request) -> Result<Answer> {
     let mode = ctx.credentials.login.as_ref().map_or("single_tenant", Login::mode);
-    now(&json!({
+    ok(&json!({
         "status": "ok", "version": VERSION, "dev_mode": false, "auth_required": true, "auth_mode": mode,
         "max_iterations": 50,
     }))
@@ -44,19 +44,19 @@ pub fn whoami(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
             answer["actor"]["workspaceIds"] = json!(ids);
         }
     }
-    now(&answer)
+    ok(&answer)
 }
 
 /// `GET /status`
 pub fn status(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let all = authorization::visible(ctx, request);
-    now(&status_of(ctx, request, all.len(), all.first().map(AsRef::as_ref)))
+    ok(&status_of(ctx, request, all.len(), all.first().map(AsRef::as_ref)))
 }
 
 /// `GET /w/:id/status`
 pub fn mounted_status(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace = ctx.lifecycle.registry().by_openwork_id(request.param("id"))?;
-    now(&status_of(ctx, request, 1, Some(&workspace)))
+    ok(&status_of(ctx, request, 1, Some(&workspace)))
 }
 
 fn status_of(ctx: &Ctx, request: &Request, count: usize, active: Option<&Workspace>) -> Value {
@@ -106,7 +106,7 @@ pub fn capabilities(ctx: &Ctx, _: &mut Request) -> Result<Answer> {
     if let Some(engine) = facts.sandbox_engine {
         sandbox["engine"] = json!(engine);
     }
-    now(&json!({
+    ok(&json!({
         "schemaVersion": 1,
         "serverVersion": VERSION,
         "skills": skills,
@@ -135,13 +135,13 @@ pub fn capabilities(ctx: &Ctx, _: &mut Request) -> Result<Answer> {
 pub fn list_workspaces(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let all = authorization::visible(ctx, request);
     let items: Vec<Value> = all.iter().map(|workspace| shown(workspace, request)).collect();
-    now(&json!({ "items": items, "activeId": all.first().map(|active| active.openwork_id.clone()) }))
+    ok(&json!({ "items": items, "activeId": all.first().map(|active| active.openwork_id.clone()) }))
 }
 
 /// `GET /w/:id/workspaces`
 pub fn mounted_list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace = ctx.lifecycle.registry().by_openwork_id(request.param("id"))?;
-    now(&json!({ "items": [shown(&workspace, request)], "activeId": workspace.openwork_id }))
+    ok(&json!({ "items": [shown(&workspace, request)], "activeId": workspace.openwork_id }))
 }
 
 /// `POST /workspaces/:id/activate`
@@ -152,7 +152,7 @@ pub fn activate(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         Some(limited) => registry.activate_for(&limited.token_hash, workspace.id()),
         None => registry.activate(workspace.id()),
     }
-    now(&json!({ "activeId": workspace.openwork_id, "workspace": shown(&workspace, request) }))
+    ok(&json!({ "activeId": workspace.openwork_id, "workspace": shown(&workspace, request) }))
 }
 
 /// `PATCH /workspaces/:id`: sets the connection to its OpenCode.

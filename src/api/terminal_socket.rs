@@ -162,7 +162,7 @@ impl TerminalSocket {
         }
     }
 
-    fn say(&self, out: WatchEvent) -> Vec<OutgoingMessage> {
+    fn encode(&self, out: WatchEvent) -> Vec<OutgoingMessage> {
         let news = |value: Value| OutgoingMessage::Text(value.to_string());
         match (out, self.language) {
             (WatchEvent::Text(text), SocketProtocol::Shell) => vec![OutgoingMessage::Text(text)],
@@ -177,7 +177,7 @@ impl TerminalSocket {
             }
             (WatchEvent::Role { .. } | WatchEvent::Size(_), SocketProtocol::Shell) => Vec::new(),
             (WatchEvent::End(end), language) => {
-                let mut status = ending(end);
+                let mut status = exit_message(end);
                 let close = OutgoingMessage::Close(1000, status.to_string());
                 status["t"] = json!("exit");
                 if language == SocketProtocol::Terminal { vec![news(status), close] } else { vec![close] }
@@ -187,7 +187,7 @@ impl TerminalSocket {
 }
 
 /// The exit message, short enough for a close reason.
-fn ending(end: TerminalEnd) -> Value {
+fn exit_message(end: TerminalEnd) -> Value {
     json!({
         "exit_code": end.exit.map_or(-1, Exit::code),
         "signal": end.exit.and_then(Exit::signal),
@@ -205,7 +205,7 @@ impl Conversation for TerminalSocket {
             self.pending = PendingInput::default();
             return vec![OutgoingMessage::Close(code, reason.to_owned())];
         }
-        self.watcher.take().into_iter().flat_map(|out| self.say(out)).collect()
+        self.watcher.take().into_iter().flat_map(|out| self.encode(out)).collect()
     }
 
     fn incoming(&mut self, message: IncomingMessage<'_>) {

@@ -71,13 +71,13 @@ pub fn upload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         let work = move |request: &mut Request| {
             let mut form = MultipartForm::new(request.header("Content-Type"))?;
             let mut target = UploadTarget::asked(request)?;
-            let name = to_file(&mut form, request, &mut target)?;
+            let name = read_to_file(&mut form, request, &mut target)?;
             receive(&root, form, target, &name, max_bytes, Some(&seen.tag), request)
         };
         let paths = vec![change.path.clone()];
         return Ok(Answer::prepared(summary, paths, work).changing(Some(vec![change])));
     }
-    let name = to_file(&mut form, request, &mut target)?;
+    let name = read_to_file(&mut form, request, &mut target)?;
     if target.path.is_none() {
         // An invalid name may still be replaced by a path field after the file.
         target.path = TrayPath::parse(&name).ok();
@@ -116,7 +116,7 @@ fn preview_upload(
     max_bytes: u64,
     request: &mut Request,
 ) -> Result<UploadPreview> {
-    let name = to_file(&mut form, request, &mut target)?;
+    let name = read_to_file(&mut form, request, &mut target)?;
     let (mut bytes, mut content, mut hash) = (0, Vec::new(), Sha256::new());
     loop {
         let piece = form.data(request.reader())?;
@@ -132,7 +132,7 @@ fn preview_upload(
     if bytes > max_bytes {
         return Err(too_large(max_bytes, bytes));
     }
-    let path = to_end(&mut form, request, target, &name)?;
+    let path = read_rest(&mut form, request, target, &name)?;
     trays::check_free(root, &path)?;
     let (before, tag) = trays::inspect(root, &path, SHOWN_BYTES)?;
     let after = if bytes <= SHOWN_BYTES {
@@ -146,7 +146,7 @@ fn preview_upload(
 }
 
 /// Reads the rest of the form after the file; returns the final path.
-fn to_end(
+fn read_rest(
     form: &mut MultipartForm,
     request: &mut Request,
     mut target: UploadTarget,
@@ -179,7 +179,11 @@ fn too_large(max_bytes: u64, size: u64) -> Error {
 }
 
 /// Reads up to the file; returns its name.
-fn to_file(form: &mut MultipartForm, request: &mut Request, target: &mut UploadTarget) -> Result<String> {
+fn read_to_file(
+    form: &mut MultipartForm,
+    request: &mut Request,
+    target: &mut UploadTarget,
+) -> Result<String> {
     while let Some(part) = form.next_part(request.reader())? {
         match (part.name.as_str(), part.file_name) {
             // Browsers send an empty name if no file was chosen.
@@ -221,7 +225,7 @@ fn receive(
     if file.bytes() > max_bytes {
         return Err(too_large(max_bytes, file.bytes()));
     }
-    let path = to_end(&mut form, request, target, name)?;
+    let path = read_rest(&mut form, request, target, name)?;
     if let Some(tag) = shown {
         // Checked immediately before the file is renamed into place.
         if trays::inspect(root, &path, 0)?.1 != *tag {

@@ -17,7 +17,7 @@ pub(super) fn redactor(ctx: &Ctx, request: &Request) -> Option<Redactor> {
         return None;
     }
     let workspace = authorization::find(ctx, request.param("id"));
-    Some(workspace.map_or_else(Redactor::default, |found| knowing(&found.record().view.env_vars)))
+    Some(workspace.map_or_else(Redactor::default, |found| redactor_for(&found.record().view.env_vars)))
 }
 
 /// Whether secrets are hidden from this actor. A public route has no actor and shows none.
@@ -29,10 +29,10 @@ pub(super) fn hides(actor: Option<&Actor>) -> bool {
 pub(super) fn record(shown: &WorkspaceView) -> Value {
     // Cannot fail: the keys are strings.
     let mut value = serde_json::to_value(shown).unwrap_or_default();
-    knowing(&shown.env_vars).value(&mut value);
+    redactor_for(&shown.env_vars).value(&mut value);
     value
 }
 
-fn knowing(variables: &BTreeMap<String, String>) -> Redactor {
+fn redactor_for(variables: &BTreeMap<String, String>) -> Redactor {
     Redactor::with_known_values(variables.values().flat_map(|value| value.lines()))
 }

@@ -69,7 +69,7 @@ impl Request {
             client,
             answered: answered.clone(),
         };
-        Ok((Request::of_gate(direct, method), answered))
+        Ok((Request::from_gate(direct, method), answered))
     }
 }
 

@@ -38,7 +38,7 @@ impl Reply {
     /// Answers although this worker continues with the work.
     pub fn send_early(mut self, result: Result<Response>) {
         if let Some(pending) = &mut self.0 {
-            pending.request.set_goes_on();
+            pending.request.set_continues();
         }
         self.send(result);
     }

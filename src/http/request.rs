@@ -85,7 +85,7 @@ pub struct Request {
     /// Runs on a worker thread, which a slow client may block.
     on_worker: bool,
     /// Its worker continues after the answer.
-    goes_on: bool,
+    continues: bool,
     /// The body, if it was read before the handler ran.
     buffered: Option<BufferedBody>,
     /// The handler reads it for the last time.
@@ -115,7 +115,7 @@ impl Request {
         Request::from(RequestSource::Backend(inner), method)
     }
 
-    pub(super) fn of_gate(direct: DirectRequest, method: Method) -> Request {
+    pub(super) fn from_gate(direct: DirectRequest, method: Method) -> Request {
         Request::from(RequestSource::Direct(direct), method)
     }
 
@@ -129,7 +129,7 @@ impl Request {
             party: Party::ANONYMOUS,
             started,
             on_worker: false,
-            goes_on: false,
+            continues: false,
             buffered: None,
             released: false,
             charge: None,
@@ -232,8 +232,8 @@ impl Request {
     }
 
     /// Records that its worker continues after the answer.
-    pub(super) fn set_goes_on(&mut self) {
-        self.goes_on = true;
+    pub(super) fn set_continues(&mut self) {
+        self.continues = true;
     }
 
     /// The peer: an address, or `unix`. Set by the gate, which strips the header from client requests.
@@ -333,7 +333,7 @@ impl Request {
 
     /// Sends the answer; ignores a disconnected client.
     pub fn answer(self, response: Response) {
-        if !self.goes_on && response.is_whole() {
+        if !self.continues && response.is_whole() {
             pool::release_early();
         }
         let is_head = self.method == Method::Head;

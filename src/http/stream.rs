@@ -44,7 +44,7 @@ impl StreamBody {
         let mut parts = [IoSlice::new(size.as_bytes()), IoSlice::new(bytes), IoSlice::new(b"\r\n")];
         let mut parts = if self.socket.is_chunked() { &mut parts[..] } else { &mut parts[1..2] };
         while !parts.is_empty() {
-            let n = patiently(|| self.socket.write_vectored(parts))?;
+            let n = retry_blocked(|| self.socket.write_vectored(parts))?;
             if n == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
@@ -62,7 +62,7 @@ impl StreamBody {
         let end = offset + length;
         while offset < end {
             let most = usize::try_from(end - offset).unwrap_or(usize::MAX).min(SENDFILE_BYTES);
-            if patiently(|| Ok(sendfile(&self.socket, file, Some(&mut offset), most)?))? == 0 {
+            if retry_blocked(|| Ok(sendfile(&self.socket, file, Some(&mut offset), most)?))? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
@@ -80,7 +80,7 @@ impl StreamBody {
         }
         let mut last = &b"0\r\n\r\n"[..];
         while !last.is_empty() {
-            let n = patiently(|| self.socket.write(last))?;
+            let n = retry_blocked(|| self.socket.write(last))?;
             last = &last[n..];
         }
         Ok(())
@@ -103,7 +103,7 @@ impl StreamBody {
 }
 
 /// Retries a write until the socket accepts some bytes, for at most [`limits::WRITE_STALL`].
-fn patiently(mut write: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+fn retry_blocked(mut write: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
     let mut since = None;
     loop {
         match write() {

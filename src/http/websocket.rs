@@ -244,7 +244,7 @@ pub fn serve(
     let allowance = if large { SMALL_ALLOWANCE } else { usize::MAX };
     let wire = MeteredSocket { socket, written: 0, pending: 0, allowance, starved: None, admitted: None };
     let now = Instant::now();
-    let mut talk = WebSocketSession {
+    let mut session = WebSocketSession {
         ws: WebSocket::from_partially_read(wire, early, Role::Server, Some(config)),
         conversation,
         pace,
@@ -254,7 +254,7 @@ pub fn serve(
         closing: None,
         large,
     };
-    match talk.run() {
+    match session.run() {
         Ok(left) => left,
         Err(
             WsError::ConnectionClosed
@@ -263,7 +263,7 @@ pub fn serve(
             | WsError::Protocol(ProtocolError::ResetWithoutClosingHandshake),
         ) => CloseReason::Closed,
         Err(error) => {
-            talk.part(&error);
+            session.report_violation(&error);
             CloseReason::Broken
         }
     }
@@ -281,7 +281,7 @@ impl<C: Conversation> WebSocketSession<C> {
                 }
             }
             self.flush()?;
-            self.feed();
+            self.admit_large_message();
             let more = (self.closing.is_some() || !self.conversation.is_full()) && self.read_messages()?;
             let full = self.conversation.is_full() || self.ws.get_ref().starved.is_some();
             if let Some(left) = self.wait(full, more)? {
@@ -291,7 +291,7 @@ impl<C: Conversation> WebSocketSession<C> {
     }
 
     /// Admits the rest of a large message once there is memory for it.
-    fn feed(&mut self) {
+    fn admit_large_message(&mut self) {
         let closing = self.closing.is_some();
         if self.ws.get_ref().starved.is_some() && (closing || self.conversation.admit_large()) {
             let wire = self.ws.get_mut();
@@ -331,7 +331,7 @@ impl<C: Conversation> WebSocketSession<C> {
         }
         if self.closing.is_none() && now >= self.last_ping + self.pace.ping {
             self.last_ping = now;
-            taken(self.ws.write(Message::Ping(Bytes::new())))?;
+            ignore_would_block(self.ws.write(Message::Ping(Bytes::new())))?;
         }
         Ok(None)
     }
@@ -340,7 +340,7 @@ impl<C: Conversation> WebSocketSession<C> {
         if self.closing.is_some() {
             return Ok(());
         }
-        taken(match out {
+        ignore_would_block(match out {
             OutgoingMessage::Text(text) => self.ws.write(Message::text(text)),
             OutgoingMessage::Binary(bytes) => self.ws.write(Message::binary(bytes)),
             OutgoingMessage::Close(code, reason) => {
@@ -447,7 +447,7 @@ impl<C: Conversation> WebSocketSession<C> {
 
     /// Reports a protocol violation to the peer and reads its remaining input: a close with unread input would
     /// discard the report.
-    fn part(&mut self, error: &WsError) {
+    fn report_violation(&mut self, error: &WsError) {
         let code = match error {
             WsError::Capacity(_) => CloseCode::Size,
             WsError::Utf8(_) => CloseCode::Invalid,
@@ -477,7 +477,7 @@ impl<C: Conversation> WebSocketSession<C> {
 pub const REASON_BYTES: usize = 123;
 
 /// Treats a write that the network did not accept yet as successful: the message stays in the socket's buffer.
-fn taken(written: tungstenite::Result<()>) -> tungstenite::Result<()> {
+fn ignore_would_block(written: tungstenite::Result<()>) -> tungstenite::Result<()> {
     match written {
         Err(WsError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
         other => other,

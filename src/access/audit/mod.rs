@@ -115,7 +115,7 @@ impl Audit {
         if let AuditOutcome::Denied(status, code) | AuditOutcome::Failed(status, code) = outcome {
             let token = actor.map(|actor| actor.token_hash.as_str());
             let kind = (&draft.log, token, &draft.action, status, code);
-            if !self.note(kind, REFUSED_LINES, || (draft.clone(), actor.cloned(), outcome)) {
+            if !self.count_event(kind, REFUSED_LINES, || (draft.clone(), actor.cloned(), outcome)) {
                 return;
             }
         }
@@ -163,14 +163,14 @@ impl Audit {
             summary: sanitize(&format!("{seen} from {client}")),
         };
         let outcome = AuditOutcome::Denied(401, "unauthorized");
-        if self.note(("auth.failed", client), 1, || (draft(), actor.cloned(), outcome)) {
+        if self.count_event(("auth.failed", client), 1, || (draft(), actor.cloned(), outcome)) {
             self.write(&draft(), actor, outcome);
         }
     }
 
     /// Counts an event and returns whether it should be written. For intervals that have ended, writes a line with
     /// the number of further events.
-    fn note(&self, kind: impl Hash, burst: u64, example: impl FnOnce() -> Repeated) -> bool {
+    fn count_event(&self, kind: impl Hash, burst: u64, example: impl FnOnce() -> Repeated) -> bool {
         let noted = self.repeats.note(kind, burst, Instant::now(), example);
         self.write_repeated(noted.summaries);
         noted.written
@@ -188,7 +188,7 @@ impl Audit {
     /// # Errors
     /// If a file cannot be read.
     pub fn recent(&self, log: &str, old: Option<File>, limit: usize) -> Result<Vec<Value>> {
-        let mut lines = read::MergedLog::new(self.generations(log)?, old);
+        let mut lines = read::MergedLog::new(self.files(log)?, old);
         std::iter::from_fn(|| lines.next()).take(limit).collect::<io::Result<_>>().at("read", &self.folder)
     }
 
@@ -219,7 +219,7 @@ impl Audit {
     fn find_last(&self, log: &str, old: impl FnOnce() -> Option<File>) -> Result<u64> {
         for old in [None, Some(old)] {
             let mut lines = match old {
-                None => read::MergedLog::new(self.generations(log)?, None),
+                None => read::MergedLog::new(self.files(log)?, None),
                 Some(old) => read::MergedLog::new(Vec::new(), old()),
             };
             while let Some(line) = lines.next() {
@@ -234,7 +234,7 @@ impl Audit {
     }
 
     /// The files of a log, newer first.
-    fn generations(&self, log: &str) -> Result<Vec<File>> {
+    fn files(&self, log: &str) -> Result<Vec<File>> {
         let mut files = Vec::new();
         for path in [self.path(log), self.older(log)] {
             match File::open(&path) {
