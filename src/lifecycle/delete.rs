@@ -19,7 +19,7 @@ impl Lifecycle {
     pub fn delete(&self, id: Uuid) -> Result<()> {
         let workspace = self.registry.get(id)?;
         workspace.begin_delete()?;
-        let deleted = self.delete_begun(&workspace);
+        let deleted = self.delete_after_mark(&workspace);
         if deleted.is_err() {
             workspace.abandon_delete();
         }
@@ -27,7 +27,7 @@ impl Lifecycle {
         deleted
     }
 
-    fn delete_begun(&self, workspace: &Workspace) -> Result<()> {
+    fn delete_after_mark(&self, workspace: &Workspace) -> Result<()> {
         let record = workspace.record();
         let root = Path::new(&record.view.path);
         let container = record.view.workspace_type == WorkspaceKind::Container;

@@ -112,13 +112,13 @@ impl BuildFeed {
 
     /// Ends the current step, with an error if it failed.
     pub(super) fn end(&self, error: Option<&Error>) {
-        let Some((step, begun)) = lock(&self.step).take() else { return };
+        let Some((step, started)) = lock(&self.step).take() else { return };
         let mut data = json!({
             "step": step.name(),
             "state": if error.is_some() { "failed" } else { "done" },
             "number": step as usize + 1,
             "of": BuildStep::COUNT,
-            "duration_secs": begun.elapsed().as_secs_f64(),
+            "duration_secs": started.elapsed().as_secs_f64(),
         });
         if let Some(error) = error {
             data["message"] = error.message().into();

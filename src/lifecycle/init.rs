@@ -152,8 +152,8 @@ impl Lifecycle {
         }
         if !script.before.is_empty() {
             // The own script keeps its shebang and inherits the variables that the fragments exported.
-            let said = build_log.is_some();
-            let then = script.own.as_deref().map(|own| runner(own, said)).unwrap_or_default();
+            let announced = build_log.is_some();
+            let then = script.own.as_deref().map(|own| runner(own, announced)).unwrap_or_default();
             files.push((FRAGMENTS, format!("#!/usr/bin/env bash\n{}{then}", script.before)));
         }
         let result = files
@@ -279,10 +279,10 @@ fn section(name: &str, text: &str) -> String {
     format!("\n# === {name} ===\n{text}\n")
 }
 
-/// The last lines of the fragments, which exec the workspace's own script. `said`: print [`OWN_SCRIPT`] first.
-fn runner(own: &str, said: bool) -> String {
+/// The last lines of the fragments, which exec the workspace's own script. `announced`: print [`OWN_SCRIPT`] first.
+fn runner(own: &str, announced: bool) -> String {
     let shell = if own.starts_with("#!") { "" } else { "bash " };
-    let say = if said { format!("echo \"{OWN_SCRIPT}\"\n") } else { String::new() };
+    let say = if announced { format!("echo \"{OWN_SCRIPT}\"\n") } else { String::new() };
     format!("\n# === Custom Script ===\n{say}exec {shell}/{SCRIPT}\n")
 }
 

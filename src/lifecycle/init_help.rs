@@ -71,7 +71,7 @@ mod tests {
         std::os::unix::fs::symlink("usr/bin", dir.join("bin")).unwrap();
         write_atomic(&dir.join("usr/bin/bash"), b"", 0o755).unwrap();
         let root = Root::open(&dir).unwrap();
-        let said = |own: Option<&str>, before: &str| help(&root, own, before).unwrap_or_default();
+        let message = |own: Option<&str>, before: &str| help(&root, own, before).unwrap_or_default();
         for own in [
             "#!/bin/bash\nexit 3\n",
             "#!/usr/bin/env bash\nx",
@@ -79,14 +79,16 @@ mod tests {
             "#! /bin/bash -e\n",
             "#!/usr/bin/env -S bash -e\n",
         ] {
-            assert_eq!(said(Some(own), ""), "", "{own}");
+            assert_eq!(message(Some(own), ""), "", "{own}");
         }
-        assert!(said(Some("#!/bin/bash\r\nx\r\n"), "").contains("the init script has Windows line endings"));
-        assert!(said(Some("#!/usr/bin/python3\nx"), "").contains("'/usr/bin/python3' of the init script"));
-        assert!(said(Some("#!/usr/bin/env -S node --x\n"), "").contains("'node'"));
+        assert!(
+            message(Some("#!/bin/bash\r\nx\r\n"), "").contains("the init script has Windows line endings")
+        );
+        assert!(message(Some("#!/usr/bin/python3\nx"), "").contains("'/usr/bin/python3' of the init script"));
+        assert!(message(Some("#!/usr/bin/env -S node --x\n"), "").contains("'node'"));
         let before = "\n# === base ===\necho\r\n\n# === good ===\necho\n";
-        assert!(said(None, before).starts_with("'base' has Windows"));
+        assert!(message(None, before).starts_with("'base' has Windows"));
         std::fs::remove_file(dir.join("usr/bin/bash")).unwrap();
-        assert!(said(None, before).starts_with("bash is not in the container"));
+        assert!(message(None, before).starts_with("bash is not in the container"));
     }
 }

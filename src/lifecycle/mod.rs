@@ -117,10 +117,10 @@ impl Lifecycle {
         let trash = spawn("trash".into(), limits::STACK, {
             let (registry, roots) = (registry.clone(), roots.clone());
             move || {
-                let mut begun = false;
+                let mut started = false;
                 // By the first request, the containers of an earlier server have been adopted with their roots.
                 for () in wanted {
-                    if !std::mem::replace(&mut begun, true) {
+                    if !std::mem::replace(&mut started, true) {
                         sweep_inboxes(&registry, &roots);
                     }
                     roots.collect_garbage();

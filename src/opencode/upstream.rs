@@ -208,7 +208,7 @@ impl Upstreams {
         watch: &Rc<CallWatch>,
     ) -> Result<UpstreamResponse> {
         let _entered = watch.enter();
-        let told = match payload {
+        let response = match payload {
             Payload::None => self.send_again(target, call, None, watch)?,
             Payload::Whole(bytes) => self.send_again(target, call, Some(&bytes), watch)?,
             Payload::Streamed(reader) => {
@@ -216,7 +216,7 @@ impl Upstreams {
                 self.agent.run(with_body(head, SendBody::from_reader(reader)))
             }
         };
-        let response = told.map_err(|error| self.explain(target, &error))?;
+        let response = response.map_err(|error| self.explain(target, &error))?;
         watch.response_received();
         self.answer(call, response, watch)
     }
@@ -240,7 +240,7 @@ impl Upstreams {
             };
             let stale = |error: &UreqError| {
                 let lost = !matches!(error, UreqError::Io(error) if WaitError::of(error).is_some_and(|cut| cut != WaitError::UpstreamClosed));
-                lost && !watch.connected.get() && !watch.heard.get()
+                lost && !watch.connected.get() && !watch.received.get()
             };
             match sent {
                 Err(error) if again && stale(&error) => again = false,
@@ -313,7 +313,7 @@ impl Upstreams {
             .iter()
             .filter(|(name, _)| headers::is_response_header_forwarded(name.as_str(), &named));
         let headers = kept.map(|(name, value)| (name.as_str().to_owned(), text(value))).collect();
-        let told = parts.headers.get("content-length").and_then(|value| text(value).parse().ok());
+        let declared_length = parts.headers.get("content-length").and_then(|value| text(value).parse().ok());
         let upgraded = watch.upgraded.take().filter(|_| status == 101);
         let rest = match upgraded {
             Some((channel, early)) => ResponseContent::Tunnel(Tunnel::new(channel, early, watch.clone())),
@@ -321,8 +321,8 @@ impl Upstreams {
                 let message = "The OpenCode of this workspace switched protocols without a request to do so";
                 return Err(Error::new(Code::OpencodeUnreachable, message));
             }
-            None if call.method == "HEAD" || matches!(status, 204 | 304) || told == Some(0) => {
-                ResponseContent::Empty(told)
+            None if call.method == "HEAD" || matches!(status, 204 | 304) || declared_length == Some(0) => {
+                ResponseContent::Empty(declared_length)
             }
             None => {
                 let length = body.content_length();

@@ -83,7 +83,7 @@ pub struct CallWatch {
     /// A new connection was opened for this request; otherwise a pooled one was used.
     pub(super) connected: Cell<bool>,
     /// Part of the response was read.
-    pub(super) heard: Cell<bool>,
+    pub(super) received: Cell<bool>,
     /// Where the connection is left after an upgrade, instead of being closed.
     pub(super) upgraded: RefCell<Option<Upgraded>>,
     pub(super) wants_upgrade: bool,
@@ -119,7 +119,7 @@ impl CallWatch {
             end_by: Cell::new(None),
             patience,
             connected: Cell::new(false),
-            heard: Cell::new(false),
+            received: Cell::new(false),
             upgraded: RefCell::default(),
             wants_upgrade,
         }

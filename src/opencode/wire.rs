@@ -145,7 +145,7 @@ impl UpstreamConnection {
             match channel.read(self.buffers.input_append_buf()) {
                 Ok(count) => {
                     self.buffers.input_appended(count);
-                    watch.heard.set(watch.heard.get() || count > 0);
+                    watch.received.set(watch.received.get() || count > 0);
                     return Ok(count > 0);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -303,9 +303,9 @@ impl Project {
             Ok(Some(file))
         })?;
         // Also reported if there was no such command, as OpenWork does.
-        let shown = name.trim().trim_start_matches('/');
-        let file = removed.clone().unwrap_or_else(|| path(shown));
-        self.report_change(site, ReloadReason::Commands, shown, ReloadAction::Removed, &file);
+        let name = name.trim().trim_start_matches('/');
+        let file = removed.clone().unwrap_or_else(|| path(name));
+        self.report_change(site, ReloadReason::Commands, name, ReloadAction::Removed, &file);
         Ok(removed)
     }
 }
@@ -353,14 +353,14 @@ impl ParsedCommand {
         match fault {
             Some(why) if refused => error = Some(format!("OpenCode does not load it: {why}")),
             Some(why) => {
-                let mut told = format!("OpenCode uses the whole file as the template: {why}");
+                let mut notice = format!("OpenCode uses the whole file as the template: {why}");
                 if marked {
-                    told += &format!(
+                    notice += &format!(
                         "; OpenCode {} removes the byte order mark at the beginning, and reads it",
                         rules::VERSIONS[1]
                     );
                 }
-                warning = Some(told);
+                warning = Some(notice);
             }
             // Valid YAML, but OpenCode may not start with it.
             None => {

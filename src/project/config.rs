@@ -60,12 +60,12 @@ impl Project {
     /// `InvalidJsonc` with the position; those of `store::beneath`.
     pub fn opencode(&self, site: &ProjectSite) -> Result<Map<String, Value>> {
         let path = path(&site.root);
-        let said = self.configs_read.look(&site.root, &path, || {
+        let fields = self.configs_read.look(&site.root, &path, || {
             let Some(text) = read_text(&site.root, &path)? else { return Ok(None) };
             let value = jsonc::parse(&text).map_err(|fault| not_jsonc(&path, &fault))?;
             object(value, &path).map(|fields| Some(Arc::new(fields)))
         })?;
-        Ok(said.map(|fields| Map::clone(&fields)).unwrap_or_default())
+        Ok(fields.map(|fields| Map::clone(&fields)).unwrap_or_default())
     }
 
     /// OpenCode's configuration and OpenWork's settings, if both are cached, small, and can be checked without
@@ -93,10 +93,10 @@ impl Project {
     /// # Errors
     /// `InvalidJsonFile`; those of `store::beneath`.
     pub fn openwork(&self, site: &ProjectSite) -> Result<Map<String, Value>> {
-        let said = self.configs_read.look(&site.root, OPENWORK, || {
+        let fields = self.configs_read.look(&site.root, OPENWORK, || {
             read_openwork(&site.root).map(|(text, fields)| text.map(|_| Arc::new(fields)))
         })?;
-        Ok(said.map(|fields| Map::clone(&fields)).unwrap_or_default())
+        Ok(fields.map(|fields| Map::clone(&fields)).unwrap_or_default())
     }
 
     /// The file that a change of OpenCode's configuration affects.

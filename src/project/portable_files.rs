@@ -200,12 +200,12 @@ impl Project {
             PortableItems { items: Vec::new(), omitted: Vec::new(), partial: room.budget.truncated };
         for row in rows {
             let file = row.file.clone();
-            let taken = if row.error.is_some() || row.truncated {
+            let reading = if row.error.is_some() || row.truncated {
                 FileReading::Never
             } else {
                 take(site, &file, room)?
             };
-            match taken {
+            match reading {
                 FileReading::File(carried) => {
                     all.items.push(PortableItem {
                         row,

@@ -62,11 +62,11 @@ impl ReloadTrigger {
             ReloadReason::Agents => "agent",
             ReloadReason::Commands => "command",
         };
-        let mut shown = Map::from_iter([("type".to_owned(), json!(kind))]);
-        shown.extend(self.name.iter().map(|name| ("name".to_owned(), json!(name))));
-        shown.insert("action".into(), json!(self.action));
-        shown.extend(self.path.iter().map(|path| ("path".to_owned(), json!(path))));
-        Value::Object(shown)
+        let mut event = Map::from_iter([("type".to_owned(), json!(kind))]);
+        event.extend(self.name.iter().map(|name| ("name".to_owned(), json!(name))));
+        event.insert("action".into(), json!(self.action));
+        event.extend(self.path.iter().map(|path| ("path".to_owned(), json!(path))));
+        Value::Object(event)
     }
 }
 
@@ -138,32 +138,32 @@ impl ReloadEvents {
 
     /// Publishes an event. If it cannot be stored, that is logged.
     pub fn record(&self, id: &str, reason: ReloadReason, trigger: Option<&ReloadTrigger>) {
-        let held = match self.workspace_events(id) {
-            Ok(held) => held,
+        let entry = match self.workspace_events(id) {
+            Ok(entry) => entry,
             Err(error) => return log::warn!("a reload event of {id} is lost: {error}"),
         };
-        let mut log = lock(&held.log); // LOCK: 3
-        if held.topic.has_ended() {
+        let mut log = lock(&entry.log); // LOCK: 3
+        if entry.topic.has_ended() {
             return;
         }
         let mut event = Map::from_iter([
             ("id".to_owned(), json!(uuid::Uuid::new_v4())),
-            ("seq".into(), json!(held.topic.last() + 1)),
+            ("seq".into(), json!(entry.topic.last() + 1)),
             ("workspaceId".into(), json!(id)),
             ("reason".into(), json!(reason)),
         ]);
         event.extend(trigger.map(|trigger| ("trigger".to_owned(), trigger.to_json())));
         event.insert("timestamp".into(), json!(clock::now_unix_ms()));
-        if let Err(error) = log.append(&event, &held.topic) {
+        if let Err(error) = log.append(&event, &entry.topic) {
             log::warn!("a reload event of {id} will not survive a restart: {error}");
         }
-        held.topic.publish(KIND, event);
+        entry.topic.publish(KIND, event);
     }
 
     fn workspace_events(&self, id: &str) -> Result<Arc<WorkspaceEvents>> {
         let mut known = lock(&self.known);
-        if let Some(held) = known.get(id) {
-            return Ok(held.clone());
+        if let Some(entry) = known.get(id) {
+            return Ok(entry.clone());
         }
         file::create_dir_private(&self.folder)?;
         let path = self.folder.join(format!("{id}.jsonl"));
@@ -184,10 +184,10 @@ impl ReloadEvents {
         // A file with a truncated line is rewritten at the next event.
         let torn = bytes.last().is_some_and(|byte| *byte != b'\n');
         let lines = if torn { RELOAD_EVENTS * 2 } else { events.len() };
-        let held =
+        let entry =
             Arc::new(WorkspaceEvents { topic, log: Mutex::new(ReloadLog { path, file: None, lines }) });
-        known.insert(id.to_owned(), held.clone());
-        Ok(held)
+        known.insert(id.to_owned(), entry.clone());
+        Ok(entry)
     }
 }
 

@@ -379,10 +379,10 @@ mod tests {
 
     #[test]
     fn messages_name_the_expected_value() {
-        let said = |key: &str, value: Value| issues(key, &value)[0].message.clone();
-        assert_eq!(said("model", json!(null)), "expected a string, found null");
-        assert_eq!(said("autoupdate", json!(1)), "expected true or false or \"notify\", found a number");
-        assert!(said("foo", json!(1)).contains("does not support the key \"foo\""));
+        let message = |key: &str, value: Value| issues(key, &value)[0].message.clone();
+        assert_eq!(message("model", json!(null)), "expected a string, found null");
+        assert_eq!(message("autoupdate", json!(1)), "expected true or false or \"notify\", found a number");
+        assert!(message("foo", json!(1)).contains("does not support the key \"foo\""));
         let error = check_mcp("a", &json!({"type": "local", "command": "x"})).unwrap_err();
         assert_eq!(error.body()["details"]["path"], "mcp.a.command");
         assert_eq!(error.body()["details"]["issues"][0]["path"], json!(["mcp", "a", "command"]));

@@ -121,8 +121,8 @@ impl NewSkill {
             return Err(Error::new(Code::InvalidSkillName, message));
         }
         let own = fields.get("description").and_then(Value::as_str).filter(|text| !text.is_empty());
-        let told = own.or(description).unwrap_or_default().to_owned();
-        if !is_description(&told) {
+        let description_text = own.or(description).unwrap_or_default().to_owned();
+        if !is_description(&description_text) {
             let message =
                 "A skill needs a description of 1 to 1024 characters, in its front matter or beside it";
             return Err(Error::new(Code::InvalidDescription, message));
@@ -131,8 +131,10 @@ impl NewSkill {
             // Both fields exist, so comments and layout are kept.
             content.to_owned()
         } else {
-            let mut all =
-                Map::from_iter([("name".to_owned(), json!(name)), ("description".into(), json!(told))]);
+            let mut all = Map::from_iter([
+                ("name".to_owned(), json!(name)),
+                ("description".into(), json!(description_text)),
+            ]);
             fields.retain(|key, _| !all.contains_key(key));
             all.extend(fields);
             let rest = rest.strip_prefix('\n').unwrap_or(rest);

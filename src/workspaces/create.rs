@@ -136,14 +136,14 @@ impl UpdateWorkspace {
     ///
     /// # Errors
     /// 400s that name the field.
-    pub fn apply(self, shown: &mut WorkspaceView) -> Result<()> {
+    pub fn apply(self, view: &mut WorkspaceView) -> Result<()> {
         if let Some(name) = self.name {
-            shown.name = Label::parse(&name)?;
+            view.name = Label::parse(&name)?;
         }
         if let Some(template) = self.template {
-            shown.template = not_blank(template);
+            view.template = not_blank(template);
         }
-        self.fields.apply(shown)
+        self.fields.apply(view)
     }
 }
 
@@ -200,17 +200,17 @@ impl WorkspaceFields {
     ///
     /// # Errors
     /// 400s that name the field.
-    pub fn apply(self, shown: &mut WorkspaceView) -> Result<()> {
+    pub fn apply(self, view: &mut WorkspaceView) -> Result<()> {
         if let Some(distro) = self.distro {
-            shown.distro = not_blank(distro).map(|distro| Distro::parse(distro.trim())).transpose()?;
-            shown.image = None;
+            view.distro = not_blank(distro).map(|distro| Distro::parse(distro.trim())).transpose()?;
+            view.image = None;
         }
         if let Some(image) = self.image {
-            shown.image = not_blank(image);
+            view.image = not_blank(image);
         }
         if let Some(vars) = self.env_vars {
             check_env_vars(vars.iter().map(|(name, value)| (name.as_str(), value.as_str())))?;
-            shown.env_vars = vars;
+            view.env_vars = vars;
         }
         if let Some(script) = self.init_script {
             if script.len() > limits::INIT_SCRIPT_BYTES || script.contains('\0') {
@@ -222,23 +222,23 @@ impl WorkspaceFields {
                     ),
                 ));
             }
-            shown.init_script = not_blank(script);
+            view.init_script = not_blank(script);
         }
         if let Some(mode) = self.tailscale_mode {
             if !["exit_node", "tailnet_only"].contains(&mode.as_str()) {
                 return Err(Error::new(Code::InvalidPayload, "tailscale_mode is exit_node or tailnet_only"));
             }
-            shown.tailscale_mode = Some(mode);
+            view.tailscale_mode = Some(mode);
         }
         if let Some(profile) = self.config_profile {
-            shown.config_profile = not_blank(profile);
+            view.config_profile = not_blank(profile);
         }
         let lists = [
-            ("skills", self.skills, &mut shown.skills),
-            ("tools", self.tools, &mut shown.tools),
-            ("plugins", self.plugins, &mut shown.plugins),
-            ("init_scripts", self.init_scripts, &mut shown.init_scripts),
-            ("mcps", self.mcps, &mut shown.mcps),
+            ("skills", self.skills, &mut view.skills),
+            ("tools", self.tools, &mut view.tools),
+            ("plugins", self.plugins, &mut view.plugins),
+            ("init_scripts", self.init_scripts, &mut view.init_scripts),
+            ("mcps", self.mcps, &mut view.mcps),
         ];
         for (field, given, kept) in lists {
             if let Some(given) = given {
@@ -246,8 +246,8 @@ impl WorkspaceFields {
             }
         }
         if let Some(resources) = self.resources {
-            resources.check(shown.workspace_type)?;
-            shown.resources = Some(resources).filter(|resources| *resources != Resources::default());
+            resources.check(view.workspace_type)?;
+            view.resources = Some(resources).filter(|resources| *resources != Resources::default());
         }
         if let Some(secs) = self.idle_timeout_secs {
             if secs > limits::IDLE_TIMEOUT_MOST {
@@ -259,26 +259,26 @@ impl WorkspaceFields {
                     ),
                 ));
             }
-            shown.idle_timeout_secs = Some(secs);
+            view.idle_timeout_secs = Some(secs);
         }
         if let Some(mounts) = self.mounts {
-            if shown.workspace_type == WorkspaceKind::Host && !mounts.is_empty() {
+            if view.workspace_type == WorkspaceKind::Host && !mounts.is_empty() {
                 return Err(Error::new(
                     Code::NotAContainer,
                     "Only a container can have mounts; a host workspace sees the host's folders as they are",
                 ));
             }
             allowlist::check(&mounts)?;
-            shown.mounts = mounts;
+            view.mounts = mounts;
         }
-        apply_network(self.network, self.shared_network, shown)
+        apply_network(self.network, self.shared_network, view)
     }
 }
 
 /// Applies either network field and stores both. A host workspace always has the host's network; its `shared_network`
 /// is stored unchanged, as in sandboxed.sh.
-fn apply_network(network: Option<Network>, shared: Option<bool>, shown: &mut WorkspaceView) -> Result<()> {
-    let before = shown.network();
+fn apply_network(network: Option<Network>, shared: Option<bool>, view: &mut WorkspaceView) -> Result<()> {
+    let before = view.network();
     let after = match (network, shared) {
         (None, None) => before,
         (Some(network), Some(shared)) if shared != (network == Network::Host) => {
@@ -293,7 +293,7 @@ fn apply_network(network: Option<Network>, shared: Option<bool>, shown: &mut Wor
         (None, Some(false)) if before == Network::Host => Network::Private,
         (None, Some(false)) => before,
     };
-    let host = shown.workspace_type == WorkspaceKind::Host;
+    let host = view.workspace_type == WorkspaceKind::Host;
     if host && network.is_some_and(|network| network != Network::Host) {
         return Err(Error::new(
             Code::NotAContainer,
@@ -302,9 +302,9 @@ fn apply_network(network: Option<Network>, shared: Option<bool>, shown: &mut Wor
         ));
     }
     if network.is_some() || shared.is_some() {
-        shown.shared_network = shared.or(Some(after == Network::Host));
+        view.shared_network = shared.or(Some(after == Network::Host));
     }
-    shown.network = Some(if host { Network::Host } else { after });
+    view.network = Some(if host { Network::Host } else { after });
     Ok(())
 }
 

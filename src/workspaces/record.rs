@@ -162,19 +162,19 @@ impl Serialize for WorkspaceRecord {
         #[derive(Serialize)]
         struct StoredRecord<'a> {
             #[serde(flatten)]
-            shown: Cow<'a, WorkspaceView>,
+            view: Cow<'a, WorkspaceView>,
             origin: WorkspaceOrigin,
             job: Option<WorkspaceJob>,
             own_folder: bool,
             #[serde(skip_serializing_if = "Option::is_none")]
             opencode: &'a Option<ConnectionOverride>,
         }
-        let mut shown = Cow::Borrowed(&self.view);
+        let mut view = Cow::Borrowed(&self.view);
         if let Some(name) = Path::new(&self.view.path).file_name().filter(|_| self.own_folder) {
-            shown.to_mut().path = name.to_string_lossy().into_owned();
+            view.to_mut().path = name.to_string_lossy().into_owned();
         }
         let WorkspaceRecord { origin, job, own_folder, opencode, .. } = self;
-        StoredRecord { shown, origin: *origin, job: *job, own_folder: *own_folder, opencode }
+        StoredRecord { view, origin: *origin, job: *job, own_folder: *own_folder, opencode }
             .serialize(serializer)
     }
 }

@@ -82,8 +82,8 @@ impl Workspace {
     pub fn begin_delete(&self) -> Result<()> {
         self.record().check_deletable()?;
         // Waits for an update in progress, so that no update finds the folder removed.
-        let begun = self.record.while_locked(|| self.deleting.swap(true, Ordering::SeqCst));
-        if begun { Err(not_found(&self.id.to_string())) } else { Ok(()) }
+        let already_deleting = self.record.while_locked(|| self.deleting.swap(true, Ordering::SeqCst));
+        if already_deleting { Err(not_found(&self.id.to_string())) } else { Ok(()) }
     }
 
     /// Undoes [`Workspace::begin_delete`].
@@ -255,13 +255,12 @@ impl Registry {
     }
 
     fn insert(&self, folder: PathBuf, record: JsonFile<WorkspaceRecord>, configured: Option<Configured>) {
-        let shown = &record.get().view;
-        let openwork_id = openwork_id(&shown.path);
+        let view = &record.get().view;
+        let openwork_id = openwork_id(&view.path);
         let deleting = AtomicBool::new(false);
         let managed = self.managed.clone();
-        let workspace =
-            Workspace { id: shown.id, folder, record, deleting, openwork_id, configured, managed };
-        self.write().insert(shown.id, Arc::new(workspace));
+        let workspace = Workspace { id: view.id, folder, record, deleting, openwork_id, configured, managed };
+        self.write().insert(view.id, Arc::new(workspace));
     }
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<Uuid, Arc<Workspace>>> {

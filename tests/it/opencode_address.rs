@@ -92,14 +92,14 @@ fn some_addresses_are_refused_in_every_spelling() {
     let server = Server::start();
     let (owner, path, port) = (server.owner(), path(&server), server.address.port());
     for (url, why) in [
-        (format!("http://127.0.0.1:{port}"), "this server itself"),
-        (format!("http://localhost:{port}/w"), "this server itself"),
-        (format!("http://2130706433:{port}"), "this server itself"),
-        (format!("http://0x7f000001:{port}"), "this server itself"),
-        (format!("http://0177.0.0.1:{port}"), "this server itself"),
-        (format!("http://127.1:{port}"), "this server itself"),
-        (format!("http://[::ffff:127.0.0.1]:{port}"), "this server itself"),
-        (format!("http://[::ffff:7f00:1]:{port}"), "this server itself"),
+        (format!("http://127.0.0.1:{port}"), "belongs to this server"),
+        (format!("http://localhost:{port}/w"), "belongs to this server"),
+        (format!("http://2130706433:{port}"), "belongs to this server"),
+        (format!("http://0x7f000001:{port}"), "belongs to this server"),
+        (format!("http://0177.0.0.1:{port}"), "belongs to this server"),
+        (format!("http://127.1:{port}"), "belongs to this server"),
+        (format!("http://[::ffff:127.0.0.1]:{port}"), "belongs to this server"),
+        (format!("http://[::ffff:7f00:1]:{port}"), "belongs to this server"),
         ("http://169.254.169.254/latest".into(), "link-local"),
         ("http://2852039166".into(), "link-local"),
         ("http://0xa9fea9fe:80".into(), "link-local"),

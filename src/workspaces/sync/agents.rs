@@ -39,9 +39,9 @@ const ALLOWED: [&str; 15] = [
 
 /// Whether agents are configured in this workspace: always in a container, and on the host if the workspace names
 /// skills, tools, plugins or MCP servers.
-pub fn configures_agents(shown: &WorkspaceView) -> bool {
-    let named = [&shown.skills, &shown.tools, &shown.plugins, &shown.mcps];
-    shown.workspace_type == WorkspaceKind::Container || named.iter().any(|list| !list.is_empty())
+pub fn configures_agents(view: &WorkspaceView) -> bool {
+    let named = [&view.skills, &view.tools, &view.plugins, &view.mcps];
+    view.workspace_type == WorkspaceKind::Container || named.iter().any(|list| !list.is_empty())
 }
 
 /// The shared files, with berth's part of each.
@@ -50,45 +50,45 @@ pub fn configures_agents(shown: &WorkspaceView) -> bool {
 /// If the library cannot be read. Broken entries are left out.
 pub(super) fn shared_files(
     library: &Library,
-    shown: &WorkspaceView,
+    view: &WorkspaceView,
     skills: &BTreeSet<String>,
 ) -> Result<BTreeMap<String, SharedContent>> {
-    let servers = servers(library, shown)?;
+    let servers = servers(library, view)?;
     let mut files = BTreeMap::new();
-    let opencode = opencode(library, shown, skills, &servers)?;
+    let opencode = opencode(library, view, skills, &servers)?;
     for path in ["opencode.json", ".opencode/opencode.json"] {
         files.insert(path.to_owned(), SharedContent::Keys(opencode.clone()));
     }
-    let profile = shown.config_profile.as_deref().unwrap_or("default");
+    let profile = view.config_profile.as_deref().unwrap_or("default");
     if let Some(profile) = library.oh_my_opencode(profile)? {
         let parts = profile.into_iter().map(|(key, value)| SharedPart::key(&[&key], value)).collect();
         files.insert(".opencode/oh-my-opencode.json".to_owned(), SharedContent::Keys(parts));
     }
-    files.insert(".claude/settings.local.json".to_owned(), SharedContent::Keys(claude(shown, &servers)));
-    files.insert("CLAUDE.md".to_owned(), SharedContent::Block(instructions(shown)));
+    files.insert(".claude/settings.local.json".to_owned(), SharedContent::Keys(claude(view, &servers)));
+    files.insert("CLAUDE.md".to_owned(), SharedContent::Block(instructions(view)));
     Ok(files)
 }
 
 /// Whether OpenCode accepts this command or agent. One that it refuses would keep OpenCode from starting in the whole
 /// workspace. This concerns agents of Claude Code with a list of words as `tools`.
-pub(super) fn opencode_takes(shown: &WorkspaceView, kind: TextKind, name: &str, text: &str) -> bool {
+pub(super) fn opencode_takes(view: &WorkspaceView, kind: TextKind, name: &str, text: &str) -> bool {
     let key = if kind == TextKind::Command { "command" } else { "agent" };
     let checked = front_matter::parts(text).and_then(|(fields, _)| {
         rules::check_front_matter(key, name, &fields).map_err(|error| error.message().to_owned())
     });
     if let Err(why) = &checked {
-        log::warn!("workspace {}: OpenCode refuses {key} {}, left out: {why}", shown.id, name.escape_debug());
+        log::warn!("workspace {}: OpenCode refuses {key} {}, left out: {why}", view.id, name.escape_debug());
     }
     checked.is_ok()
 }
 
 /// The workspace's MCP servers, by the name used in tool names: the named servers, or all enabled ones.
-fn servers(library: &Library, shown: &WorkspaceView) -> Result<BTreeMap<String, Object<String, Value>>> {
-    let all = entries(library, shown, LibraryMap::Mcps)?;
+fn servers(library: &Library, view: &WorkspaceView) -> Result<BTreeMap<String, Object<String, Value>>> {
+    let all = entries(library, view, LibraryMap::Mcps)?;
     let mut servers = BTreeMap::new();
     for (name, entry) in all {
         let enabled = entry["enabled"].as_bool().unwrap_or(true);
-        let chosen = if shown.mcps.is_empty() { enabled } else { shown.mcps.contains(&name) };
+        let chosen = if view.mcps.is_empty() { enabled } else { view.mcps.contains(&name) };
         let Value::Object(entry) = entry else { continue };
         if !chosen || LibraryMap::Mcps.fault(&Value::Object(entry.clone())).is_some() {
             continue;
@@ -103,19 +103,19 @@ fn servers(library: &Library, shown: &WorkspaceView) -> Result<BTreeMap<String, 
         }
         servers.insert(unique, entry);
     }
-    for name in shown.mcps.iter().filter(|name| !name.trim().is_empty()) {
+    for name in view.mcps.iter().filter(|name| !name.trim().is_empty()) {
         if !servers.contains_key(&name.to_lowercase().replace('-', "_")) {
-            log::warn!("workspace {}: MCP not found: {}", shown.id, name.escape_debug());
+            log::warn!("workspace {}: MCP not found: {}", view.id, name.escape_debug());
         }
     }
     Ok(servers)
 }
 
 /// Reads one of the library's objects. A broken one is logged and treated as empty.
-fn entries(library: &Library, shown: &WorkspaceView, map: LibraryMap) -> Result<Object<String, Value>> {
+fn entries(library: &Library, view: &WorkspaceView, map: LibraryMap) -> Result<Object<String, Value>> {
     match library.map(map) {
         Err(error) if is_broken(&error) => {
-            log::warn!("workspace {}: {}", shown.id, error.message());
+            log::warn!("workspace {}: {}", view.id, error.message());
             Ok(Object::new())
         }
         read => read,
@@ -124,7 +124,7 @@ fn entries(library: &Library, shown: &WorkspaceView, map: LibraryMap) -> Result<
 
 fn opencode(
     library: &Library,
-    shown: &WorkspaceView,
+    view: &WorkspaceView,
     skills: &BTreeSet<String>,
     servers: &BTreeMap<String, Object<String, Value>>,
 ) -> Result<Vec<SharedPart>> {
@@ -135,7 +135,7 @@ fn opencode(
                 let mut environment =
                     entry.get("env").and_then(Value::as_object).cloned().unwrap_or_default();
                 environment.retain(|_, value| value.is_string());
-                environment.extend(workspace_env(shown));
+                environment.extend(workspace_env(view));
                 json!({"type": "local", "command": entry["command"], "environment": environment, "enabled": true})
             }
             _ => {
@@ -148,16 +148,16 @@ fn opencode(
         };
         match rules::check_mcp(name, &server) {
             Ok(()) => parts.push(SharedPart::key(&["mcp", name], server)),
-            Err(error) => log::warn!("workspace {}: MCP {name}: {}", shown.id, error.message()),
+            Err(error) => log::warn!("workspace {}: MCP {name}: {}", view.id, error.message()),
         }
     }
-    let container = shown.workspace_type == WorkspaceKind::Container;
+    let container = view.workspace_type == WorkspaceKind::Container;
     if container {
         parts.extend(
             ALLOWED.iter().chain(&["doom_loop"]).map(|tool| SharedPart::key(&["permission", tool], "allow")),
         );
     }
-    if !shown.skills.is_empty() {
+    if !view.skills.is_empty() {
         parts.push(SharedPart::key(&["permission", "skill", "*"], "deny"));
         parts.extend(skills.iter().map(|name| SharedPart::key(&["permission", "skill", name], "allow")));
     }
@@ -173,27 +173,27 @@ fn opencode(
             parts.push(SharedPart::key(&["tools", tool], on));
         }
     }
-    if !shown.plugins.is_empty() {
-        let known = entries(library, shown, LibraryMap::Plugins)?;
-        for id in &shown.plugins {
+    if !view.plugins.is_empty() {
+        let known = entries(library, view, LibraryMap::Plugins)?;
+        for id in &view.plugins {
             let entry = known.get(id).filter(|entry| entry["enabled"].as_bool().unwrap_or(true));
             match entry.and_then(|entry| entry["package"].as_str()) {
                 Some(package) => parts.push(SharedPart::item(&["plugin"], package)),
-                None => log::warn!("workspace {}: plugin not found: {}", shown.id, id.escape_debug()),
+                None => log::warn!("workspace {}: plugin not found: {}", view.id, id.escape_debug()),
             }
         }
     }
     Ok(parts)
 }
 
-fn claude(shown: &WorkspaceView, servers: &BTreeMap<String, Object<String, Value>>) -> Vec<SharedPart> {
+fn claude(view: &WorkspaceView, servers: &BTreeMap<String, Object<String, Value>>) -> Vec<SharedPart> {
     let mut parts = Vec::new();
     for (name, entry) in servers {
         let server = match entry["type"].as_str() {
             Some("local") => {
                 let command = entry["command"].as_array().cloned().unwrap_or_default();
                 let mut env = entry.get("env").and_then(Value::as_object).cloned().unwrap_or_default();
-                env.extend(workspace_env(shown));
+                env.extend(workspace_env(view));
                 json!({"command": command.first(), "args": command.get(1..), "env": env})
             }
             _ => {
@@ -206,7 +206,7 @@ fn claude(shown: &WorkspaceView, servers: &BTreeMap<String, Object<String, Value
         };
         parts.push(SharedPart::key(&["mcpServers", name], server));
     }
-    if shown.workspace_type == WorkspaceKind::Container {
+    if view.workspace_type == WorkspaceKind::Container {
         // Claude Code accepts no pattern in place of a server name: `mcp__*` allows nothing.
         let servers = servers.keys().map(|name| format!("mcp__{}", in_rules(name)));
         let tools = ["Bash", "Edit", "Write", "Read"].map(str::to_owned).into_iter();
@@ -222,14 +222,14 @@ fn in_rules(name: &str) -> String {
 }
 
 /// Environment variables that describe the workspace to an MCP server.
-fn workspace_env(shown: &WorkspaceView) -> Object<String, Value> {
-    let (kind, path) = match shown.workspace_type {
+fn workspace_env(view: &WorkspaceView) -> Object<String, Value> {
+    let (kind, path) = match view.workspace_type {
         WorkspaceKind::Container => ("container", "/"),
-        WorkspaceKind::Host => ("host", shown.path.as_str()),
+        WorkspaceKind::Host => ("host", view.path.as_str()),
     };
     [
         ("SANDBOXED_SH_WORKSPACE", path),
-        ("SANDBOXED_SH_WORKSPACE_NAME", shown.name.as_str()),
+        ("SANDBOXED_SH_WORKSPACE_NAME", view.name.as_str()),
         ("SANDBOXED_SH_WORKSPACE_ROOT", path),
         ("SANDBOXED_SH_WORKSPACE_TYPE", kind),
         ("WORKING_DIR", path),
@@ -239,8 +239,8 @@ fn workspace_env(shown: &WorkspaceView) -> Object<String, Value> {
     .collect()
 }
 
-fn instructions(shown: &WorkspaceView) -> String {
-    let (what, bash) = match shown.workspace_type {
+fn instructions(view: &WorkspaceView) -> String {
+    let (what, bash) = match view.workspace_type {
         WorkspaceKind::Container => {
             ("This is an isolated container.", "Bash runs inside the container, as root.")
         }

@@ -42,11 +42,11 @@ pub struct SyncOutcome {
 /// Those of `store::beneath` if the workload interferes; those of the library.
 pub fn sync(
     library: &Library,
-    shown: &WorkspaceView,
+    view: &WorkspaceView,
     folder: &Path,
     open: impl FnOnce() -> Result<Root>,
 ) -> Result<SyncOutcome> {
-    let (files, shared) = desired_files(library, shown)?;
+    let (files, shared) = desired_files(library, view)?;
     let manifest = JsonFile::open(&folder.join(MANIFEST), 0o600, SyncManifest::default())?;
     let known = manifest.get();
     if files.is_empty() && shared.is_empty() && known.is_empty() {
@@ -54,7 +54,7 @@ pub fn sync(
     }
     let next = SyncManifest::default();
     let mut work =
-        SyncRun { library, root: open()?, shown, known: &known, next, done: SyncOutcome::default() };
+        SyncRun { library, root: open()?, view, known: &known, next, done: SyncOutcome::default() };
     let plan = work.plan(&files, &shared)?;
     let all = known.with(&work.next);
     if all != *known {
@@ -103,7 +103,7 @@ pub fn write_manifest(folder: &Path, manifest: &SyncManifest) -> Result<()> {
 struct SyncRun<'a> {
     library: &'a Library,
     root: Root,
-    shown: &'a WorkspaceView,
+    view: &'a WorkspaceView,
     known: &'a SyncManifest,
     next: SyncManifest,
     done: SyncOutcome,
@@ -132,7 +132,7 @@ impl SyncRun<'_> {
     ) -> Result<SyncPlan<'b>> {
         let mut plan = SyncPlan::default();
         for (path, source) in files {
-            let Some(bytes) = source.bytes(self.library, self.shown)? else { continue };
+            let Some(bytes) = source.bytes(self.library, self.view)? else { continue };
             let known = self.known.files.contains_key(path);
             let right = match self.look(path, bytes.len() as u64, source.executable())? {
                 ExistingFile::Nothing => false,
@@ -140,7 +140,7 @@ impl SyncRun<'_> {
                 // The content is right, but the permissions are not.
                 ExistingFile::OtherMode(found) if found == *bytes && !known => true,
                 ExistingFile::Other | ExistingFile::File(_) | ExistingFile::OtherMode(_) if !known => {
-                    log::warn!("{}/{path} was not written by berth and is left unchanged", self.shown.path);
+                    log::warn!("{}/{path} was not written by berth and is left unchanged", self.view.path);
                     continue;
                 }
                 _ => false,
@@ -178,7 +178,7 @@ impl SyncRun<'_> {
                 Ok(Some((!unchanged).then(|| SharedEdit { path: path.to_owned(), before, after })))
             }
             Err(why) => {
-                log::warn!("{}/{path} was not changed: {why}", self.shown.path);
+                log::warn!("{}/{path} was not changed: {why}", self.view.path);
                 if let Some(known) = self.known.shared.get(path) {
                     self.next.shared.insert(path.to_owned(), known.clone());
                 }
@@ -201,7 +201,7 @@ impl SyncRun<'_> {
             if missing {
                 log::warn!(
                     "workspace {}: {} is left out: its {{file:}} does not exist",
-                    self.shown.id,
+                    self.view.id,
                     part.path.join(".")
                 );
             }
@@ -234,7 +234,7 @@ impl SyncRun<'_> {
     fn write(&mut self, path: &str, source: &OwnFileSource) -> Result<()> {
         // Read again, so that a sync holds one file in memory at a time. If it has been removed from the library, the
         // next sync handles it.
-        let Some(bytes) = source.bytes(self.library, self.shown)? else { return Ok(()) };
+        let Some(bytes) = source.bytes(self.library, self.view)? else { return Ok(()) };
         self.make_folder(path)?;
         self.next.files.insert(path.to_owned(), digest(&bytes));
         self.root.write_again(path, &bytes, if source.executable() { 0o755 } else { 0o644 })?;
@@ -269,7 +269,7 @@ impl SyncRun<'_> {
                 // Another kind of entry: a folder, a loop of links, a larger file.
                 Err(error) if error.code() != Code::InvalidPath => return Err(error),
                 Ok(Some(_)) | Err(_) => {
-                    log::info!("{}/{path} was changed by hand and is kept", self.shown.path)
+                    log::info!("{}/{path} was changed by hand and is kept", self.view.path)
                 }
             }
         }
@@ -319,11 +319,11 @@ enum OwnFileSource {
 
 impl OwnFileSource {
     /// Its bytes; `None` if the library no longer has them.
-    fn bytes(&self, library: &Library, shown: &WorkspaceView) -> Result<Option<Cow<'_, [u8]>>> {
+    fn bytes(&self, library: &Library, view: &WorkspaceView) -> Result<Option<Cow<'_, [u8]>>> {
         match self {
             OwnFileSource::Text(text) => Ok(Some(Cow::Borrowed(text.as_bytes()))),
             OwnFileSource::Part { skill, part } => {
-                Ok(skip_broken(shown, library.read_part(skill, &part.path))?.flatten().map(Cow::Owned))
+                Ok(skip_broken(view, library.read_part(skill, &part.path))?.flatten().map(Cow::Owned))
             }
         }
     }
@@ -346,16 +346,16 @@ enum ExistingFile {
 /// The files of berth's own, and berth's part of the shared files.
 fn desired_files(
     library: &Library,
-    shown: &WorkspaceView,
+    view: &WorkspaceView,
 ) -> Result<(OwnFiles, BTreeMap<String, SharedContent>)> {
     let mut files = OwnFiles::new();
     let all = || Ok(library.skills()?.into_iter().map(|skill| skill.name).collect());
-    let skills = names(shown, &shown.skills, all)?;
+    let skills = names(view, &view.skills, all)?;
     for name in &skills {
-        let Some(content) = skip_broken(shown, library.skill_file(name, MAIN))? else { continue };
-        let Some(folder) = skip_broken(shown, library.skill_folder(name))? else { continue };
+        let Some(content) = skip_broken(view, library.skill_file(name, MAIN))? else { continue };
+        let Some(folder) = skip_broken(view, library.skill_folder(name))? else { continue };
         if let Some(first) = folder.left_out.first() {
-            let (count, path) = (folder.left_out.len(), &shown.path);
+            let (count, path) = (folder.left_out.len(), &view.path);
             log::warn!("{path} gets skill {name} without {count} of its files ({first}): {SKILL_LIMITS}");
         }
         let main = with_name(&content, name);
@@ -368,12 +368,12 @@ fn desired_files(
         }
     }
     let all = || Ok(library.texts(TextKind::Tool)?.into_iter().map(|tool| tool.name).collect());
-    for name in names(shown, &shown.tools, all)? {
-        if let Some(tool) = skip_broken(shown, library.text(TextKind::Tool, &name))? {
+    for name in names(view, &view.tools, all)? {
+        if let Some(tool) = skip_broken(view, library.text(TextKind::Tool, &name))? {
             files.insert(format!(".opencode/tool/{name}.ts"), OwnFileSource::Text(tool.content));
         }
     }
-    if !agents::configures_agents(shown) {
+    if !agents::configures_agents(view) {
         return Ok((files, BTreeMap::new()));
     }
     for (kind, places) in [
@@ -381,23 +381,23 @@ fn desired_files(
         (TextKind::Agent, [".opencode/agent", ".claude/agents"]),
     ] {
         for listed in library.texts(kind)?.into_iter().filter(|listed| listed.error.is_none()) {
-            let Some(text) = skip_broken(shown, library.text(kind, &listed.name))? else { continue };
-            let for_opencode = agents::opencode_takes(shown, kind, &listed.name, &text.content);
+            let Some(text) = skip_broken(view, library.text(kind, &listed.name))? else { continue };
+            let for_opencode = agents::opencode_takes(view, kind, &listed.name, &text.content);
             for place in places.iter().skip(usize::from(!for_opencode)) {
                 files
                     .insert(format!("{place}/{}.md", listed.name), OwnFileSource::Text(text.content.clone()));
             }
         }
     }
-    Ok((files, agents::shared_files(library, shown, &skills)?))
+    Ok((files, agents::shared_files(library, view, &skills)?))
 }
 
 /// Returns `None` for an entry that the library does not have or cannot read, and logs it.
-fn skip_broken<T>(shown: &WorkspaceView, found: Result<T>) -> Result<Option<T>> {
+fn skip_broken<T>(view: &WorkspaceView, found: Result<T>) -> Result<Option<T>> {
     match found {
         Ok(found) => Ok(Some(found)),
         Err(error) if is_broken(&error) || matches!(error.code(), Code::NotInLibrary | Code::InvalidName) => {
-            log::warn!("workspace {}: {}", shown.id, error.message());
+            log::warn!("workspace {}: {}", view.id, error.message());
             Ok(None)
         }
         Err(error) => Err(error),
@@ -406,9 +406,9 @@ fn skip_broken<T>(shown: &WorkspaceView, found: Result<T>) -> Result<Option<T>> 
 
 /// A default host workspace that names none gets all, as in sandboxed.sh.
 fn names(
-    shown: &WorkspaceView,
+    view: &WorkspaceView,
     named: &[String],
     all: impl Fn() -> Result<BTreeSet<String>>,
 ) -> Result<BTreeSet<String>> {
-    if named.is_empty() && shown.id.is_nil() { all() } else { Ok(named.iter().cloned().collect()) }
+    if named.is_empty() && view.id.is_nil() { all() } else { Ok(named.iter().cloned().collect()) }
 }
