@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use crate::access::{ApprovalSettings, Approvals, Audit, TokenSetting};
 use crate::access::{Credentials, Login, Scope, credentials};
 pub use crate::api::AdvertisedCapabilities;
-pub use in_container::run_inside;
+pub use in_container::{ContainerContents, run_inside};
 pub use running::RunningServer;
 use signals::Signals;
 

@@ -95,6 +95,8 @@ struct HostFacts {
     data_dir: std::path::PathBuf,
     start_timeout: Duration,
     opencode_bin: Option<String>,
+    /// The port at which a bot is published.
+    bot: Option<u16>,
     sandbox: host_sandbox::ChosenSandbox,
 }
 
@@ -116,13 +118,13 @@ fn start(words: &[String], style: Style) -> Result<ExitCode> {
     }
     let json = args.json;
     let outcome = Arc::new(Mutex::new(HostOutcome { code: ExitCode::SUCCESS, printed: false }));
-    match start_with(args, &outcome) {
+    match start_with(args, style, &outcome) {
         Err(error) if json && !lock(&outcome).printed => failure_in_json(error),
         ended => ended,
     }
 }
 
-fn start_with(mut args: CommandLine, outcome: &Arc<Mutex<HostOutcome>>) -> Result<ExitCode> {
+fn start_with(mut args: CommandLine, style: Style, outcome: &Arc<Mutex<HostOutcome>>) -> Result<ExitCode> {
     let wish = args.sandbox_wish(&config::process_env)?;
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
     for folder in &args.workspace {
@@ -135,6 +137,11 @@ fn start_with(mut args: CommandLine, outcome: &Arc<Mutex<HostOutcome>>) -> Resul
     }
     args.manage_opencode |= args.opencode_base_url.is_none();
     let mut resolved = serve::resolved(&args, &current_dir)?;
+    let bot = args.bot_port(style, wish.server_inside, &config::process_env)?;
+    let contents = server::ContainerContents {
+        server: host_sandbox::server_program(&args, &wish, &current_dir)?,
+        bot: bot.map(|port| (port, config::BOT_PORT)),
+    };
     let sandbox = host_sandbox::choose(&wish, &mut resolved.settings, &resolved.run_id, &current_dir)?;
     if args.detach && !args.detached {
         return host_detach::run(&args, &resolved.settings.data_dir, &current_dir);
@@ -169,6 +176,7 @@ fn start_with(mut args: CommandLine, outcome: &Arc<Mutex<HostOutcome>>) -> Resul
             plan.start_timeout + plan.sandbox.as_ref().map_or(Duration::ZERO, |_| settings.image_timeout)
         }),
         sandbox,
+        bot,
         opencode_bin: settings.opencode.as_ref().map(|plan| plan.program.display().to_string()),
     };
     let data_dir = settings.data_dir.clone();
@@ -180,7 +188,7 @@ fn start_with(mut args: CommandLine, outcome: &Arc<Mutex<HostOutcome>>) -> Resul
         _ => None,
     });
     let ran = match inside {
-        Some((opencode, engine)) => server::run_inside(&settings, &opencode, &engine, up),
+        Some((opencode, engine)) => server::run_inside(&settings, &opencode, &engine, &contents, up),
         None => server::run_with(settings, &serve::service_manager(), Some(up)),
     };
     if let Some(screen) = screen {
@@ -316,7 +324,7 @@ impl Announcement {
             binaries["opencode"] =
                 json!({ "path": path, "source": "external", "actualVersion": opencode["version"] });
         }
-        json!({
+        let mut document = json!({
             "runId": run_id,
             "pid": std::process::id(),
             "workspace": workspace,
@@ -336,7 +344,11 @@ impl Announcement {
             },
             "sandbox": { "backend": self.resolved.sandbox.backend, "name": self.resolved.sandbox.name },
             "diagnostics": { "cliVersion": version, "binaries": binaries },
-        })
+        });
+        if let Some(port) = self.resolved.bot {
+            document["owpenbot"] = json!({ "enabled": true, "healthPort": port });
+        }
+        document
     }
 }
 

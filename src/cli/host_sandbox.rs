@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::doctor;
 use crate::base::{At as _, Code, Error, Result};
-use crate::config::{self, MountWish, SandboxChoice, SandboxWish};
+use crate::config::{self, CommandLine, MountWish, SandboxChoice, SandboxWish, table};
 use crate::doctor::CheckStatus;
 use crate::host::engine::{
     self, EngineCommand, EngineFacts, EngineKind, EngineMount, EnginePlan, SandboxNetwork, SandboxPull,
@@ -226,6 +226,16 @@ impl SandboxChooser<'_> {
                 Error::new(Code::Unavailable, message)
             })?;
         }
+        if let Some(engine_user) =
+            rootless_user(&command, facts).filter(|user| *user != workspace.stat.st_uid)
+        {
+            let problem = format!(
+                "the engine runs without root as user {engine_user}, and the workspace belongs to user {}, whose files it \
+                 cannot write; use that user's engine, or give the workspace to user {engine_user}",
+                workspace.stat.st_uid
+            );
+            return Err(Error::config("--workspace", problem));
+        }
         let (uid, gid) = self.wish.user.map_or((workspace.stat.st_uid, None), |user| user);
         let plan = EnginePlan {
             command,
@@ -360,6 +370,30 @@ impl SandboxChooser<'_> {
     }
 }
 
+/// Returns the server's program for a container with the server inside, if it is not this one.
+///
+/// # Errors
+/// `Config` for a path that is no program, or that an engine cannot mount.
+pub(super) fn server_program(
+    args: &CommandLine,
+    wish: &SandboxWish,
+    current_dir: &Path,
+) -> Result<Option<PathBuf>> {
+    let Some(named) = args.openwork_server_bin.as_ref().filter(|_| wish.server_inside) else {
+        return Ok(None);
+    };
+    let wrong =
+        |problem: &str| Error::config(args.place(&table::OPENWORK_SERVER_BIN), format!("{named} {problem}"));
+    let path =
+        current_dir.join(named).canonicalize().map_err(|error| wrong(&format!("cannot be used: {error}")))?;
+    let is_program =
+        path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0);
+    if !is_program || !can_be_named(&path) {
+        return Err(wrong("is not an executable file that an engine can mount"));
+    }
+    Ok(Some(path))
+}
+
 fn target(wish: &MountWish) -> String {
     format!("{}/{}", engine::EXTRA, wish.sub)
 }
@@ -377,6 +411,14 @@ fn reach(kind: EngineKind) -> Result<FoundEngine> {
     let command = EngineCommand { kind, program: program(kind)?, env: environment() };
     let facts = command.facts(&Cgroups::from_handle(CgroupsHandle::default()))?;
     Ok((command, facts))
+}
+
+/// Returns the user of a rootless engine, to which root in its containers is mapped: the owner of the socket that
+/// `DOCKER_HOST` names.
+fn rootless_user(command: &EngineCommand, facts: EngineFacts) -> Option<u32> {
+    let (_, socket) =
+        command.env.iter().find(|(name, _)| name == "DOCKER_HOST").filter(|_| facts.rootless)?;
+    Some(Path::new(socket.strip_prefix("unix://")?).metadata().ok()?.uid())
 }
 
 /// The engine's program: the one that is named, or the one in `PATH`.

@@ -28,5 +28,5 @@ pub use commands::{COMMANDS, CommandSpec};
 pub use line::{CommandLine, FlagValues, Parsed, Style};
 pub use opencode::opencode_env;
 pub use resolve::{Resolved, TokenPlan, resolve, resolve_data_dir, resolve_tokens};
-pub use sandbox::{MountWish, SandboxChoice, SandboxWish};
+pub use sandbox::{BOT_PORT, MountWish, SandboxChoice, SandboxWish};
 pub use sources::{Lookup, process_env, process_names};

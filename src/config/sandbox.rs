@@ -1,6 +1,6 @@
 //! What a person says about the sandbox of `berth host`: OpenWork's flags and variables, and those that only berth has.
 
-use super::line::CommandLine;
+use super::line::{CommandLine, Style};
 use super::setting::{Section, Setting};
 use super::sources::{Given, Lookup, Sources};
 use super::table::{self, settings};
@@ -76,7 +76,35 @@ const EVERYWHERE: [&Setting; 5] = [
     &table::SANDBOX_PIDS,
 ];
 
+/// The port of OpenWork's messaging bot (owpenbot, later opencode-router) in the container, and its default on the host.
+pub const BOT_PORT: u16 = 3005;
+
 impl CommandLine {
+    /// Returns the port of this host on which the bot of a container with the server inside is published. `None` without
+    /// a configured bot.
+    ///
+    /// # Errors
+    /// `Config` for an invalid port, and for one without effect.
+    pub fn bot_port(&self, style: Style, server_inside: bool, env: Lookup<'_>) -> Result<Option<u16>> {
+        let enabled = self.owpenbot.as_deref().map(|word| word == "yes");
+        if enabled == Some(false) {
+            return Ok(None);
+        }
+        if !server_inside {
+            return match self.owpenbot_health_port.is_some() && style == Style::Strict {
+                true => Err(Error::config(
+                    self.place(&table::BOT_HEALTH_PORT),
+                    "has no effect without --sandbox-server inside",
+                )),
+                false => Ok(None),
+            };
+        }
+        match Sources::without_file(self, env).number(&table::BOT_HEALTH_PORT)? {
+            Some(port) => Ok(u16::try_from(port).ok()),
+            None => Ok((self.owpenbot_bin.is_some() || enabled == Some(true)).then_some(BOT_PORT)),
+        }
+    }
+
     /// The sandbox that the flags and, for what they leave out, the variables ask for.
     ///
     /// # Errors
@@ -239,6 +267,39 @@ mod tests {
         assert_eq!(from_flags.given, ["--sandbox-user"]);
         assert_eq!(wish(&["--sandbox=none"], &[("OPENWORK_SANDBOX", "docker")]).unwrap().given.len(), 0);
         assert_eq!(wish(&[], &[("OPENWORK_SANDBOX", "")]).unwrap(), SandboxWish::default());
+    }
+
+    #[test]
+    fn a_bot_is_published_only_if_one_is_configured() {
+        let parse = |line: &str| {
+            let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+            match CommandLine::parse("host", &words, Style::Strict) {
+                Ok(Parsed::Run(line)) => *line,
+                _ => panic!("{line}"),
+            }
+        };
+        let port = |line: &str, env: &[(&str, &str)]| {
+            let named =
+                |name: &str| env.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+            parse(line).bot_port(Style::Strict, true, &named)
+        };
+        for (line, env, want) in [
+            ("", &[][..], None),
+            ("--owpenbot", &[], Some(BOT_PORT)),
+            ("--opencode-router true", &[], Some(BOT_PORT)),
+            ("--owpenbot-bin /bin/bot", &[], Some(BOT_PORT)),
+            ("--owpenbot-health-port 3055", &[("OWPENBOT_HEALTH_PORT", "1")], Some(3055)),
+            ("", &[("OWPENBOT_HEALTH_PORT", "3056")], Some(3056)),
+            ("", &[("OPENCODE_ROUTER_HEALTH_PORT", "3057")], Some(3057)),
+            ("--no-owpenbot --owpenbot-health-port=3055", &[], None),
+            ("--opencode-router false", &[("OWPENBOT_HEALTH_PORT", "3056")], None),
+        ] {
+            assert_eq!(port(line, env).unwrap(), want, "{line} {env:?}");
+        }
+        assert!(port("--owpenbot-health-port=0", &[]).is_err());
+        let outside = parse("--owpenbot-health-port=3055");
+        assert!(outside.bot_port(Style::Strict, false, &|_| None).is_err());
+        assert_eq!(outside.bot_port(Style::Lenient, false, &|_| None).unwrap(), None);
     }
 
     #[test]

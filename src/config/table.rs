@@ -308,6 +308,12 @@ flags! {
     EXPIRES = option expires: Option<String>, flag(Section::Host, Takers::CONNECT, "--expires SECONDS", "lifetime of that token")
         .of(Seconds(1, limits::TOKEN_LIFETIME_SECS)).or(DAY);
     QR = switch qr: bool, flag(Section::Host, Takers::CONNECT, "--qr", "print the document of connect as a QR code").of(Switch);
+    OPENWORK_SERVER_BIN = option openwork_server_bin: Option<String>, host("--openwork-server-bin FILE",
+        "--sandbox-server inside: the server's program in the container").of(Path).else_as("this program");
+    BOT_HEALTH_PORT = option owpenbot_health_port: Option<String>, host("--owpenbot-health-port N",
+        "--sandbox-server inside: publish port 3005 of OpenWork's messaging bot as this port of 127.0.0.1")
+        .of(Count(1, 65_535)).else_as("3005 with a bot, else none").alias(&["--opencode-router-health-port"])
+        .vars(&["OWPENBOT_HEALTH_PORT", "OPENCODE_ROUTER_HEALTH_PORT"]);
 
     SANDBOX = option sandbox: Option<String>, sandbox("--sandbox WORD",
         "where OpenCode runs: none; berth, a container of berth; docker, a container of Docker or of another engine that \
@@ -391,10 +397,13 @@ flags! {
     OPENCODE_HOST = option opencode_host: Option<String>, hidden("--opencode-host ADDRESS").of(Loopback);
     DAEMON_HOST = option daemon_host: Option<String>, hidden("--daemon-host ADDRESS").of(Loopback);
     OPENCODE_AUTH = option opencode_auth: Option<String>, hidden("--opencode-auth").of(Switch);
+    BOT = option owpenbot: Option<String>, hidden("--owpenbot").of(Switch).alias(&["--opencode-router"]);
+    BOT_BIN = option owpenbot_bin: Option<String>, hidden("--owpenbot-bin FILE").of(Path).alias(&["--opencode-router-bin"]);
     // The orchestrator of OpenWork takes its programs from these.
     ORCHESTRATOR = option color: Option<String>, hidden("--color").of(Ignored).alias(&[
-        "--allow-external", "--openwork-server-bin", "--sidecar-source", "--sidecar-dir", "--sidecar-base-url",
-        "--sidecar-manifest", "--opencode-source", "--opencode-router", "--owpenbot",
+        "--allow-external", "--sidecar-source", "--sidecar-dir", "--sidecar-base-url",
+        "--sidecar-manifest", "--opencode-source", "--owpenbot-required",
+        "--opencode-router-required",
     ]);
 }
 

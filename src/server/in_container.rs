@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -50,6 +50,15 @@ struct EngineChild {
     _watch: JoinOnDrop,
 }
 
+/// What the container has besides OpenCode.
+#[derive(Clone, Debug, Default)]
+pub struct ContainerContents {
+    /// The server's program; `None`: this one.
+    pub server: Option<PathBuf>,
+    /// A bot's port on this host and in the container.
+    pub bot: Option<(u16, u16)>,
+}
+
 /// Runs the container until a signal or its end. Calls `up` on a thread of its own once its server answers.
 ///
 /// # Errors
@@ -58,6 +67,7 @@ pub fn run_inside(
     settings: &Settings,
     opencode: &OpencodePlan,
     plan: &EnginePlan,
+    contents: &ContainerContents,
     up: Box<dyn FnOnce(RunningServer) + Send>,
 ) -> Result<()> {
     file::create_dir_private(&settings.data_dir)?;
@@ -71,11 +81,21 @@ pub fn run_inside(
     let folder = settings.data_dir.join("host");
     file::create_dir_private(&folder)?;
     let (staging, secrets) = (folder.join(engine::SEED), folder.join(engine::SECRETS));
-    let server = std::env::current_exe()
-        .map_err(|error| Error::internal("Could not read berth's own path").with_source(error))?;
+    let server = match &contents.server {
+        Some(server) => server.clone(),
+        None => std::env::current_exe()
+            .map_err(|error| Error::internal("Could not read berth's own path").with_source(error))?,
+    };
     let words = words(settings);
     let publish = address(settings)?;
-    let seed = ServerContainer { plan, staging: &staging, server: &server, publish, words: &words };
+    let seed = ServerContainer {
+        plan,
+        staging: &staging,
+        server: &server,
+        publish,
+        bot: contents.bot,
+        words: &words,
+    };
     plan.clear(&cgroups)?;
     engine::forget(&folder);
     engine::keep(&folder, plan)?;
@@ -92,7 +112,14 @@ pub fn run_inside(
     ];
     let own = own.map(|(name, value)| (name.to_owned(), value.clone()));
     let passed = opencode.env.iter().filter(|(name, _)| !crate::host::is_of_the_host(name)).cloned();
-    file::replace(&secrets, env_file(passed.chain(own)).as_bytes(), 0o600)?;
+    // A bot must listen where the engine publishes it.
+    let bot = contents.bot.map(|(_, inside)| {
+        let port = ["OWPENBOT_HEALTH_PORT", "OPENCODE_ROUTER_HEALTH_PORT"];
+        let host = ("OWPENBOT_HEALTH_HOST".to_owned(), "0.0.0.0".to_owned());
+        port.map(|name| (name.to_owned(), inside.to_string())).into_iter().chain([host])
+    });
+    let variables = passed.chain(own).chain(bot.into_iter().flatten());
+    file::replace(&secrets, env_file(variables).as_bytes(), 0o600)?;
     let running = start(&plan.command, &seed.command_line(&secrets), &cgroups, signals.stopper()?);
     let running = running.inspect_err(|_| drop(std::fs::remove_file(&secrets)))?;
     let stopping = Cancel::new()?;

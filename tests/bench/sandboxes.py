@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Kills around `berth host --sandbox docker`: usage: tests/bench/sandboxes.py BERTH OPENCODE ENGINE [ROUNDS]. ENGINE is a
 folder with the files of Debian's packages docker.io, containerd, runc, libdevmapper1.02.1, libseccomp2 and tini
-(target/*/it-docker, which the tests `host_docker::` create).
+(target/*/it-docker, which the tests `host_docker::` create). With REMAP=1 the engine has `--userns-remap`; /etc/subuid and
+/etc/subgid must exist then.
 
 Runs a separate engine in namespaces. ROUNDS times (100) it starts a host and kills, with SIGKILL at a random moment of the
 start or of operation, the first process of the container, OpenCode in it, or the host. After every tenth round and at the end a
@@ -51,11 +52,17 @@ def docker(*words):
 def start_engine():
     for name in ("engine", "exec"):
         os.mkdir(f"{folder}/{name}")
+    remap = (
+        "echo nobody:100000:65536 > $AT/subids && mount --bind $AT/subids /etc/subuid && "
+        "mount --bind $AT/subids /etc/subgid && "
+    )
     script = (
-        "mount -t tmpfs -o mode=711 engine $AT/engine && ip link set lo up && exec dockerd --data-root $AT/engine "
+        (remap if os.environ.get("REMAP") else "")
+        + "mount -t tmpfs -o mode=711 engine $AT/engine && ip link set lo up && exec dockerd --data-root $AT/engine "
         "--exec-root $AT/exec --pidfile $AT/pid --host unix://$AT/sock --iptables=false --ip6tables=false "
         "--ip-forward=false --ip-masq=false --storage-driver overlay2 --exec-opt native.cgroupdriver=cgroupfs "
         "--cgroup-parent $GROUP"
+        + (" --userns-remap=nobody:nogroup" if os.environ.get("REMAP") else "")
     )
     words = ["unshare", "--net", "--mount", "--propagation", "slave", "--pid", "--fork", "--kill-child", "--mount-proc"]
     own = dict(os.environ, AT=folder, GROUP=group, PATH=programs, LD_LIBRARY_PATH=libraries)
@@ -140,10 +147,15 @@ def settled(what, look, patience=15):
         time.sleep(0.05)
 
 
+stops = []
+
+
 def nothing_is_left():
     process = host("--run-id=last")
     document(process)
+    begun = time.monotonic()
     stopped = subprocess.run([berth, "host", "stop"], env=env, capture_output=True)
+    stops.append(time.monotonic() - begun)
     process.wait()
     assert stopped.returncode == 0, stopped
     settled("processes", ours)
@@ -187,6 +199,7 @@ try:
             nothing_is_left()
     nothing_is_left()
     print(f"{rounds} rounds (SEED={seed}), killed: {counts}")
+    print(f"stops took {min(stops):.2f} to {max(stops):.2f} s")
     print("left: no process, container, mount, cgroup or staging folder")
 finally:
     for pid in ours():

@@ -44,13 +44,51 @@ impl Docker {
     }
 
     fn start() -> Docker {
-        let programs = unpacked();
+        let programs = unpacked("it-docker", &DOCKER);
         let scratch = Scratch::new();
-        let at = scratch.path().to_str().unwrap().to_owned();
         let script = "mount -t tmpfs -o mode=711 it-docker $AT/data && ip link set lo up && exec dockerd \
             --data-root $AT/data --exec-root $AT/exec --pidfile $AT/pid --host unix://$AT/sock --iptables=false \
             --ip6tables=false --ip-forward=false --ip-masq=false --storage-driver overlay2 \
             --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent $GROUP";
+        Docker::run(scratch, &[&programs], script)
+    }
+
+    /// Podman with its service of Docker's API. It shares nothing with other engines.
+    pub fn podman() -> Docker {
+        let (docker, podman) = (unpacked("it-docker", &DOCKER), unpacked("it-podman", &PODMAN));
+        let scratch = Scratch::new();
+        let at = scratch.path().display();
+        let programs = podman.display();
+        // Debian's crun refuses hosts that have both versions of cgroups.
+        let runc = docker.join("usr/sbin/runc");
+        scratch.file(
+            "containers.conf",
+            format!(
+                "[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\nruntime = \"runc\"\n\
+                 conmon_path = [\"{programs}/usr/bin/conmon\"]\nhelper_binaries_dir = [\"{programs}/usr/lib/podman\"]\n\
+                 [engine.runtimes]\nrunc = [\"{}\"]\n\
+                 [network]\nnetwork_backend = \"netavark\"\nnetwork_config_dir = \"{at}/data/networks\"\n",
+                runc.display()
+            ),
+        );
+        let storage = format!(
+            "[storage]\ndriver = \"overlay\"\ngraphroot = \"{at}/data/graph\"\nrunroot = \"{at}/data/run\"\n"
+        );
+        scratch.file("storage.conf", storage);
+        let policy = "{\"default\": [{\"type\": \"insecureAcceptAnything\"}]}";
+        scratch.file("home/.config/containers/policy.json", policy);
+        // Podman has conmon start it once more, without its environment, to remove a container that has ended.
+        let script = "(echo include /etc/ld.so.conf; echo $LD_LIBRARY_PATH | tr : '\\n') > $AT/libraries && \
+            ldconfig -f $AT/libraries -C $AT/cache && mount --bind $AT/cache /etc/ld.so.cache && \
+            mount -t tmpfs -o mode=711 it-podman $AT/data && mount -t tmpfs run /run && ip link set lo up && \
+            export HOME=$AT/home CONTAINERS_CONF=$AT/containers.conf CONTAINERS_STORAGE_CONF=$AT/storage.conf && \
+            exec podman system service --time 0 unix://$AT/sock";
+        Docker::run(scratch, &[&podman, &docker], script)
+    }
+
+    /// Runs the script that becomes the engine, and gives it the image.
+    fn run(scratch: Scratch, all: &[&Path], script: &str) -> Docker {
+        let at = scratch.path().to_str().unwrap().to_owned();
         scratch.folder("data");
         let mut command = Command::new("unshare");
         command.args(["--net", "--mount", "--propagation", "slave", "--pid", "--fork", "--kill-child"]);
@@ -58,14 +96,11 @@ impl Docker {
             .args(["--mount-proc", "sh", "-c", script])
             .env("AT", &at)
             .env("GROUP", group())
-            .env("LD_LIBRARY_PATH", libraries(&programs));
-        command
-            .env("PATH", path_of(&programs))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
+            .env("LD_LIBRARY_PATH", all.iter().map(|one| libraries(one)).collect::<Vec<_>>().join(":"));
+        command.env("PATH", path_of(all)).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut daemon = command.spawn().expect("util-linux");
         let log = Printed::follow(daemon.stderr.take().unwrap());
+        let programs = all.last().unwrap().to_path_buf();
         let docker = Docker { scratch, daemon, log, programs };
         wait_for(&format!("dockerd: {}", docker.log.text()), secs(60), || {
             (docker.ask(&["version"]).code == Some(0)).then_some(())
@@ -95,7 +130,7 @@ impl Docker {
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        command.env("DOCKER_HOST", self.host()).env("PATH", path_of(&self.programs));
+        command.env("DOCKER_HOST", self.host()).env("PATH", path_of(&[&self.programs]));
         command.env("HOME", self.scratch.path());
         command
     }
@@ -148,9 +183,10 @@ fn group() -> String {
     format!("/it-docker-{}", std::process::id())
 }
 
-fn path_of(programs: &Path) -> String {
-    let (bin, sbin) = (programs.join("usr/bin"), programs.join("usr/sbin"));
-    format!("{}:{}:{}", bin.display(), sbin.display(), std::env::var("PATH").unwrap())
+fn path_of(all: &[&Path]) -> String {
+    let folders =
+        all.iter().flat_map(|one| ["usr/bin", "usr/sbin"].map(|bin| one.join(bin).display().to_string()));
+    folders.chain([std::env::var("PATH").unwrap()]).collect::<Vec<_>>().join(":")
 }
 
 /// Folders of shared libraries that this machine may lack.
@@ -161,21 +197,27 @@ fn libraries(programs: &Path) -> String {
     found.join(":")
 }
 
-/// Folder of the engine's programs, which are downloaded once.
-fn unpacked() -> PathBuf {
+/// Debian's packages of each engine.
+const DOCKER: [&str; 6] = ["docker.io", "containerd", "runc", "libdevmapper1.02.1", "libseccomp2", "tini"];
+const PODMAN: [&str; 7] =
+    ["podman", "conmon", "netavark", "aardvark-dns", "libsubid4", "libgpgme11", "libassuan0"];
+
+/// An engine's programs, downloaded once into a folder of the target folder.
+fn unpacked(name: &str, packages: &[&str]) -> PathBuf {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
-    let programs = target.join("it-docker");
-    if programs.join("usr/sbin/dockerd").exists() {
+    let programs = target.join(name);
+    if programs.join("usr/bin").exists() {
         return programs;
     }
     let scratch = Scratch::new();
-    let script = "set -e; cd \"$1\"; apt-get -qq download docker.io containerd runc libdevmapper1.02.1 libseccomp2 tini; \
+    let script = "set -e; cd \"$1\"; shift; apt-get -qq download \"$@\"; \
         for package in *.deb; do dpkg-deb -x \"$package\" root; done";
-    let ended = run(Command::new("sh").args(["-c", script, "sh"]).arg(scratch.path()), secs(300));
+    let ended =
+        run(Command::new("sh").args(["-c", script, "sh"]).arg(scratch.path()).args(packages), secs(300));
     assert_eq!(ended.code, Some(0), "{ended:?}");
     // A concurrent test process may have renamed its folder first.
     let _ = fs::rename(scratch.path().join("root"), &programs);
-    assert!(programs.join("usr/sbin/dockerd").exists(), "{ended:?}");
+    assert!(programs.join("usr/bin").exists(), "{ended:?}");
     programs
 }
 

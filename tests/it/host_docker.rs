@@ -1,7 +1,7 @@
 //! `berth host --sandbox docker`, with Debian's own engine and the real OpenCode.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::sync::Arc;
 
 use rustix::process::Signal;
@@ -289,7 +289,27 @@ fn a_server_in_the_container_matches_openworks_layout_and_ends_with_its_host() {
     let _ = running.child.wait();
     nothing_is_left(&place, &docker, name);
 
-    let (mut running, _) = Running::of(host(&[]));
+    // A server of another version is no failure, and a bot's port is published where one is configured, for this machine
+    // alone.
+    let other = place.scratch.path().join("other-server");
+    let version = env!("CARGO_PKG_VERSION");
+    let newer = format!("{}9", &version[..version.len() - 1]);
+    let script = format!(
+        "LC_ALL=C sed 's/{}/{newer}/g' '{BINARY}' > \"$1\" && chmod 755 \"$1\"",
+        version.replace('.', "\\.")
+    );
+    let made = run(std::process::Command::new("sh").args(["-c", &script, "sh"]).arg(&other), secs(60));
+    assert_eq!(made.code, Some(0), "{made:?}");
+    let program = format!("--openwork-server-bin={}", other.display());
+    let (mut running, document) = Running::of(host(&["--owpenbot-health-port=3055", &program]));
+    let warning = format!("WARN The server in the container has another version: {newer}");
+    assert!(running.err.text().contains(&warning), "{}", running.err.text());
+    assert_eq!(document["owpenbot"], json!({"enabled": true, "healthPort": 3055}), "{document}");
+    let ports = docker.inspect(name)["HostConfig"]["PortBindings"].clone();
+    let local = |port: &str| json!([{"HostIp": "127.0.0.1", "HostPort": port}]);
+    assert_eq!(ports, json!({"8787/tcp": local("8797"), "3005/tcp": local("3055")}));
+    let told = docker.ask(&["exec", name, "sh", "-c", "echo $OWPENBOT_HEALTH_HOST:$OWPENBOT_HEALTH_PORT"]);
+    assert_eq!(told.stdout, "0.0.0.0:3005\n", "{told:?}");
     assert_eq!(docker.ask(&["stop", name]).code, Some(0));
     let status = wait_for("the end of the host", secs(20), || running.child.try_wait().unwrap());
     assert_eq!(status.code(), Some(0), "{}", running.err.text());
@@ -297,4 +317,111 @@ fn a_server_in_the_container_matches_openworks_layout_and_ends_with_its_host() {
     for file in ["seed", "sandbox.json", "sandbox.env"] {
         assert!(!place.data().join("host").join(file).exists(), "{file}");
     }
+}
+
+/// Through the socket with which Podman serves Docker's API.
+#[test]
+fn podmans_socket_is_an_engine_as_well() {
+    let podman = Docker::podman();
+    let place = place(&podman, "opencode-new");
+    let (running, document) = started(&place, &["--run-id=it-podman"]);
+    let name = "openwork-orchestrator-it-podman";
+    let of = |document: &Value| {
+        client(&document["openwork"]["baseUrl"], document["openwork"]["hostToken"].as_str().unwrap())
+    };
+    let owner = of(&document);
+    let opencode = pid(&state(&owner));
+    assert_eq!(procs::uids(opencode), [OWNER; 4]);
+    assert_eq!(procs::status(opencode, "CapBnd").unwrap(), "0000000000000000");
+    assert_eq!(procs::status(opencode, "NoNewPrivs").unwrap(), "1");
+    assert_eq!(podman.inspect(name)["HostConfig"]["PortBindings"], json!({}));
+    procs::kill(opencode);
+    wait_for("another start", secs(60), || {
+        Some(state(&owner)).filter(|state| state["state"] == "running" && state["starts"] == 2)
+    });
+    // A killed host takes all processes of the container along. Podman removes the container itself only where it is
+    // installed; the next start does it here.
+    procs::kill(running.child.id());
+    drop(running);
+    let scratch = place.scratch.path().to_str().unwrap();
+    wait_for("the end of all processes", secs(10), || naming(scratch).is_empty().then_some(()));
+    let (mut running, _) = started(&place, &["--run-id=it-podman", "--sandbox-network=none"]);
+    assert_eq!(podman.ask(&["stop", name]).code, Some(0));
+    let status = wait_for("the end of the host", secs(20), || running.child.try_wait().unwrap());
+    assert_eq!(status.code(), Some(0), "{}", running.err.text());
+    nothing_is_left(&place, &podman, name);
+}
+
+#[test]
+fn a_folder_that_is_swapped_before_the_engine_mounts_it_is_noticed() {
+    let docker = Docker::shared();
+    let mut place = place(&docker, "opencode-new");
+    let extra = place.scratch.folder("shared/data");
+    let list = json!({"allowedRoots": [{"path": place.scratch.path().join("shared")}]});
+    place.scratch.file("home/.config/openwork/sandbox-mount-allowlist.json", list.to_string());
+    let (at, program) = (extra.display(), docker.program());
+    let script = format!(
+        "#!/bin/sh\nif [ \"$1\" = run ]; then mv '{at}' '{at}.old'; ln -s /etc '{at}'; fi\nexec '{}' \"$@\"\n",
+        program.display()
+    );
+    let wrapper = place.scratch.path().join("docker");
+    fs::write(&wrapper, script).unwrap();
+    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+    place.env[0].1 = wrapper.to_str().unwrap().to_owned();
+    let mount = format!("--sandbox-mount={at}:one");
+    let arguments =
+        ["--check", "--openwork-port=0", "--workspace=work", "--sandbox=docker", "--run-id=it-swap", &mount];
+    let ended = place.run(&arguments);
+    assert!(
+        ended.code == Some(1)
+            && ended.stderr.contains("/workspace/extra/one in the container is not what was checked"),
+        "{ended:?}"
+    );
+    nothing_is_left(&place, &docker, "openwork-orchestrator-it-swap");
+}
+
+/// The short form of tests/bench/sandboxes.py.
+#[test]
+fn a_killed_container_ends_the_host_and_leaves_nothing() {
+    let docker = Docker::shared();
+    let place = place(&docker, "opencode-new");
+    for round in 0..2 {
+        let (mut running, document) = started(&place, &["--run-id=it-container"]);
+        let owner =
+            client(&document["openwork"]["baseUrl"], document["openwork"]["hostToken"].as_str().unwrap());
+        let opencode = pid(&state(&owner));
+        let first = procs::parent(opencode).unwrap();
+        assert!(procs::arguments(first).contains(&"relay".to_owned()), "{:?}", procs::arguments(first));
+        // The second time OpenCode is already dead, and about to be started again.
+        if round == 1 {
+            procs::kill(opencode);
+        }
+        procs::kill(first);
+        let status = wait_for("the end of the host", secs(30), || running.child.try_wait().unwrap());
+        assert_eq!(status.code(), Some(0), "{}", running.err.text());
+        nothing_is_left(&place, &docker, "openwork-orchestrator-it-container");
+        let files: Vec<_> =
+            fs::read_dir(place.data().join("host")).unwrap().flatten().map(|file| file.file_name()).collect();
+        assert!(files.iter().all(|name| name.to_string_lossy().starts_with("opencode.")), "{files:?}");
+        assert!(procs::mounts_below(&place.data()).is_empty());
+    }
+}
+
+/// A stand-in answers that the engine runs without root; everything else is the real one.
+#[test]
+fn an_engine_without_root_takes_workspaces_of_its_own_user() {
+    let docker = Docker::shared();
+    let mut place = place(&docker, "opencode-new");
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = info ] && echo '[\"name=rootless\"]' && exit\nexec '{}' \"$@\"\n",
+        docker.program().display()
+    );
+    let wrapper = place.scratch.path().join("docker");
+    fs::write(&wrapper, script).unwrap();
+    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+    place.env[0].1 = wrapper.to_str().unwrap().to_owned();
+    let ended = place.run(&["--check", "--openwork-port=0", "--workspace=work", "--sandbox=docker"]);
+    let wanted =
+        "--workspace: the engine runs without root as user 0, and the workspace belongs to user 12345";
+    assert!(ended.code == Some(2) && ended.stderr.contains(wanted), "{ended:?}");
 }

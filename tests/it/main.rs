@@ -56,6 +56,7 @@ mod doctor;
 mod exec_host;
 mod fair_shares;
 mod gate_door;
+mod host_agent;
 mod host_apple;
 mod host_command;
 mod host_docker;

@@ -73,8 +73,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
 port = server.server_address[1]
-if "late" in how:
-    time.sleep(60)
+for word in how:
+    if word.startswith("late"):
+        time.sleep(float(word.partition("=")[2] or 60))
 if "other-port" in how:
     other = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     port = other.server_address[1]

@@ -121,7 +121,13 @@ impl EngineSandbox {
         let door = self.folders()?;
         record::keep(&self.folder, &self.plan)?;
         let words = self.plan.words(&self.own, &door);
-        if let Err(error) = self.plan.command.call(&words, &self.cgroups, self.start_timeout, stop) {
+        // Docker's client may wait for ever for a container that Podman could not start. Without a download, no start
+        // takes long.
+        let patience = match self.plan.pull {
+            SandboxPull::Never => READY.min(self.start_timeout),
+            SandboxPull::Missing | SandboxPull::Always => self.start_timeout,
+        };
+        if let Err(error) = self.plan.command.call(&words, &self.cgroups, patience, stop) {
             record::forget(&self.folder);
             return Err(self.plan.explain(error));
         }

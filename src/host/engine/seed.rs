@@ -31,6 +31,8 @@ pub struct ServerContainer<'a> {
     pub server: &'a Path,
     /// Where the port is published; 0: anywhere on that address.
     pub publish: SocketAddr,
+    /// The port of 127.0.0.1 at which a bot in the container is published: it takes no credential.
+    pub bot: Option<(u16, u16)>,
     /// Further words for the server.
     pub words: &'a [String],
 }
@@ -99,6 +101,9 @@ impl ServerContainer<'_> {
             0 => format!("{}::{PORT}", self.publish.ip()),
             port => format!("{}:{port}:{PORT}", self.publish.ip()),
         };
+        if let Some((outside, inside)) = self.bot {
+            words.add(&["--publish", &format!("127.0.0.1:{outside}:{inside}")]);
+        }
         words.add(&["--publish", &port, "--env-file", &env_file.display().to_string()]);
         plan.limits(&mut words);
         words.bind(&plan.workspace);
