@@ -20,13 +20,16 @@ const ANSWERS: &[(u32, &str, &[&str])] = &[
     (
         1,
         "A timeout fires only when the command ends",
-        &["runs::a_hard_timeout_ends_the_tree", "abuse::a_command_that_never_reads_its_stdin_times_out"],
+        &[
+            "runs::hard_timeout_kills_the_process_tree_of_a_run",
+            "abuse::a_command_that_never_reads_its_stdin_times_out",
+        ],
     ),
     (
         2,
         "A background process that holds the pipe defeats the timeout",
         &[
-            "runs::a_background_child_does_not_hold_the_end",
+            "runs::a_background_child_does_not_delay_the_end_of_a_run",
             "abuse::a_background_child_does_not_delay_the_response",
         ],
     ),
@@ -38,7 +41,7 @@ const ANSWERS: &[(u32, &str, &[&str])] = &[
     (
         4,
         "A kill reports success, and the process lives",
-        &["runs::a_killed_run_is_dead_with_all_it_started", "abuse::timeout_kills_daemonized_processes"],
+        &["runs::kill_ends_every_process_of_a_run", "abuse::timeout_kills_daemonized_processes"],
     ),
     (
         5,
@@ -48,11 +51,7 @@ const ANSWERS: &[(u32, &str, &[&str])] = &[
             "detached::a_killed_keeper_is_reported_as_an_error",
         ],
     ),
-    (
-        6,
-        "An open standard input blocks commands that read it",
-        &["runs::stdin_is_empty_unless_it_is_asked_for"],
-    ),
+    (6, "An open standard input blocks commands that read it", &["runs::stdin_is_empty_without_open_stdin"]),
     (
         7,
         "A client that reconnects fails or loses output",
@@ -66,7 +65,7 @@ const ANSWERS: &[(u32, &str, &[&str])] = &[
         "Here-documents and long children block a session",
         &["runs::heredocs_and_long_children_do_not_hang"],
     ),
-    (9, "One stuck command blocks the rest", &["runs::stuck_runs_hold_up_nobody"]),
+    (9, "One stuck command blocks the rest", &["runs::stuck_runs_do_not_delay_other_commands"]),
     (10, "Processes become zombies", &["command_promises::orphans_do_not_become_zombies"]),
     (
         11,
@@ -80,7 +79,7 @@ const ANSWERS: &[(u32, &str, &[&str])] = &[
     (
         12,
         "An out-of-memory kill is not reported",
-        &["resources::a_kill_for_want_of_memory_is_told_of_the_right_command"],
+        &["resources::oom_kill_is_reported_for_the_killed_command_only"],
     ),
     (
         13,
@@ -98,21 +97,21 @@ const ANSWERS: &[(u32, &str, &[&str])] = &[
             "terminals_limits::a_peer_that_answers_no_ping_is_cut_and_one_that_does_is_not",
         ],
     ),
-    (15, "A terminal without clients freezes", &["terminals::a_terminal_that_nobody_watches_goes_on"]),
+    (15, "A terminal without clients freezes", &["terminals::a_terminal_without_clients_continues"]),
     (
         16,
         "A client that reconnects sees a garbled screen",
         &[
-            "terminals::who_comes_back_sees_the_screen_as_it_is",
-            "terminals::coming_back_types_nothing_into_the_shell",
+            "terminals::a_reconnecting_client_gets_the_current_screen",
+            "terminals::reconnecting_types_nothing_into_the_shell",
         ],
     ),
-    (17, "The first picture has size 0 by 0", &["terminals::the_size_is_there_before_the_program_looks"]),
+    (17, "The first picture has size 0 by 0", &["terminals::the_size_is_set_before_the_program_starts"]),
     (
         18,
         "Two readers of one terminal tear its sequences apart",
         &[
-            "terminals::one_client_writes_and_another_can_take_over",
+            "terminals::one_client_writes_until_another_takes_over",
             "terminals_limits::many_clients_see_the_same",
         ],
     ),
@@ -125,7 +124,7 @@ const ANSWERS: &[(u32, &str, &[&str])] = &[
         24,
         "nspawn needs a booted container, and terminals hang",
         &[
-            "terminals::a_terminal_is_one_of_the_place_it_runs_in",
+            "terminals::the_terminal_belongs_to_its_workspace",
             "terminals_limits::a_container_that_dies_ends_its_terminals",
             "container_faults::commands_work_after_nspawn_is_killed",
             "command_promises::a_container_without_an_init_system_runs_commands",

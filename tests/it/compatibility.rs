@@ -275,7 +275,7 @@ const PROVEN: &[(&str, &[Promise])] = &[
         "faults-of-its-server",
         &[
             ("links, names, folders and torn files", &["library::a_link_in_a_workspace_does_not_lead_a_sync_out", "workspaces_refused::container_folders", "workspaces::two_of_the_same_name_never_share_a_folder", "crash::sigkill_at_random_moments_loses_no_acknowledged_state"]),
-            ("networks are isolated", &["network::none_is_none_and_host_is_the_hosts", "network::a_private_network_leads_out_and_to_nothing_of_the_host"]),
+            ("networks are isolated", &["network::network_none_has_no_interfaces_and_host_shares_those_of_the_host", "network::a_private_network_reaches_the_internet_but_not_the_host"]),
         ],
     ),
 ];

@@ -57,20 +57,20 @@ fn archives_are_uploaded_and_imported_listed_and_removed() {
     let server = Server::start();
     let owner = server.owner();
     let archive = Tape::system().file("etc/os-release", 0o644, b"PRETTY_NAME=\"Tiny 1\"\n").end();
-    let made = owner.send("POST", "/api/images?name=small", ARCHIVE, Some(&archive)).expect(201).value();
+    let created = owner.send("POST", "/api/images?name=small", ARCHIVE, Some(&archive)).expect(201).value();
     assert_eq!(
-        (&made["name"], &made["source"], &made["os"]),
+        (&created["name"], &created["source"], &created["os"]),
         (&json!("small"), &json!("imported"), &json!("Tiny 1"))
     );
-    let id = made["id"].as_str().unwrap().to_owned();
+    let id = created["id"].as_str().unwrap().to_owned();
     // Larger than what is held for a client: it streams in. The same content under another name is the same image.
     let big = Tape::system().file("usr/big", 0o644, &vec![7; 8 << 20]).end();
     let big = zstd::encode_all(&big[..], 1).unwrap();
     let large = Tape::system().file("usr/noise", 0o644, &noise(3 << 20)).end();
     for (name, body) in [("big", &big), ("large", &large)] {
         let path = format!("/api/images?name={name}");
-        let told = owner.send("POST", &path, ARCHIVE, Some(body)).expect(201).value();
-        assert_eq!(told["names"], json!([name]));
+        let reply = owner.send("POST", &path, ARCHIVE, Some(body)).expect(201).value();
+        assert_eq!(reply["names"], json!([name]));
     }
     let path = server.scratch().file("small.tar", &archive);
     let body = json!({"name": "again", "path": path});
@@ -95,8 +95,8 @@ fn archives_are_uploaded_and_imported_listed_and_removed() {
     }
     server.collaborator().refused(403, "forbidden", "POST", "/api/images", Some(json!({})));
     let evil = Tape::system().file("../evil", 0o644, b"x").end();
-    let told = owner.send("POST", "/api/images?name=evil", ARCHIVE, Some(&evil)).expect(400).value();
-    assert_eq!(told["code"], "invalid_image");
+    let reply = owner.send("POST", "/api/images?name=evil", ARCHIVE, Some(&evil)).expect(400).value();
+    assert_eq!(reply["code"], "invalid_image");
     owner.refused(404, "image_not_found", "GET", "/api/images/evil", None);
     owner.refused(404, "image_not_found", "DELETE", "/api/images/evil", None);
 
@@ -124,9 +124,9 @@ fn archives_are_uploaded_and_imported_listed_and_removed() {
     owner.refused(404, "image_not_found", "GET", "/api/images/again", None);
     assert_eq!(left(&server).len(), 2);
 
-    let told = events(&server);
+    let reply = events(&server);
     let kinds = |name: &str| -> Vec<&str> {
-        let of = told.iter().filter(|event| event["name"] == name);
+        let of = reply.iter().filter(|event| event["name"] == name);
         of.map(|event| event["event"].as_str().unwrap()).filter(|kind| *kind != "progress").collect()
     };
     assert_eq!(kinds("small"), ["started", "done"]);
@@ -136,9 +136,9 @@ fn archives_are_uploaded_and_imported_listed_and_removed() {
     half.sort_unstable();
     assert_eq!(half, ["failed", "failed", "started", "started"]);
     let progress =
-        told.iter().find(|event| event["name"] == "large" && event["event"] == "progress").unwrap();
+        reply.iter().find(|event| event["name"] == "large" && event["event"] == "progress").unwrap();
     assert!(progress["step"] == "unpack" && progress["total_bytes"] == large.len(), "{progress}");
-    assert!(told.iter().any(|event| event["event"] == "removed" && event["id"] == id.as_str()));
+    assert!(reply.iter().any(|event| event["event"] == "removed" && event["id"] == id.as_str()));
 }
 
 /// Bytes that do not compress.
@@ -160,9 +160,9 @@ fn image(server: &Server, args: &[&str]) -> String {
         .args(args)
         .env("BERTH_DATA_DIR", &server.data)
         .env("HOME", server.scratch().folder("home"));
-    let told = run(&mut command, secs(60));
-    assert_eq!(told.code, Some(0), "{args:?}: {}{}", told.stdout, told.stderr);
-    told.stdout
+    let reply = run(&mut command, secs(60));
+    assert_eq!(reply.code, Some(0), "{args:?}: {}{}", reply.stdout, reply.stderr);
+    reply.stdout
 }
 
 /// Imports the base image under this name, with `/usr/more` in it, so that it is another one; returns the archive of the base.
@@ -195,9 +195,9 @@ fn workspaces_are_made_from_imported_images() {
     for body in [json!({"image": "mine"}), json!({"distro": "mine"}), json!({"image": &id[..10]})] {
         let mut whole = json!({"name": "imported", "workspace_type": "container"});
         whole.as_object_mut().unwrap().extend(body.as_object().unwrap().clone());
-        let made = owner.post(200, "/api/workspaces", whole);
-        assert!(made["image"].is_string(), "{made}");
-        let place = Place::of(&server, &made);
+        let created = owner.post(200, "/api/workspaces", whole);
+        assert!(created["image"].is_string(), "{created}");
+        let place = Place::of(&server, &created);
         place.build();
         assert_eq!(place.sh("head -c 2 /etc/debian_version; cat /usr/more"), "12more");
         assert_eq!(place.sh("stat -c %U:%a /usr/bin/su"), "root:4755\n");
@@ -259,7 +259,7 @@ fn owner_builds(server: &Server) -> Value {
         "-d",
         &json!({"build": DISTRO}).to_string(),
     ]);
-    let told = run(curl.arg(format!("http://{}/api/images", server.address)), secs(910));
-    assert_eq!(told.code, Some(0), "{}", told.stderr);
-    serde_json::from_str(&told.stdout).unwrap()
+    let reply = run(curl.arg(format!("http://{}/api/images", server.address)), secs(910));
+    assert_eq!(reply.code, Some(0), "{}", reply.stderr);
+    serde_json::from_str(&reply.stdout).unwrap()
 }

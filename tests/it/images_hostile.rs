@@ -35,9 +35,9 @@ impl Store {
 
     #[track_caller]
     fn import(&self, name: &str, source: &Path) -> String {
-        let told = self.image(&["import", name, source.to_str().unwrap()]);
-        assert_eq!(told.code, Some(0), "{}{}", told.stdout, told.stderr);
-        told.stdout.split_whitespace().next().unwrap().to_owned()
+        let reply = self.image(&["import", name, source.to_str().unwrap()]);
+        assert_eq!(reply.code, Some(0), "{}{}", reply.stdout, reply.stderr);
+        reply.stdout.split_whitespace().next().unwrap().to_owned()
     }
 
     fn tree(&self, id: &str) -> PathBuf {
@@ -49,9 +49,9 @@ impl Store {
     fn refuses(&self, what: &str, archive: &[u8], words: &str) {
         let path = self.0.path().join("archive");
         fs::write(&path, archive).unwrap();
-        let told = self.image(&["import", "evil", path.to_str().unwrap()]);
-        assert_eq!(told.code, Some(1), "{what}: {}{}", told.stdout, told.stderr);
-        assert!(told.stderr.contains(words), "{what}: {}", told.stderr);
+        let reply = self.image(&["import", "evil", path.to_str().unwrap()]);
+        assert_eq!(reply.code, Some(1), "{what}: {}{}", reply.stdout, reply.stderr);
+        assert!(reply.stderr.contains(words), "{what}: {}", reply.stderr);
         self.untouched(what);
     }
 
@@ -271,9 +271,9 @@ fn bombs_do_not_go_off() {
         .arg(&many)
         .env("BERTH_DATA_DIR", store.data());
     command.env("HOME", store.0.folder("home"));
-    let told = run(&mut command, secs(120));
-    assert_eq!(told.code, Some(1), "{}{}", told.stdout, told.stderr);
-    assert!(told.stderr.contains("more than"), "{}", told.stderr);
+    let reply = run(&mut command, secs(120));
+    assert_eq!(reply.code, Some(1), "{}{}", reply.stdout, reply.stderr);
+    assert!(reply.stderr.contains("more than"), "{}", reply.stderr);
     store.untouched("a million entries");
 }
 
@@ -320,11 +320,11 @@ fn devices_stay_out_and_privileges_stay_where_they_mean_something() {
         .file("root.nspawn", 0o644, b"[Exec]\nPrivateUsers=no\n");
     let path = store.0.path().join("archive");
     tape.save(&path);
-    let told = store.image(&["import", "mixed", path.to_str().unwrap(), "--json"]);
-    assert_eq!(told.code, Some(0), "{}", told.stderr);
-    let told: serde_json::Value = serde_json::from_str(&told.stdout).unwrap();
-    assert_eq!(told["left_out"], serde_json::json!({"devices": 3, "owners": 1, "attributes": 2}));
-    let folder = store.data().join("images").join(told["id"].as_str().unwrap());
+    let reply = store.image(&["import", "mixed", path.to_str().unwrap(), "--json"]);
+    assert_eq!(reply.code, Some(0), "{}", reply.stderr);
+    let reply: serde_json::Value = serde_json::from_str(&reply.stdout).unwrap();
+    assert_eq!(reply["left_out"], serde_json::json!({"devices": 3, "owners": 1, "attributes": 2}));
+    let folder = store.data().join("images").join(reply["id"].as_str().unwrap());
     assert_eq!(
         names(&folder),
         ["image.json", "listing", "root", "unsynced"],
@@ -367,7 +367,7 @@ fn what_is_safe_is_what_gnu_tar_makes_of_it() {
     fs::set_permissions(source.join("a/file"), fs::Permissions::from_mode(0o4711)).unwrap();
     fs::set_permissions(source.join("a/b"), fs::Permissions::from_mode(0o1777)).unwrap();
     std::os::unix::fs::chown(source.join("a/b"), Some(1000), Some(2_097_152 % 65536)).unwrap();
-    let wanted = store.import("folder", &source);
+    let expected = store.import("folder", &source);
     for format in ["gnu", "oldgnu", "posix", "posix --sparse-version=0.1", "posix --pax-option=delete=atime"]
     {
         for sparse in ["", "-S"] {
@@ -375,14 +375,14 @@ fn what_is_safe_is_what_gnu_tar_makes_of_it() {
             let line =
                 format!("tar --format={format} {sparse} -C {} -cf {} .", source.display(), archive.display());
             assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success(), "{line}");
-            assert_eq!(store.import("tar", &archive), wanted, "{line}");
+            assert_eq!(store.import("tar", &archive), expected, "{line}");
         }
     }
     // Through each way of compressing it, and in several pieces.
     for tool in ["gzip -c", "xz -0 -c", "zstd -q -c", "sh -c '{ head -c 5000 | gzip; gzip; }'"] {
         let line = format!("{tool} < {0}/made.tar > {0}/packed", scratch.display());
         assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success(), "{line}");
-        assert_eq!(store.import("packed", &scratch.join("packed")), wanted, "{line}");
+        assert_eq!(store.import("packed", &scratch.join("packed")), expected, "{line}");
     }
 
     // Names that come twice, names that a folder, a file and a link take in turn, absolute names, links in the tree.
@@ -406,8 +406,8 @@ fn what_is_safe_is_what_gnu_tar_makes_of_it() {
     let by_tar = scratch.join("by-tar");
     fs::create_dir(&by_tar).unwrap();
     let line = format!("umask 022; tar -C {} --numeric-owner -xpf {} 2>&1", by_tar.display(), path.display());
-    let told = run(Command::new("sh").args(["-c", &line]), secs(20));
-    assert_eq!(told.code, Some(0), "{}", told.stdout);
+    let reply = run(Command::new("sh").args(["-c", &line]), secs(20));
+    assert_eq!(reply.code, Some(0), "{}", reply.stdout);
     assert_eq!(store.import("turns", &path), store.import("by-tar", &by_tar));
     let verified = store.image(&["verify"]);
     assert_eq!(verified.code, Some(0), "{}", verified.stdout);
@@ -494,14 +494,14 @@ fn an_import_that_is_interrupted_leaves_nothing() {
     assert!(mount.success());
     let path = full.path().join("archive");
     Tape::system().file("big", 0o644, &vec![7; 80 << 20]).save(&path);
-    let told = berth(
+    let reply = berth(
         &full,
         &["image", "import", "x", path.to_str().unwrap()],
         &[("BERTH_DATA_DIR", data.to_str().unwrap())],
     );
     let left = names(&data.join("images"));
     assert!(Command::new("umount").arg(&data).status().unwrap().success());
-    assert_eq!(told.code, Some(1), "{}", told.stdout);
-    assert!(told.stderr.contains("Not enough free space"), "{}", told.stderr);
+    assert_eq!(reply.code, Some(1), "{}", reply.stdout);
+    assert!(reply.stderr.contains("Not enough free space"), "{}", reply.stderr);
     assert_eq!(left, [".lock", "names"]);
 }

@@ -21,9 +21,9 @@ fn sh(folder: &Path, line: &str) -> Ended {
 
 #[track_caller]
 fn must(folder: &Path, line: &str) -> String {
-    let told = sh(folder, line);
-    assert_eq!(told.code, Some(0), "{line}: {}{}", told.stdout, told.stderr);
-    told.stdout
+    let reply = sh(folder, line);
+    assert_eq!(reply.code, Some(0), "{line}: {}{}", reply.stdout, reply.stderr);
+    reply.stdout
 }
 
 fn image(scratch: &Scratch, args: &[&str]) -> Ended {
@@ -34,9 +34,9 @@ fn image(scratch: &Scratch, args: &[&str]) -> Ended {
 
 #[track_caller]
 fn import(scratch: &Scratch, name: &str, source: &Path) -> String {
-    let told = image(scratch, &["import", name, source.to_str().unwrap()]);
-    assert_eq!(told.code, Some(0), "{}{}", told.stdout, told.stderr);
-    told.stdout.split_whitespace().next().unwrap().to_owned()
+    let reply = image(scratch, &["import", name, source.to_str().unwrap()]);
+    assert_eq!(reply.code, Some(0), "{}{}", reply.stdout, reply.stderr);
+    reply.stdout.split_whitespace().next().unwrap().to_owned()
 }
 
 fn digest(bytes: &[u8]) -> String {
@@ -154,8 +154,8 @@ fn layouts_and_docker_archives_are_one_image() {
     let layout = Layout::new(here.join("layout"));
     layout.index(&[(Some("v1"), layout.image(&layers(), "amd64"))]);
     // By the book: skopeo reads it, and converts it to what `docker save` writes.
-    let told = must(here, "skopeo inspect oci:layout:v1");
-    assert_eq!(serde_json::from_str::<Value>(&told).unwrap()["Layers"].as_array().unwrap().len(), 4);
+    let reply = must(here, "skopeo inspect oci:layout:v1");
+    assert_eq!(serde_json::from_str::<Value>(&reply).unwrap()["Layers"].as_array().unwrap().len(), 4);
     must(here, "skopeo --insecure-policy copy -q oci:layout:v1 docker-archive:docker.tar:berth/test:v1");
     must(here, "skopeo --insecure-policy copy -q oci:layout:v1 oci-archive:oci.tar:v1");
     must(here, "gzip -k docker.tar && zstd -q docker.tar -o docker.tar.zst");
@@ -207,9 +207,9 @@ fn what_was_changed_or_is_for_others_is_refused() {
     let refused = |what: &str, source: &str, more: &[&str], words: &str| {
         let path = here.join(source);
         let args: Vec<&str> = ["import", "x", path.to_str().unwrap()].iter().chain(more).copied().collect();
-        let told = image(&scratch, &args);
-        assert_eq!(told.code, Some(1), "{what}: {}", told.stdout);
-        assert!(told.stderr.contains(words), "{what}: {}", told.stderr);
+        let reply = image(&scratch, &args);
+        assert_eq!(reply.code, Some(1), "{what}: {}", reply.stdout);
+        assert!(reply.stderr.contains(words), "{what}: {}", reply.stderr);
         let left: Vec<_> =
             fs::read_dir(here.join("data/images")).unwrap().flatten().map(|e| e.file_name()).collect();
         assert_eq!(left.len(), 2, "{what}: {left:?}");
@@ -219,8 +219,8 @@ fn what_was_changed_or_is_for_others_is_refused() {
     layout.index(&[(Some("a"), good.clone()), (Some("b"), layout.image(&layers()[..1], "amd64"))]);
     refused("two images", "layout", &[], "several images; choose one by its tag (reference): a, b");
     refused("a third", "layout", &["--reference", "c"], "does not contain the requested image, but a, b");
-    let told = image(&scratch, &["import", "a", here.join("layout").to_str().unwrap(), "--reference=a"]);
-    assert_eq!(told.code, Some(0), "{}", told.stderr);
+    let reply = image(&scratch, &["import", "a", here.join("layout").to_str().unwrap(), "--reference=a"]);
+    assert_eq!(reply.code, Some(0), "{}", reply.stderr);
     assert_eq!(image(&scratch, &["remove", "a"]).code, Some(0));
 
     // Several machines under one tag: an index in the index.

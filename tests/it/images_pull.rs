@@ -46,8 +46,8 @@ fn nothing_asks_the_network_unless_told_to() {
     let refused = |status, code: &str, body: Value| {
         place.client.refused(status, code, "POST", &place.path("/build"), Some(body))
     };
-    let told = refused(404, "image_not_found", json!({"distro": "noble", "rebuild": true, "pull": "never"}));
-    assert!(told["message"].as_str().unwrap().contains("berth image import ubuntu-noble"), "{told}");
+    let reply = refused(404, "image_not_found", json!({"distro": "noble", "rebuild": true, "pull": "never"}));
+    assert!(reply["message"].as_str().unwrap().contains("berth image import ubuntu-noble"), "{reply}");
     refused(400, "invalid_payload", json!({"pull": "sometimes"}));
     refused(400, "invalid_payload", json!({"pull": true}));
     refused(409, "rebuild_required", json!({"pull": "always"}));
@@ -86,8 +86,8 @@ fn templates_and_builds_choose_an_image() {
     };
     put("t", json!({"image": "mine", "distro": "noble"})).expect(200);
     put("noble", json!({"distro": "noble"})).expect(200);
-    let told = put("x", json!({"image": "../x"})).expect(400).value();
-    assert_eq!(told["code"], "invalid_name");
+    let reply = put("x", json!({"image": "../x"})).expect(400).value();
+    assert_eq!(reply["code"], "invalid_name");
     let row = owner.get(200, "/api/library/workspace-template");
     assert_eq!(row[1]["image"], "mine", "{row}");
     assert_eq!(owner.get(200, "/api/library/workspace-template/t")["image"], "mine");
@@ -106,17 +106,17 @@ fn templates_and_builds_choose_an_image() {
     assert_eq!(owner.get(200, "/api/workspaces"), before);
 
     with_a_file_more(&server, "mine");
-    let made = |body: Value| {
-        let made = owner.post(200, "/api/workspaces", body);
-        let place = Place::of(&server, &made);
-        assert_eq!(place.settled()["status"], "ready", "{made}");
+    let create = |body: Value| {
+        let created = owner.post(200, "/api/workspaces", body);
+        let place = Place::of(&server, &created);
+        assert_eq!(place.settled()["status"], "ready", "{created}");
         place
     };
-    let place = made(from("t", json!({})));
+    let place = create(from("t", json!({})));
     assert_eq!((&place.show()["image"], &place.show()["distro"]), (&json!("mine"), &json!("ubuntu-noble")));
     assert_eq!(place.sh("cat /usr/more"), "more");
     // Who asks for another distribution or image does not get the template's.
-    let other = made(from("t", json!({"distro": DISTRO})));
+    let other = create(from("t", json!({"distro": DISTRO})));
     assert_eq!(other.show()["image"], Value::Null);
     assert_eq!(other.sh("cat /usr/more || echo none"), "none\n");
 
@@ -127,7 +127,7 @@ fn templates_and_builds_choose_an_image() {
             body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
             Some(body)
         };
-        let other = made(from("t", json!({"distro": DISTRO})));
+        let other = create(from("t", json!({"distro": DISTRO})));
         other.client.refused(409, "rebuild_required", "POST", &other.path("/build"), build(json!({})));
         let always = build(json!({"rebuild": true, "pull": "always"}));
         other.client.refused(400, "invalid_payload", "POST", &other.path("/build"), always);

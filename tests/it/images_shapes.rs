@@ -36,9 +36,9 @@ fn a_system_that_is_one_folder_down_is_taken_from_there() {
             Tape::default().file("metadata.yaml", 0o644, b"x").file("templates/a.tpl", 0o644, b"x"),
             top,
         );
-        let told = import(&server, name, &tape.end(), 201);
-        assert_eq!(told["os"], "Below 1", "{told}");
-        let root = server.data.join("images").join(told["id"].as_str().unwrap()).join("root");
+        let reply = import(&server, name, &tape.end(), 201);
+        assert_eq!(reply["os"], "Below 1", "{reply}");
+        let root = server.data.join("images").join(reply["id"].as_str().unwrap()).join("root");
         assert!(root.join("usr/bin/sh").is_file() && !root.join("metadata.yaml").exists());
         assert_eq!(fs::read_link(root.join("bin")).unwrap().to_str(), Some("usr/bin"));
         let mode = std::os::unix::fs::MetadataExt::mode(&fs::metadata(&root).unwrap());
@@ -46,8 +46,8 @@ fn a_system_that_is_one_folder_down_is_taken_from_there() {
     }
     // Not chosen by chance, and never through a link that leads out of the tree.
     let two = system(system(Tape::default(), "a"), "b");
-    let told = import(&server, "two", &two.end(), 400);
-    assert!(told["message"].as_str().unwrap().contains("(a, b)"), "{told}");
+    let reply = import(&server, "two", &two.end(), 400);
+    assert!(reply["message"].as_str().unwrap().contains("(a, b)"), "{reply}");
     for link in ["/", "../../..", "/usr"] {
         let tape = Tape::default().symlink("rootfs", link).file("x", 0o644, b"x");
         assert_eq!(import(&server, "out", &tape.end(), 400)["code"], "invalid_image");
@@ -55,8 +55,8 @@ fn a_system_that_is_one_folder_down_is_taken_from_there() {
     let deeper = system(Tape::default().folder("a", 0o755), "a/b");
     assert_eq!(import(&server, "deeper", &deeper.end(), 400)["code"], "invalid_image");
     // One at the top is the one, whatever lies below.
-    let told = import(&server, "top", &system(Tape::system(), "rootfs").end(), 201);
-    let root = server.data.join("images").join(told["id"].as_str().unwrap()).join("root");
+    let reply = import(&server, "top", &system(Tape::system(), "rootfs").end(), 201);
+    let root = server.data.join("images").join(reply["id"].as_str().unwrap()).join("root");
     assert!(root.join("rootfs/usr/bin/sh").is_file());
 }
 
@@ -85,8 +85,8 @@ fn padding_behind_compressed_data_is_no_damage() {
         ("later", [&whole[..], &[0; 600], b"x"].concat()),
         ("cut", whole[..whole.len() - 4].to_vec()),
     ] {
-        let told = import(&server, name, &body, 400);
-        assert_eq!(told["code"], "invalid_image", "{name}: {told}");
+        let reply = import(&server, name, &body, 400);
+        assert_eq!(reply["code"], "invalid_image", "{name}: {reply}");
     }
 }
 
@@ -98,8 +98,8 @@ fn archives_of_gnu_tar_become_what_gnu_tar_makes_of_them() {
         ln bin/sh bin/ash; ln -s ../bin/sh usr/sh; printf 'a' > \"usr/share/with space and \u{fc}\"; \
         cd usr/share/d*/deeper; printf deep > $(printf 'f%.0s' $(seq 150)); cd ../../../..; truncate -s 1M usr/holes; printf end >> usr/holes; \
         mkdir -m 1777 tmp; mkdir -m 2755 usr/sgid; chown -R 0:0 .; chown 7:8 etc";
-    let made = run(Command::new("bash").args(["-c", make]).current_dir(&scratch), secs(30));
-    assert_eq!(made.code, Some(0), "{}", made.stderr);
+    let created = run(Command::new("bash").args(["-c", make]).current_dir(&scratch), secs(30));
+    assert_eq!(created.code, Some(0), "{}", created.stderr);
     for (format, args) in [
         ("gnu", &["--format=gnu", "--sparse"][..]),
         ("pax", &["--format=pax", "--sparse"]),
@@ -115,8 +115,8 @@ fn archives_of_gnu_tar_become_what_gnu_tar_makes_of_them() {
             .current_dir(&scratch)
             .status();
         assert!(packed.unwrap().success(), "{format}");
-        let told = import(&server, format, &fs::read(&archive).unwrap(), 201);
-        let root = server.data.join("images").join(told["id"].as_str().unwrap()).join("root");
+        let reply = import(&server, format, &fs::read(&archive).unwrap(), 201);
+        let root = server.data.join("images").join(reply["id"].as_str().unwrap()).join("root");
         let theirs = scratch.join(format!("{format}.d"));
         fs::create_dir(&theirs).unwrap();
         let unpacked =

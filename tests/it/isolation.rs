@@ -237,9 +237,9 @@ fn a_start_encloses_the_roots_that_earlier_versions_left() {
         }
         let server = start(&setup, &elsewhere, "overlay");
         let stranger = Stranger::watch(&[&elsewhere]);
-        let told = server.owner().get(200, &format!("/api/workspaces/{id}"));
-        assert_eq!((&told["status"], &told["path"]), (&json!("ready"), &json!(path)), "{step}");
-        let place = Place::of(&server, &told);
+        let reply = server.owner().get(200, &format!("/api/workspaces/{id}"));
+        assert_eq!((&reply["status"], &reply["path"]), (&json!("ready"), &json!(path)), "{step}");
+        let place = Place::of(&server, &reply);
         assert_eq!(place.sh(&format!("stat -c %a /usr/local/bin/{SUID} /")), "4755\n755\n", "{step}");
         std::mem::forget(place);
         assert!(!half.exists() && path.join("root/usr").is_dir(), "{step}");
@@ -258,9 +258,9 @@ fn a_user_who_owns_the_folder_above_gets_no_root_and_loses_no_file() {
     std::os::unix::fs::chown(&elsewhere, Some(1234), Some(1234)).unwrap();
     let path = elsewhere.join("swapped");
     let refused = |place: &Place<'_>| {
-        let told = place.client.call("POST", &place.path("/build"), None);
-        let told = if told.status == 200 { place.settled() } else { told.value() };
-        assert_ne!(told["status"], "ready", "{told}");
+        let reply = place.client.call("POST", &place.path("/build"), None);
+        let reply = if reply.status == 200 { place.settled() } else { reply.value() };
+        assert_ne!(reply["status"], "ready", "{reply}");
     };
     let place = Place::pending(&server, json!({"name": "swapped", "path": path}));
     let theirs = elsewhere.join("theirs");
@@ -301,20 +301,20 @@ fn root_in_a_container_cannot_trace_the_agent() {
     let place = Place::ready(shared(), json!({"name": "tracer"}));
     tracer(&place);
     // In one command: the next one would be one of the processes that wait.
-    let told =
+    let reply =
         place.sh(&format!("for agent in $({AGENTS}); do echo agent $agent; /root/tracer $agent; done"));
-    let agents: Vec<&str> = told.split("agent ").skip(1).collect();
-    assert!(agents.len() >= 4 && agents[0].starts_with("1\n"), "{told}");
+    let agents: Vec<&str> = reply.split("agent ").skip(1).collect();
+    assert!(agents.len() >= 4 && agents[0].starts_with("1\n"), "{reply}");
     for agent in agents {
-        let (agent, told) = agent.split_once('\n').unwrap();
-        assert!(told.contains("refused PTRACE_SEIZE") && told.ends_with("end\n"), "{told}");
-        let done: Vec<&str> = told.lines().filter(|line| !line.starts_with("refused")).collect();
-        assert_eq!(done, ["end"], "{agent}: {told}");
+        let (agent, reply) = agent.split_once('\n').unwrap();
+        assert!(reply.contains("refused PTRACE_SEIZE") && reply.ends_with("end\n"), "{reply}");
+        let done: Vec<&str> = reply.lines().filter(|line| !line.starts_with("refused")).collect();
+        assert_eq!(done, ["end"], "{agent}: {reply}");
     }
     // The tool works: on a process of its own kind.
-    let told = place.sh("sleep 100 & /root/tracer $!; kill $!");
+    let reply = place.sh("sleep 100 & /root/tracer $!; kill $!");
     for way in ["did PTRACE_SEIZE", "did process_vm_writev", "mem\n", "fd/0\n"] {
-        assert!(told.contains(way), "{way}: {told}");
+        assert!(reply.contains(way), "{way}: {reply}");
     }
     // The program itself cannot be read, only executed.
     assert_ne!(place.exec(json!({"command": "cat /run/berth/agent"}))["exit_code"], 0);
@@ -325,18 +325,18 @@ fn root_in_a_container_cannot_trace_the_agent() {
 fn the_kernel_ends_workloads_before_the_agent_also_after_its_helper_died() {
     let place = Place::ready(shared(), json!({"name": "scores"}));
     let score = |pid: u32| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
-    let wanted = place.sh("cat /proc/self/oom_score_adj");
+    let expected = place.sh("cat /proc/self/oom_score_adj");
     let init = score(place.init());
     for _ in 0..3 {
         place.exec(
             json!({"command": "kill -9 $(grep -l agent /proc/[0-9]*/comm | cut -d/ -f3 | grep -vx 1); true"}),
         );
         for _ in 0..6 {
-            assert_eq!(place.sh("cat /proc/self/oom_score_adj"), wanted);
+            assert_eq!(place.sh("cat /proc/self/oom_score_adj"), expected);
         }
     }
     assert_eq!(score(place.init()), init);
-    assert!(init.trim().parse::<i32>().unwrap() < wanted.trim().parse::<i32>().unwrap());
+    assert!(init.trim().parse::<i32>().unwrap() < expected.trim().parse::<i32>().unwrap());
 }
 
 /// Moves a process of a container into the group of its agent, as one that had traced the agent would be.
@@ -456,8 +456,8 @@ fn no_process_of_the_host_gets_into_a_container_by_its_number() {
                 .spawn()
                 .unwrap();
             let mut line = String::new();
-            let mut told = std::io::BufReader::new(child.stdout.take().unwrap());
-            std::io::BufRead::read_line(&mut told, &mut line).unwrap();
+            let mut reply = std::io::BufReader::new(child.stdout.take().unwrap());
+            std::io::BufRead::read_line(&mut reply, &mut line).unwrap();
             // Another process may have got the number first, for a moment or for long.
             if line.trim() == number.to_string() {
                 recycled.push((child, seconds));

@@ -54,8 +54,8 @@ fn templates_are_written_listed_and_removed() {
             "Workspace template deleted successfully"
         );
     }
-    let told = owner.refused(404, "not_in_library", "GET", &url, None);
-    assert_eq!(told["message"], "Workspace template not found: deb");
+    let reply = owner.refused(404, "not_in_library", "GET", &url, None);
+    assert_eq!(reply["message"], "Workspace template not found: deb");
 }
 
 #[test]
@@ -66,8 +66,8 @@ fn names_cannot_lead_anywhere() {
         {
             let path = format!("{LIBRARY}/{kind}/{name}");
             for (method, body) in [("GET", None), ("PUT", Some(json!({"content": "x"}))), ("DELETE", None)] {
-                let told = server.owner().call(method, &path, body.as_ref()).expect(400);
-                assert_eq!(told.value()["code"], "invalid_name", "{method} {path}: {told}");
+                let reply = server.owner().call(method, &path, body.as_ref()).expect(400);
+                assert_eq!(reply.value()["code"], "invalid_name", "{method} {path}: {reply}");
             }
         }
     }
@@ -206,9 +206,12 @@ fn a_template_gives_all_its_fields_and_the_request_wins() {
     let make = |more: Value| {
         let mut body = json!({"name": "x", "template": "all"});
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        let made = server.owner().post(200, "/api/workspaces", body);
-        assert_eq!((&made["status"], &made["workspace_type"]), (&json!("building"), &json!("container")));
-        Place::of(&server, &made)
+        let created = server.owner().post(200, "/api/workspaces", body);
+        assert_eq!(
+            (&created["status"], &created["workspace_type"]),
+            (&json!("building"), &json!("container"))
+        );
+        Place::of(&server, &created)
     };
     let plain = make(json!({}));
     let own = make(json!({
@@ -300,13 +303,13 @@ fn skills_and_tools_reach_the_workspace_and_only_ours_are_removed() {
     put(&server, "skill/py", json!({"content": "# Py\n"}));
     put(&server, "skill/py/files/more.md", json!({"content": "more"}));
     put(&server, "tool/door", json!({"content": "export {}"}));
-    let made = server.owner().post(
+    let created = server.owner().post(
         200,
         "/api/workspaces",
         json!({"name": "w", "skills": ["py", "unknown"], "tools": ["door"]}),
     );
-    let folder = std::path::PathBuf::from(made["path"].as_str().unwrap());
-    let url = format!("/api/workspaces/{}", made["id"].as_str().unwrap());
+    let folder = std::path::PathBuf::from(created["path"].as_str().unwrap());
+    let url = format!("/api/workspaces/{}", created["id"].as_str().unwrap());
     let read = |path: &str| fs::read_to_string(folder.join(path)).ok();
     for place in [".opencode/skill", ".claude/skills"] {
         let main = read(&format!("{place}/py/SKILL.md"));
@@ -339,11 +342,11 @@ fn skills_and_tools_reach_the_workspace_and_only_ours_are_removed() {
 fn a_link_in_a_workspace_does_not_lead_a_sync_out() {
     let server = Server::start();
     put(&server, "skill/py", json!({"content": "# Py\n"}));
-    let made = server.owner().post(200, "/api/workspaces", json!({"name": "w"}));
-    let folder = std::path::PathBuf::from(made["path"].as_str().unwrap());
+    let created = server.owner().post(200, "/api/workspaces", json!({"name": "w"}));
+    let folder = std::path::PathBuf::from(created["path"].as_str().unwrap());
     let outside = server.scratch().folder("outside");
     symlink(&outside, folder.join(".opencode")).unwrap();
-    let url = format!("/api/workspaces/{}", made["id"].as_str().unwrap());
+    let url = format!("/api/workspaces/{}", created["id"].as_str().unwrap());
     server.owner().put(200, &url, json!({"skills": ["py"]}));
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
 }
@@ -364,16 +367,16 @@ fn a_template_makes_a_container_and_builds_it_at_once() {
             "encrypted_keys": ["W"], "init_scripts": ["base", "gone"],
             "init_script": "#!/usr/bin/perl\nopen(F, '>>', '/log'); print F \"own $ENV{FROM} $ENV{V} $ENV{W}\\n\";"}),
     );
-    let made = server.owner().post(
+    let created = server.owner().post(
         200,
         "/api/workspaces",
         json!({"name": "x", "template": "t", "workspace_type": "host", "env_vars": {"V": "request"}}),
     );
-    assert_eq!(made["status"], "building");
-    assert_eq!((&made["workspace_type"], &made["template"]), (&json!("container"), &json!("t")));
-    assert_eq!(made["distro"], "debian-bookworm");
-    assert_eq!(made["env_vars"], json!({"V": "request", "W": "w"}));
-    let place = Place::of(&server, &made);
+    assert_eq!(created["status"], "building");
+    assert_eq!((&created["workspace_type"], &created["template"]), (&json!("container"), &json!("t")));
+    assert_eq!(created["distro"], "debian-bookworm");
+    assert_eq!(created["env_vars"], json!({"V": "request", "W": "w"}));
+    let place = Place::of(&server, &created);
     let settled = place.settled();
     assert_eq!(settled["status"], "ready", "{settled}");
     assert_eq!(place.sh("cat /log"), "base request\nsetup\nown base request w\n");

@@ -23,9 +23,9 @@ fn write(path: &Path, bytes: impl AsRef<[u8]>, mode: u32) {
 fn workspace(server: &Server, fields: Value) -> (PathBuf, String) {
     let mut body = json!({"name": "w"});
     body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-    let made = server.owner().post(200, "/api/workspaces", body);
-    let folder = PathBuf::from(made["path"].as_str().unwrap());
-    (folder, format!("/api/workspaces/{}", made["id"].as_str().unwrap()))
+    let created = server.owner().post(200, "/api/workspaces", body);
+    let folder = PathBuf::from(created["path"].as_str().unwrap());
+    (folder, format!("/api/workspaces/{}", created["id"].as_str().unwrap()))
 }
 
 fn executable(path: &Path) -> bool {

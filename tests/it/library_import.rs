@@ -21,9 +21,9 @@ fn zip(lines: &str) -> Vec<u8> {
          z = zipfile.ZipFile(out, 'w', zipfile.ZIP_DEFLATED)\n{lines}\nz.close()\ndata = out.getvalue()\n\
          if 'change' in globals():\n    data = change(data)\nsys.stdout.buffer.write(data)\n"
     );
-    let made = Command::new("python3").args(["-c", &script]).stderr(Stdio::inherit()).output().unwrap();
-    assert!(made.status.success(), "{lines}");
-    made.stdout
+    let created = Command::new("python3").args(["-c", &script]).stderr(Stdio::inherit()).output().unwrap();
+    assert!(created.status.success(), "{lines}");
+    created.stdout
 }
 
 pub(crate) fn import(client: &Client, name: &str, file: &str, bytes: &[u8]) -> Reply {
@@ -40,9 +40,9 @@ pub(crate) fn import(client: &Client, name: &str, file: &str, bytes: &[u8]) -> R
 
 #[track_caller]
 fn refused(server: &Server, name: &str, file: &str, bytes: &[u8], status: u16, code: &str) -> String {
-    let told = import(&server.owner(), name, file, bytes).expect(status).value();
-    assert_eq!(told["code"], code, "{told}");
-    told["message"].as_str().unwrap().to_owned()
+    let reply = import(&server.owner(), name, file, bytes).expect(status).value();
+    assert_eq!(reply["code"], code, "{reply}");
+    reply["message"].as_str().unwrap().to_owned()
 }
 
 /// Everything below a folder, hidden or not.
@@ -62,12 +62,12 @@ fn all_below(folder: &Path) -> Vec<String> {
 fn a_skill_is_imported_from_a_text_or_an_archive_and_reaches_its_workspaces() {
     let server = Server::start();
     let owner = server.owner();
-    let made = owner.post(200, "/api/workspaces", json!({"name": "w", "skills": ["py", "pdf"]}));
-    let folder = Path::new(made["path"].as_str().unwrap()).to_owned();
+    let created = owner.post(200, "/api/workspaces", json!({"name": "w", "skills": ["py", "pdf"]}));
+    let folder = Path::new(created["path"].as_str().unwrap()).to_owned();
     let text = "---\ndescription: Python\n---\n# Py\n";
-    let told = import(&owner, "py", "Anything.MD", text.as_bytes()).expect(200).value();
+    let reply = import(&owner, "py", "Anything.MD", text.as_bytes()).expect(200).value();
     assert_eq!(
-        told,
+        reply,
         json!({"name": "py", "description": "Python", "path": "skill/py", "source": {"type": "Local"},
             "content": text, "files": [], "references": []})
     );
@@ -81,11 +81,11 @@ fn a_skill_is_imported_from_a_text_or_an_archive_and_reaches_its_workspaces() {
         z.writestr('pdf-skill/font.ttf', bytes(range(256)) * 8000)\n\
         z.writestr('pdf-skill/.DS_Store', 'x')\nz.writestr('__MACOSX/._pdf-skill', 'x')\n\
         z.writestr(zipfile.ZipInfo('pdf-skill/stored.txt'), 'stored')");
-    let told = import(&owner, "%20PDF%20", "pdf-skill.zip", &archive).expect(200).value();
-    assert_eq!((&told["name"], &told["content"]), (&json!("pdf"), &json!("# Pdf\n")));
-    assert_eq!(told["files"][0]["path"], "docs/forms.md");
-    assert_eq!(told["references"], json!(["font.ttf", "scripts/fill.py", "stored.txt"]));
-    assert_eq!(owner.get(200, "/api/library/skill/pdf"), told);
+    let reply = import(&owner, "%20PDF%20", "pdf-skill.zip", &archive).expect(200).value();
+    assert_eq!((&reply["name"], &reply["content"]), (&json!("pdf"), &json!("# Pdf\n")));
+    assert_eq!(reply["files"][0]["path"], "docs/forms.md");
+    assert_eq!(reply["references"], json!(["font.ttf", "scripts/fill.py", "stored.txt"]));
+    assert_eq!(owner.get(200, "/api/library/skill/pdf"), reply);
     let library = server.data.join("library/skill/pdf");
     assert_eq!(fs::read(library.join("font.ttf")).unwrap().len(), 256 * 8000);
     assert_eq!(fs::read_to_string(folder.join(".opencode/skill/pdf/docs/forms.md")).unwrap().len(), 60_000);
@@ -96,7 +96,7 @@ fn a_skill_is_imported_from_a_text_or_an_archive_and_reaches_its_workspaces() {
     // What was imported in the same name before stays.
     let message = refused(&server, "pdf", "other.md", b"# Other\n", 409, "conflict");
     assert!(message.contains("'pdf' already exists"), "{message}");
-    assert_eq!(owner.get(200, "/api/library/skill/pdf"), told);
+    assert_eq!(owner.get(200, "/api/library/skill/pdf"), reply);
 }
 
 #[test]
@@ -222,20 +222,20 @@ fn one_unusable_entry_is_left_out_and_named() {
     .into_iter()
     .enumerate()
     {
-        let told = import(&owner, &format!("s{number}"), "x.zip", &zip(&format!("{main}{lines}")));
-        let told = told.expect(200).value();
-        let skipped = told["skipped"][0].as_str().unwrap_or_default();
-        assert!(skipped == name || name.contains('\u{fffd}') && skipped.contains('\u{fffd}'), "{told}");
-        assert_eq!(told["skipped"].as_array().map(Vec::len), Some(1), "{told}");
-        assert!(told["warnings"][0].as_str().unwrap().contains(why), "{told}");
-        assert_eq!(told["references"], json!(["ok.txt"]), "{told}");
+        let reply = import(&owner, &format!("s{number}"), "x.zip", &zip(&format!("{main}{lines}")));
+        let reply = reply.expect(200).value();
+        let skipped = reply["skipped"][0].as_str().unwrap_or_default();
+        assert!(skipped == name || name.contains('\u{fffd}') && skipped.contains('\u{fffd}'), "{reply}");
+        assert_eq!(reply["skipped"].as_array().map(Vec::len), Some(1), "{reply}");
+        assert!(reply["warnings"][0].as_str().unwrap().contains(why), "{reply}");
+        assert_eq!(reply["references"], json!(["ok.txt"]), "{reply}");
     }
     // What the library cannot show as text is data, and is kept.
     let archive = zip("z.writestr('SKILL.md', '# X\\n')\nz.writestr('bad.md', bytes([255]))\n\
         z.writestr('long.md', 'x' * (1 << 20) + 'x')");
-    let told = import(&owner, "data", "x.zip", &archive).expect(200).value();
-    assert_eq!(told.get("skipped"), None, "{told}");
-    assert!(told["files"][0]["error"].as_str().unwrap().contains("not UTF-8"), "{told}");
+    let reply = import(&owner, "data", "x.zip", &archive).expect(200).value();
+    assert_eq!(reply.get("skipped"), None, "{reply}");
+    assert!(reply["files"][0]["error"].as_str().unwrap().contains("not UTF-8"), "{reply}");
     assert_eq!(fs::read(server.data.join("library/skill/data/bad.md")).unwrap(), [255]);
 }
 
@@ -268,8 +268,8 @@ raw('x', 'x', 0, 0, None, up(b'x', '\u{8aaa}.md'))\nraw('y', 'x', 0, 0, None, up
     .enumerate()
     {
         let name = format!("s{number}");
-        let told = import(&owner, &name, "x.zip", &zip(&format!("{raw}{lines}")));
-        assert_eq!(told.status, 200, "{what}: {}", told.text());
+        let reply = import(&owner, &name, "x.zip", &zip(&format!("{raw}{lines}")));
+        assert_eq!(reply.status, 200, "{what}: {}", reply.text());
         let top = library.join(&name);
         let mut found: Vec<String> = all_below(&top)
             .into_iter()

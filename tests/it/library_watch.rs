@@ -228,8 +228,8 @@ fn a_broken_file_of_any_kind_breaks_nothing_else() {
         assert!(!folder.join(path).exists(), "{path}");
     }
     let log = server.log();
-    for said in ["skill/binary/SKILL.md is not UTF-8", "tool/bad.ts is not UTF-8", "plugins.json"] {
-        assert!(log.contains(said), "nothing says {said:?}:\n{log}");
+    for output in ["skill/binary/SKILL.md is not UTF-8", "tool/bad.ts is not UTF-8", "plugins.json"] {
+        assert!(log.contains(output), "nothing says {output:?}:\n{log}");
     }
     // The default workspace, which has all skills and tools, gets all that can be used.
     let all = "/api/workspaces/00000000-0000-0000-0000-000000000000";
@@ -251,12 +251,12 @@ fn a_build_says_what_it_could_not_read_in_the_library() {
         "workspace-template/t",
         json!({"distro": "bookworm", "skills": ["bad", "good"], "init_scripts": ["binary"]}),
     );
-    let made = server.owner().post(200, "/api/workspaces", json!({"name": "x", "template": "t"}));
-    let place = Place::of(&server, &made);
+    let created = server.owner().post(200, "/api/workspaces", json!({"name": "x", "template": "t"}));
+    let place = Place::of(&server, &created);
     let settled = place.settled();
     assert_eq!(settled["status"], "ready", "{settled}");
     let log = place.init_log();
-    for said in ["set up", "init-script/binary/SCRIPT.sh is not UTF-8", "setup commands of skill bad"] {
-        assert!(log.contains(said), "nothing says {said:?}:\n{log}");
+    for output in ["set up", "init-script/binary/SCRIPT.sh is not UTF-8", "setup commands of skill bad"] {
+        assert!(log.contains(output), "nothing says {output:?}:\n{log}");
     }
 }

@@ -16,10 +16,10 @@ fn line(server: &Server, part: &str) -> String {
 fn pretty_request_lines() {
     let server = Server::start();
     server.anyone().get(200, "/health");
-    let told = line(&server, "GET /health 200 ");
-    let tail = told.split_once("GET /health 200 ").unwrap().1;
-    let number = tail.strip_suffix("ms").unwrap_or_else(|| panic!("no duration: {told:?}"));
-    assert!(number.parse::<f64>().is_ok(), "{told:?}");
+    let reply = line(&server, "GET /health 200 ");
+    let tail = reply.split_once("GET /health 200 ").unwrap().1;
+    let number = tail.strip_suffix("ms").unwrap_or_else(|| panic!("no duration: {reply:?}"));
+    assert!(number.parse::<f64>().is_ok(), "{reply:?}");
     server.anyone().call("POST", "/nothing?token=abc", None).expect(404);
     line(&server, "POST /nothing 404 ");
     assert!(!server.log().contains("token=abc"), "a query may carry a secret:\n{}", server.log());
@@ -52,7 +52,7 @@ fn json_lines() {
     let server = Setup::new().arg("--log-format=json").env("OPENWORK_RUN_ID", "run-42").start();
     server.collaborator().get(200, "/status");
     server.anyone().call("GET", "/status", None).expect(401);
-    let wanted = ["\"status\":401", "\"status\":200"].map(|part| line(&server, part));
+    let expected = ["\"status\":401", "\"status\":200"].map(|part| line(&server, part));
     for text in server.stdout.text().lines() {
         let parsed: Result<Value, _> = serde_json::from_str(text);
         let entry = parsed.unwrap_or_else(|error| panic!("{error}: {text:?}"));
@@ -64,7 +64,7 @@ fn json_lines() {
             assert!(entry["resource"][field].is_string(), "{field}: {entry}");
         }
     }
-    let [refused, fine] = wanted.map(|text| serde_json::from_str::<Value>(&text).unwrap());
+    let [refused, fine] = expected.map(|text| serde_json::from_str::<Value>(&text).unwrap());
     assert_eq!((&refused["severityNumber"], &fine["severityNumber"]), (&json!(13), &json!(9)));
     let attributes = &fine["attributes"];
     assert_eq!((&attributes["method"], &attributes["path"]), (&json!("GET"), &json!("/status")));
@@ -100,10 +100,10 @@ fn repeated_refusals_and_requests_are_counted() {
     };
     // More lines where a slow machine needs several intervals.
     for (part, all) in [("GET /nothing/", 300), ("POST /api/workspaces", 30), ("GET /health", 1100)] {
-        let told = suppressed(part);
-        assert!(told > 0 && count(part) < all * 97 / 100, "{part}: {told}");
+        let reply = suppressed(part);
+        assert!(reply > 0 && count(part) < all * 97 / 100, "{part}: {reply}");
         let summaries = log.lines().filter(|line| line.contains(part) && line.contains("suppressed")).count();
-        assert_eq!(count(part) - summaries + told, all, "{part}:\n{log}");
+        assert_eq!(count(part) - summaries + reply, all, "{part}:\n{log}");
     }
 }
 
@@ -121,8 +121,8 @@ fn a_client_that_disconnects_is_no_warning() {
     std::io::Write::write_all(&mut stream, head.as_bytes()).unwrap();
     crate::procs::wait_sleep(&number);
     drop(stream);
-    let told = line(&server, "/exec 4");
-    assert!(is_time(told.split(' ').next().unwrap()) && told.split(' ').nth(1) == Some("POST"), "{told}");
+    let reply = line(&server, "/exec 4");
+    assert!(is_time(reply.split(' ').next().unwrap()) && reply.split(' ').nth(1) == Some("POST"), "{reply}");
     crate::procs::assert_dead(&number);
     // With the client there, it is one.
     server.owner().call("POST", "/nothing", None).expect(404);

@@ -50,14 +50,14 @@ fn the_dashboard_logs_in_and_works() {
     let health = server.anyone().get(200, "/api/health");
     assert_eq!((&health["auth_mode"], &health["auth_required"]), (&json!("single_tenant"), &json!(true)));
     let before = now();
-    let told = log_in(&server, json!({"password": PASSWORD}));
-    let jwt = told["token"].as_str().unwrap();
+    let reply = log_in(&server, json!({"password": PASSWORD}));
+    let jwt = reply["token"].as_str().unwrap();
     let parts: Vec<Vec<u8>> = jwt.split('.').take(2).map(|part| BASE64.decode(part).unwrap()).collect();
     assert_eq!(parts[0], br#"{"typ":"JWT","alg":"HS256"}"#);
     let claims: Value = serde_json::from_slice(&parts[1]).unwrap();
     assert_eq!(
         (&claims["sub"], &claims["usr"], &claims["exp"]),
-        (&json!("default"), &json!("default"), &told["exp"])
+        (&json!("default"), &json!("default"), &reply["exp"])
     );
     let (iat, exp) = (claims["iat"].as_u64().unwrap(), claims["exp"].as_u64().unwrap());
     assert!((before..=now()).contains(&iat) && exp == iat + 30 * 24 * 3600, "{claims}");
@@ -66,8 +66,8 @@ fn the_dashboard_logs_in_and_works() {
     let who = owner.get(200, "/whoami");
     assert_eq!((&who["actor"]["scope"], &who["actor"]["expiresAt"]), (&json!("owner"), &json!(exp * 1000)));
     assert_eq!(owner.get(200, "/api/workspaces")[0]["id"], NIL);
-    let made = owner.post(200, "/api/workspaces", json!({"name": "mine"}));
-    let path = format!("/api/workspaces/{}", made["id"].as_str().unwrap());
+    let created = owner.post(200, "/api/workspaces", json!({"name": "mine"}));
+    let path = format!("/api/workspaces/{}", created["id"].as_str().unwrap());
     let exec = json!({"command": "echo hi; env | grep -c -e JWT -e DASHBOARD -e SANDBOXED"});
     assert_eq!(owner.post(200, &format!("{path}/exec"), exec)["stdout"], "hi\n0\n");
     owner.put(200, &path, json!({"name": "renamed"}));
@@ -89,8 +89,8 @@ fn the_dashboard_logs_in_and_works() {
 fn what_is_no_password_and_no_token_is_refused_and_slowed_down() {
     let server = setup().start();
     let refused = |message: &str, body: Value| {
-        let told = server.anyone().refused(401, "unauthorized", "POST", "/api/auth/login", Some(body));
-        assert_eq!(told["message"], message);
+        let reply = server.anyone().refused(401, "unauthorized", "POST", "/api/auth/login", Some(body));
+        assert_eq!(reply["message"], message);
     };
     refused("Invalid password", json!({"password": "wrong"}));
     refused("Invalid password", json!({"password": ""}));
@@ -120,7 +120,7 @@ fn what_is_no_password_and_no_token_is_refused_and_slowed_down() {
         ),
     ];
     bad.push(fine.replace('.', ".."));
-    let begun = Instant::now();
+    let started = Instant::now();
     for token in &bad {
         server.with_token(token).refused(401, "unauthorized", "GET", "/whoami", None);
     }
@@ -128,7 +128,7 @@ fn what_is_no_password_and_no_token_is_refused_and_slowed_down() {
     for _ in 0..12 {
         refused("Invalid password", json!({"password": "wrong"}));
     }
-    assert!(begun.elapsed() >= Duration::from_millis(900), "{:?}", begun.elapsed());
+    assert!(started.elapsed() >= Duration::from_millis(900), "{:?}", started.elapsed());
     log_in(&server, json!({"password": PASSWORD}));
 }
 
@@ -143,7 +143,7 @@ fn a_token_and_what_it_opened_end_with_its_time() {
         let protocol = format!("sandboxed, jwt.{jwt}");
         Socket::try_open(&server, &format!("{path}/shell"), &[("Sec-WebSocket-Protocol", &protocol)]).unwrap()
     };
-    let begun = Instant::now();
+    let started = Instant::now();
     thread::scope(|scope| {
         let exec = scope.spawn(|| {
             let body = serde_json::to_vec(&json!({"command": "sleep 60"})).unwrap();
@@ -162,7 +162,7 @@ fn a_token_and_what_it_opened_end_with_its_time() {
         // A stream that is cut has no end.
         assert!(stream.join().unwrap().is_err());
     });
-    assert!(begun.elapsed() < secs(15), "{:?}", begun.elapsed());
+    assert!(started.elapsed() < secs(15), "{:?}", started.elapsed());
     client.refused(401, "unauthorized", "GET", "/whoami", None);
 }
 
@@ -183,17 +183,17 @@ fn users_and_secrets_that_are_gone_end_their_tokens() {
     assert_eq!(server.anyone().get(200, "/api/health")["auth_mode"], "multi_user");
     let first = log_in(&server, json!({"username": "ann", "password": "pa"}));
     let second = log_in(&server, json!({"username": "bob", "password": "pb"}));
-    let claims = |told: &Value| -> Value {
-        let part = told["token"].as_str().unwrap().split('.').nth(1).unwrap().to_owned();
+    let claims = |reply: &Value| -> Value {
+        let part = reply["token"].as_str().unwrap().split('.').nth(1).unwrap().to_owned();
         serde_json::from_slice(&BASE64.decode(part).unwrap()).unwrap()
     };
-    let told = claims(&first);
-    assert_eq!((&told["sub"], &told["usr"]), (&json!("u1"), &json!("ann")));
-    assert_eq!(told["exp"].as_u64().unwrap() - told["iat"].as_u64().unwrap(), 2 * 24 * 3600);
+    let reply = claims(&first);
+    assert_eq!((&reply["sub"], &reply["usr"]), (&json!("u1"), &json!("ann")));
+    assert_eq!(reply["exp"].as_u64().unwrap() - reply["iat"].as_u64().unwrap(), 2 * 24 * 3600);
     assert_eq!(claims(&second)["sub"], "bob");
     let message = |server: &Server, body: Value| {
-        let told = server.anyone().refused(401, "unauthorized", "POST", "/api/auth/login", Some(body));
-        told["message"].as_str().unwrap().to_owned()
+        let reply = server.anyone().refused(401, "unauthorized", "POST", "/api/auth/login", Some(body));
+        reply["message"].as_str().unwrap().to_owned()
     };
     assert_eq!(message(&server, json!({"password": "pa"})), "Username required");
     assert_eq!(
@@ -201,7 +201,7 @@ fn users_and_secrets_that_are_gone_end_their_tokens() {
         "Invalid username or password"
     );
     let holder =
-        |server: &Server, told: &Value| -> Client { server.with_token(told["token"].as_str().unwrap()) };
+        |server: &Server, reply: &Value| -> Client { server.with_token(reply["token"].as_str().unwrap()) };
     holder(&server, &first).get(200, "/whoami");
     server.stop();
     let server = setup.clone().env("SANDBOXED_USERS", json!([bob]).to_string()).start();

@@ -43,9 +43,9 @@ fn state(server: &Server) -> Value {
 }
 
 #[track_caller]
-fn wait_state(server: &Server, wanted: &str) -> Value {
-    wait_for(&format!("OpenCode to be {wanted}"), secs(120), || {
-        Some(state(server)).filter(|state| state["state"] == wanted)
+fn wait_state(server: &Server, expected: &str) -> Value {
+    wait_for(&format!("OpenCode to be {expected}"), secs(120), || {
+        Some(state(server)).filter(|state| state["state"] == expected)
     })
 }
 
@@ -149,9 +149,9 @@ fn nothing_of_it_outlives_a_signal_at_any_moment_of_the_start() {
         if round == 11 {
             wait_state(&server, "running");
         }
-        let begun = Instant::now();
+        let started = Instant::now();
         assert_eq!(server.stop_by(signal).code(), Some(0), "{signal:?} after {} ms", 40 * round);
-        assert!(begun.elapsed() < secs(10));
+        assert!(started.elapsed() < secs(10));
         assert!(sleeps(&sleep).is_empty(), "{signal:?} after {} ms", 40 * round);
     }
 }
@@ -352,7 +352,7 @@ fn changes_are_events() {
 
 #[test]
 fn wrong_settings_are_named() {
-    for (arguments, wanted) in [
+    for (arguments, expected) in [
         (vec!["--opencode-bin=/nowhere/opencode"], "--opencode-bin: /nowhere/opencode does not exist"),
         (
             vec!["--opencode-bin=no-such-program"],
@@ -370,7 +370,7 @@ fn wrong_settings_are_named() {
         ),
     ] {
         let ended = Setup::new().arg("--manage-opencode").args(&arguments).run();
-        assert!(ended.code == Some(2) && ended.stderr.contains(wanted), "{arguments:?}: {ended:?}");
+        assert!(ended.code == Some(2) && ended.stderr.contains(expected), "{arguments:?}: {ended:?}");
     }
     assert!(naming("no-such-program").is_empty());
 }

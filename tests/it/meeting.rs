@@ -5,22 +5,22 @@ use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
 pub struct Meeting {
-    wanted: usize,
+    expected: usize,
     /// How many wait, and how often all have met.
     state: Mutex<(usize, u64)>,
     changed: Condvar,
 }
 
 impl Meeting {
-    pub fn of(wanted: usize) -> Meeting {
-        Meeting { wanted, state: Mutex::new((0, 0)), changed: Condvar::new() }
+    pub fn of(expected: usize) -> Meeting {
+        Meeting { expected, state: Mutex::new((0, 0)), changed: Condvar::new() }
     }
 
     #[track_caller]
     pub fn wait(&self) {
         let mut state = self.state.lock().unwrap_or_else(|poison| poison.into_inner());
         state.0 += 1;
-        if state.0 == self.wanted {
+        if state.0 == self.expected {
             *state = (0, state.1 + 1);
             self.changed.notify_all();
             return;

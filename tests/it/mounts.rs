@@ -65,18 +65,18 @@ fn files_of_a_mount_are_used_by_both_sides() {
     // Root inside is the source's owner outside, and nobody else.
     assert_eq!(place.sh("stat -c %u:%g /mnt/work /mnt/work/text | sort -u"), "0:0\n");
     place.sh("echo made > /mnt/work/made; chmod 4755 /mnt/work/made; echo more >> /mnt/work/text");
-    let made = fs::metadata(work.join("made")).unwrap();
-    assert_eq!((made.uid(), made.gid()), (4321, 4321));
+    let created = fs::metadata(work.join("made")).unwrap();
+    assert_eq!((created.uid(), created.gid()), (4321, 4321));
     assert_eq!(fs::read_to_string(work.join("text")).unwrap(), "right\nmore\n");
     fs::write(work.join("later"), "later\n").unwrap();
     assert_eq!(place.sh("cat /mnt/work/later"), "later\n");
 
     for path in ["/srv/public/new", "/srv/public/text", "/etc/one-file", "/mnt/x:y\\z/new"] {
-        let told = place.exec(json!({"args": ["bash", "-c", "echo x >> \"$0\"", path]}));
-        assert!(told["stderr"].as_str().unwrap().contains("Read-only file system"), "{path}: {told}");
-        let told =
+        let reply = place.exec(json!({"args": ["bash", "-c", "echo x >> \"$0\"", path]}));
+        assert!(reply["stderr"].as_str().unwrap().contains("Read-only file system"), "{path}: {reply}");
+        let reply =
             place.exec(json!({"command": format!("mount -o remount,rw '{path}' ; echo x >> '{path}'")}));
-        assert_ne!(told["exit_code"], 0, "{path}: {told}");
+        assert_ne!(reply["exit_code"], 0, "{path}: {reply}");
     }
     let flags = place.sh("grep -E ' /(mnt/work|srv/public) ' /proc/self/mountinfo");
     for line in flags.lines() {
@@ -121,16 +121,16 @@ fn what_is_not_allowed_is_refused_with_a_reason() {
     let server = setup.start();
     let owner = server.owner();
     let body = |mounts: Value| json!({"name": "m", "workspace_type": "container", "mounts": mounts});
-    let made = owner.post(200, "/api/workspaces", body(json!([])));
-    let url = format!("/api/workspaces/{}", made["id"].as_str().unwrap());
+    let created = owner.post(200, "/api/workspaces", body(json!([])));
+    let url = format!("/api/workspaces/{}", created["id"].as_str().unwrap());
     let refused = |source: PathBuf, read_only: bool, why: &str| {
         let mounts = json!([mount(&source, "/mnt/x", read_only)]);
         for (method, path, body) in [
             ("POST", "/api/workspaces", body(mounts.clone())),
             ("PUT", url.as_str(), json!({"mounts": mounts})),
         ] {
-            let told = owner.refused(403, "mount_not_allowed", method, path, Some(body));
-            assert!(told["message"].as_str().unwrap().contains(why), "{}: {told}", source.display());
+            let reply = owner.refused(403, "mount_not_allowed", method, path, Some(body));
+            assert!(reply["message"].as_str().unwrap().contains(why), "{}: {reply}", source.display());
         }
     };
     refused(base.join("secret"), true, "none of the allowed roots");
@@ -162,14 +162,14 @@ fn what_is_not_allowed_is_refused_with_a_reason() {
         "/api/library/workspace-template/mt",
         Some(&json!({"mounts": [mount(&base.join("secret"), "/x", true)]})),
     );
-    let told = owner.refused(
+    let reply = owner.refused(
         403,
         "mount_not_allowed",
         "POST",
         "/api/workspaces",
         Some(json!({"name": "t", "template": "mt"})),
     );
-    assert_eq!(told["details"]["source"], json!(base.join("secret")));
+    assert_eq!(reply["details"]["source"], json!(base.join("secret")));
     server.stop();
 
     // Without a file: an example of one, as OpenWork shows it.
@@ -179,9 +179,9 @@ fn what_is_not_allowed_is_refused_with_a_reason() {
         .start();
     let owner = other.owner();
     let mounts = json!([mount(&base.join("public"), "/x", true)]);
-    let told = owner.refused(403, "mount_not_allowed", "POST", "/api/workspaces", Some(body(mounts)));
-    assert!(told["details"]["example"]["allowedRoots"].is_array(), "{told}");
-    assert!(told["message"].as_str().unwrap().contains("none.json does not exist"), "{told}");
+    let reply = owner.refused(403, "mount_not_allowed", "POST", "/api/workspaces", Some(body(mounts)));
+    assert!(reply["details"]["example"]["allowedRoots"].is_array(), "{reply}");
+    assert!(reply["message"].as_str().unwrap().contains("none.json does not exist"), "{reply}");
 }
 
 /// ramfs is one of the few file systems of today's kernels that cannot map owners.
@@ -222,8 +222,8 @@ fn every_start_asks_the_allowlist_again() {
     let without = json!({"allowedRoots": [{"path": base.join("shared")}]});
     let refused_to_run = |why: &str| {
         let body = Some(json!({"command": "true"}));
-        let told = place.client.refused(403, "mount_not_allowed", "POST", &place.path("/exec"), body);
-        assert!(told["message"].as_str().unwrap().contains(why), "{told}");
+        let reply = place.client.refused(403, "mount_not_allowed", "POST", &place.path("/exec"), body);
+        assert!(reply["message"].as_str().unwrap().contains(why), "{reply}");
     };
     fs::write(&file, without.to_string()).unwrap();
     // What runs, runs on.

@@ -1,6 +1,5 @@
-//! Networks of containers: the host's, none, and private ones, whose way out leads past the host, its neighbours and
-//! the metadata of its cloud. Cases:
-//! `assets/docs/security.md#network-of-a-container`.
+//! Networks of containers: `host`, `none` and `private`. From a private network, the host, its neighbours and the
+//! metadata service of its cloud are unreachable. Cases: `assets/docs/security.md#network-of-a-container`.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -19,17 +18,17 @@ fn network(place: &Place<'_>) -> Value {
     place.client.get(200, &place.path("/debug"))["machine"]["network"].clone()
 }
 
-/// What a container gets from a server: who called, as the server saw it; `None` when nothing answers.
+/// The reply of a server to a container, with the address of the caller as the server saw it; `None` without a reply.
 #[track_caller]
 fn get(place: &Place<'_>, address: &str, port: u16) -> Option<String> {
     let script =
         format!("exec 3<>/dev/tcp/{address}/{port} && printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3 && cat <&3");
-    let told = place.exec(json!({"args": ["timeout", "2", "bash", "-c", script]}));
-    let answer = told["stdout"].as_str().unwrap().trim().to_owned();
+    let reply = place.exec(json!({"args": ["timeout", "2", "bash", "-c", script]}));
+    let answer = reply["stdout"].as_str().unwrap().trim().to_owned();
     answer.rsplit_once("caller ").map(|(_, caller)| caller.to_owned())
 }
 
-/// Starts a server in a container that says hello to everybody.
+/// Starts a server in a container that greets every caller.
 #[track_caller]
 fn serve_inside(place: &Place<'_>, port: u16) {
     let script = format!(
@@ -53,7 +52,7 @@ fn hello_from(address: &str, port: u16) -> Option<String> {
     Some(answer)
 }
 
-/// The host's ends of links of a server, by the names in its data folder's hash.
+/// The host's ends of the links of a server, found by the hash of its data folder in their names.
 fn links(prefix: &str) -> Vec<String> {
     let entries = fs::read_dir("/sys/class/net").unwrap().flatten();
     entries
@@ -66,7 +65,7 @@ fn tables() -> String {
     server::run(Command::new("nft").args(["list", "tables"]), secs(10)).stdout
 }
 
-/// `vbabcdef-` and `berth-abcdef` of a server, from one of its links.
+/// Returns `vbabcdef-` and `berth-abcdef` of a server, derived from one of its links.
 fn names(network: &Value) -> (String, String) {
     let interface = network["interface"].as_str().unwrap();
     let instance = interface.strip_prefix("vb").unwrap().split('-').next().unwrap();
@@ -74,23 +73,23 @@ fn names(network: &Value) -> (String, String) {
 }
 
 #[test]
-fn a_private_network_leads_out_and_to_nothing_of_the_host() {
+fn a_private_network_reaches_the_internet_but_not_the_host() {
     let outside = Outside::open();
     let port = outside::on_the_host();
     let server = shared();
     let place = Place::ready(server, json!({"name": "private", "network": "private"}));
-    // The address is the host's own: nobody outside knows the way to a container.
+    // The host translates the source address: other machines have no route to a container.
     assert_eq!(get(&place, &outside.address, PORT).as_deref(), Some(outside.host.as_str()));
 
-    let told = network(&place);
-    assert_eq!(told["mode"], "private", "{told}");
-    let address = told["address"].as_str().unwrap();
-    // The test itself is right: the host reaches all these.
+    let reply = network(&place);
+    assert_eq!(reply["mode"], "private", "{reply}");
+    let address = reply["address"].as_str().unwrap();
+    // Check of the test itself: the host can reach all of these.
     assert!(outside.get(METADATA).is_some());
     let mut own = outside::own_addresses();
-    // Those of other tests come and go.
+    // Addresses of other tests appear and disappear.
     own.retain(|host| hello_from(host, port).is_some());
-    for host in ["127.0.0.1", &outside.host, told["gateway"].as_str().unwrap()] {
+    for host in ["127.0.0.1", &outside.host, reply["gateway"].as_str().unwrap()] {
         assert!(own.iter().any(|own| own == host), "{host} is not in {own:?}");
     }
     for host in &own {
@@ -105,15 +104,15 @@ fn a_private_network_leads_out_and_to_nothing_of_the_host() {
             "{berth}"
         );
     }
-    // What is refused is refused at once.
-    let begun = std::time::Instant::now();
+    // Refused connections fail at once.
+    let started = std::time::Instant::now();
     place.exec(json!({"args": ["bash", "-c", format!("exec 3<>/dev/tcp/{METADATA}/80")]}));
-    assert!(begun.elapsed() < secs(2), "{:?}", begun.elapsed());
-    // Its own loopback is its own, and low ports are for it.
+    assert!(started.elapsed() < secs(2), "{:?}", started.elapsed());
+    // The container has its own loopback, and may use low ports.
     serve_inside(&place, 80);
     assert_eq!(get(&place, "127.0.0.1", 80).as_deref(), Some("x"));
     assert_eq!(get(&place, address, 80).as_deref(), Some("x"));
-    // The host may look at what is served inside.
+    // The host can reach servers in the container.
     assert_eq!(hello_from(address, 80).as_deref(), Some("caller x\n"));
     assert_eq!(place.sh("cat /proc/net/if_inet6"), "", "IPv6 is off");
 }
@@ -122,13 +121,13 @@ fn a_private_network_leads_out_and_to_nothing_of_the_host() {
 fn root_in_a_private_network_cannot_change_it() {
     let place = Place::ready(shared(), json!({"name": "private root", "network": "private"}));
     let refused = |what: &str, command: &str| {
-        let told = place.exec(json!({"command": command, "timeout_secs": 20}));
-        assert_ne!(told["exit_code"], 0, "{what}: {told}");
+        let reply = place.exec(json!({"command": command, "timeout_secs": 20}));
+        assert_ne!(reply["exit_code"], 0, "{what}: {reply}");
     };
     refused("IPv6", "echo 0 >/proc/sys/net/ipv6/conf/all/disable_ipv6");
     refused("sysctl", "echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start");
-    refused("mounting it anew", "mount -o remount,rw /proc/sys && echo 1 >/proc/sys/net/ipv4/ip_forward");
-    // AF_INET raw, AF_PACKET: neither another's address nor another's packets.
+    refused("mounting it again", "mount -o remount,rw /proc/sys && echo 1 >/proc/sys/net/ipv4/ip_forward");
+    // AF_INET raw, AF_PACKET: neither foreign source addresses nor foreign packets.
     refused("a raw socket", "perl -e 'socket(S, 2, 3, 255) or exit 1'");
     refused("a packet socket", "perl -e 'socket(S, 17, 3, 0x300) or exit 1'");
     // SIOCSIFADDR on host0.
@@ -136,7 +135,7 @@ fn root_in_a_private_network_cannot_change_it() {
         "another address",
         "perl -e 'socket(S, 2, 2, 0); exit(ioctl(S, 0x8916, my $r = pack(\"a16 S n C4 x8\", \"host0\", 2, 0, 10, 9, 9, 9)) ? 0 : 1)'",
     );
-    // The namespace of a process of the host is no way out.
+    // The namespace of a process of the host cannot be entered.
     refused(
         "the host's namespace",
         "nsenter --net=/proc/1/ns/net true && readlink /proc/1/ns/net | grep -qv $(readlink /proc/self/ns/net)",
@@ -146,7 +145,7 @@ fn root_in_a_private_network_cannot_change_it() {
 }
 
 #[test]
-fn private_networks_do_not_meet() {
+fn private_networks_cannot_reach_each_other() {
     let server = shared();
     let one = Place::ready(server, json!({"name": "one", "network": "private"}));
     let two = Place::ready(server, json!({"name": "two", "network": "private"}));
@@ -160,20 +159,20 @@ fn private_networks_do_not_meet() {
         assert_eq!(hello_from(other, 8000).as_deref(), Some("caller x\n"));
         assert_eq!(get(place, other, 8000), None, "{other} of a neighbour is reached");
     }
-    // A workspace keeps its address.
+    // A workspace keeps its address across restarts.
     two.client.post(200, &two.path("/stop"), json!({}));
     two.sh("true");
     assert_eq!(network(&two)["address"], second["address"]);
-    // Other instances' tables, links and addresses are none of ours; this one's go with it.
+    // Tables, links and addresses of other servers are ignored; those of this server are removed with it.
     let (prefix, _) = names(&second);
     let link = second["interface"].as_str().unwrap().to_owned();
     assert!(links(&prefix).contains(&link));
     two.client.post(200, &two.path("/stop"), json!({}));
-    assert!(!links(&prefix).contains(&link), "{link} is left");
+    assert!(!links(&prefix).contains(&link), "{link} remains");
 }
 
 #[test]
-fn none_is_none_and_host_is_the_hosts() {
+fn network_none_has_no_interfaces_and_host_shares_those_of_the_host() {
     let place = Place::ready(shared(), json!({"name": "closed", "network": "none"}));
     assert_eq!(place.show()["shared_network"], false);
     let interfaces = "cut -d: -f1 /proc/net/dev | tail -n +3 | tr -d ' '";
@@ -184,9 +183,9 @@ fn none_is_none_and_host_is_the_hosts() {
     assert_eq!(network(&open)["mode"], "host");
 }
 
-/// What is public stays public; everything else needs a token, also for whoever shares the host's loopback.
+/// Public routes stay public; everything else needs a token, also for clients on the host's loopback.
 #[test]
-fn a_container_on_the_hosts_network_gets_nothing_without_a_token() {
+fn a_container_on_the_host_network_needs_a_token() {
     let setup = seeded();
     let server = setup.start();
     let place = Place::ready(&server, json!({"name": "guest"}));
@@ -210,7 +209,8 @@ fn a_container_on_the_hosts_network_gets_nothing_without_a_token() {
         let answer = ask(&request);
         assert!(answer.starts_with("HTTP/1.1 401"), "{request}: {answer}");
     }
-    // Sockets with a path are out of its sight; abstract ones (`@…`) would be in it, so there are none of ours.
+    // Sockets with a path are not visible to the container; abstract ones (`@…`) would be, so the server must have
+    // none.
     let socket_pids =
         |text: &str| text.lines().filter(|line| line.contains(" @")).map(str::to_owned).collect::<Vec<_>>();
     let inside = socket_pids(&place.sh("cat /proc/net/unix"));
@@ -224,22 +224,23 @@ fn a_container_on_the_hosts_network_gets_nothing_without_a_token() {
         .filter_map(|fd| fs::read_link(fd.path()).ok())
         .filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.trim_end_matches(']').to_owned()))
         .collect();
-    // The kernel names the calling ends that we ask for credentials on (unix(7), autobind): nobody can call those.
+    // The kernel assigns names to the connecting ends on which the server requests credentials (unix(7), autobind):
+    // they cannot be connected to.
     for line in socket_pids(&fs::read_to_string("/proc/net/unix").unwrap()) {
         let columns: Vec<&str> = line.split_whitespace().collect();
         if ours.iter().any(|own| own == columns[6]) {
             let call =
                 "use Socket; socket(S, 1, 1, 0); exit(connect(S, sockaddr_un(\"\\0$ARGV[0]\")) ? 0 : 1)";
-            let told = place.exec(json!({"args": ["perl", "-e", call, &columns[7][1..]]}));
-            assert_eq!(told["exit_code"], 1, "an abstract socket of the server answers: {line} {told}");
+            let reply = place.exec(json!({"args": ["perl", "-e", call, &columns[7][1..]]}));
+            assert_eq!(reply["exit_code"], 1, "an abstract socket of the server answers: {line} {reply}");
         }
     }
-    // Nothing of the data folder is visible inside.
+    // No file of the data folder is visible inside.
     assert_ne!(place.exec(json!({"command": format!("ls {data}")}))["exit_code"], 0);
 }
 
 #[test]
-fn a_killed_servers_networks_are_taken_over_or_removed() {
+fn networks_of_a_killed_server_are_adopted_or_removed() {
     let outside = Outside::open();
     let setup = seeded();
     let server = setup.start();
@@ -257,7 +258,7 @@ fn a_killed_servers_networks_are_taken_over_or_removed() {
     let dying_init = init(&dying) as u32;
     std::mem::forget((place, dying));
     server.crash();
-    // Meanwhile one container ends, and somebody reloads the firewall.
+    // While no server is running, one container ends and the firewall is reloaded.
     procs::signal(dying_init, rustix::process::Signal::KILL);
     let dropped = server::run(Command::new("nft").args(["delete", "table", "inet", &table]), secs(10));
     assert_eq!(dropped.code, Some(0), "{dropped:?}");
@@ -265,14 +266,14 @@ fn a_killed_servers_networks_are_taken_over_or_removed() {
     let server = setup.start();
     let list = server.owner().get(200, "/api/workspaces");
     let again = |id: &str| {
-        let made = list.as_array().unwrap().iter().find(|one| one["id"] == id).unwrap();
-        Place::of(&server, made)
+        let created = list.as_array().unwrap().iter().find(|one| one["id"] == id).unwrap();
+        Place::of(&server, created)
     };
     let (place, dying) = (again(&id), again(&dying_id));
     let now = place.client.get(200, &place.path("/debug"));
     assert_eq!(now["machine"]["adopted"], true, "{now}");
     assert_eq!(now["machine"]["network"], before);
-    assert!(get(&place, &outside.address, PORT).is_some(), "its way out is gone");
+    assert!(get(&place, &outside.address, PORT).is_some(), "it cannot reach the outside");
     assert_eq!(get(&place, METADATA, PORT), None);
     assert_eq!(links(&prefix), [before["interface"].as_str().unwrap()]);
     assert_ne!(network(&dying)["mode"], "private");
@@ -280,7 +281,7 @@ fn a_killed_servers_networks_are_taken_over_or_removed() {
     assert!(links(&prefix).is_empty() && !tables().contains(&table), "{:?} {}", links(&prefix), tables());
     assert!(get(&dying, &outside.address, PORT).is_some());
 
-    // Now nothing is left to be taken over.
+    // Now no container remains to be adopted.
     let init = init(&dying) as u32;
     std::mem::forget((place, dying));
     server.crash();
@@ -291,7 +292,7 @@ fn a_killed_servers_networks_are_taken_over_or_removed() {
 }
 
 #[test]
-fn the_end_of_the_server_leaves_nothing() {
+fn stopping_the_server_removes_its_networks() {
     let setup = seeded();
     let server = setup.start();
     let place = Place::ready(&server, json!({"name": "brief", "network": "private"}));
@@ -304,9 +305,9 @@ fn the_end_of_the_server_leaves_nothing() {
     assert!(!setup.data_dir().join("network.json").exists());
 }
 
-/// Somebody's `nft flush ruleset` takes the host's table; what lies in the container's own namespace holds.
+/// `nft flush ruleset` removes the host's table; the rules in the container's own namespace stay in force.
 #[test]
-fn a_firewall_that_is_reloaded_opens_little_and_the_next_start_closes_it() {
+fn rules_inside_the_container_survive_a_firewall_reload() {
     let outside = Outside::open();
     let setup = seeded();
     let server = setup.start();
@@ -327,7 +328,7 @@ fn a_firewall_that_is_reloaded_opens_little_and_the_next_start_closes_it() {
 }
 
 #[test]
-fn a_range_is_free_or_refused() {
+fn a_private_range_in_use_is_refused() {
     let outside = Outside::open();
     let range = format!(
         "{}/30",
@@ -340,37 +341,37 @@ fn a_range_is_free_or_refused() {
     let server = seeded().arg(format!("--private-range={range}")).start();
     let place = Place::pending(&server, json!({"name": "nowhere", "network": "private"}));
     place.build();
-    let told = place.client.refused(
+    let reply = place.client.refused(
         503,
         "unavailable",
         "POST",
         &place.path("/exec"),
         Some(json!({"command": "true"})),
     );
-    let message = told["message"].as_str().unwrap();
+    let message = reply["message"].as_str().unwrap();
     assert!(message.contains(&range) && message.contains("--private-range"), "{message}");
     drop(place);
     server.stop();
 
-    // One link fits into it; the second workspace gets no address of the first.
+    // The range has room for one link; the second workspace does not get the address of the first.
     let server = seeded().arg("--private-range=10.250.77.0/30").arg("--private-dns=198.51.100.53").start();
     let first = Place::ready(&server, json!({"name": "first", "network": "private"}));
     assert_eq!(first.sh("grep -v '^#' /etc/resolv.conf | head -1"), "nameserver 198.51.100.53\n");
     assert_eq!(network(&first)["address"], "10.250.77.2");
     let second = Place::ready(&server, json!({"name": "second", "network": "private"}));
-    let told = second.client.refused(
+    let reply = second.client.refused(
         503,
         "unavailable",
         "POST",
         &second.path("/exec"),
         Some(json!({"command": "true"})),
     );
-    assert!(told["message"].as_str().unwrap().contains("in use"), "{told}");
+    assert!(reply["message"].as_str().unwrap().contains("in use"), "{reply}");
     first.client.post(200, &first.path("/stop"), json!({}));
     assert_eq!(second.sh("echo room"), "room\n");
 }
 
-/// A host without these programs, for one server alone.
+/// Command prefix that hides these programs from one server.
 fn without(programs: &str) -> Vec<String> {
     let hide = format!(
         "for p in {programs}; do for f in /usr/sbin /sbin; do \
@@ -385,15 +386,15 @@ fn start_without(setup: &Setup, programs: &str) -> Server {
     setup.start_through(&wrapper.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-/// Rules of this name among those of iptables.
+/// Rules of iptables that contain this name.
 fn iptables_rules(table: &str) -> Vec<String> {
-    let told = server::run(&mut Command::new("iptables-save"), secs(10));
-    assert_eq!(told.code, Some(0), "{told:?}");
-    told.stdout.lines().filter(|line| line.contains(table)).map(str::to_owned).collect()
+    let reply = server::run(&mut Command::new("iptables-save"), secs(10));
+    assert_eq!(reply.code, Some(0), "{reply:?}");
+    reply.stdout.lines().filter(|line| line.contains(table)).map(str::to_owned).collect()
 }
 
 #[test]
-fn iptables_does_where_there_is_no_nft() {
+fn iptables_is_used_without_nft() {
     let outside = Outside::open();
     let port = outside::on_the_host();
     let setup = seeded();
@@ -418,24 +419,28 @@ fn iptables_does_where_there_is_no_nft() {
         }
         assert_eq!(get(place, METADATA, PORT), None);
         assert_eq!(get(place, neighbour, 8000), None, "{neighbour} of a neighbour is reached");
-        let begun = std::time::Instant::now();
+        let started = std::time::Instant::now();
         place.exec(json!({"args": ["bash", "-c", format!("exec 3<>/dev/tcp/{METADATA}/80")]}));
-        assert!(begun.elapsed() < secs(2), "what is refused is refused at once: {:?}", begun.elapsed());
+        assert!(
+            started.elapsed() < secs(2),
+            "the connection was not refused at once: {:?}",
+            started.elapsed()
+        );
     };
     let address = before["address"].as_str().unwrap().to_owned();
     assert_eq!(hello_from(&address, 8000).as_deref(), Some("caller x\n"));
     check(&two, &address);
     assert_eq!(get(&one, "127.0.0.1", 8000).as_deref(), Some("x"));
 
-    // A killed server's are taken over, and nft that comes meanwhile does not make the rest forgotten.
+    // Networks of a killed server are adopted, and the iptables rules are not forgotten although nft is available now.
     let (id, other) = (one.id.clone(), two.id.clone());
     std::mem::forget((one, two));
     server.crash();
     let server = setup.start();
     let list = server.owner().get(200, "/api/workspaces");
     let again = |id: &str| {
-        let made = list.as_array().unwrap().iter().find(|one| one["id"] == id).unwrap();
-        Place::of(&server, made)
+        let created = list.as_array().unwrap().iter().find(|one| one["id"] == id).unwrap();
+        Place::of(&server, created)
     };
     let (one, two) = (again(&id), again(&other));
     assert_eq!(network(&one), before);
@@ -449,11 +454,11 @@ fn iptables_does_where_there_is_no_nft() {
 }
 
 #[test]
-fn what_is_missing_is_said_at_once() {
+fn missing_network_tools_are_reported_at_once() {
     let server = start_without(&seeded(), "nft iptables");
     let place = Place::pending(&server, json!({"name": "no tools", "network": "private"}));
-    let told = place.client.refused(503, "unavailable", "POST", &place.path("/build"), None);
-    let message = told["message"].as_str().unwrap();
+    let reply = place.client.refused(503, "unavailable", "POST", &place.path("/build"), None);
+    let message = reply["message"].as_str().unwrap();
     assert!(message.contains("nft is missing") && message.contains("nftables"), "{message}");
     assert!(message.contains("iptables could be used instead"), "{message}");
     place.client.put(200, &place.path(""), json!({"network": "host"}));
@@ -462,15 +467,15 @@ fn what_is_missing_is_said_at_once() {
 }
 
 #[test]
-fn the_two_words_for_the_network_agree() {
+fn network_and_shared_network_agree() {
     let server = Server::start();
     let owner = server.owner();
     let make = |extra: Value| {
         let mut body = json!({"name": "w", "workspace_type": "container"});
         body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
-        let made = owner.post(200, "/api/workspaces", body);
-        let url = format!("/api/workspaces/{}", made["id"].as_str().unwrap());
-        (made["network"].clone(), made["shared_network"].clone(), url)
+        let created = owner.post(200, "/api/workspaces", body);
+        let url = format!("/api/workspaces/{}", created["id"].as_str().unwrap());
+        (created["network"].clone(), created["shared_network"].clone(), url)
     };
     for (given, network, shared) in [
         (json!({}), "host", Value::Null),

@@ -239,10 +239,10 @@ fn more_than_may_wait_at_once_are_all_answered() {
             let slowest = &slowest;
             scope.spawn(move || {
                 for path in ["/opencode/a", "/opencode/b"] {
-                    let begun = Instant::now();
+                    let started = Instant::now();
                     client.call("POST", path, Some(&json!({"some": "body"}))).expect(200);
                     let mut slowest = slowest.lock().unwrap();
-                    *slowest = begun.elapsed().max(*slowest);
+                    *slowest = started.elapsed().max(*slowest);
                 }
             });
         }
@@ -271,15 +271,15 @@ fn what_is_wrong_with_the_upstream_is_said() {
             .arg(format!("--opencode-base-url=http://{address}"))
             .args(&["--opencode-timeout=1", "--opencode-username=u", "--opencode-password=s3cret"])
             .start();
-        let told = server.owner().refused(status, code, "POST", "/opencode/x", Some(json!({})));
-        let message = told["message"].as_str().unwrap();
+        let reply = server.owner().refused(status, code, "POST", "/opencode/x", Some(json!({})));
+        let message = reply["message"].as_str().unwrap();
         assert!(message.contains("baseUrl") && message.contains(&address.to_string()), "{message}");
-        assert_eq!(told["details"]["setting"], "baseUrl");
-        assert!(!told.to_string().contains("s3cret"), "{told}");
+        assert_eq!(reply["details"]["setting"], "baseUrl");
+        assert!(!reply.to_string().contains("s3cret"), "{reply}");
     }
     let server = Server::start();
-    let told = server.owner().refused(400, "opencode_unconfigured", "GET", "/opencode/x", None);
-    assert!(told["message"].as_str().unwrap().contains("--opencode-base-url"), "{told}");
+    let reply = server.owner().refused(400, "opencode_unconfigured", "GET", "/opencode/x", None);
+    assert!(reply["message"].as_str().unwrap().contains("--opencode-base-url"), "{reply}");
 }
 
 #[test]
@@ -305,8 +305,8 @@ fn some_addresses_are_nobodys_to_set() {
         ("http://0.0.0.0:4096".into(), "not identify a single host"),
     ] {
         let server = setup(&url).start();
-        let told = server.owner().refused(502, "opencode_unreachable", "GET", "/opencode/x", None);
-        assert!(told["message"].as_str().unwrap().contains(why), "{url}: {told}");
+        let reply = server.owner().refused(502, "opencode_unreachable", "GET", "/opencode/x", None);
+        assert!(reply["message"].as_str().unwrap().contains(why), "{url}: {reply}");
     }
 }
 
@@ -322,9 +322,9 @@ fn only_owners_answer_permission_requests() {
     ];
     for path in replies {
         let path = format!("/opencode{path}");
-        let told =
+        let reply =
             server.collaborator().refused(403, "forbidden", "POST", &path, Some(json!({"reply": "once"})));
-        assert_eq!(told["details"], json!({"required": "owner", "scope": "collaborator"}));
+        assert_eq!(reply["details"], json!({"required": "owner", "scope": "collaborator"}));
         upstream.saw_nothing();
         server.owner().post(200, &path, json!({"reply": "once"}));
         upstream.seen();
@@ -340,8 +340,8 @@ fn only_owners_answer_permission_requests() {
 fn viewers_only_read() {
     let upstream = Upstream::saying(OK);
     let server = upstream.setup().start();
-    let made = server.owner().post(201, "/tokens", json!({"scope": "viewer"}));
-    let viewer = || server.with_token(made["token"].as_str().unwrap());
+    let created = server.owner().post(201, "/tokens", json!({"scope": "viewer"}));
+    let viewer = || server.with_token(created["token"].as_str().unwrap());
     viewer().get(200, "/opencode/session?x=1");
     assert_eq!(upstream.seen().target(), "/session?x=1");
     viewer().send("HEAD", "/opencode/session", &[], None).expect(200);
@@ -350,7 +350,7 @@ fn viewers_only_read() {
         viewer().refused(403, "forbidden", method, "/opencode/session", Some(json!({})));
     }
     // A terminal is opened with a GET, and others of OpenCode's own workspaces lie elsewhere.
-    let bearer = format!("Bearer {}", made["token"].as_str().unwrap());
+    let bearer = format!("Bearer {}", created["token"].as_str().unwrap());
     let refused =
         crate::socket::Socket::try_open(&server, "/opencode/pty/x/connect", &[("Authorization", &bearer)]);
     refused.err().unwrap().expect(403);
@@ -471,14 +471,14 @@ fn a_reload_is_passed_on_and_what_it_says_is_told() {
     let server = setup.start();
     let list = server.owner().get(200, "/workspaces");
     let path = |at: usize| format!("/workspace/{}/engine/reload", list["items"][at]["id"].as_str().unwrap());
-    let told = server.collaborator().post(200, &path(0), json!({}));
-    assert_eq!(told["ok"], true);
-    assert!(told["reloadedAt"].as_u64().is_some_and(|at| at > 1_600_000_000_000), "{told}");
+    let reply = server.collaborator().post(200, &path(0), json!({}));
+    assert_eq!(reply["ok"], true);
+    assert!(reply["reloadedAt"].as_u64().is_some_and(|at| at > 1_600_000_000_000), "{reply}");
     let seen = upstream.seen();
     assert_eq!(seen.line, format!("POST /instance/dispose?directory={} HTTP/1.1", server.work.display()));
     assert_eq!(seen.header("authorization"), Some("Basic dTpw"));
-    let told = server.collaborator().refused(502, "opencode_reload_failed", "POST", &path(1), None);
-    assert_eq!(told["details"], json!({"status": 400, "body": {"name": "ConfigInvalidError"}}));
+    let reply = server.collaborator().refused(502, "opencode_reload_failed", "POST", &path(1), None);
+    assert_eq!(reply["details"], json!({"status": 400, "body": {"name": "ConfigInvalidError"}}));
     // As observed: also on a read-only server, and in manual mode for owners as well.
     let manual = Setup::new()
         .arg(format!("--opencode-base-url={}", upstream.url()))

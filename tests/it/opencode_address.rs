@@ -46,9 +46,9 @@ fn an_owner_says_where_opencode_is() {
     assert_eq!(first.seen().header("authorization"), Some("Basic dTpjb25maWd1cmVk"));
     second.saw_nothing();
 
-    let told = patch(&owner, &path, body);
-    assert_eq!(told["workspace"]["baseUrl"], json!(second.url()));
-    assert_eq!(told["workspace"]["opencode"]["username"], "v");
+    let reply = patch(&owner, &path, body);
+    assert_eq!(reply["workspace"]["baseUrl"], json!(second.url()));
+    assert_eq!(reply["workspace"]["opencode"]["username"], "v");
     server.collaborator().get(200, &format!("{}/b", mount(&server)));
     let seen = second.seen();
     assert_eq!((seen.target(), seen.header("authorization")), ("/b", Some("Basic djpzM2NyZXQ=")));
@@ -80,8 +80,8 @@ fn an_owner_says_where_opencode_is() {
     patch(&server.owner(), &path, json!({"baseUrl": null}));
     server.owner().get(200, "/opencode/f");
     assert_eq!(first.seen().header("authorization"), Some("Basic dTpjb25maWd1cmVk"));
-    let told = server.owner().call("PATCH", &path, Some(&json!({"path": "/"}))).expect(200).value();
-    assert_eq!(told["warnings"], json!(["unknown field `path`"]));
+    let reply = server.owner().call("PATCH", &path, Some(&json!({"path": "/"}))).expect(200).value();
+    assert_eq!(reply["warnings"], json!(["unknown field `path`"]));
     for body in [json!({"baseUrl": 1}), json!([])] {
         server.owner().refused(400, "invalid_payload", "PATCH", &path, Some(body));
     }
@@ -125,9 +125,9 @@ fn some_addresses_are_refused_in_every_spelling() {
         ("nonsense".into(), "not a URL"),
         ("http://there-is-no.invalid".into(), "not known"),
     ] {
-        let told = owner.refused(400, "invalid_base_url", "PATCH", &path, Some(json!({ "baseUrl": url })));
-        assert!(told["message"].as_str().unwrap().contains(why), "{url}: {told}");
-        assert_eq!(told["details"]["baseUrl"], json!(url));
+        let reply = owner.refused(400, "invalid_base_url", "PATCH", &path, Some(json!({ "baseUrl": url })));
+        assert!(reply["message"].as_str().unwrap().contains(why), "{url}: {reply}");
+        assert_eq!(reply["details"]["baseUrl"], json!(url));
     }
     owner.refused(400, "opencode_unconfigured", "GET", "/opencode/x", None);
     // Whoever may reach other workspaces only does not reach this one.
@@ -156,8 +156,8 @@ fn a_name_is_checked_at_each_connection() {
         ("0.0.0.0", "not identify a single host"),
     ] {
         rewrite(&hosts, &format!("{address} opencode.test\n"));
-        let told = server.owner().refused(502, "opencode_unreachable", "GET", "/opencode/x", None);
-        assert!(told["message"].as_str().unwrap().contains(why), "{told}");
+        let reply = server.owner().refused(502, "opencode_unreachable", "GET", "/opencode/x", None);
+        assert!(reply["message"].as_str().unwrap().contains(why), "{reply}");
     }
     upstream.saw_nothing();
     rewrite(&hosts, "127.0.0.1 opencode.test\n");

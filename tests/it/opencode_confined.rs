@@ -32,8 +32,8 @@ fn pair(version: &str) -> (Opencode, Server, Client) {
 }
 
 fn session(client: &Client, path: &str) -> String {
-    let made = client.call("POST", path, Some(&json!({}))).expect(200);
-    serde_json::from_slice::<Value>(&made.body).unwrap()["id"].as_str().unwrap().to_owned()
+    let created = client.call("POST", path, Some(&json!({}))).expect(200);
+    serde_json::from_slice::<Value>(&created.body).unwrap()["id"].as_str().unwrap().to_owned()
 }
 
 #[test]
@@ -98,8 +98,9 @@ fn no_session_or_file_of_another_directory_is_reached() {
             json!({"prompt": {"text": "x", "files": [{"uri": "file:///etc/passwd"}]}, "resume": false});
         let prompt = format!("{mount}/api/session/{own}/prompt");
         clients[0].refused(403, "forbidden", "POST", &prompt, Some(body));
-        let told = clients[0].call("POST", &path, Some(&attach(format!("file://{}", server.work.display()))));
-        assert!(told.expect(200).text().contains("own.txt"), "{version}");
+        let reply =
+            clients[0].call("POST", &path, Some(&attach(format!("file://{}", server.work.display()))));
+        assert!(reply.expect(200).text().contains("own.txt"), "{version}");
         // Links in the workspace, which 1.1.53 follows.
         std::os::unix::fs::symlink("/etc", server.work.join("out")).unwrap();
         for path in
@@ -107,8 +108,8 @@ fn no_session_or_file_of_another_directory_is_reached() {
         {
             clients[0].refused(403, "forbidden", "GET", &format!("{mount}{path}"), None);
         }
-        let told = clients[0].call("GET", &format!("{mount}/file/content?path=own.txt"), None).expect(200);
-        assert!(told.text().contains("own-text"), "{told}");
+        let reply = clients[0].call("GET", &format!("{mount}/file/content?path=own.txt"), None).expect(200);
+        assert!(reply.text().contains("own-text"), "{reply}");
         // What lists or follows every directory is not for limited tokens.
         for client in &clients[1..] {
             for path in [
@@ -182,14 +183,14 @@ fn forwarded_writes_that_could_run_a_program_are_in_the_audit_log() {
             .expect(200);
     }
     let lines = server.owner().get(200, &format!("/workspace/{id}/audit"));
-    let told: Vec<_> = lines["items"]
+    let reply: Vec<_> = lines["items"]
         .as_array()
         .unwrap()
         .iter()
         .map(|line| (line["action"].as_str().unwrap(), line["result"].as_str()))
         .collect();
     assert_eq!(
-        told,
+        reply,
         [("opencode.command", None), ("opencode.shell", Some("denied")), ("opencode.write", None)]
     );
     assert!(!lines.to_string().contains("secret-in"), "{lines}");

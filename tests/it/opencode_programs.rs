@@ -129,9 +129,9 @@ fn what_a_person_allows_is_passed_on_once_and_unchanged() {
         assert_eq!(item["request"]["body"], json!({"agent": "build", "command": "id > pwned"}));
         upstream.saw_nothing();
         answer(&server, &item, reply);
-        let told = waiting.join().unwrap();
+        let response = waiting.join().unwrap();
         if reply == "allow" {
-            told.expect(200);
+            response.expect(200);
             let seen = upstream.seen();
             assert_eq!(seen.target(), "/session/s/shell?a=%20b");
             assert_eq!(
@@ -139,7 +139,7 @@ fn what_a_person_allows_is_passed_on_once_and_unchanged() {
                 json!({"agent": "build", "command": "id > pwned"})
             );
         } else {
-            told.expect(403);
+            response.expect(403);
         }
         upstream.saw_nothing();
     }
@@ -166,9 +166,9 @@ fn automatic_mode_keeps_shells_for_owners_and_commands_without_them_open() {
     let mount = mount(&server);
     let client = server.collaborator();
     for path in ["/session/s/shell", "/pty", "/PTY/", "//pty", "/%70ty", "/pty;a", "/tui/submit-prompt"] {
-        let told = client.refused(403, "forbidden", "POST", &format!("{mount}{path}"), Some(json!({})));
-        assert_eq!(told["details"], json!({"required": "owner", "scope": "collaborator"}));
-        assert!(told["message"].as_str().unwrap().contains("--opencode-shell"), "{told}");
+        let reply = client.refused(403, "forbidden", "POST", &format!("{mount}{path}"), Some(json!({})));
+        assert_eq!(reply["details"], json!({"required": "owner", "scope": "collaborator"}));
+        assert!(reply["message"].as_str().unwrap().contains("--opencode-shell"), "{reply}");
     }
     let start = json!({"name": "x", "startCommand": "id"});
     client.refused(403, "forbidden", "POST", &format!("{mount}/experimental/worktree"), Some(start));
@@ -249,18 +249,18 @@ fn in_a_container_the_rules_of_exec_hold() {
     for (mode, waits) in [("auto", false), ("manual", true)] {
         let server = Setup::new().arg(format!("--approval={mode}")).start();
         let body = json!({"name": "box", "workspace_type": "container", "distro": DISTRO});
-        let made = server.owner().post(200, "/api/workspaces", body);
-        let root = made["path"].as_str().unwrap().to_owned();
+        let created = server.owner().post(200, "/api/workspaces", body);
+        let root = created["path"].as_str().unwrap().to_owned();
         let list = server.owner().get(200, "/workspaces");
-        let found = list["items"].as_array().unwrap().iter().find(|item| item["path"] == made["path"]);
+        let found = list["items"].as_array().unwrap().iter().find(|item| item["path"] == created["path"]);
         let id = found.unwrap()["id"].as_str().unwrap().to_owned();
-        let told = server.owner().call(
+        let reply = server.owner().call(
             "PATCH",
             &format!("/workspaces/{id}"),
             Some(&json!({"baseUrl": upstream.url()})),
         );
         // Its paths are those inside.
-        assert_eq!(told.expect(200).value()["workspace"]["opencode"]["directory"], "/");
+        assert_eq!(reply.expect(200).value()["workspace"]["opencode"]["directory"], "/");
         let (client, path) = (server.collaborator(), format!("/w/{id}/opencode/session/s/shell"));
         let query = format!("{path}?directory={root}/srv");
         let waiting = thread::spawn(move || client.call("POST", &query, Some(&json!({"command": "id"}))));
@@ -334,8 +334,8 @@ fn no_spelling_starts_a_program_in_a_real_opencode() {
         let body = json!({"command": "touch", "args": ["pwned"], "agent": "build", "arguments": "",
             "model": {"providerID": "x", "modelID": "y"}});
         for path in &paths {
-            let told = client.call("POST", &format!("{mount}{path}"), Some(&body));
-            assert_eq!(told.expect(403).value()["code"], "forbidden", "{version} {path}");
+            let reply = client.call("POST", &format!("{mount}{path}"), Some(&body));
+            assert_eq!(reply.expect(403).value()["code"], "forbidden", "{version} {path}");
         }
         for (command, arguments) in [("shell", ""), ("plain", "!`touch pwned`")] {
             let body = json!({"command": command, "arguments": arguments});

@@ -36,7 +36,7 @@ fn pair_with(version: &str, argument: &str) -> (Opencode, Server) {
 
 fn transcript(base: &str, authorization: &str, server: &Server) -> Vec<Value> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/opencode_sdk.mjs");
-    let told = run(
+    let reply = run(
         Command::new("node")
             .arg(script)
             .arg(package("@opencode-ai/sdk"))
@@ -44,8 +44,8 @@ fn transcript(base: &str, authorization: &str, server: &Server) -> Vec<Value> {
             .arg(&server.work),
         secs(240),
     );
-    assert_eq!(told.code, Some(0), "{}{}", told.stdout, told.stderr);
-    told.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    assert_eq!(reply.code, Some(0), "{}{}", reply.stdout, reply.stderr);
+    reply.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 fn sdk_sees_no_difference(version: &str) {
@@ -60,7 +60,7 @@ fn sdk_sees_no_difference(version: &str) {
         assert_eq!(direct, proxied);
     }
     assert_eq!(direct.len(), proxied.len());
-    let failed = direct.iter().filter(|told| told["status"].as_u64().is_some_and(|status| status >= 500));
+    let failed = direct.iter().filter(|reply| reply["status"].as_u64().is_some_and(|status| status >= 500));
     assert_eq!(failed.count(), 0, "{direct:#?}");
 }
 
@@ -78,11 +78,12 @@ fn the_sdk_sees_no_difference_with_the_new_opencode() {
 fn terminals_of_opencode_work_through_the_proxy() {
     let (_opencode, server) = pair_with("opencode-new", "--opencode-shell=collaborator");
     let mount = mount(&server);
-    let made =
+    let created =
         server.collaborator().post(200, &format!("{mount}/pty"), json!({"command": "/bin/sh", "args": []}));
-    let mut request = format!("ws://{}{mount}/pty/{}/connect", server.address, made["id"].as_str().unwrap())
-        .into_client_request()
-        .unwrap();
+    let mut request =
+        format!("ws://{}{mount}/pty/{}/connect", server.address, created["id"].as_str().unwrap())
+            .into_client_request()
+            .unwrap();
     request.headers_mut().insert("Sec-WebSocket-Protocol", format!("jwt.{CLIENT_TOKEN}").parse().unwrap());
     let stream = TcpStream::connect(server.address).unwrap();
     stream.set_read_timeout(Some(secs(30))).unwrap();
@@ -91,7 +92,7 @@ fn terminals_of_opencode_work_through_the_proxy() {
         Ok(opened) => opened,
         Err(tungstenite::HandshakeError::Failure(tungstenite::Error::Protocol(
             tungstenite::error::ProtocolError::SecWebSocketSubProtocolError(_),
-        ))) => with_bearer(&server, &mount, made["id"].as_str().unwrap()),
+        ))) => with_bearer(&server, &mount, created["id"].as_str().unwrap()),
         Err(error) => panic!("{error}"),
     };
     socket.send(Message::text("echo $((6 * 7))\r")).unwrap();
@@ -136,7 +137,7 @@ fn events_flow_for_minutes() {
     );
     stream.write_all(head.as_bytes()).unwrap();
     let mut lines = BufReader::new(stream);
-    let mut heard = 0;
+    let mut received = 0;
     let mut until = |what: &str| loop {
         let mut line = String::new();
         assert!(lines.read_line(&mut line).unwrap() > 0, "ended before {what}");
@@ -145,14 +146,14 @@ fn events_flow_for_minutes() {
         }
     };
     until("server.connected");
-    let begun = Instant::now();
-    while begun.elapsed() < patience() {
+    let started = Instant::now();
+    while started.elapsed() < patience() {
         until("server.heartbeat");
-        heard += 1;
+        received += 1;
     }
-    assert!(heard > 0);
-    let made = server.collaborator().post(200, &format!("{mount}/session"), json!({"title": "late"}));
-    until(made["id"].as_str().unwrap());
+    assert!(received > 0);
+    let created = server.collaborator().post(200, &format!("{mount}/session"), json!({"title": "late"}));
+    until(created["id"].as_str().unwrap());
 }
 
 #[test]
@@ -169,7 +170,7 @@ fn an_engine_is_reloaded() {
         .unwrap();
     let id = server.owner().get(200, "/workspaces")["activeId"].as_str().unwrap().to_owned();
     assert!(!command(&server), "it noticed by itself: nothing is tested here");
-    let told = server.collaborator().post(200, &format!("/workspace/{id}/engine/reload"), json!({}));
-    assert_eq!(told["ok"], true);
+    let reply = server.collaborator().post(200, &format!("/workspace/{id}/engine/reload"), json!({}));
+    assert_eq!(reply["ok"], true);
     wait_for("the new command", secs(30), || command(&server).then_some(()));
 }

@@ -73,17 +73,17 @@ impl Opencode {
             );
             stream.write_all(head.as_bytes())?;
             // 1.1.53 does not close when it is asked to.
-            let (mut told, mut buffer) = (String::new(), [0; 1024]);
-            while !told.contains('}') {
+            let (mut reply, mut buffer) = (String::new(), [0; 1024]);
+            while !reply.contains('}') {
                 let count = stream.read(&mut buffer)?;
                 if count == 0 {
                     break;
                 }
-                told.push_str(&String::from_utf8_lossy(&buffer[..count]));
+                reply.push_str(&String::from_utf8_lossy(&buffer[..count]));
             }
-            Ok(told)
+            Ok(reply)
         };
-        asked().is_ok_and(|told| told.contains("\"healthy\":true"))
+        asked().is_ok_and(|reply| reply.contains("\"healthy\":true"))
     }
 
     /// A server that passes requests on to it.

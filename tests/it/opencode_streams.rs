@@ -98,8 +98,8 @@ fn events_come_as_they_are_sent_and_hold_no_thread() {
     let mut late = open_as(HOST_TOKEN, &server, "GET /opencode/event HTTP/1.1\r\nConnection: close\r\n");
     let mut far = next(&handed);
     far.write_all(SSE).unwrap();
-    let (told, _) = read_all(&mut late);
-    assert!(told.starts_with("HTTP/1.1 503 ") && told.contains("--max-streams"), "{told}");
+    let (reply, _) = read_all(&mut late);
+    assert!(reply.starts_with("HTTP/1.1 503 ") && reply.contains("--max-streams"), "{reply}");
     expect_end(&mut far);
     for _ in 0..10 {
         server.owner().get(200, "/opencode/ok");
@@ -199,8 +199,8 @@ fn what_breaks_off_is_never_a_clean_end() {
     // A short answer is held until it is there: what breaks off is an error.
     let mut client = open(&server, "GET /opencode/x HTTP/1.1\r\nConnection: close\r\n");
     next(&handed).write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nbegun").unwrap();
-    let (told, _) = read_all(&mut client);
-    assert!(told.starts_with("HTTP/1.1 502 ") && told.contains("opencode_unreachable"), "{told}");
+    let (reply, _) = read_all(&mut client);
+    assert!(reply.starts_with("HTTP/1.1 502 ") && reply.contains("opencode_unreachable"), "{reply}");
 }
 
 #[test]
@@ -272,9 +272,9 @@ fn the_end_of_the_server_ends_streams() {
     let mut far = next(&handed);
     far.write_all(SSE).unwrap();
     read_until(&mut client, "\r\n\r\n");
-    let begun = Instant::now();
+    let started = Instant::now();
     assert!(server.stop().success());
-    assert!(begun.elapsed() < secs(5), "{:?}", begun.elapsed());
+    assert!(started.elapsed() < secs(5), "{:?}", started.elapsed());
     assert!(!read_all(&mut client).0.contains("0\r\n\r\n"));
     expect_end(&mut far);
 }
@@ -283,12 +283,12 @@ fn the_end_of_the_server_ends_streams() {
 fn the_end_of_a_token_ends_its_streams() {
     let (upstream, handed) = handing();
     let server = upstream.setup().start();
-    let made = server
+    let created = server
         .owner()
         .call("POST", "/tokens", Some(&serde_json::json!({"scope": "viewer"})))
         .expect(201)
         .value();
-    let token = made["token"].as_str().unwrap();
+    let token = created["token"].as_str().unwrap();
     let ask = || {
         let mut stream = TcpStream::connect(server.address).unwrap();
         stream.set_read_timeout(Some(secs(30))).unwrap();
@@ -302,7 +302,7 @@ fn the_end_of_a_token_ends_its_streams() {
     far.write_all(SSE).unwrap();
     read_until(&mut flowing, "\r\n\r\n");
     let (mut waiting, mut silent) = (ask(), next(&handed));
-    server.owner().delete(200, &format!("/tokens/{}", made["id"].as_str().unwrap()));
+    server.owner().delete(200, &format!("/tokens/{}", created["id"].as_str().unwrap()));
     assert!(!read_all(&mut flowing).0.contains("0\r\n\r\n"));
     expect_end(&mut far);
     assert!(read_until(&mut waiting, "\r\n").starts_with("HTTP/1.1 401 "));

@@ -29,10 +29,10 @@ fn opencode(scratch: &Scratch) -> PathBuf {
     let real = program("opencode-old");
     let mut asked = Command::new(&real);
     environment(&mut asked, &scratch.path().join("home"));
-    let told = run(asked.arg("--version"), secs(90));
-    assert_eq!(told.code, Some(0), "{}{}", told.stdout, told.stderr);
+    let reply = run(asked.arg("--version"), secs(90));
+    assert_eq!(reply.code, Some(0), "{}{}", reply.stdout, reply.stderr);
     let path = scratch.path().join("opencode");
-    let version = told.stdout.trim();
+    let version = reply.stdout.trim();
     let script = format!(
         "#!/bin/sh\n[ \"$1\" = --version ] && echo {version} && exit\nexec '{}' \"$@\"\n",
         real.display()
@@ -42,7 +42,7 @@ fn opencode(scratch: &Scratch) -> PathBuf {
     path
 }
 
-fn said(ended: &Ended) -> String {
+fn combined_output(ended: &Ended) -> String {
     format!("exit {:?}\n{}{}", ended.code, ended.stdout, ended.stderr)
 }
 
@@ -59,7 +59,7 @@ fn its_checks_are_ok() {
         .args(["--approval", "auto", "--check", "--check-events", "--no-color", "--workspace"])
         .arg(scratch.path().join("work"));
     let ended = run(&mut command, secs(180));
-    assert!(ended.code == Some(0) && ended.stdout.contains("Checks: ok"), "{}", said(&ended));
+    assert!(ended.code == Some(0) && ended.stdout.contains("Checks: ok"), "{}", combined_output(&ended));
 }
 
 #[test]
@@ -74,8 +74,8 @@ fn its_status_and_approvals_work() {
     let url = format!("http://{}", server.address);
     let ask = |args: &[&str]| -> Value {
         let ended = run(orchestrator(&scratch).args(args), secs(60));
-        assert_eq!(ended.code, Some(0), "{}", said(&ended));
-        serde_json::from_str(&ended.stdout).unwrap_or_else(|_| panic!("{}", said(&ended)))
+        assert_eq!(ended.code, Some(0), "{}", combined_output(&ended));
+        serde_json::from_str(&ended.stdout).unwrap_or_else(|_| panic!("{}", combined_output(&ended)))
     };
     let status = ask(&[
         "status",
@@ -96,7 +96,7 @@ fn its_status_and_approvals_work() {
     );
     let id = server.owner().get(200, "/workspaces")["activeId"].as_str().unwrap().to_owned();
     let reload = format!("/workspace/{id}/engine/reload");
-    for (answer, wanted) in [("--allow", 200), ("--deny", 403)] {
+    for (answer, expected) in [("--allow", 200), ("--deny", 403)] {
         thread::scope(|scope| {
             let asking = scope.spawn(|| server.collaborator().call("POST", &reload, None));
             let host = ["--openwork-url", &url, "--host-token", HOST_TOKEN];
@@ -107,9 +107,9 @@ fn its_status_and_approvals_work() {
             });
             assert_eq!(waiting["action"], "engine.reload");
             let number = waiting["id"].as_str().unwrap();
-            let told = ask(&[&["approvals", "reply", number, answer][..], &host].concat());
-            assert_eq!(told, json!({"ok": true, "allowed": answer == "--allow"}));
-            asking.join().unwrap().expect(wanted);
+            let reply = ask(&[&["approvals", "reply", number, answer][..], &host].concat());
+            assert_eq!(reply, json!({"ok": true, "allowed": answer == "--allow"}));
+            asking.join().unwrap().expect(expected);
         });
     }
 }
@@ -141,6 +141,6 @@ fn its_checks_are_ok_with_berth_in_its_docker_sandbox() {
         .arg("--workspace")
         .arg(scratch.path().join("work"));
     let ended = run(&mut command, secs(180));
-    assert!(ended.code == Some(0) && ended.stdout.contains("Checks: ok"), "{}", said(&ended));
+    assert!(ended.code == Some(0) && ended.stdout.contains("Checks: ok"), "{}", combined_output(&ended));
     assert!(!docker.containers().iter().any(|name| name.contains("it-seed")));
 }

@@ -66,8 +66,8 @@ impl Outside {
                  ip link set lo up; ip link set out0 up'
              ip route add {METADATA}/32 via {there} dev {link} metric {unique}"
         );
-        let made = server::run(Command::new("sh").args(["-c", &script]), secs(20));
-        assert_eq!(made.code, Some(0), "{made:?}");
+        let created = server::run(Command::new("sh").args(["-c", &script]), secs(20));
+        assert_eq!(created.code, Some(0), "{created:?}");
         let outside = Outside { process, address: there, host };
         wait_for("the outside world", secs(10), || outside.get(&outside.address));
         outside

@@ -117,7 +117,7 @@ fn a_service_is_installed_below_another_folder_and_again() {
     fs::write(root.join("usr/lib/systemd/system/berth.service"), "").unwrap();
     let packaged = berth(&["install", &root_flag, "--yes"]);
     assert!(packaged.code == Some(2) && packaged.stderr.contains("package"), "{packaged:?}");
-    for (args, said) in [
+    for (args, output) in [
         (&["install", "--bin=bin", "--yes"][..], "absolute"),
         (&["install", "--root=../x", "--yes"], "absolute"),
         (&["install", "--root", "--yes"], "--root: needs a value"),
@@ -126,7 +126,7 @@ fn a_service_is_installed_below_another_folder_and_again() {
         (&["uninstall", "--no-start"], "--no-start: unknown flag"),
     ] {
         let refused = berth(args);
-        assert!(refused.code == Some(2) && refused.stderr.contains(said), "{args:?}: {refused:?}");
+        assert!(refused.code == Some(2) && refused.stderr.contains(output), "{args:?}: {refused:?}");
     }
     // This machine has no systemd, or is not to be changed.
     if !Path::new("/run/systemd/system").exists() {
@@ -143,12 +143,12 @@ fn the_debian_package_has_the_binary_the_units_and_settings() {
     let scratch = Scratch::new();
     let build = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/packaging/deb/build");
     let build = |out: &Path| {
-        let made = server::run(
+        let created = server::run(
             Command::new(build).arg(BINARY).arg(out).env("SOURCE_DATE_EPOCH", "1700000000"),
             secs(120),
         );
-        assert_eq!(made.code, Some(0), "{made:?}");
-        made.stdout.trim().to_owned()
+        assert_eq!(created.code, Some(0), "{created:?}");
+        created.stdout.trim().to_owned()
     };
     let one = build(&scratch.path().join("one"));
     let other = build(&scratch.path().join("other"));
@@ -216,8 +216,8 @@ fn the_manual_page_and_completions_have_every_command_and_flag() {
     let shown = shown.to_uppercase();
     for line in help.replace("Usage:", "").replace("codes", "status").lines() {
         for word in line.split_whitespace().filter(|word| word.len() > 3) {
-            let wanted = word.replace('…', "...").to_uppercase();
-            assert!(shown.contains(&wanted), "{word} of {line:?} is not in the manual page");
+            let expected = word.replace('…', "...").to_uppercase();
+            assert!(shown.contains(&expected), "{word} of {line:?} is not in the manual page");
         }
     }
 

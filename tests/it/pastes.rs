@@ -48,14 +48,14 @@ fn a_paste_of_megabytes_arrives_whole_in_every_form() {
     let server = Server::start();
     let place = Place::host(&server);
     let paste = text(5 << 20);
-    let wanted = hash(paste.as_bytes());
+    let expected = hash(paste.as_bytes());
     for form in ["binary", "json", "fragments", "body", "base64"] {
         let terminal = Terminal::start(&place, json!({"command": reader(paste.len(), "0.3"), "cols": 100}));
         terminal.shows("ready");
         let body = |kind: &str, body: &[u8]| {
-            let told =
+            let reply =
                 place.client.send("POST", &terminal.path("/input"), &[("Content-Type", kind)], Some(body));
-            assert_eq!(told.expect(200).value(), json!({"bytes": paste.len()}));
+            assert_eq!(reply.expect(200).value(), json!({"bytes": paste.len()}));
         };
         let mut socket = terminal.socket("");
         match form {
@@ -73,7 +73,7 @@ fn a_paste_of_megabytes_arrives_whole_in_every_form() {
                         raw.write_all(&frame(0x8a, b"pong")).unwrap();
                     }
                 }
-                terminal.until(form, |text| text.contains(&wanted));
+                terminal.until(form, |text| text.contains(&expected));
             }
             "body" => body("application/octet-stream", paste.as_bytes()),
             _ => {
@@ -81,7 +81,7 @@ fn a_paste_of_megabytes_arrives_whole_in_every_form() {
                 body("application/json", &serde_json::to_vec(&json).unwrap());
             }
         }
-        terminal.until(form, |text| text.contains(&wanted));
+        terminal.until(form, |text| text.contains(&expected));
         drop(socket);
     }
     // The shell's socket, too. Behind the paste the connection is as before.
@@ -89,7 +89,7 @@ fn a_paste_of_megabytes_arrives_whole_in_every_form() {
     shell.type_in(&format!("stty raw -echo; echo go-; head -c {} | sha256sum; stty sane\r", paste.len()));
     shell.until("it reads", |socket| socket.rows().iter().any(|row| row.ends_with("go-")).then_some(()));
     shell.type_in(&paste);
-    shell.until("the hash", |socket| socket.text.contains(&wanted).then_some(()));
+    shell.until("the hash", |socket| socket.text.contains(&expected).then_some(()));
     shell.type_in("echo still-$((40+2))\r");
     shell.until("an answer", |socket| socket.text.contains("still-42").then_some(()));
 }
@@ -207,20 +207,20 @@ fn programs_that_do_not_read_cost_a_bounded_amount_and_nobody_else_waits() {
     // Who goes gives back what it had.
     drop(sockets);
     wait_for("the share to be free", secs(30), || {
-        let begun = TcpStream::connect(server.address).unwrap();
-        let mut begun = begun;
-        begun.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        let started = TcpStream::connect(server.address).unwrap();
+        let mut started = started;
+        started.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
         let head = format!(
             "POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {HOST_TOKEN}\r\nContent-Length: 100000\r\n\r\n"
         );
-        begun.write_all(head.as_bytes()).unwrap();
-        begun.write_all(&paste[..100_000]).unwrap();
+        started.write_all(head.as_bytes()).unwrap();
+        started.write_all(&paste[..100_000]).unwrap();
         // No answer: it waits for its program.
-        begun.read(&mut [0]).is_err().then_some(())
+        started.read(&mut [0]).is_err().then_some(())
     });
     // The end of a terminal ends the wait for it.
     let waiting = &terminals[1];
-    let begun = Instant::now();
+    let started = Instant::now();
     thread::scope(|scope| {
         let reply = scope.spawn(|| {
             server.owner().send("POST", &waiting.path("/input"), &[("Content-Type", "x/y")], Some(&paste))
@@ -235,7 +235,7 @@ fn programs_that_do_not_read_cost_a_bounded_amount_and_nobody_else_waits() {
         assert_eq!(reply["code"], "terminal_ended", "{reply}");
         assert!(reply["details"]["bytes_taken"].is_u64(), "{reply}");
     });
-    assert!(begun.elapsed() < secs(25), "{:?}", begun.elapsed());
+    assert!(started.elapsed() < secs(25), "{:?}", started.elapsed());
     assert!(!server.log().contains("panicked"), "{}", server.log());
 }
 

@@ -43,19 +43,19 @@ fn leave(place: &Place<'_>) -> String {
 fn a_container_is_started_and_stopped_on_demand() {
     let place = Place::ready(shared(), json!({"name": "switched"}));
     assert_eq!(stop(&place)["state"], "stopped", "stopping what does not run is no error");
-    let told = start(&place);
-    assert_eq!((&told["state"], &told["adopted"]), (&json!("running"), &json!(false)), "{told}");
-    assert!(told["uid_base"].as_u64().is_some_and(|uid| uid >= 65536), "{told}");
-    assert!(told["since"].as_str().is_some_and(|since| since.ends_with('Z')), "{told}");
-    let init = told["init_pid"].as_u64().unwrap() as u32;
+    let reply = start(&place);
+    assert_eq!((&reply["state"], &reply["adopted"]), (&json!("running"), &json!(false)), "{reply}");
+    assert!(reply["uid_base"].as_u64().is_some_and(|uid| uid >= 65536), "{reply}");
+    assert!(reply["since"].as_str().is_some_and(|since| since.ends_with('Z')), "{reply}");
+    let init = reply["init_pid"].as_u64().unwrap() as u32;
     assert!(
         fs::read_to_string(format!("/proc/{init}/cgroup"))
             .unwrap()
-            .contains(told["cgroup"].as_str().unwrap())
+            .contains(reply["cgroup"].as_str().unwrap())
     );
-    assert_eq!(start(&place)["init_pid"], told["init_pid"], "it was started twice");
+    assert_eq!(start(&place)["init_pid"], reply["init_pid"], "it was started twice");
     assert_eq!(place.sh("echo works"), "works\n");
-    assert_eq!(machine(&place)["init_pid"], told["init_pid"]);
+    assert_eq!(machine(&place)["init_pid"], reply["init_pid"]);
 
     let number = unique_secs();
     thread::scope(|scope| {
@@ -69,7 +69,7 @@ fn a_container_is_started_and_stopped_on_demand() {
     });
     assert!(!fs::exists(format!("/proc/{init}")).unwrap() || procs::arguments(init).is_empty());
     assert_eq!(place.sh("echo again"), "again\n");
-    assert_ne!(machine(&place)["init_pid"], told["init_pid"]);
+    assert_ne!(machine(&place)["init_pid"], reply["init_pid"]);
 }
 
 #[test]
@@ -86,8 +86,8 @@ fn what_cannot_be_started_or_stopped_says_why() {
         );
     }
     let body = json!({"name": "x", "workspace_type": "container"});
-    let made = owner.post(200, "/api/workspaces", body);
-    let path = format!("/api/workspaces/{}", made["id"].as_str().unwrap());
+    let created = owner.post(200, "/api/workspaces", body);
+    let path = format!("/api/workspaces/{}", created["id"].as_str().unwrap());
     owner.refused(400, "workspace_not_ready", "POST", &format!("{path}/start"), Some(json!({})));
     assert_eq!(owner.get(200, &format!("{path}/debug"))["machine"]["state"], "stopped");
     assert_eq!(owner.get(200, &format!("/api/workspaces/{NIL}/debug"))["machine"], Value::Null);
@@ -119,19 +119,19 @@ fn a_container_whose_init_script_runs_is_not_stopped() {
 #[test]
 fn an_idle_container_is_stopped_and_a_busy_one_is_not() {
     let place = Place::ready(shared(), json!({"name": "idle", "idle_timeout_secs": 1}));
-    let begun = Instant::now();
+    let started = Instant::now();
     place.sh("sleep 3");
-    let told = machine(&place);
-    assert!(begun.elapsed() >= secs(3));
-    assert_eq!((&told["state"], &told["idle_timeout_secs"]), (&json!("running"), &json!(1)), "{told}");
+    let reply = machine(&place);
+    assert!(started.elapsed() >= secs(3));
+    assert_eq!((&reply["state"], &reply["idle_timeout_secs"]), (&json!("running"), &json!(1)), "{reply}");
     let number = leave(&place);
     wait_stopped(&place);
     procs::assert_dead(&number);
     assert_eq!(place.sh("echo again"), "again\n");
 
     // A terminal is no idleness, whether somebody looks at it or not.
-    let made = place.client.post(201, &place.path("/terminals"), json!({}));
-    let terminal = place.path(&format!("/terminals/{}", made["id"].as_str().unwrap()));
+    let created = place.client.post(201, &place.path("/terminals"), json!({}));
+    let terminal = place.path(&format!("/terminals/{}", created["id"].as_str().unwrap()));
     thread::sleep(Duration::from_millis(2500));
     assert_eq!(machine(&place)["state"], "running");
     place.client.delete(200, &terminal);
@@ -172,16 +172,16 @@ fn a_crash_of_the_server_disturbs_nothing_that_runs_on() {
         server.crash();
         server = setup.start();
         let owner = server.owner();
-        let told = owner.get(200, &format!("{path}/debug"))["machine"].clone();
-        assert_eq!((&told["state"], &told["adopted"]), (&json!("running"), &json!(true)), "{told}");
+        let reply = owner.get(200, &format!("{path}/debug"))["machine"].clone();
+        assert_eq!((&reply["state"], &reply["adopted"]), (&json!("running"), &json!(true)), "{reply}");
         for same in ["init_pid", "since", "uid_base", "cgroup"] {
-            assert_eq!(told[same], before[same], "{same}");
+            assert_eq!(reply[same], before[same], "{same}");
         }
         // A command that was under way has nobody any more; what an ended one left is the container's.
         procs::assert_dead(&cut);
         assert_eq!(procs::sleeps(&left).len(), 1, "round {round}");
-        let told = owner.post(200, &format!("{path}/exec"), json!({"command": "cat /root/kept /tmp/kept"}));
-        assert_eq!(told["stdout"], "kept\nalso\n", "{told}");
+        let reply = owner.post(200, &format!("{path}/exec"), json!({"command": "cat /root/kept /tmp/kept"}));
+        assert_eq!(reply["stdout"], "kept\nalso\n", "{reply}");
         let used = owner.get(200, &format!("{path}/resources"));
         assert_eq!(used["limits"]["pids"], 100);
         assert!(used["used"]["pids"].as_u64().is_some_and(|pids| pids > 0), "{used}");
@@ -189,8 +189,8 @@ fn a_crash_of_the_server_disturbs_nothing_that_runs_on() {
     let owner = server.owner();
     assert_eq!(owner.post(200, &format!("{path}/stop"), json!({}))["state"], "stopped");
     procs::assert_dead(&left);
-    let told = owner.post(200, &format!("{path}/exec"), json!({"command": "cat /root/kept /tmp/kept"}));
-    assert_eq!(told["stdout"], "kept\nalso\n", "{told}");
+    let reply = owner.post(200, &format!("{path}/exec"), json!({"command": "cat /root/kept /tmp/kept"}));
+    assert_eq!(reply["stdout"], "kept\nalso\n", "{reply}");
     owner.delete(200, &format!("/api/workspaces/{id}"));
     server.stop();
     wait_for("no process of ours", secs(5), || procs::mentioning(setup.data_dir()).is_empty().then_some(()));
@@ -204,34 +204,34 @@ fn a_container_that_is_not_what_its_state_says_is_ended() {
     let (id, path) = (place.id.clone(), place.path(""));
     std::mem::forget(place);
     let state = setup.data_dir().join("workspaces").join(&id).join("machine.json");
-    let change = |told: &Value, at: &str, value: Value| {
-        let mut told = told.clone();
-        *told.pointer_mut(at).unwrap() = value;
-        serde_json::to_vec(&told).unwrap()
+    let change = |reply: &Value, at: &str, value: Value| {
+        let mut reply = reply.clone();
+        *reply.pointer_mut(at).unwrap() = value;
+        serde_json::to_vec(&reply).unwrap()
     };
     type Spoil<'a> = Box<dyn Fn(&Value) -> Vec<u8> + 'a>;
     let spoils: Vec<Spoil<'_>> = vec![
         Box::new(|_| b"{".to_vec()),
         Box::new(|_| Vec::new()),
         // This test's own process: alive, and no part of the container.
-        Box::new(|told| change(told, "/init/pid", json!(std::process::id()))),
-        Box::new(|told| change(told, "/leader/start", json!(5))),
-        Box::new(|told| change(told, "/boot_id", json!("another"))),
-        Box::new(|told| change(told, "/protocol", json!(0))),
-        Box::new(|told| change(told, "/cgroup", json!("/"))),
+        Box::new(|reply| change(reply, "/init/pid", json!(std::process::id()))),
+        Box::new(|reply| change(reply, "/leader/start", json!(5))),
+        Box::new(|reply| change(reply, "/boot_id", json!("another"))),
+        Box::new(|reply| change(reply, "/protocol", json!(0))),
+        Box::new(|reply| change(reply, "/cgroup", json!("/"))),
     ];
     for spoil in spoils {
         let owner = server.owner();
-        let told = owner.post(200, &format!("{path}/start"), json!({}));
-        let init = told["init_pid"].as_u64().unwrap() as u32;
+        let reply = owner.post(200, &format!("{path}/start"), json!({}));
+        let init = reply["init_pid"].as_u64().unwrap() as u32;
         server.crash();
         let kept: Value = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
         fs::write(&state, spoil(&kept)).unwrap();
         server = setup.start();
         assert_eq!(server.owner().get(200, &format!("{path}/debug"))["machine"]["state"], "stopped");
         wait_for("its end", secs(5), || procs::arguments(init).is_empty().then_some(()));
-        let told = server.owner().post(200, &format!("{path}/exec"), json!({"command": "echo anew"}));
-        assert_eq!(told["stdout"], "anew\n");
+        let reply = server.owner().post(200, &format!("{path}/exec"), json!({"command": "echo anew"}));
+        assert_eq!(reply["stdout"], "anew\n");
     }
     server.stop();
     wait_for("no process of ours", secs(5), || procs::mentioning(setup.data_dir()).is_empty().then_some(()));

@@ -130,14 +130,14 @@ fn what_opencode_would_not_start_with_is_refused_and_not_written() {
         (json!({"small_model": "x/y", "plugin": [1]}), "plugin.0"),
         (json!({"agent": {"a": {"mode": "boss"}}}), "agent.a.mode"),
     ] {
-        let told = shop.refused(
+        let reply = shop.refused(
             422,
             "invalid_config",
             "PATCH",
             "/config",
             json!({"opencode": keys, "openwork": {"x": 1}}),
         );
-        assert_eq!(told["details"]["path"], place, "{told}");
+        assert_eq!(reply["details"]["path"], place, "{reply}");
     }
     shop.golden(
         "config_refused",
@@ -394,9 +394,9 @@ fn skills_are_listed_from_all_their_places() {
 #[test]
 fn skills_are_written_and_removed() {
     let shop = Shop::open();
-    let made =
+    let created =
         shop.post("/skills", json!({"name": "new-one", "content": "Do it.", "description": "what: it does"}));
-    shop.golden("skill_put", &made);
+    shop.golden("skill_put", &created);
     assert_eq!(
         shop.read(".opencode/skills/new-one/SKILL.md"),
         "---\nname: new-one\ndescription: \"what: it does\"\n---\nDo it.\n"
@@ -509,8 +509,9 @@ fn what_leads_out_of_the_workspace_is_neither_read_nor_written() {
     assert!(export["omitted"].to_string().contains(".opencode/skills/far"), "{export}");
     shop.client.delete(200, &shop.path("/skills/far"));
     assert!(!shop.work.join(".opencode/skills/far").is_symlink() && Path::new("/etc/passwd").exists());
-    let told = shop.refused(400, "invalid_path", "PATCH", "/config", json!({"opencode": {"model": "a/b"}}));
-    assert!(told["message"].as_str().unwrap().contains("symbolic link"), "{told}");
+    let response =
+        shop.refused(400, "invalid_path", "PATCH", "/config", json!({"opencode": {"model": "a/b"}}));
+    assert!(response["message"].as_str().unwrap().contains("symbolic link"), "{response}");
     shop.post("/commands", json!({"name": "c", "template": "mine"}));
     shop.post("/skills", json!({"name": "leak", "content": "mine", "description": "d"}));
     assert_eq!(fs::read_to_string(outside.join("c.md")).unwrap(), "secret\n");
@@ -560,12 +561,12 @@ fn a_container_has_it_all_too() {
     let (client, base) = (server.collaborator(), format!("/workspace/{id}"));
     client.post(200, &format!("{base}/mcp"), json!({"name": "a", "config": {"type": "remote", "url": "u"}}));
     client.post(200, &format!("{base}/commands"), json!({"name": "c", "template": "t"}));
-    let made =
+    let created =
         client.post(200, &format!("{base}/skills"), json!({"name": "s", "content": "x", "description": "d"}));
-    assert_eq!(made["path"], "/.opencode/skills/s/SKILL.md", "as it is called inside");
-    let said = place.sh("stat -c '%u %g %a %n' /opencode.json /.opencode/commands/c.md /.opencode/skills/s/SKILL.md /.opencode");
+    assert_eq!(created["path"], "/.opencode/skills/s/SKILL.md", "as it is called inside");
+    let output = place.sh("stat -c '%u %g %a %n' /opencode.json /.opencode/commands/c.md /.opencode/skills/s/SKILL.md /.opencode");
     assert_eq!(
-        said,
+        output,
         "0 0 644 /opencode.json\n0 0 644 /.opencode/commands/c.md\n0 0 644 /.opencode/skills/s/SKILL.md\n0 0 755 /.opencode\n"
     );
     place.sh(

@@ -15,7 +15,7 @@ use crate::project::{Shop, put};
 use crate::server::Setup;
 
 /// What has happened since, as `reason type action name`.
-fn told(list: &Value) -> Vec<String> {
+fn event_lines(list: &Value) -> Vec<String> {
     let word = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     let items = list["items"].as_array().unwrap().iter();
     items
@@ -37,7 +37,7 @@ impl Shop {
         loop {
             let list = self.get(&format!("/events?since={since}"));
             if list["items"].as_array().unwrap().len() >= count {
-                return told(&list);
+                return event_lines(&list);
             }
             assert!(start.elapsed() < secs(15), "{list}");
             thread::sleep(Duration::from_millis(20));
@@ -77,7 +77,7 @@ fn our_own_writes_are_told_at_once_and_once() {
     for since in ["", "x", "-1", "1.5"] {
         assert_eq!(shop.get(&format!("/events?since={since}")), shop.get("/events"));
     }
-    assert_eq!(told(&shop.get(&format!("/events?since={cursor}"))).len(), 1);
+    assert_eq!(event_lines(&shop.get(&format!("/events?since={cursor}"))).len(), 1);
 }
 
 fn shop_golden(shop: &Shop, list: &Value) {
@@ -97,9 +97,9 @@ fn changes_by_hand_are_told() {
     // The first look may have been before or after the file above; both are right.
     thread::sleep(Duration::from_millis(1600));
     let mut since = shop.cursor();
-    let mut expect = |wanted: &[&str], change: &dyn Fn()| {
+    let mut expect = |expected: &[&str], change: &dyn Fn()| {
         change();
-        assert_eq!(shop.news(since, wanted.len()), wanted);
+        assert_eq!(shop.news(since, expected.len()), expected);
         since = shop.cursor();
     };
     expect(&["config config updated opencode.json"], &|| shop.write("opencode.json", "{\"model\": \"a/b\"}"));
@@ -205,7 +205,7 @@ fn a_container_is_watched_from_the_first_call_on() {
     loop {
         let list = client.get(200, &format!("{base}/events?since=1"));
         if list["cursor"] == json!(2) {
-            assert_eq!(told(&list), ["agents agent added -"]);
+            assert_eq!(event_lines(&list), ["agents agent added -"]);
             assert_eq!(list["items"][0]["trigger"]["path"], "/AGENTS.md", "as it is called inside");
             return;
         }

@@ -33,10 +33,10 @@ fn ask(version: &str, work: &Path, words: [&str; 2]) -> Value {
         .current_dir(work);
     command.env_clear().env("PATH", "/usr/bin:/bin").env("HOME", home.path()).env("ANSWER", &file);
     command.env("OPENCODE_DISABLE_AUTOUPDATE", "1").env("OPENCODE_DISABLE_MODELS_FETCH", "1");
-    let told = run(&mut command, secs(120));
+    let reply = run(&mut command, secs(120));
     let text = fs::read_to_string(&file).unwrap();
     serde_json::from_str(&text)
-        .unwrap_or_else(|error| panic!("{version} {words:?}: {error}: {text} {}", told.stderr))
+        .unwrap_or_else(|error| panic!("{version} {words:?}: {error}: {text} {}", reply.stderr))
 }
 
 fn rows(list: &Value, old: bool) -> Vec<&Value> {
@@ -192,7 +192,7 @@ const LISTS: [&str; 7] = ["/skills", "/commands", "/export", "/plugins", "/mcp",
 fn all_lists(shop: &Shop, what: &str, most_mb: u64) -> Vec<Value> {
     reset_peak(shop);
     let before = peak(shop);
-    let begun = Instant::now();
+    let started = Instant::now();
     let answers = thread::scope(|scope| {
         let calls: Vec<_> = LISTS
             .iter()
@@ -204,7 +204,7 @@ fn all_lists(shop: &Shop, what: &str, most_mb: u64) -> Vec<Value> {
         assert!(asked.elapsed() < secs(2), "{what}: /health took {:?} beside lists", asked.elapsed());
         calls.into_iter().map(|call| call.join().unwrap()).collect::<Vec<_>>()
     });
-    let (took, grown) = (begun.elapsed(), peak(shop).saturating_sub(before));
+    let (took, grown) = (started.elapsed(), peak(shop).saturating_sub(before));
     println!("{what}: {took:?}, {grown} MB more at most");
     assert!(took < secs(60), "{what}: {took:?}");
     assert!(grown < most_mb, "{what}: {grown} MB");
@@ -332,7 +332,7 @@ fn hostile_trees_cost_bounded_time_and_memory() {
         put(work, &format!(".opencode/commands/{name}.md"), matter(body).as_bytes());
     }
     reset_peak(&shop);
-    let (before, begun) = (peak(&shop), Instant::now());
+    let (before, started) = (peak(&shop), Instant::now());
     thread::scope(|scope| {
         for list in ["/skills", "/commands", "/export"] {
             let shop = &shop;
@@ -340,9 +340,9 @@ fn hostile_trees_cost_bounded_time_and_memory() {
         }
     });
     assert!(
-        begun.elapsed() < secs(60) && peak(&shop) - before < 160,
+        started.elapsed() < secs(60) && peak(&shop) - before < 160,
         "{:?}, {} MB",
-        begun.elapsed(),
+        started.elapsed(),
         peak(&shop)
     );
 }

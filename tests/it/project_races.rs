@@ -76,7 +76,7 @@ fn outside() -> (Scratch, String, Vec<String>) {
 }
 
 /// Everything that reads.
-fn read(client: &Client, base: &str, told: &dyn Fn(&str, &Reply) -> bool) -> usize {
+fn read(client: &Client, base: &str, check: &dyn Fn(&str, &Reply) -> bool) -> usize {
     let calls = [
         "/config",
         "/skills",
@@ -87,11 +87,11 @@ fn read(client: &Client, base: &str, told: &dyn Fn(&str, &Reply) -> bool) -> usi
         "/export?secrets=true",
         "/audit?limit=200",
     ];
-    calls.iter().filter(|call| told(call, &client.call("GET", &format!("{base}{call}"), None))).count()
+    calls.iter().filter(|call| check(call, &client.call("GET", &format!("{base}{call}"), None))).count()
 }
 
 /// Everything that writes and deletes.
-fn write(client: &Client, base: &str, told: &dyn Fn(&str, &Reply) -> bool) -> usize {
+fn write(client: &Client, base: &str, check: &dyn Fn(&str, &Reply) -> bool) -> usize {
     let server = json!({"type": "remote", "url": "http://mine"});
     let skill = json!({"name": "one", "content": "# mine", "description": "mine"});
     let import = json!({
@@ -112,7 +112,9 @@ fn write(client: &Client, base: &str, told: &dyn Fn(&str, &Reply) -> bool) -> us
     ];
     calls
         .iter()
-        .filter(|(method, call, body)| told(call, &client.call(method, &format!("{base}{call}"), Some(body))))
+        .filter(|(method, call, body)| {
+            check(call, &client.call(method, &format!("{base}{call}"), Some(body)))
+        })
         .count()
 }
 
@@ -132,7 +134,7 @@ fn what_agents_read_is_never_read_written_or_deleted_through_a_link() {
         fill(&shop.work, "inside");
         let paths: Vec<String> =
             swapped.iter().map(|rel| shop.work.join(rel).to_str().unwrap().to_owned()).collect();
-        let told = |call: &str, reply: &Reply| {
+        let check = |call: &str, reply: &Reply| {
             assert!(!reply.text().contains(SECRET), "{swapped:?} {call}: {reply}");
             let in_order = reply.status < 500 || reply.value()["code"] == "busy";
             assert!(in_order, "{swapped:?} {call}: {reply}");
@@ -143,9 +145,9 @@ fn what_agents_read_is_never_read_written_or_deleted_through_a_link() {
         let (mut reads, mut writes, mut rounds) = (0, 0, 0);
         while Instant::now() < end || rounds < 3 {
             thread::scope(|scope| {
-                let writer =
-                    scope.spawn(|| write(&shop.server.owner(), &shop.base, &|call, reply| told(call, reply)));
-                reads += read(&shop.server.owner(), &shop.base, &told);
+                let writer = scope
+                    .spawn(|| write(&shop.server.owner(), &shop.base, &|call, reply| check(call, reply)));
+                reads += read(&shop.server.owner(), &shop.base, &check);
                 writes += writer.join().unwrap();
             });
             rounds += 1;

@@ -62,8 +62,8 @@ fn curl_may_offer_http_2() {
         curl("/health", &["--http1.0", "-H", "Connection: Upgrade", "-H", "Upgrade: h2c"]).contains(" 200 ")
     );
     let exec = format!("/api/workspaces/{NIL}/exec");
-    let told = curl(&exec, &["-d", r#"{"command":"echo hi"}"#]);
-    assert!(told.contains(r#""stdout":"hi\n""#) && told.ends_with(" 200 1.1"), "{told}");
+    let reply = curl(&exec, &["-d", r#"{"command":"echo hi"}"#]);
+    assert!(reply.contains(r#""stdout":"hi\n""#) && reply.ends_with(" 200 1.1"), "{reply}");
     let events = curl(&format!("{exec}?stream=sse"), &["-d", r#"{"command":"echo hi"}"#]);
     assert!(events.contains("event: ") && events.contains("hi") && events.ends_with(" 200 1.1"), "{events}");
 }
@@ -80,9 +80,9 @@ fn javas_http_client_works_with_its_defaults() {
     java.args(["-Xmx64m", "-XX:TieredStopAtLevel=1"]).arg(source).arg(format!("http://{}", server.address));
     java.args([HOST_TOKEN, NIL]).arg(format!("/api/workspaces/{NIL}/exec?stream=sse"));
     let done = java.output().unwrap();
-    let told = String::from_utf8_lossy(&done.stdout);
-    let wanted = "exec 200 HTTP_1_1 true\n".repeat(3) + "health 200\nsse 200 text/event-stream true\n";
-    assert_eq!(told, wanted, "{}", String::from_utf8_lossy(&done.stderr));
+    let reply = String::from_utf8_lossy(&done.stdout);
+    let expected = "exec 200 HTTP_1_1 true\n".repeat(3) + "health 200\nsse 200 text/event-stream true\n";
+    assert_eq!(reply, expected, "{}", String::from_utf8_lossy(&done.stderr));
 }
 
 #[test]

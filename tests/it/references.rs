@@ -41,8 +41,8 @@ fn reads_and_writes_leave_them_as_they_are() {
         for call in
             ["/mcp", "/plugins?includeGlobal=true", "/export", "/events", "/audit", "/commands", "/skills"]
         {
-            let told = client.get(200, &shop.path(call));
-            assert!(!told.to_string().contains(SECRET), "{call}: {told}");
+            let reply = client.get(200, &shop.path(call));
+            assert!(!reply.to_string().contains(SECRET), "{call}: {reply}");
         }
     }
     let full = shop.server.owner().get(200, &shop.path("/export?secrets=true"));
@@ -72,8 +72,11 @@ fn viewers_do_not_see_what_opencode_puts_in_their_place() {
                 (reply.status == 200 && reply.text().contains(SECRET)).then_some(())
             });
             for path in [path.to_owned(), format!("/{path}"), path.replace('o', "%6f"), format!("{path}/")] {
-                let told = viewer.refused(403, "forbidden", "GET", &format!("/opencode/{path}"), None);
-                assert!(told["message"].as_str().unwrap().contains("/workspace/:id/config"), "{told}");
+                let response = viewer.refused(403, "forbidden", "GET", &format!("/opencode/{path}"), None);
+                assert!(
+                    response["message"].as_str().unwrap().contains("/workspace/:id/config"),
+                    "{response}"
+                );
             }
         }
         for path in ["global/health", "session", "agent", "command", "mcp", "path"] {

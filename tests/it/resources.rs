@@ -1,4 +1,5 @@
-//! Limits of a workspace: checked, kept, enforced in containers and on the host, changed while it runs, and told.
+//! Resource limits of a workspace: validated, stored, enforced in containers and on the host, changed while the
+//! workspace is running, and reported.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,12 +17,12 @@ fn report(place: &Place<'_>) -> Value {
     place.client.get(200, &place.path("/resources"))
 }
 
-/// Allocates and touches this much in one process; says `rich` when it got it.
+/// Allocates and touches `mib` MiB in one process; prints `rich` on success.
 fn hog(mib: u64) -> Value {
     json!({"command": format!("dd if=/dev/zero of=/dev/null bs={mib}M count=1 2>/dev/null && echo rich"), "timeout_secs": 60})
 }
 
-/// Starts this many sleeping processes at once; says how many it got.
+/// Starts `count` sleeping processes at once; prints the number of processes that started.
 fn crowd(count: u32) -> Value {
     let script = format!(
         "n=0; for i in $(seq {count}); do sleep 5 & n=$((n+1)); done 2>/dev/null; echo $n; kill $(jobs -p)"
@@ -30,11 +31,11 @@ fn crowd(count: u32) -> Value {
 }
 
 #[test]
-fn limits_that_make_no_sense_are_refused_by_name() {
+fn invalid_limits_are_refused_and_named() {
     let server = Server::start();
     let owner = server.owner();
     let long = format!("/api/workspaces/{NIL}");
-    for (resources, told) in [
+    for (resources, reply) in [
         (json!({"memory_bytes": 1}), "resources.memory_bytes"),
         (json!({"swap_bytes": u64::MAX}), "resources.swap_bytes"),
         (json!({"cpus": 0}), "resources.cpus"),
@@ -46,46 +47,49 @@ fn limits_that_make_no_sense_are_refused_by_name() {
         for (method, path) in [("PUT", long.as_str()), ("POST", "/api/workspaces")] {
             let body = json!({"name": "x", "workspace_type": "host", "resources": resources});
             let answer = owner.refused(400, "invalid_payload", method, path, Some(body));
-            assert!(answer["message"].as_str().unwrap().contains(told), "{resources}: {answer}");
+            assert!(answer["message"].as_str().unwrap().contains(reply), "{resources}: {answer}");
         }
     }
     assert_eq!(owner.get(200, &long)["resources"], Value::Null);
     assert_eq!(owner.get(200, "/api/workspaces").as_array().unwrap().len(), 1);
-    // A misspelt limit is no limit, and its client is told so.
-    let told = owner.put(200, &long, json!({"resources": {"memory": 1_000_000_000, "pids": 500}}));
+    // A misspelt limit is ignored, and the response has a warning.
+    let reply = owner.put(200, &long, json!({"resources": {"memory": 1_000_000_000, "pids": 500}}));
     assert_eq!(
-        told["warnings"],
+        reply["warnings"],
         json!(["unknown field `resources.memory`; did you mean `resources.memory_bytes`?"])
     );
-    assert_eq!((&told["resources"]["memory_bytes"], &told["resources"]["pids"]), (&Value::Null, &json!(500)));
+    assert_eq!(
+        (&reply["resources"]["memory_bytes"], &reply["resources"]["pids"]),
+        (&Value::Null, &json!(500))
+    );
 }
 
 #[test]
-fn limits_with_which_no_container_starts_are_refused() {
+fn limits_too_low_for_a_container_to_start_are_refused() {
     let place = Place::ready(shared(), json!({"name": "least"}));
-    let made = json!({"name": "x", "workspace_type": "container"});
-    for (resources, told) in [
+    let created = json!({"name": "x", "workspace_type": "container"});
+    for (resources, reply) in [
         (json!({"pids": 1}), "resources.pids"),
         (json!({"pids": 2}), "resources.pids"),
         (json!({"pids": 15, "cpus": 1}), "resources.pids"),
         (json!({"cpus": 0.01}), "resources.cpus"),
         (json!({"cpus": 0.049, "pids": 100}), "resources.cpus"),
     ] {
-        let mut body = made.clone();
+        let mut body = created.clone();
         body["resources"] = resources.clone();
         for (method, path) in [("PUT", place.path("")), ("POST", "/api/workspaces".to_owned())] {
             let body = if method == "PUT" { json!({"resources": resources}) } else { body.clone() };
             let answer = place.client.refused(400, "invalid_payload", method, &path, Some(body));
-            assert!(answer["message"].as_str().unwrap().starts_with(told), "{resources}: {answer}");
-            assert_eq!(answer["details"]["field"], told);
+            assert!(answer["message"].as_str().unwrap().starts_with(reply), "{resources}: {answer}");
+            assert_eq!(answer["details"]["field"], reply);
         }
     }
-    // With the least of both it does start, and a shell's pipe works.
+    // With the minimum of both, the container starts and a pipeline works.
     let least = json!({"cpus": 0.05, "pids": 16});
     place.client.put(200, &place.path(""), json!({"resources": least}));
     place.client.call("POST", &place.path("/stop"), None).expect(200);
     assert_eq!(place.sh("echo up | cat"), "up\n");
-    // A host workspace has nothing to start, and a command on its own may have less.
+    // A host workspace has no container to start, and the limits of a single command may be lower.
     let host = Place::another_host(shared());
     host.client.put(200, &host.path(""), json!({"resources": {"cpus": 0.02, "pids": 3}}));
     place.client.put(200, &place.path(""), json!({"resources": {}}));
@@ -94,96 +98,99 @@ fn limits_with_which_no_container_starts_are_refused() {
 }
 
 #[test]
-fn limits_are_kept_and_cleared() {
+fn limits_are_stored_and_cleared() {
     let server = Server::start();
     let owner = server.owner();
     let asked = json!({"memory_bytes": 512 * MIB, "cpus": 1.5});
-    let made = owner.post(
+    let created = owner.post(
         200,
         "/api/workspaces",
         json!({"name": "x", "workspace_type": "container", "resources": asked}),
     );
-    let path = format!("/api/workspaces/{}", made["id"].as_str().unwrap());
+    let path = format!("/api/workspaces/{}", created["id"].as_str().unwrap());
     let kept =
         json!({"memory_bytes": 512 * MIB, "swap_bytes": null, "cpus": 1.5, "pids": null, "disk_bytes": null});
-    assert_eq!(made["resources"], kept);
+    assert_eq!(created["resources"], kept);
     assert_eq!(owner.put(200, &path, json!({"name": "y"}))["resources"], kept);
-    let told = owner.get(200, &format!("{path}/resources"));
-    assert_eq!((&told["limits"]["memory_bytes"], &told["limits"]["cpus"]), (&json!(512 * MIB), &json!(1.5)));
-    assert!(told["limits"]["pids"].as_u64().is_some(), "a container has a default: {told}");
+    let reply = owner.get(200, &format!("{path}/resources"));
+    assert_eq!(
+        (&reply["limits"]["memory_bytes"], &reply["limits"]["cpus"]),
+        (&json!(512 * MIB), &json!(1.5))
+    );
+    assert!(reply["limits"]["pids"].as_u64().is_some(), "a container has a default: {reply}");
     assert_eq!(owner.put(200, &path, json!({"resources": {}}))["resources"], Value::Null);
-    let told = owner.get(200, &format!("{path}/resources"));
-    let (all, machine) = (&told["limits"]["memory_bytes"], &told["machine"]["memory_bytes"]);
-    assert!(all.as_u64().unwrap() < machine.as_u64().unwrap(), "the machine keeps a reserve: {told}");
+    let reply = owner.get(200, &format!("{path}/resources"));
+    let (all, machine) = (&reply["limits"]["memory_bytes"], &reply["machine"]["memory_bytes"]);
+    assert!(all.as_u64().unwrap() < machine.as_u64().unwrap(), "the machine keeps a reserve: {reply}");
 }
 
 #[test]
-fn what_a_host_cannot_enforce_is_said() {
+fn limits_that_a_host_cannot_enforce_are_reported() {
     let server = Server::start();
     let owner = server.owner();
     owner.put(200, &format!("/api/workspaces/{NIL}"), json!({"resources": {"disk_bytes": 1u64 << 30}}));
-    let told = owner.get(200, &format!("/api/workspaces/{NIL}/resources"));
-    assert_eq!(told["enforcement"]["disk_bytes"]["enforced"], false);
+    let reply = owner.get(200, &format!("/api/workspaces/{NIL}/resources"));
+    assert_eq!(reply["enforcement"]["disk_bytes"]["enforced"], false);
     let debug = owner.get(200, &format!("/api/workspaces/{NIL}/debug"));
-    assert_eq!(debug["enforcement"], told["enforcement"]);
+    assert_eq!(debug["enforcement"], reply["enforcement"]);
     assert!(
-        told["warnings"][0].as_str().unwrap().starts_with("resources.disk_bytes is not enforced"),
-        "{told}"
+        reply["warnings"][0].as_str().unwrap().starts_with("resources.disk_bytes is not enforced"),
+        "{reply}"
     );
     for limit in ["memory_bytes", "swap_bytes", "cpus", "pids"] {
-        let enforcement = &told["enforcement"][limit];
+        let enforcement = &reply["enforcement"][limit];
         assert!(enforcement["enforced"].is_boolean() && !enforcement["how"].as_str().unwrap().is_empty());
     }
 }
 
 #[test]
-fn a_container_within_its_limits() {
+fn container_limits_are_enforced_and_reported() {
     let place = Place::ready(
         shared(),
         json!({"name": "small", "resources": {"memory_bytes": 128 * MIB, "swap_bytes": 0, "pids": 40}}),
     );
     assert_eq!(place.sh("echo up"), "up\n");
-    // Memory: the hog dies, the container lives on.
+    // Memory: the process that exceeds the limit is killed, and the container keeps running.
     assert_eq!(place.exec(hog(16))["stdout"], "rich\n");
-    let told = place.exec(hog(400));
-    assert_eq!(told["stdout"], "", "{told}");
-    assert_ne!(told["exit_code"], 0, "{told}");
+    let reply = place.exec(hog(400));
+    assert_eq!(reply["stdout"], "", "{reply}");
+    assert_ne!(reply["exit_code"], 0, "{reply}");
     assert_eq!(place.sh("echo alive"), "alive\n");
-    let told = report(&place);
-    assert_eq!(told["limits"]["memory_bytes"], 128 * MIB);
-    let (now, peak) = (&told["used"]["memory_bytes"], &told["used"]["peak_memory_bytes"]);
-    assert!(now.as_u64().is_some_and(|bytes| bytes <= 128 * MIB), "{told}");
-    assert!(peak.as_u64().is_some_and(|bytes| bytes > 64 * MIB && bytes <= 128 * MIB), "{told}");
-    assert_eq!(told["used"]["oom_killed"], true, "{told}");
-    assert!(told["used"]["cpu_micros"].as_u64().is_some_and(|micros| micros > 0), "{told}");
-    // Processes: the crowd ends where the limit is; while the container runs, it can be moved.
-    let got = |told: &Value| told["stdout"].as_str().unwrap().trim().parse::<u32>().unwrap_or(0);
-    let told = place.exec(crowd(60));
-    assert!(told["exit_code"] != 0 || got(&told) < 60, "{told}");
+    let reply = report(&place);
+    assert_eq!(reply["limits"]["memory_bytes"], 128 * MIB);
+    let (now, peak) = (&reply["used"]["memory_bytes"], &reply["used"]["peak_memory_bytes"]);
+    assert!(now.as_u64().is_some_and(|bytes| bytes <= 128 * MIB), "{reply}");
+    assert!(peak.as_u64().is_some_and(|bytes| bytes > 64 * MIB && bytes <= 128 * MIB), "{reply}");
+    assert_eq!(reply["used"]["oom_killed"], true, "{reply}");
+    assert!(reply["used"]["cpu_micros"].as_u64().is_some_and(|micros| micros > 0), "{reply}");
+    // Processes: forks fail at the limit, and the limit can be raised while the container is running.
+    let got = |reply: &Value| reply["stdout"].as_str().unwrap().trim().parse::<u32>().unwrap_or(0);
+    let reply = place.exec(crowd(60));
+    assert!(reply["exit_code"] != 0 || got(&reply) < 60, "{reply}");
     assert!(
         report(&place)["used"]["pids_refused"].as_u64().is_some_and(|count| count > 0),
         "{}",
         report(&place)
     );
     place.client.put(200, &place.path(""), json!({"resources": {"memory_bytes": 128 * MIB, "pids": 200}}));
-    let told = place.exec(crowd(60));
-    assert_eq!((told["exit_code"].clone(), got(&told)), (json!(0), 60), "{told}");
+    let reply = place.exec(crowd(60));
+    assert_eq!((reply["exit_code"].clone(), got(&reply)), (json!(0), 60), "{reply}");
     assert_eq!(report(&place)["limits"]["pids"], 200);
 }
 
-/// (12) A kill for want of memory is told of the command that it hit, and of no other, in the same container and whether
-/// or not its group is used again.
+/// (12) An out-of-memory kill is reported for the killed command and for no other command of the container, whether or
+/// not its cgroup is reused.
 #[test]
-fn a_kill_for_want_of_memory_is_told_of_the_right_command() {
+fn oom_kill_is_reported_for_the_killed_command_only() {
     let limits = json!({"memory_bytes": 128 * MIB, "swap_bytes": 0});
-    let place = Place::ready(shared(), json!({"name": "told", "resources": limits}));
+    let place = Place::ready(shared(), json!({"name": "oom", "resources": limits}));
     for round in 0..6 {
         for n in 0..4 {
-            let told = place.exec(hog(16));
+            let reply = place.exec(hog(16));
             assert_eq!(
-                (&told["oom_killed"], &told["exit_code"]),
+                (&reply["oom_killed"], &reply["exit_code"]),
                 (&json!(false), &json!(0)),
-                "{round}.{n}: {told}"
+                "{round}.{n}: {reply}"
             );
         }
         thread::scope(|scope| {
@@ -191,34 +198,34 @@ fn a_kill_for_want_of_memory_is_told_of_the_right_command() {
                 let (owner, path) = (place.server.owner(), place.path("/exec"));
                 (0..5).map(|_| owner.post(200, &path, json!({"command": "sleep 0.05"}))).collect::<Vec<_>>()
             });
-            let told = place.exec(hog(400));
-            assert_eq!(told["oom_killed"], true, "{round}: {told}");
-            assert!(others.join().unwrap().iter().all(|told| told["oom_killed"] == false), "{round}");
+            let reply = place.exec(hog(400));
+            assert_eq!(reply["oom_killed"], true, "{round}: {reply}");
+            assert!(others.join().unwrap().iter().all(|reply| reply["oom_killed"] == false), "{round}");
         });
     }
-    // A run's accounts are its own alone.
+    // The accounting of a run covers that run only.
     let body = json!({"command": "true", "soft_timeout_secs": 30});
     for _ in 0..6 {
-        let told = place.client.post(201, &place.path("/runs"), body.clone());
-        assert_eq!((&told["status"], &told["oom_killed"]), (&json!("exited"), &json!(false)), "{told}");
-        assert!(told["cpu_secs"].as_f64().is_some_and(|cpu| cpu < 0.5), "{told}");
-        assert!(told["peak_memory_bytes"].as_u64().is_some_and(|peak| peak < 64 * MIB), "{told}");
+        let reply = place.client.post(201, &place.path("/runs"), body.clone());
+        assert_eq!((&reply["status"], &reply["oom_killed"]), (&json!("exited"), &json!(false)), "{reply}");
+        assert!(reply["cpu_secs"].as_f64().is_some_and(|cpu| cpu < 0.5), "{reply}");
+        assert!(reply["peak_memory_bytes"].as_u64().is_some_and(|peak| peak < 64 * MIB), "{reply}");
     }
 }
 
 #[test]
-fn a_container_gets_its_part_of_the_processors() {
+fn a_container_gets_its_share_of_the_processors() {
     let place = Place::ready(shared(), json!({"name": "slow", "resources": {"cpus": 0.25}}));
     place.sh("true");
     let used = || report(&place)["used"]["cpu_micros"].as_u64().unwrap();
-    let (begun, before) = (Instant::now(), used());
+    let (started, before) = (Instant::now(), used());
     place.exec(json!({"command": "for i in 1 2 3; do while :; do :; done & done; sleep 2; kill $(jobs -p)"}));
-    let part = (used() - before) as f64 / begun.elapsed().as_micros() as f64;
+    let part = (used() - before) as f64 / started.elapsed().as_micros() as f64;
     assert!(part < 0.40, "three busy loops got {part} processors");
 }
 
 #[test]
-fn a_host_workspace_within_its_limits() {
+fn host_limits_are_enforced_and_lifted() {
     let server = Server::start();
     let owner = server.owner();
     let path = format!("/api/workspaces/{NIL}");
@@ -232,10 +239,11 @@ fn a_host_workspace_within_its_limits() {
 }
 
 #[test]
-fn when_memory_runs_out_the_server_is_the_last_to_go() {
+fn the_server_is_the_last_victim_of_the_oom_killer() {
     let place = crate::fixture::shared_box();
     let score = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", place.server.pid)).unwrap();
-    // Without CAP_SYS_RESOURCE, which this machine may lack, it can only stay what it is (tests/vm has it).
+    // Without CAP_SYS_RESOURCE, which this machine may lack, the score cannot be lowered (tests/vm has the
+    // capability).
     let capabilities = procs::status(place.server.pid, "CapEff").unwrap();
     let may = u64::from_str_radix(&capabilities, 16).unwrap() >> 24 & 1 == 1;
     assert_eq!(score.trim(), if may { "-900" } else { "0" });
@@ -246,17 +254,17 @@ fn when_memory_runs_out_the_server_is_the_last_to_go() {
 }
 
 #[test]
-fn what_is_ended_for_want_of_memory_takes_along_what_it_started() {
+fn oom_kill_ends_the_whole_process_tree() {
     let number = unique_secs();
     let limits = json!({"memory_bytes": 64 * MIB, "swap_bytes": 0});
     let ended = |place: &Place<'_>| {
         let hog = "exec dd if=/dev/zero of=/dev/null bs=400M count=1";
         let body =
             json!({"command": format!("sleep {number} & {hog}"), "limits": limits, "soft_timeout_secs": 60});
-        let told = place.client.post(201, &place.path("/runs"), body);
-        assert_eq!((&told["status"], &told["signal"]), (&json!("killed"), &json!(9)), "{told}");
-        assert_eq!(told["oom_killed"], true, "{told}");
-        assert_eq!(procs::sleeps(&number), [0u32; 0], "{told}");
+        let reply = place.client.post(201, &place.path("/runs"), body);
+        assert_eq!((&reply["status"], &reply["signal"]), (&json!("killed"), &json!(9)), "{reply}");
+        assert_eq!(reply["oom_killed"], true, "{reply}");
+        assert_eq!(procs::sleeps(&number), [0u32; 0], "{reply}");
     };
     let place = crate::fixture::shared_box();
     ended(&place);
@@ -264,7 +272,7 @@ fn what_is_ended_for_want_of_memory_takes_along_what_it_started() {
 }
 
 #[test]
-fn a_container_full_of_processes_says_so_and_goes_on() {
+fn a_container_at_its_process_limit_reports_it_and_recovers() {
     let place = Place::ready(shared(), json!({"name": "full", "resources": {"pids": 32}}));
     let number = unique_secs();
     place.sh("true");
@@ -272,17 +280,17 @@ fn a_container_full_of_processes_says_so_and_goes_on() {
     place.exec(
         json!({"command": format!("for k in $(seq 60); do sleep {number} & done"), "timeout_secs": 60}),
     );
-    // Some get what waits for a command already; the others are told at their time, or after a few seconds.
+    // Some commands get a waiting process of the agent; the others fail at their deadline or after a few seconds.
     for (timeout, patient) in [(2, secs(4)), (60, secs(20))] {
         let replies: Vec<_> = thread::scope(|scope| {
             let calls: Vec<_> = (0..12)
                 .map(|_| {
                     scope.spawn(|| {
-                        let (begun, body) =
+                        let (started, body) =
                             (Instant::now(), json!({"args": ["sleep", "12"], "timeout_secs": timeout}));
                         (
                             place.server.owner().call("POST", &place.path("/exec"), Some(&body)),
-                            begun.elapsed(),
+                            started.elapsed(),
                         )
                     })
                 })
@@ -302,22 +310,22 @@ fn a_container_full_of_processes_says_so_and_goes_on() {
     assert_eq!(place.sh("echo new"), "new\n");
 }
 
-/// In 32 MiB without swap: as small as the container's first processes, and more than there is room for.
+/// 32 MiB without swap: enough for the first processes of the container, too little for all commands at once.
 const CROWD: &str = "for k in $(seq 60); do (x=$(head -c 300000 /dev/zero | tr -c x x); sleep 1) & done";
 
 #[test]
-fn a_crowd_for_which_memory_is_short_does_not_end_its_container() {
+fn commands_that_exceed_memory_do_not_end_their_container() {
     let limits = json!({"memory_bytes": 32 * MIB, "swap_bytes": 0});
     let place = Place::ready(shared(), json!({"name": "crowded", "resources": limits}));
     place.sh("true");
     let before = place.init();
-    // Whether its shell comes to the end, or the kernel ends that: then the rest goes with it.
+    // Either the shell finishes or the kernel kills it, together with its children.
     for _ in 0..3 {
-        let told = place.exec(json!({"command": format!("{CROWD}; wait"), "timeout_secs": 60}));
-        assert_eq!(place.sh("echo alive"), "alive\n", "{told}");
+        let response = place.exec(json!({"command": format!("{CROWD}; wait"), "timeout_secs": 60}));
+        assert_eq!(place.sh("echo alive"), "alive\n", "{response}");
     }
     assert_eq!(place.init(), before);
-    // Nobody waits for this one: commands beside it get through, or are told why not.
+    // No client waits for this run: concurrent commands succeed or get an error with the reason.
     for _ in 0..3 {
         place.client.call("POST", &place.path("/exec"), Some(&json!({"command": CROWD, "timeout_secs": 60})));
         let reply = place.client.call(
@@ -337,14 +345,14 @@ fn a_crowd_for_which_memory_is_short_does_not_end_its_container() {
 }
 
 #[test]
-fn a_fork_bomb_an_endless_writer_a_hog_and_a_disk_filler_leave_the_server_alone() {
-    // A server of its own: its disk is a small one.
+fn the_server_survives_a_fork_bomb_endless_output_a_memory_hog_and_a_full_disk() {
+    // A separate server with a small disk.
     let setup = crate::fixture::seeded();
     let server = setup.start();
     let limits = json!({"memory_bytes": 200 * MIB, "swap_bytes": 0, "pids": 200, "cpus": 1});
     let place = Place::ready(&server, json!({"name": "hostile", "resources": limits}));
     let hostile = [
-        // Each in a shell of its own, so that a failing fork is tried again.
+        // Each abuse has its own shell, so that a failed fork is retried.
         "bomb() { while :; do sleep 0.01 & done; }; bomb & bomb & wait",
         "yes",
         "while :; do dd if=/dev/zero of=/dev/null bs=500M count=1 2>/dev/null; done",
@@ -358,16 +366,16 @@ fn a_fork_bomb_an_endless_writer_a_hog_and_a_disk_filler_leave_the_server_alone(
                 owner.call("POST", &path, Some(&json!({"command": command, "timeout_secs": 4})))
             });
         }
-        let begun = Instant::now();
+        let started = Instant::now();
         let mut times = Vec::new();
-        while begun.elapsed() < Duration::from_secs(4) {
+        while started.elapsed() < Duration::from_secs(4) {
             let asked = Instant::now();
             server.anyone().get(200, "/health");
             times.push(asked.elapsed());
             thread::sleep(Duration::from_millis(20));
         }
         times.sort();
-        // tests/bench/hostile.py measures; here other tests take part.
+        // tests/bench/hostile.py measures latency; here other tests run on the same machine.
         let (median, worst) = (times[times.len() / 2], times[times.len() - 1]);
         assert!(median < Duration::from_millis(100), "median {median:?}, worst {worst:?}");
         assert!(worst < Duration::from_secs(2), "median {median:?}, worst {worst:?}");

@@ -22,9 +22,9 @@ fn a_root_is_made_used_shown_and_deleted_whatever_its_kind() {
     on_each_backend(|server, way| {
         let script = "#!/bin/sh\necho from init; echo made > /root/made\n";
         let place = Place::ready(server, json!({"name": "one", "init_script": script}));
-        let told = debug(&place);
-        assert_eq!((&told["root_kind"], &told["path_exists"]), (&json!(way), &json!(true)), "{told}");
-        assert_eq!(folder(&told, "root"), folder(&debug(&place), "root"));
+        let reply = debug(&place);
+        assert_eq!((&reply["root_kind"], &reply["path_exists"]), (&json!(way), &json!(true)), "{reply}");
+        assert_eq!(folder(&reply, "root"), folder(&debug(&place), "root"));
         assert!(place.init_log().contains("from init"));
 
         // Changed from inside, seen from outside, whether it runs or not.

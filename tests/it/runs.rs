@@ -1,5 +1,5 @@
-//! Runs: commands with an id, on the host and in a container alike. Numbers in brackets are
-//! reports of `assets/docs/field-reports.md` that a test answers.
+//! Runs: commands with an id, on the host and in a container. Numbers in brackets are reports of
+//! `assets/docs/field-reports.md` that a test covers.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use crate::fixture::{Place, shared_box};
 use crate::procs::{self, secs, unique_secs, wait_for};
 use crate::server::{NIL, Server, Setup};
 
-/// Both kinds of places.
+/// Both kinds of workspace.
 macro_rules! in_both {
     ($($name:ident)*) => {
         mod host {
@@ -31,30 +31,30 @@ macro_rules! in_both {
 }
 
 in_both! {
-    a_run_answers_at_once_and_is_there_until_it_is_deleted
-    how_it_ended_is_told
-    what_it_used_is_told
+    start_returns_at_once_and_the_run_stays_until_deleted
+    the_exit_status_of_a_run_is_reported
+    the_resource_usage_of_a_run_is_reported
     output_is_read_by_offset_while_it_is_written
-    both_streams_come_in_the_order_in_which_they_were_written
-    signals_reach_the_run_and_nobody_else
-    a_killed_run_is_dead_with_all_it_started
-    stdin_takes_bytes_and_json_until_its_end
-    stdin_of_a_command_that_does_not_read_says_how_much_went_in
-    stdin_is_empty_unless_it_is_asked_for
-    a_soft_timeout_answers_and_the_run_goes_on
-    a_hard_timeout_ends_the_tree
-    a_background_child_does_not_hold_the_end
-    a_wait_ends_with_the_run_or_its_own_time
-    a_run_with_a_terminal_sees_one
-    arguments_go_past_the_shell
-    a_command_can_be_another_user
-    an_exec_is_among_the_runs_while_it_runs
-    deletion_ends_a_run_that_runs
-    what_makes_no_sense_is_refused
+    stdout_and_stderr_keep_their_order_of_writing
+    signals_reach_only_the_processes_of_the_run
+    kill_ends_every_process_of_a_run
+    stdin_accepts_bytes_and_json_until_closed
+    stdin_timeout_reports_the_number_of_bytes_written
+    stdin_is_empty_without_open_stdin
+    soft_timeout_returns_and_the_run_continues
+    hard_timeout_kills_the_process_tree_of_a_run
+    a_background_child_does_not_delay_the_end_of_a_run
+    wait_returns_at_the_end_of_the_run_or_its_timeout
+    a_run_with_tty_has_a_terminal
+    args_are_executed_without_a_shell
+    a_run_can_execute_as_another_user
+    exec_is_listed_as_a_run_while_it_executes
+    deleting_a_run_kills_it
+    invalid_run_requests_are_refused
     heredocs_and_long_children_do_not_hang
 }
 
-/// One server for all tests of the host.
+/// One server for all host tests.
 fn server() -> &'static Server {
     use std::sync::OnceLock;
     static SERVER: OnceLock<Server> = OnceLock::new();
@@ -68,15 +68,15 @@ fn server() -> &'static Server {
 /// Starts a run and returns its path.
 #[track_caller]
 pub fn start(place: &Place<'_>, body: Value) -> String {
-    let told = place.client.post(201, &place.path("/runs"), body);
-    place.path(&format!("/runs/{}", told["id"].as_str().unwrap()))
+    let reply = place.client.post(201, &place.path("/runs"), body);
+    place.path(&format!("/runs/{}", reply["id"].as_str().unwrap()))
 }
 
 #[track_caller]
 pub fn ended(place: &Place<'_>, run: &str) -> Value {
-    let told = place.client.call("POST", &format!("{run}/wait?timeout_secs=60"), None).expect(200).value();
-    assert_ne!(told["status"], "running", "{told}");
-    told
+    let reply = place.client.call("POST", &format!("{run}/wait?timeout_secs=60"), None).expect(200).value();
+    assert_ne!(reply["status"], "running", "{reply}");
+    reply
 }
 
 #[track_caller]
@@ -84,14 +84,14 @@ pub fn output(place: &Place<'_>, run: &str, query: &str) -> Reply {
     place.client.call("GET", &format!("{run}/output{query}"), None).expect(200)
 }
 
-/// Waits until stdout is as long as this text, and is this text.
+/// Waits until stdout has the length of `text`, and compares it with `text`.
 #[track_caller]
 fn printed(place: &Place<'_>, run: &str, text: &str) {
     wait_for(text, secs(20), || (output(place, run, "").text().len() >= text.len()).then_some(()));
     assert_eq!(output(place, run, "").text(), text);
 }
 
-fn a_run_answers_at_once_and_is_there_until_it_is_deleted(place: &Place<'_>) {
+fn start_returns_at_once_and_the_run_stays_until_deleted(place: &Place<'_>) {
     let number = unique_secs();
     let reply = place
         .client
@@ -101,10 +101,10 @@ fn a_run_answers_at_once_and_is_there_until_it_is_deleted(place: &Place<'_>) {
             Some(&json!({"command": format!("sleep {number}"), "tag": number})),
         )
         .expect(201);
-    let told = reply.value();
-    assert_eq!((&told["status"], &told["exit_code"]), (&json!("running"), &Value::Null));
+    let response = reply.value();
+    assert_eq!((&response["status"], &response["exit_code"]), (&json!("running"), &Value::Null));
     let run = reply.header("location").unwrap().to_owned();
-    assert_eq!(run, place.path(&format!("/runs/{}", told["id"].as_str().unwrap())));
+    assert_eq!(run, place.path(&format!("/runs/{}", response["id"].as_str().unwrap())));
     assert_eq!(place.client.get(200, &run)["tag"], json!(number));
     let of_tag = |query: &str| place.client.get(200, &format!("{}?tag={number}{query}", place.path("/runs")));
     assert_eq!(of_tag("&status=running").as_array().unwrap().len(), 1);
@@ -116,29 +116,29 @@ fn a_run_answers_at_once_and_is_there_until_it_is_deleted(place: &Place<'_>) {
     assert_eq!(of_tag(""), json!([]));
 }
 
-fn how_it_ended_is_told(place: &Place<'_>) {
+fn the_exit_status_of_a_run_is_reported(place: &Place<'_>) {
     for (command, status, code, signal) in [
         ("exit 7", "exited", json!(7), Value::Null),
         ("kill -SEGV $$", "killed", json!(-1), json!(11)),
         ("true", "exited", json!(0), Value::Null),
     ] {
-        let told = ended(place, &start(place, json!({"command": command})));
+        let reply = ended(place, &start(place, json!({"command": command})));
         assert_eq!(
-            (&told["status"], &told["exit_code"], &told["signal"]),
+            (&reply["status"], &reply["exit_code"], &reply["signal"]),
             (&json!(status), &code, &signal),
-            "{command}: {told}"
+            "{command}: {reply}"
         );
-        assert!(told["finished_at"].as_str() >= told["started_at"].as_str(), "{told}");
-        assert_eq!((&told["timed_out"], &told["error"]), (&json!(false), &Value::Null));
+        assert!(reply["finished_at"].as_str() >= reply["started_at"].as_str(), "{reply}");
+        assert_eq!((&reply["timed_out"], &reply["error"]), (&json!(false), &Value::Null));
     }
 }
 
-fn what_it_used_is_told(place: &Place<'_>) {
-    // Counted, not timed: on a machine that is busy with something else a second may bring no work.
+fn the_resource_usage_of_a_run_is_reported(place: &Place<'_>) {
+    // The command does a fixed amount of work, because on a busy machine one second may bring no CPU time.
     let command = "i=0; while [ $i -lt 100000 ]; do i=$((i + 1)); done; sleep 0.3";
-    let told = ended(place, &start(place, json!({"command": command})));
-    assert!(told["wall_secs"].as_f64().unwrap() >= 0.3, "{told}");
-    assert!(told["cpu_secs"].as_f64().is_some_and(|cpu| cpu > 0.02), "{told}");
+    let reply = ended(place, &start(place, json!({"command": command})));
+    assert!(reply["wall_secs"].as_f64().unwrap() >= 0.3, "{reply}");
+    assert!(reply["cpu_secs"].as_f64().is_some_and(|cpu| cpu > 0.02), "{reply}");
 }
 
 fn output_is_read_by_offset_while_it_is_written(place: &Place<'_>) {
@@ -154,8 +154,8 @@ fn output_is_read_by_offset_while_it_is_written(place: &Place<'_>) {
             client.call("GET", &format!("{run}/output?offset=4&wait_secs=30"), None).expect(200)
         });
         place.client.send("POST", &format!("{run}/stdin"), &[("Content-Type", "text/plain")], Some(b"\n"));
-        let told = waiting.join().unwrap();
-        assert_eq!((told.text().as_str(), told.header("x-next-offset")), ("two\n", Some("8")));
+        let reply = waiting.join().unwrap();
+        assert_eq!((reply.text().as_str(), reply.header("x-next-offset")), ("two\n", Some("8")));
     });
     place.client.send(
         "POST",
@@ -164,7 +164,7 @@ fn output_is_read_by_offset_while_it_is_written(place: &Place<'_>) {
         Some(b"\n"),
     );
     assert_eq!(ended(place, &run)["exit_code"], 4);
-    // And after its end, from anywhere (7).
+    // And after the run has ended, from any offset (7).
     assert_eq!(output(place, &run, "?offset=2").text(), "e\ntwo\n");
     assert_eq!(output(place, &run, "?offset=-4").text(), "two\n");
     assert_eq!(output(place, &run, "?offset=1&limit=2").text(), "ne");
@@ -172,15 +172,15 @@ fn output_is_read_by_offset_while_it_is_written(place: &Place<'_>) {
     assert_eq!((past.text().as_str(), past.header("x-run-status")), ("", Some("exited")));
 }
 
-fn both_streams_come_in_the_order_in_which_they_were_written(place: &Place<'_>) {
+fn stdout_and_stderr_keep_their_order_of_writing(place: &Place<'_>) {
     let command = "for i in 1 2 3 4 5 6 7 8 9; do echo o$i; sleep 0.02; echo e$i >&2; sleep 0.02; done";
     let run = start(place, json!({"command": command}));
     ended(place, &run);
-    let wanted: String = (1..=9).map(|i| format!("o{i}\ne{i}\n")).collect();
-    let told = output(place, &run, "?stream=both");
-    assert_eq!((told.text(), told.header("x-next-offset")), (wanted.clone(), Some("27:27")));
-    assert_eq!(output(place, &run, "?stream=both&offset=3:3").text(), wanted[6..]);
-    assert_eq!(output(place, &run, "?stream=both&offset=6:3").text(), wanted[9..]);
+    let expected: String = (1..=9).map(|i| format!("o{i}\ne{i}\n")).collect();
+    let reply = output(place, &run, "?stream=both");
+    assert_eq!((reply.text(), reply.header("x-next-offset")), (expected.clone(), Some("27:27")));
+    assert_eq!(output(place, &run, "?stream=both&offset=3:3").text(), expected[6..]);
+    assert_eq!(output(place, &run, "?stream=both&offset=6:3").text(), expected[9..]);
     assert_eq!(output(place, &run, "?stream=stderr&offset=24").text(), "e9\n");
     let mut followed = String::new();
     let mut events = Events::follow(place.server, &run, None);
@@ -189,10 +189,10 @@ fn both_streams_come_in_the_order_in_which_they_were_written(place: &Place<'_>) 
             followed.push_str(event.data["text"].as_str().unwrap());
         }
     }
-    assert_eq!(followed, wanted);
+    assert_eq!(followed, expected);
 }
 
-fn signals_reach_the_run_and_nobody_else(place: &Place<'_>) {
+fn signals_reach_only_the_processes_of_the_run(place: &Place<'_>) {
     let trap = "trap 'echo usr1' USR1; trap 'echo hup' HUP; echo up; while :; do read -t 1 x || :; done";
     let run = start(place, json!({"command": trap, "open_stdin": true}));
     printed(place, &run, "up\n");
@@ -204,9 +204,9 @@ fn signals_reach_the_run_and_nobody_else(place: &Place<'_>) {
     send(json!(1));
     printed(place, &run, "up\nusr1\nhup\n");
     place.client.post(200, &format!("{run}/signal"), json!({"signal": "TERM"}));
-    let told = ended(place, &run);
-    assert_eq!((&told["status"], &told["signal"]), (&json!("killed"), &json!(15)));
-    // Its number may be another process's by now.
+    let reply = ended(place, &run);
+    assert_eq!((&reply["status"], &reply["signal"]), (&json!("killed"), &json!(15)));
+    // Another process may have this pid by now.
     let refused = place.client.refused(
         409,
         "conflict",
@@ -219,8 +219,8 @@ fn signals_reach_the_run_and_nobody_else(place: &Place<'_>) {
     place.client.refused(400, "invalid_payload", "POST", &format!("{run}/signal"), wrong);
 }
 
-/// (3, 4) Kill means that nothing lives, and says so only then.
-fn a_killed_run_is_dead_with_all_it_started(place: &Place<'_>) {
+/// (3, 4) Kill ends every process of the run and returns only when all have exited.
+fn kill_ends_every_process_of_a_run(place: &Place<'_>) {
     let (a, b, c) = (unique_secs(), unique_secs(), unique_secs());
     let command = format!("trap '' TERM; sleep {a} & setsid sleep {b} & sleep {c}; sleep {c}");
     let run = start(place, json!({"command": command}));
@@ -228,14 +228,14 @@ fn a_killed_run_is_dead_with_all_it_started(place: &Place<'_>) {
         procs::wait_sleep(number);
     }
     place.client.post(200, &format!("{run}/signal"), json!({"signal": "KILL"}));
-    let told = ended(place, &run);
-    assert_eq!((&told["status"], &told["signal"]), (&json!("killed"), &json!(9)));
+    let reply = ended(place, &run);
+    assert_eq!((&reply["status"], &reply["signal"]), (&json!("killed"), &json!(9)));
     for number in [a, b, c] {
         procs::assert_dead(&number);
     }
 }
 
-fn stdin_takes_bytes_and_json_until_its_end(place: &Place<'_>) {
+fn stdin_accepts_bytes_and_json_until_closed(place: &Place<'_>) {
     let run = start(place, json!({"command": "cat", "open_stdin": true}));
     let put = |query: &str, kind: &str, body: &[u8]| {
         let path = format!("{run}/stdin{query}");
@@ -245,27 +245,27 @@ fn stdin_takes_bytes_and_json_until_its_end(place: &Place<'_>) {
     assert_eq!(place.client.get(200, &run)["stdin_open"], true);
     assert_eq!(put("", "application/json; charset=utf-8", br#"{"data": "text"}"#)["bytes_taken"], 4);
     assert_eq!(put("", "application/json", br#"{"data_base64": "/g=="}"#)["bytes_taken"], 1);
-    // More than any pipe holds.
+    // More than the capacity of a pipe.
     let long: Vec<u8> = (0..3_000_000u32).map(|n| (n % 251) as u8).collect();
     assert_eq!(put("", "text/plain", &long)["bytes_taken"], long.len());
-    let told = put("?eof=true", "text/plain", b"end");
-    assert_eq!(told, json!({"bytes_taken": 3, "stdin_open": false}));
+    let reply = put("?eof=true", "text/plain", b"end");
+    assert_eq!(reply, json!({"bytes_taken": 3, "stdin_open": false}));
     assert_eq!(ended(place, &run)["exit_code"], 0);
-    let wanted = [b"a\xff\0text\xfe".as_slice(), &long, b"end"].concat();
-    assert!(output(place, &run, "").body == wanted);
+    let expected = [b"a\xff\0text\xfe".as_slice(), &long, b"end"].concat();
+    assert!(output(place, &run, "").body == expected);
     let late = |query: &str| {
         let path = format!("{run}/stdin{query}");
-        let told = place.client.refused(409, "conflict", "POST", &path, Some(json!({"data": "late"})));
-        told["message"].as_str().unwrap().to_owned()
+        let reply = place.client.refused(409, "conflict", "POST", &path, Some(json!({"data": "late"})));
+        reply["message"].as_str().unwrap().to_owned()
     };
-    // It was started with `open_stdin`, so that is no advice.
+    // The run was started with `open_stdin`, so the message must not advise it.
     assert!(late("").starts_with("Stdin is closed already") && !late("?eof=true").contains("open_stdin"));
 }
 
-fn stdin_of_a_command_that_does_not_read_says_how_much_went_in(place: &Place<'_>) {
+fn stdin_timeout_reports_the_number_of_bytes_written(place: &Place<'_>) {
     let number = unique_secs();
     let run = start(place, json!({"command": format!("sleep {number}"), "open_stdin": true}));
-    let begun = Instant::now();
+    let started = Instant::now();
     let reply = place.client.send(
         "POST",
         &format!("{run}/stdin"),
@@ -273,42 +273,42 @@ fn stdin_of_a_command_that_does_not_read_says_how_much_went_in(place: &Place<'_>
         Some(&[b'x'; 300_000]),
     );
     assert_eq!((reply.status, &reply.value()["code"]), (503, &json!("busy")), "{reply}");
-    assert!(begun.elapsed() < secs(15), "{:?}", begun.elapsed());
+    assert!(started.elapsed() < secs(15), "{:?}", started.elapsed());
     let taken = reply.value()["details"]["bytes_taken"].as_u64().unwrap();
     assert!((1..300_000).contains(&taken), "{taken}");
     place.client.delete(204, &run);
 }
 
 /// (6)
-fn stdin_is_empty_unless_it_is_asked_for(place: &Place<'_>) {
-    let told = ended(place, &start(place, json!({"command": "cat; echo end"})));
-    assert_eq!((&told["exit_code"], &told["stdout_bytes"]), (&json!(0), &json!(4)));
+fn stdin_is_empty_without_open_stdin(place: &Place<'_>) {
+    let reply = ended(place, &start(place, json!({"command": "cat; echo end"})));
+    assert_eq!((&reply["exit_code"], &reply["stdout_bytes"]), (&json!(0), &json!(4)));
     let run = start(place, json!({"command": "cat", "stdin": "given"}));
     ended(place, &run);
     assert_eq!(output(place, &run, "").text(), "given");
 }
 
-fn a_soft_timeout_answers_and_the_run_goes_on(place: &Place<'_>) {
+fn soft_timeout_returns_and_the_run_continues(place: &Place<'_>) {
     let number = unique_secs();
-    let begun = Instant::now();
+    let started = Instant::now();
     let body = json!({"command": format!("sleep {number}"), "soft_timeout_secs": 0.5});
-    let told = place.client.post(201, &place.path("/runs"), body);
+    let reply = place.client.post(201, &place.path("/runs"), body);
     assert!(
-        begun.elapsed() >= Duration::from_millis(500) && begun.elapsed() < secs(10),
+        started.elapsed() >= Duration::from_millis(500) && started.elapsed() < secs(10),
         "{:?}",
-        begun.elapsed()
+        started.elapsed()
     );
-    assert_eq!(told["status"], "running");
+    assert_eq!(reply["status"], "running");
     procs::wait_sleep(&number);
-    place.client.delete(204, &place.path(&format!("/runs/{}", told["id"].as_str().unwrap())));
-    // One that ends sooner is answered as ended.
+    place.client.delete(204, &place.path(&format!("/runs/{}", reply["id"].as_str().unwrap())));
+    // A run that ends before the soft timeout is returned as ended.
     let body = json!({"command": "exit 3", "soft_timeout_secs": 30});
-    let told = place.client.post(201, &place.path("/runs"), body);
-    assert_eq!((&told["status"], &told["exit_code"]), (&json!("exited"), &json!(3)));
+    let reply = place.client.post(201, &place.path("/runs"), body);
+    assert_eq!((&reply["status"], &reply["exit_code"]), (&json!("exited"), &json!(3)));
 }
 
 /// (1, 3)
-fn a_hard_timeout_ends_the_tree(place: &Place<'_>) {
+fn hard_timeout_kills_the_process_tree_of_a_run(place: &Place<'_>) {
     let (a, b) = (unique_secs(), unique_secs());
     let command = format!("echo part; trap '' TERM; setsid sleep {a} & sleep {b}; sleep {b}");
     for _ in 0..6 {
@@ -316,35 +316,35 @@ fn a_hard_timeout_ends_the_tree(place: &Place<'_>) {
         assert_eq!(ended(place, &run)["status"], "timed_out");
     }
     let run = start(place, json!({"command": command, "hard_timeout_secs": 0.7}));
-    let told = ended(place, &run);
+    let reply = ended(place, &run);
     assert_eq!(
-        (&told["status"], &told["timed_out"], &told["exit_code"]),
+        (&reply["status"], &reply["timed_out"], &reply["exit_code"]),
         (&json!("timed_out"), &json!(true), &json!(-1))
     );
-    let wall = told["wall_secs"].as_f64().unwrap();
+    let wall = reply["wall_secs"].as_f64().unwrap();
     assert!((0.7..2.0).contains(&wall), "{wall}");
     assert_eq!(output(place, &run, "").text(), "part\n");
     procs::assert_dead(&a);
     procs::assert_dead(&b);
 }
 
-/// (2) The pipe that a background child keeps open keeps nobody waiting.
-fn a_background_child_does_not_hold_the_end(place: &Place<'_>) {
+/// (2) A background child that keeps the pipe open does not delay the end of the run.
+fn a_background_child_does_not_delay_the_end_of_a_run(place: &Place<'_>) {
     let number = unique_secs();
     let run = start(place, json!({"command": format!("sleep {number} & echo hi")}));
-    let told = ended(place, &run);
-    assert_eq!((&told["status"], &told["exit_code"]), (&json!("exited"), &json!(0)));
-    assert!(told["wall_secs"].as_f64().unwrap() < 5.0);
+    let reply = ended(place, &run);
+    assert_eq!((&reply["status"], &reply["exit_code"]), (&json!("exited"), &json!(0)));
+    assert!(reply["wall_secs"].as_f64().unwrap() < 5.0);
     assert_eq!(output(place, &run, "").text(), "hi\n");
     procs::sleeps(&number).iter().for_each(|pid| procs::kill(*pid));
 }
 
-fn a_wait_ends_with_the_run_or_its_own_time(place: &Place<'_>) {
+fn wait_returns_at_the_end_of_the_run_or_its_timeout(place: &Place<'_>) {
     let run = start(place, json!({"command": "read x", "open_stdin": true}));
-    let begun = Instant::now();
-    let told = place.client.call("POST", &format!("{run}/wait?timeout_secs=0.3"), None).expect(200).value();
-    assert_eq!(told["status"], "running");
-    assert!(begun.elapsed() >= Duration::from_millis(300));
+    let started = Instant::now();
+    let reply = place.client.call("POST", &format!("{run}/wait?timeout_secs=0.3"), None).expect(200).value();
+    assert_eq!(reply["status"], "running");
+    assert!(started.elapsed() >= Duration::from_millis(300));
     thread::scope(|scope| {
         let waiting = scope.spawn(|| {
             let client = place.server.owner();
@@ -361,7 +361,7 @@ fn a_wait_ends_with_the_run_or_its_own_time(place: &Place<'_>) {
     place.client.refused(400, "invalid_request", "POST", &format!("{run}/wait?timeout_secs=-1"), None);
 }
 
-fn a_run_with_a_terminal_sees_one(place: &Place<'_>) {
+fn a_run_with_tty_has_a_terminal(place: &Place<'_>) {
     let run = start(
         place,
         json!({"command": "stty size; test -t 0 -a -t 1 -a -t 2 && echo $TERM; read x; echo got $x",
@@ -370,23 +370,23 @@ fn a_run_with_a_terminal_sees_one(place: &Place<'_>) {
     wait_for("the size", secs(20), || output(place, &run, "").text().contains("xterm").then_some(()));
     place.client.send("POST", &format!("{run}/stdin"), &[("Content-Type", "text/plain")], Some(b"me\n"));
     assert_eq!(ended(place, &run)["exit_code"], 0);
-    // The terminal echoes what is typed.
+    // The terminal echoes typed characters.
     assert_eq!(output(place, &run, "").text(), "33 91\r\nxterm-256color\r\nme\r\ngot me\r\n");
     assert_eq!(output(place, &run, "?stream=stderr").text(), "");
 }
 
-fn arguments_go_past_the_shell(place: &Place<'_>) {
+fn args_are_executed_without_a_shell(place: &Place<'_>) {
     let args = json!(["printf", "%s|", "a b", "$HOME", "*", "'", "\n", "é"]);
     assert_eq!(place.exec(json!({"args": args}))["stdout"], "a b|$HOME|*|'|\n|é|");
     let run = start(place, json!({"args": args}));
     ended(place, &run);
     assert_eq!(output(place, &run, "").text(), "a b|$HOME|*|'|\n|é|");
     assert_eq!(place.exec(json!({"args": ["/bin/echo"]}))["stdout"], "\n");
-    // As long as a process can receive, also where the program must be looked for.
+    // The maximum argument length of the kernel also works if the program is looked up in PATH.
     let long = "x".repeat((128 << 10) - 1);
     assert_eq!(place.exec(json!({"args": ["printf", "%s", long]}))["stdout"], long);
-    let told = place.exec_refused("invalid_command", json!({"args": ["no-such-program-here"]}));
-    assert!(told["message"].as_str().unwrap().contains("No such file"), "{told}");
+    let reply = place.exec_refused("invalid_command", json!({"args": ["no-such-program-here"]}));
+    assert!(reply["message"].as_str().unwrap().contains("No such file"), "{reply}");
     place.exec_refused("invalid_command", json!({"args": []}));
     place.exec_refused("invalid_command", json!({"args": [""]}));
     place.exec_refused("invalid_command", json!({"args": ["echo", "a\0b"]}));
@@ -396,7 +396,7 @@ fn arguments_go_past_the_shell(place: &Place<'_>) {
     place.exec_refused("invalid_command", json!({"args": ["true", "x".repeat(9000)], "env": path}));
 }
 
-fn a_command_can_be_another_user(place: &Place<'_>) {
+fn a_run_can_execute_as_another_user(place: &Place<'_>) {
     let who = "id -un; id -u; id -g; id -G; echo $USER $LOGNAME $HOME; grep -E '^Cap(Prm|Eff)' /proc/self/status; \
                echo seen >/dev/stdout";
     let body = |user: &str| json!({"command": who, "user": user, "cwd": "/"});
@@ -408,9 +408,9 @@ fn a_command_can_be_another_user(place: &Place<'_>) {
     ended(place, &run);
     assert_eq!(output(place, &run, "").text(), nobody);
     assert_eq!(place.client.get(200, &run)["user"], "nobody");
-    let told =
+    let reply =
         place.exec(json!({"command": "id -u; id -g; id -G; echo $HOME", "user": "4711:daemon", "cwd": "/"}));
-    assert_eq!(told["stdout"], "4711\n1\n1\n/\n", "{told}");
+    assert_eq!(reply["stdout"], "4711\n1\n1\n/\n", "{reply}");
     let run = start(
         place,
         json!({"command": "tty >/dev/tty; stat -c %u $(tty)", "user": "nobody", "cwd": "/",
@@ -418,7 +418,7 @@ fn a_command_can_be_another_user(place: &Place<'_>) {
     );
     ended(place, &run);
     assert!(output(place, &run, "").text().ends_with("\r\n65534\r\n"), "{}", output(place, &run, "").text());
-    // It has no more rights than the user has, in its working directory as well.
+    // The command has only the permissions of the user, also for its working directory.
     assert_eq!(
         place.exec(json!({"command": "cat /etc/shadow", "user": "nobody", "cwd": "/"}))["exit_code"],
         1
@@ -433,7 +433,7 @@ fn a_command_can_be_another_user(place: &Place<'_>) {
     }
 }
 
-fn an_exec_is_among_the_runs_while_it_runs(place: &Place<'_>) {
+fn exec_is_listed_as_a_run_while_it_executes(place: &Place<'_>) {
     let number = unique_secs();
     thread::scope(|scope| {
         let answer = scope.spawn(|| {
@@ -448,13 +448,13 @@ fn an_exec_is_among_the_runs_while_it_runs(place: &Place<'_>) {
         let run = place.path(&format!("/runs/{}", list[0]["id"].as_str().unwrap()));
         place.client.refused(409, "conflict", "GET", &format!("{run}/output"), None);
         place.client.post(200, &format!("{run}/signal"), json!({"signal": "INT"}));
-        let told = answer.join().unwrap();
-        assert_eq!((&told["signal"], &told["stdout"]), (&json!(2), &json!("out\n")), "{told}");
+        let reply = answer.join().unwrap();
+        assert_eq!((&reply["signal"], &reply["stdout"]), (&json!(2), &json!("out\n")), "{reply}");
         place.client.refused(404, "run_not_found", "GET", &run, None);
     });
 }
 
-fn deletion_ends_a_run_that_runs(place: &Place<'_>) {
+fn deleting_a_run_kills_it(place: &Place<'_>) {
     let number = unique_secs();
     let run =
         start(place, json!({"command": format!("trap '' TERM; echo up; sleep {number}; sleep {number}")}));
@@ -463,13 +463,13 @@ fn deletion_ends_a_run_that_runs(place: &Place<'_>) {
     events.wait("stdout");
     place.client.delete(204, &run);
     procs::assert_dead(&number);
-    // Whoever follows is told how it ended, though it is forgotten.
+    // A follower receives the exit event although the run was deleted.
     let exit = events.wait("exit");
     assert_eq!((&exit.data["run"]["status"], &exit.data["run"]["signal"]), (&json!("killed"), &json!(9)));
     place.client.refused(404, "run_not_found", "DELETE", &run, None);
 }
 
-fn what_makes_no_sense_is_refused(place: &Place<'_>) {
+fn invalid_run_requests_are_refused(place: &Place<'_>) {
     let refused = |code: &str, body: Value| {
         place.client.refused(400, code, "POST", &place.path("/runs"), Some(body));
     };
@@ -489,20 +489,20 @@ fn what_makes_no_sense_is_refused(place: &Place<'_>) {
     for (field, value) in
         [("detach", json!(true)), ("pty", json!({"cols": 1, "rows": 1})), ("open_stdin", json!(true))]
     {
-        let told = place.exec_refused("invalid_payload", json!({"command": "true", field: value}));
-        assert!(told["message"].as_str().unwrap().contains(field), "{told}");
+        let reply = place.exec_refused("invalid_payload", json!({"command": "true", field: value}));
+        assert!(reply["message"].as_str().unwrap().contains(field), "{reply}");
     }
-    let told = |code: &str, method: &str, call: &str| {
-        let told = place.client.refused(400, code, method, &place.path(&format!("/runs{call}")), None);
-        told["message"].as_str().unwrap().to_owned()
+    let refusal = |code: &str, method: &str, call: &str| {
+        let reply = place.client.refused(400, code, method, &place.path(&format!("/runs{call}")), None);
+        reply["message"].as_str().unwrap().to_owned()
     };
-    assert!(told("invalid_id", "GET", "/xx").starts_with("The run id in the path"));
-    assert!(told("invalid_request", "GET", "?status=foo").contains("timed_out"));
+    assert!(refusal("invalid_id", "GET", "/xx").starts_with("The run id in the path"));
+    assert!(refusal("invalid_request", "GET", "?status=foo").contains("timed_out"));
     let run = start(place, json!({"command": "read x", "open_stdin": true}));
     let id = run.rsplit('/').next().unwrap().to_owned();
     for patience in ["inf", "infinity", "NaN", "1e999", "-1", "x"] {
-        told("invalid_request", "POST", &format!("/{id}/wait?timeout_secs={patience}"));
-        told("invalid_request", "GET", &format!("/{id}/output?wait_secs={patience}"));
+        refusal("invalid_request", "POST", &format!("/{id}/wait?timeout_secs={patience}"));
+        refusal("invalid_request", "GET", &format!("/{id}/output?wait_secs={patience}"));
     }
     let all = place.client.get(200, &place.path("/runs?status=running"));
     assert!(all.as_array().unwrap().iter().any(|run| run["id"] == id.as_str()), "{all}");
@@ -523,7 +523,7 @@ fn heredocs_and_long_children_do_not_hang(place: &Place<'_>) {
 }
 
 #[test]
-fn runs_of_other_workspaces_are_not_to_be_had() {
+fn runs_of_other_workspaces_are_not_accessible() {
     let place = shared_box();
     let run = start(&place, json!({"command": "true"}));
     let elsewhere = run.replace(&place.id, NIL);
@@ -536,7 +536,7 @@ fn runs_of_other_workspaces_are_not_to_be_had() {
     ] {
         place.client.refused(404, "run_not_found", method, &path, None);
     }
-    // In containers collaborators may; on the host, owners only, and that goes for what was printed as well.
+    // In containers, collaborators have access; on the host, owners only, also to the output.
     let collaborator = place.server.collaborator();
     collaborator.get(200, &run);
     for (method, path) in
@@ -549,7 +549,7 @@ fn runs_of_other_workspaces_are_not_to_be_had() {
 }
 
 #[test]
-fn runs_go_with_their_workspace() {
+fn runs_are_deleted_with_their_workspace() {
     let place = Place::ready(crate::fixture::shared(), json!({"name": "goes"}));
     let number = unique_secs();
     let run = start(&place, json!({"command": format!("echo x; setsid sleep {number} & sleep {number}")}));
@@ -562,9 +562,9 @@ fn runs_go_with_their_workspace() {
     assert!(!folder.exists());
 }
 
-/// (9) One stuck command is nobody else's trouble.
+/// (9) A stuck command does not delay other commands.
 #[test]
-fn stuck_runs_hold_up_nobody() {
+fn stuck_runs_do_not_delay_other_commands() {
     let server = Setup::new().arg("--http-threads=2").arg("--max-streams=4").start();
     let place = Place::host(&server);
     let number = unique_secs();
@@ -572,17 +572,17 @@ fn stuck_runs_hold_up_nobody() {
         (0..30).map(|_| start(&place, json!({"command": format!("sleep {number}")}))).collect();
     let mut followers: Vec<Events> = runs[..4].iter().map(|run| Events::follow(&server, run, None)).collect();
     followers.iter_mut().for_each(|events| drop(events.wait("status")));
-    // Every stream worker is taken: said, not waited for.
+    // If every stream worker is in use, the server refuses at once instead of waiting.
     for path in ["/events", "/wait"] {
         let method = if path == "/wait" { "POST" } else { "GET" };
         let reply = place.client.call(method, &format!("{}{path}", runs[5]), None).expect(503);
         assert!(reply.value()["code"] == "busy" && reply.header("retry-after").is_some(), "{reply}");
     }
     for _ in 0..20 {
-        let begun = Instant::now();
+        let started = Instant::now();
         place.sh("true");
         server.anyone().get(200, "/health");
-        assert!(begun.elapsed() < secs(2));
+        assert!(started.elapsed() < secs(2));
     }
     drop(followers);
     wait_for("a stream worker to be free", secs(20), || {

@@ -33,10 +33,10 @@ fn a_full_window_moves_on_and_offsets_stay_true() {
     let server = Setup::new().arg("--run-output-limit=1048576").start();
     let place = Place::host(&server);
     let run = start(&place, json!({"command": "seq 1 1000000; echo err >&2"}));
-    let told = ended(&place, &run);
+    let response = ended(&place, &run);
     let all = numbers();
-    assert_eq!((&told["stdout_bytes"], &told["truncated"]), (&json!(all.len()), &json!(true)));
-    let begin = told["stdout_start"].as_u64().unwrap() as usize;
+    assert_eq!((&response["stdout_bytes"], &response["truncated"]), (&json!(all.len()), &json!(true)));
+    let begin = response["stdout_start"].as_u64().unwrap() as usize;
     let kept = all.len() - begin;
     assert!((15 << 16..=1 << 20).contains(&kept), "{kept} bytes are kept");
     let bytes = on_disk(&folder(&place, &run));
@@ -57,9 +57,9 @@ fn a_full_window_moves_on_and_offsets_stay_true() {
     assert!(out == all.as_bytes()[begin..] && err == b"err\n");
     // A run may ask for less.
     let run = start(&place, json!({"command": "seq 1 1000000", "output_limit_bytes": 131072}));
-    let told = ended(&place, &run);
-    let begin = told["stdout_start"].as_u64().unwrap() as usize;
-    assert!((100_000..=131_072).contains(&(all.len() - begin)), "{told}");
+    let response = ended(&place, &run);
+    let begin = response["stdout_start"].as_u64().unwrap() as usize;
+    assert!((100_000..=131_072).contains(&(all.len() - begin)), "{response}");
     assert!(output(&place, &run, "").text() == all[begin..]);
 }
 
@@ -70,23 +70,23 @@ fn what_a_window_loses_while_it_is_read_is_counted() {
     for (detach, stream) in [(true, "stdout"), (false, "stdout"), (true, "both")] {
         let body = json!({"command": command, "output_limit_bytes": 131_072, "detach": detach, "hard_timeout_secs": 60});
         let run = start(&place, body);
-        let begun = Instant::now();
+        let started = Instant::now();
         let mut counted = 0;
-        while begun.elapsed() < secs(3) {
+        while started.elapsed() < secs(3) {
             let at = if stream == "both" { "0:0" } else { "0" };
             let part = output(&place, &run, &format!("?stream={stream}&offset={at}&limit=65536"));
             let number = |name: &str| {
-                let told = part.header(name).unwrap_or("0").trim_end_matches(":0");
-                told.parse::<usize>().unwrap()
+                let reply = part.header(name).unwrap_or("0").trim_end_matches(":0");
+                reply.parse::<usize>().unwrap()
             };
             let (from, next, missed) =
                 (number("x-offset"), number("x-next-offset"), number("x-missed-bytes"));
             assert_eq!(missed + part.body.len(), next, "{part}");
             // Numbers of nine digits and a line break.
             let (line, inside) = ((next - part.body.len()) / 10, (next - part.body.len()) % 10);
-            let wanted = format!("{line:09}\n{:09}\n", line + 1);
+            let expected = format!("{line:09}\n{:09}\n", line + 1);
             let few = part.body.len().min(10);
-            assert_eq!(part.body[..few], wanted.as_bytes()[inside..inside + few], "at {from}");
+            assert_eq!(part.body[..few], expected.as_bytes()[inside..inside + few], "at {from}");
             counted += usize::from(missed > 0 && few > 0);
         }
         assert!(counted > 10, "the window moved {counted} times");
@@ -111,10 +111,10 @@ fn the_oldest_give_way() {
     assert!(output(&place, &runs[3], "").text() == numbers());
     // One that would not fit at all keeps its end, and is not told otherwise.
     let run = start(&place, json!({"command": "seq 1 4000000"}));
-    let told = ended(&place, &run);
-    assert_eq!((&told["stdout_bytes"], &told["truncated"]), (&json!(30_888_896), &json!(true)));
-    let begin = told["stdout_start"].as_u64().unwrap();
-    assert!(30_888_896 - begin <= 17 << 20 && begin < 30_000_000, "{told}");
+    let reply = ended(&place, &run);
+    assert_eq!((&reply["stdout_bytes"], &reply["truncated"]), (&json!(30_888_896), &json!(true)));
+    let begin = reply["stdout_start"].as_u64().unwrap();
+    assert!(30_888_896 - begin <= 17 << 20 && begin < 30_000_000, "{reply}");
     assert!(output(&place, &run, "").text().ends_with("\n3999999\n4000000\n"));
 }
 
@@ -138,12 +138,12 @@ fn a_full_disk_is_said_and_kills_nothing() {
     put();
     let all = 6 + numbers().len() as u64;
     wait_for("all its output", secs(30), || (place.client.get(200, &run)["stderr_bytes"] == 4).then_some(()));
-    let told = place.client.get(200, &run);
+    let reply = place.client.get(200, &run);
     assert_eq!(
-        (&told["status"], &told["disk_full"], &told["truncated"]),
+        (&reply["status"], &reply["disk_full"], &reply["truncated"]),
         (&json!("running"), &json!(true), &json!(true))
     );
-    assert_eq!(told["stdout_bytes"], all);
+    assert_eq!(reply["stdout_bytes"], all);
     // A plain exec needs no disk; another run is refused and says why.
     place.sh("true");
     let refused =
@@ -151,8 +151,8 @@ fn a_full_disk_is_said_and_kills_nothing() {
     assert_eq!(refused.value()["code"], "disk_full");
     disk.free();
     put();
-    let told = ended(&place, &run);
-    assert_eq!((&told["status"], &told["exit_code"]), (&json!("exited"), &json!(0)));
+    let reply = ended(&place, &run);
+    assert_eq!((&reply["status"], &reply["exit_code"]), (&json!("exited"), &json!(0)));
     // What came when there was room again lies where it belongs.
     let end = output(&place, &run, &format!("?offset={all}"));
     assert_eq!(

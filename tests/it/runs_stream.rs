@@ -158,12 +158,12 @@ fn a_stream_ends_with_a_status_or_is_seen_to_break() {
     let server = Server::start();
     let place = Place::host(&server);
     let run = start(&place, json!({"command": "echo up; sleep 0.7; exit 9"}));
-    let begun = Instant::now();
+    let started = Instant::now();
     let (out, _, exit) = Events::follow(&server, &run, None).collect();
     assert!(
-        begun.elapsed() >= Duration::from_millis(500),
+        started.elapsed() >= Duration::from_millis(500),
         "it ended before the command: {:?}",
-        begun.elapsed()
+        started.elapsed()
     );
     assert_eq!((out.as_slice(), &exit.data["run"]["exit_code"]), (b"up\n".as_slice(), &json!(9)));
     // A server that dies ends no stream properly.
@@ -182,13 +182,13 @@ fn a_silent_stream_beats() {
     let server = Server::start();
     let place = Place::host(&server);
     let run = start(&place, json!({"command": "sleep 1000"}));
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut events = Events::follow(&server, &run, None);
     assert_eq!(events.next().unwrap().name, "status");
-    assert!(begun.elapsed() < secs(2));
+    assert!(started.elapsed() < secs(2));
     let beat = events.next_or_comment().unwrap();
     assert_eq!((beat.name.as_str(), beat.id.as_str()), ("", ""), "a comment: {beat:?}");
-    assert!(begun.elapsed() > secs(5) && begun.elapsed() < secs(15), "{:?}", begun.elapsed());
+    assert!(started.elapsed() > secs(5) && started.elapsed() < secs(15), "{:?}", started.elapsed());
 }
 
 /// A client of HTTP/1.0 gets the same without chunks, until the end of the connection.
@@ -233,8 +233,8 @@ fn a_slow_reader_slows_nobody_but_itself() {
     let (out, _, _) = Events::follow(&server, &run, None).collect();
     let bytes = 22_888_896;
     assert_eq!(out.len(), bytes);
-    let told = ended(&place, &run);
-    assert_eq!((&told["stdout_bytes"], &told["truncated"]), (&json!(bytes), &json!(false)));
+    let reply = ended(&place, &run);
+    assert_eq!((&reply["stdout_bytes"], &reply["truncated"]), (&json!(bytes), &json!(false)));
     let grown = procs::memory(server.pid, "VmRSS").saturating_sub(before) >> 20;
     assert!(grown < 16, "the server has grown by {grown} MB");
     // The slow one still gets everything.
@@ -323,9 +323,9 @@ fn runs_are_there_again_after_a_restart() {
 
     let server = setup.start();
     let place = Place::host(&server);
-    let told = place.client.get(200, &whole);
+    let reply = place.client.get(200, &whole);
     assert_eq!(
-        (&told["status"], &told["exit_code"], &told["tag"]),
+        (&reply["status"], &reply["exit_code"], &reply["tag"]),
         (&json!("exited"), &json!(5), &json!("first"))
     );
     assert_eq!(output(&place, &whole, "?stream=both").text(), "out\nerr\nout\n");
@@ -352,10 +352,10 @@ fn runs_are_there_again_after_a_restart() {
     let server = setup.start();
     let place = Place::host(&server);
     procs::assert_dead(&number);
-    let told = place.client.get(200, &lost);
-    assert_eq!((&told["status"], &told["exit_code"]), (&json!("failed"), &Value::Null), "{told}");
-    assert_eq!(told["error"]["code"], "interrupted");
-    assert!(told["wall_secs"].as_f64().is_some_and(|secs| secs > 0.0), "until it was ended: {told}");
+    let reply = place.client.get(200, &lost);
+    assert_eq!((&reply["status"], &reply["exit_code"]), (&json!("failed"), &Value::Null), "{reply}");
+    assert_eq!(reply["error"]["code"], "interrupted");
+    assert!(reply["wall_secs"].as_f64().is_some_and(|secs| secs > 0.0), "until it was ended: {reply}");
     let last = Events::follow(&server, &lost, None).wait("failed");
     assert_eq!(last.data["code"], "interrupted", "{last:?}");
     assert_eq!(output(&place, &lost, "").text(), "part\n");

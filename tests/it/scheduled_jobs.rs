@@ -39,8 +39,8 @@ fn start(approval: &str) -> (Server, PathBuf, String) {
 fn jobs_are_listed_and_deleted_with_their_units() {
     let (server, home, jobs) = start("auto");
     let viewer = {
-        let made = server.owner().post(201, "/tokens", json!({"scope": "viewer"}));
-        server.with_token(made["token"].as_str().unwrap())
+        let created = server.owner().post(201, "/tokens", json!({"scope": "viewer"}));
+        server.with_token(created["token"].as_str().unwrap())
     };
     assert_eq!(viewer.get(200, &jobs), json!({"items": []}));
     put_job(&home, "standing-desk", "Standing desk");
@@ -61,8 +61,8 @@ fn jobs_are_listed_and_deleted_with_their_units() {
 
     let collaborator = server.collaborator();
     viewer.refused(403, "forbidden", "DELETE", &format!("{jobs}/desk"), None);
-    let told = collaborator.refused(404, "job_not_found", "DELETE", &format!("{jobs}/standing"), None);
-    assert_eq!(told["message"], "Job \"standing\" not found.");
+    let response = collaborator.refused(404, "job_not_found", "DELETE", &format!("{jobs}/standing"), None);
+    assert_eq!(response["message"], "Job \"standing\" not found.");
     for name in ["Standing%20desk", "desk", "out", "torn"] {
         let reply = collaborator.call("DELETE", &format!("{jobs}/{name}"), None);
         assert_eq!(reply.status, if name == "torn" { 404 } else { 200 }, "{name}: {reply}");
@@ -83,11 +83,11 @@ fn jobs_are_listed_and_deleted_with_their_units() {
 fn the_timer_of_a_deleted_job_is_stopped() {
     let setup = Setup::new().arg("--approval=auto");
     let scratch = setup.scratch().path().to_owned();
-    let (tools, told) = (setup.scratch().folder("tools"), scratch.join("told"));
+    let (tools, calls) = (setup.scratch().folder("tools"), scratch.join("calls"));
     let script = format!(
-        "#!/bin/sh\nprintf '%s ' \"$XDG_RUNTIME_DIR\" \"$@\" >> {told}; echo >> {told}\n\
+        "#!/bin/sh\nprintf '%s ' \"$XDG_RUNTIME_DIR\" \"$@\" >> {calls}; echo >> {calls}\n\
          case $* in *broken*) echo 'no such bus'; exit 1 ;; esac\n",
-        told = told.display()
+        calls = calls.display()
     );
     put(&tools, "systemctl", &script);
     fs::set_permissions(tools.join("systemctl"), PermissionsExt::from_mode(0o755)).unwrap();
@@ -110,7 +110,7 @@ fn the_timer_of_a_deleted_job_is_stopped() {
     for name in ["desk", "broken", "path", "words"] {
         server.collaborator().delete(200, &format!("{jobs}/{name}"));
     }
-    let calls = fs::read_to_string(&told).unwrap();
+    let calls = fs::read_to_string(&calls).unwrap();
     let calls: Vec<&str> = calls.lines().map(str::trim).collect();
     let call = |slug: &str| format!("/run/user/0 --user disable --now -- opencode-job-{slug}.timer");
     assert_eq!(calls, [call("desk"), call("broken")], "no other slug is part of a unit's name");

@@ -19,8 +19,8 @@ use crate::socket::Socket;
 /// A token's secret, and its id.
 #[track_caller]
 pub fn make(server: &Server, body: Value) -> (String, String) {
-    let made = server.owner().post(201, "/tokens", body);
-    let text = |key: &str| made[key].as_str().unwrap().to_owned();
+    let created = server.owner().post(201, "/tokens", body);
+    let text = |key: &str| created[key].as_str().unwrap().to_owned();
     (text("token"), text("id"))
 }
 
@@ -49,13 +49,13 @@ fn each_scope_opens_what_it_should_on_both_apis_until_it_is_revoked() {
         client.get(200, "/workspaces");
     }
     let exec = format!("/api/workspaces/{NIL}/exec");
-    let told = viewer.refused(403, "forbidden", "POST", &exec, Some(json!({"command": "id"})));
-    let message = told["message"].as_str().unwrap();
+    let reply = viewer.refused(403, "forbidden", "POST", &exec, Some(json!({"command": "id"})));
+    let message = reply["message"].as_str().unwrap();
     assert!(
         message.starts_with("Insufficient token scope") && message.contains("viewer token 'screen'"),
-        "{told}"
+        "{reply}"
     );
-    assert_eq!(told["details"], json!({"required": "collaborator", "scope": "viewer"}));
+    assert_eq!(reply["details"], json!({"required": "collaborator", "scope": "viewer"}));
     owner.post(200, &exec, json!({"command": "id"}));
     collaborator.refused(401, "unauthorized", "GET", "/tokens", None);
     let items = owner.get(200, "/tokens")["items"].clone();
@@ -63,8 +63,8 @@ fn each_scope_opens_what_it_should_on_both_apis_until_it_is_revoked() {
     assert_eq!(items[2]["label"], "screen");
     assert!(!items.to_string().contains("hash"), "{items}");
     revoke(&server, &viewer_id);
-    let told = viewer.refused(401, "unauthorized", "GET", "/whoami", None);
-    assert!(told["message"].as_str().unwrap().contains("unknown or revoked bearer token"), "{told}");
+    let reply = viewer.refused(401, "unauthorized", "GET", "/whoami", None);
+    assert!(reply["message"].as_str().unwrap().contains("unknown or revoked bearer token"), "{reply}");
     server.owner().refused(404, "token_not_found", "DELETE", &format!("/tokens/{viewer_id}"), None);
 }
 
@@ -100,13 +100,13 @@ fn forty_made_at_once_are_all_kept_and_nobody_else_reads_them() {
     let setup = Setup::new();
     let server = setup.start();
     let secrets: Vec<String> = thread::scope(|scope| {
-        let made: Vec<_> = (0..40)
+        let created: Vec<_> = (0..40)
             .map(|n| {
                 let server = &server;
                 scope.spawn(move || make(server, json!({"scope": "viewer", "label": n.to_string()})).0)
             })
             .collect();
-        made.into_iter().map(|thread| thread.join().unwrap()).collect()
+        created.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     let path = server.data.join("tokens.json");
     let kept: Value = serde_json::from_str(&read(&path)).unwrap();
@@ -149,8 +149,8 @@ fn an_existing_store_is_taken_over_wherever_it_lies() {
         let server = setup.start();
         assert_eq!(server.with_token(secret).get(200, "/whoami")["actor"]["scope"], "collaborator");
         assert!(server.log().contains("was readable by other users"), "{}", server.log());
-        let (made, _) = make(&server, json!({"scope": "viewer"}));
-        server.with_token(&made).get(200, "/whoami");
+        let (created, _) = make(&server, json!({"scope": "viewer"}));
+        server.with_token(&created).get(200, "/whoami");
         let store = folder.join("tokens.json");
         let kept: Value = serde_json::from_str(&read(&store)).unwrap();
         assert_eq!(kept["tokens"].as_array().unwrap().len(), 2);
@@ -208,13 +208,13 @@ fn a_hand_in_the_file_and_time_revoke_as_well() {
     kept["tokens"].as_array_mut().unwrap().retain(|token| token["id"] != id.as_str());
     fs::write(&store, kept.to_string()).unwrap();
     by_hand.refused(401, "unauthorized", "GET", "/whoami", None);
-    let told = wait_for("a token to expire", secs(10), || {
+    let response = wait_for("a token to expire", secs(10), || {
         let reply = short.call("GET", "/whoami", None);
         (reply.status == 401).then(|| reply.value())
     });
     assert!(
-        told["message"].as_str().unwrap().contains("the viewer token 'short', which expired at"),
-        "{told}"
+        response["message"].as_str().unwrap().contains("the viewer token 'short', which expired at"),
+        "{response}"
     );
     assert_eq!(server.owner().get(200, "/tokens")["items"][0]["label"], "short");
 }
@@ -234,9 +234,9 @@ fn a_limited_token_sees_its_workspaces_and_nothing_else() {
         found.unwrap()["id"].as_str().unwrap().to_owned()
     };
     let (work, other) = (of("/work"), of("/other"));
-    let made = server.owner().post(201, "/tokens", json!({"scope": "owner", "workspaceIds": [other]}));
-    assert_eq!(made["workspaceIds"], json!([second]));
-    let limited = server.with_token(made["token"].as_str().unwrap());
+    let created = server.owner().post(201, "/tokens", json!({"scope": "owner", "workspaceIds": [other]}));
+    assert_eq!(created["workspaceIds"], json!([second]));
+    let limited = server.with_token(created["token"].as_str().unwrap());
     assert_eq!(limited.get(200, "/whoami")["actor"]["workspaceIds"], json!([second]));
     let seen = limited.get(200, "/workspaces");
     assert_eq!((seen["items"].as_array().unwrap().len(), &seen["activeId"]), (1, &json!(second)));
@@ -248,8 +248,8 @@ fn a_limited_token_sees_its_workspaces_and_nothing_else() {
     limited.get(200, &format!("/api/workspaces/{other}"));
     limited.post(200, &format!("/api/workspaces/{other}/exec"), json!({"command": "true"}));
     for path in [format!("/w/{first}/status"), format!("/api/workspaces/{work}"), "/tokens".into()] {
-        let told = limited.refused(403, "forbidden", "GET", &path, None);
-        assert!(told["message"].as_str().unwrap().contains(&format!("limited to {second}")), "{told}");
+        let reply = limited.refused(403, "forbidden", "GET", &path, None);
+        assert!(reply["message"].as_str().unwrap().contains(&format!("limited to {second}")), "{reply}");
     }
     let body = Some(json!({"command": "true"}));
     limited.refused(403, "forbidden", "POST", &format!("/api/workspaces/{work}/exec"), body);
@@ -259,7 +259,7 @@ fn a_limited_token_sees_its_workspaces_and_nothing_else() {
     }
     // It cannot free itself.
     limited.refused(403, "forbidden", "POST", "/tokens", Some(json!({"scope": "owner"})));
-    let id = made["id"].as_str().unwrap();
+    let id = created["id"].as_str().unwrap();
     limited.refused(403, "forbidden", "DELETE", &format!("/tokens/{id}"), None);
     limited.refused(403, "forbidden", "POST", "/api/workspaces", Some(json!({"name": "x"})));
 }
@@ -269,10 +269,10 @@ fn replies_have_the_observed_shape() {
     let server = Server::start();
     let workspace = server.owner().get(200, "/workspaces")["items"][0]["id"].as_str().unwrap().to_owned();
     let body = json!({"scope": "viewer", "label": "tv", "expiresInSecs": 60, "workspaceIds": [workspace]});
-    let made = server.owner().post(201, "/tokens", body);
+    let created = server.owner().post(201, "/tokens", body);
     let plain = server.owner().post(201, "/tokens", json!({"scope": "owner"}));
-    let text = |made: &Value, key: &str| made[key].as_str().unwrap().to_owned();
-    let (secret, id) = (text(&made, "token"), text(&made, "id"));
+    let text = |created: &Value, key: &str| created[key].as_str().unwrap().to_owned();
+    let (secret, id) = (text(&created, "token"), text(&created, "id"));
     let (plain_secret, plain_id) = (text(&plain, "token"), text(&plain, "id"));
     let hash = sha256(&secret);
     let steady = [
@@ -283,7 +283,7 @@ fn replies_have_the_observed_shape() {
         (&workspace, "workspace"),
         (&hash, "hash"),
     ];
-    golden("token_made_limited", &made, &steady);
+    golden("token_made_limited", &created, &steady);
     golden("token_made", &plain, &steady);
     golden("tokens", &server.owner().get(200, "/tokens"), &steady);
     golden("whoami_limited", &server.with_token(&secret).get(200, "/whoami"), &steady);
@@ -303,19 +303,19 @@ fn replies_have_the_observed_shape() {
 #[test]
 fn every_refusal_says_what_was_seen_and_what_is_needed() {
     let server = Server::start();
-    let told = |client: &Client, path: &str| {
+    let message = |client: &Client, path: &str| {
         let reply = client.call("GET", path, None).expect(401);
         assert_eq!(reply.header("www-authenticate"), Some("Bearer"));
         reply.value()["message"].as_str().unwrap().to_owned()
     };
-    let nothing = told(&server.anyone(), "/whoami");
+    let nothing = message(&server.anyone(), "/whoami");
     assert!(nothing.starts_with("Invalid bearer token: no credential was sent; this needs"), "{nothing}");
-    let wrong = told(&server.with_token("wrong"), "/approvals");
+    let wrong = message(&server.with_token("wrong"), "/approvals");
     assert!(wrong.starts_with("Invalid host token: an unknown or revoked bearer token"), "{wrong}");
     assert!(wrong.contains("X-OpenWork-Host-Token"), "{wrong}");
-    let wrong = told(&server.anyone().with("X-OpenWork-Host-Token", "wrong"), "/status");
+    let wrong = message(&server.anyone().with("X-OpenWork-Host-Token", "wrong"), "/status");
     assert!(wrong.contains("an X-OpenWork-Host-Token that is not the host token was sent"), "{wrong}");
-    let low = told(&server.collaborator(), "/tokens");
+    let low = message(&server.collaborator(), "/tokens");
     assert!(low.contains("the client token (a collaborator's) was sent"), "{low}");
     for message in [nothing, wrong, low] {
         assert!(!message.contains("it-client") && !message.contains("it-host"), "{message}");
@@ -330,8 +330,8 @@ fn what_a_token_has_opened_ends_with_it() {
     let (secret, id) = make(&server, json!({"scope": "owner"}));
     let (short, _) = make(&server, json!({"scope": "owner", "expiresInSecs": 3}));
     let run = |command: &str| {
-        let made = server.owner().post(201, &place.path("/runs"), json!({"command": command}));
-        place.path(&format!("/runs/{}", made["id"].as_str().unwrap()))
+        let created = server.owner().post(201, &place.path("/runs"), json!({"command": command}));
+        place.path(&format!("/runs/{}", created["id"].as_str().unwrap()))
     };
     let (quiet, loud) = (run("sleep 60"), run("while echo tick; do sleep 0.05; done"));
     let follow = |token: &str, run: &str| {
@@ -368,8 +368,8 @@ fn what_a_token_has_opened_ends_with_it() {
         silent.until_cut();
         busy.until_cut();
         exec.until_cut();
-        let told = waiting.join().unwrap().expect(401).value();
-        assert!(told["message"].as_str().unwrap().contains("revoked"), "{told}");
+        let reply = waiting.join().unwrap().expect(401).value();
+        assert!(reply["message"].as_str().unwrap().contains("revoked"), "{reply}");
         plain.join().unwrap().expect(401);
         assert_eq!(shell.until_closed().code, 1008);
         assert!(start.elapsed() < secs(2), "{:?}", start.elapsed());
@@ -387,17 +387,17 @@ fn what_a_token_has_opened_ends_with_it() {
 #[test]
 fn a_write_that_waits_is_withdrawn_with_its_token() {
     let server = Setup::new().arg("--approval=manual").start();
-    let made =
+    let created =
         server.owner().post(200, "/api/workspaces", json!({"name": "c", "workspace_type": "container"}));
     let (secret, id) = make(&server, json!({"scope": "collaborator"}));
-    let path = format!("/api/workspaces/{}/sync", made["id"].as_str().unwrap());
+    let path = format!("/api/workspaces/{}/sync", created["id"].as_str().unwrap());
     let client = server.with_token(&secret);
     let waiting = thread::spawn(move || client.call("POST", &path, None));
     let asked =
         wait_for("a question", secs(20), || server.owner().get(200, "/approvals")["items"].get(0).cloned());
     revoke(&server, &id);
-    let told = waiting.join().unwrap().expect(401).value();
-    assert!(told["message"].as_str().unwrap().contains("revoked"), "{told}");
+    let reply = waiting.join().unwrap().expect(401).value();
+    assert!(reply["message"].as_str().unwrap().contains("revoked"), "{reply}");
     assert_eq!(server.owner().get(200, "/approvals"), json!({"items": []}));
     let path = format!("/approvals/{}", asked["id"].as_str().unwrap());
     server.owner().refused(404, "approval_not_found", "POST", &path, Some(json!({"reply": "allow"})));

@@ -61,11 +61,11 @@ fn viewers_see_that_a_configuration_holds_secrets_but_not_their_values() {
     let mut sent = shown["opencode"].clone();
     sent["provider"]["x"]["options"]["timeout"] = json!(5000);
     shop.patch(json!({"opencode": sent, "openwork": shown["openwork"]}));
-    let mut wanted = whole.clone();
-    wanted["opencode"]["provider"]["x"]["options"]["timeout"] = json!(5000);
+    let mut expected = whole.clone();
+    expected["opencode"]["provider"]["x"]["options"]["timeout"] = json!(5000);
     assert_eq!(
         (&shop.get("/config")["opencode"], &shop.get("/config")["openwork"]),
-        (&wanted["opencode"], &wanted["openwork"])
+        (&expected["opencode"], &expected["openwork"])
     );
     shop.post("/mcp", json!({"name": "m", "config": shown["opencode"]["mcp"]["m"]}));
     shop.post("/import", json!({"opencode": {"mcp": shown["opencode"]["mcp"]}}));

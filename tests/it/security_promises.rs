@@ -93,7 +93,7 @@ const PROMISES: &[(&str, &[&str])] = &[
     (
         "**It shares the host's network** unless `network` is `none` or `private`, so it can reach whatever \
          listens on loopback; berth itself always wants a token.",
-        &["network::none_is_none_and_host_is_the_hosts", "network::a_container_on_the_hosts_network_gets_nothing_without_a_token"],
+        &["network::network_none_has_no_interfaces_and_host_shares_those_of_the_host", "network::a_container_on_the_host_network_needs_a_token"],
     ),
     (
         "**Files of containers** cannot be reached by other users of the host: images, roots, snapshots and \
@@ -126,11 +126,11 @@ const PROMISES: &[(&str, &[&str])] = &[
          to any of the host's own addresses, berth among them, nor to other workspaces, loopback, link-local \
          and multicast addresses or the metadata services of clouds; nobody but the host can open connections \
          into it.",
-        &["network::a_private_network_leads_out_and_to_nothing_of_the_host", "network::private_networks_do_not_meet", "network::iptables_does_where_there_is_no_nft"],
+        &["network::a_private_network_reaches_the_internet_but_not_the_host", "network::private_networks_cannot_reach_each_other", "network::iptables_is_used_without_nft"],
     ),
     (
         "What else the host can reach, a local network for instance, it reaches too.",
-        &["network::a_private_network_leads_out_and_to_nothing_of_the_host"],
+        &["network::a_private_network_reaches_the_internet_but_not_the_host"],
     ),
     (
         "IPv6 is off.",
@@ -139,13 +139,13 @@ const PROMISES: &[(&str, &[&str])] = &[
     (
         "The host's part is one table (with iptables: chains), `berth-XXXXXX`, and a link `vbXXXXXX-N` for \
          each container; both go with the last container, and after a crash with the next start.",
-        &["network::a_killed_servers_networks_are_taken_over_or_removed", "network::the_end_of_the_server_leaves_nothing", "network::iptables_does_where_there_is_no_nft"],
+        &["network::networks_of_a_killed_server_are_adopted_or_removed", "network::stopping_the_server_removes_its_networks", "network::iptables_is_used_without_nft"],
     ),
     (
         "A reload of the firewall that removes everybody's tables takes away the way out and the guard of the \
          host's own addresses, until the next private container or berth itself starts; the rules in the \
          container's namespace stay.",
-        &["network::a_firewall_that_is_reloaded_opens_little_and_the_next_start_closes_it"],
+        &["network::rules_inside_the_container_survive_a_firewall_reload"],
     ),
     (
         "Private networks need `ip_forward`: berth switches it on and leaves it on.",
@@ -226,14 +226,14 @@ const PROMISES: &[(&str, &[&str])] = &[
     (
         "Memory, swap, processors and processes of a container are limited where the kernel lets berth \
          (`berth doctor` says).",
-        &["resources::a_container_within_its_limits", "resources::what_a_host_cannot_enforce_is_said"],
+        &["resources::container_limits_are_enforced_and_reported", "resources::limits_that_a_host_cannot_enforce_are_reported"],
     ),
     (
         "Its disk (`disk_bytes`: all that it writes above its image; layers that snapshots keep stay in the \
          account of the workspace that wrote them) is limited where the data folder, or the `path` that a \
          workspace was given, lies on ext4 (`mke2fs -O project,quota`) or XFS, **mounted with `prjquota`**; \
          elsewhere `resources`, `debug`, the build log and `berth doctor` say that nothing does.",
-        &["resources::what_a_host_cannot_enforce_is_said", "vm::disk"],
+        &["resources::limits_that_a_host_cannot_enforce_are_reported", "vm::disk"],
     ),
     (
         "The files of a host workspace are not limited.",
@@ -242,12 +242,12 @@ const PROMISES: &[(&str, &[&str])] = &[
     (
         "A container needs 16 `pids` and 0.05 `cpus` to start, and its workspace is refused less; a single \
          command may have less.",
-        &["resources::limits_with_which_no_container_starts_are_refused"],
+        &["resources::limits_too_low_for_a_container_to_start_are_refused"],
     ),
     (
         "When memory runs out, the kernel ends a workload first: the server, each container's nspawn and its \
          first process go last.",
-        &["resources::when_memory_runs_out_the_server_is_the_last_to_go", "isolation::the_kernel_ends_workloads_before_the_agent_also_after_its_helper_died"],
+        &["resources::the_server_is_the_last_victim_of_the_oom_killer", "isolation::the_kernel_ends_workloads_before_the_agent_also_after_its_helper_died"],
     ),
     (
         "Without CAP_SYS_RESOURCE, which `berth doctor` looks for, that does not hold against commands on the \
@@ -257,7 +257,7 @@ const PROMISES: &[(&str, &[&str])] = &[
     (
         "`used.pids_refused` is null where the kernel cannot tell (before Linux 6.11, as long as nothing \
          directly in the group was refused).",
-        &["resources::a_container_within_its_limits"],
+        &["resources::container_limits_are_enforced_and_reported"],
     ),
     (
         "A command's end is certain where cgroup v2 is writable (as root on any current distribution): \
@@ -493,9 +493,10 @@ fn a_server_without_cgroups_says_that_it_searches() {
     let script = "grep -o '/sys/fs/cgroup[^ ]*' /proc/self/mounts | sort -u | while read -r at; do mount -o remount,bind,ro $at; done; exec \"$@\"";
     let without = ["unshare", "--mount", "--propagation=private", "sh", "-c", script, "sh"];
     let server = Setup::new().start_through(&without);
-    let told = server.owner().get(200, "/api/doctor");
-    let row = told["checks"].as_array().unwrap().iter().find(|row| row["name"] == "cgroups").unwrap().clone();
-    assert_eq!(row["status"], "warn", "{told:#}");
+    let reply = server.owner().get(200, "/api/doctor");
+    let row =
+        reply["checks"].as_array().unwrap().iter().find(|row| row["name"] == "cgroups").unwrap().clone();
+    assert_eq!(row["status"], "warn", "{reply:#}");
     let found = row["found"].as_str().unwrap();
     assert!(found.contains("can leave some behind"), "{found}");
     server.stdout.line_with(found, secs(10)).expect("a line at the start");
@@ -508,12 +509,12 @@ fn tokens_are_in_no_argument_and_no_environment_of_a_child() {
         seeded().arg("--approval=auto").env("OPENWORK_TOKEN", client).env("OPENWORK_HOST_TOKEN", host);
     let server = setup.start();
     let owner = server.with_token(host);
-    let made = owner.post(
+    let created = owner.post(
         200,
         "/api/workspaces",
         json!({"name": "tokens", "workspace_type": "container", "distro": crate::fixture::DISTRO}),
     );
-    let path = format!("/api/workspaces/{}", made["id"].as_str().unwrap());
+    let path = format!("/api/workspaces/{}", created["id"].as_str().unwrap());
     owner.post(200, &format!("{path}/build"), json!({}));
     procs::wait_for("the build", secs(60), || (owner.get(200, &path)["status"] == "ready").then_some(()));
     let run = |path: &str| {

@@ -80,8 +80,8 @@ fn repository(scratch: &Scratch, packages: &[(&str, &str)], each: &str, then: &s
         script += &format!("name={name} file={file}\n{each}\n");
     }
     script += then;
-    let made = run(Command::new("sh").args(["-c", &script]).current_dir(&repo), secs(120));
-    assert_eq!(made.code, Some(0), "the repository could not be made: {made:?}");
+    let created = run(Command::new("sh").args(["-c", &script]).current_dir(&repo), secs(120));
+    assert_eq!(created.code, Some(0), "the repository could not be made: {created:?}");
     repo.to_str().unwrap().to_owned()
 }
 
@@ -232,7 +232,7 @@ fn without_root_it_goes_through_sudo() {
 
 #[test]
 fn where_nothing_can_be_installed_it_says_what_to_do() {
-    for (change, user, wanted) in [
+    for (change, user, expected) in [
         (
             "rm /usr/bin/apt-get /usr/bin/dnf /usr/bin/pacman",
             "0",
@@ -250,7 +250,7 @@ fn where_nothing_can_be_installed_it_says_what_to_do() {
         command.args(&words[1..]).env_clear().env("PATH", std::env::var("PATH").unwrap());
         let ended = run(command.env("BERTH_DATA_DIR", "/tmp/data"), secs(60));
         assert_eq!(ended.code, Some(1), "{ended:?}");
-        assert!(ended.stderr.contains(wanted), "no {wanted:?} in {ended:?}");
+        assert!(ended.stderr.contains(expected), "no {expected:?} in {ended:?}");
     }
 }
 

@@ -122,7 +122,7 @@ fn is_keyed(hash: &Value) -> bool {
     })
 }
 
-fn told(reply: Reply, status: u16) -> Value {
+fn json_reply(reply: Reply, status: u16) -> Value {
     reply.expect(status).value()
 }
 
@@ -171,7 +171,7 @@ fn every_reply_has_its_observed_shape() {
 
     let row = "PATCH /workspaces/:id";
     let url = json!({"baseUrl": format!("http://{address}/x"), "directory": "/d", "opencodeUsername": "u"});
-    let moved = told(owner.call("PATCH", &format!("/workspaces/{id}"), Some(&url)), 200);
+    let moved = json_reply(owner.call("PATCH", &format!("/workspaces/{id}"), Some(&url)), 200);
     all.shape("workspace_patched", row, &with_upstream(moved));
     let url = Some(json!({"baseUrl": "http://169.254.169.254"}));
     let odd = owner.refused(400, "invalid_base_url", "PATCH", &format!("/workspaces/{id}"), url);
@@ -179,7 +179,8 @@ fn every_reply_has_its_observed_shape() {
     owner.call("PATCH", &format!("/workspaces/{id}"), Some(&json!({"baseUrl": null}))).expect(200);
 
     // Files.
-    let sent = told(all.desk.upload("/inbox?path=a/b.txt", &[("name=file; filename=x", b"hello")]), 200);
+    let sent =
+        json_reply(all.desk.upload("/inbox?path=a/b.txt", &[("name=file; filename=x", b"hello")]), 200);
     all.shape("inbox_upload", "POST /workspace/:id/inbox", &sent);
     all.shape("inbox", "GET /workspace/:id/inbox", &client.get(200, &format!("{w}/inbox")));
     let none =
@@ -193,16 +194,16 @@ fn every_reply_has_its_observed_shape() {
     let odd = client.refused(400, "invalid_artifact", "GET", &format!("{w}/artifacts/%21"), None);
     all.shape("artifact_invalid", "GET /workspace/:id/artifacts/:artifactId", &odd);
     let row = "POST /workspace/:id/inbox";
-    let up = told(all.desk.upload("/inbox?path=..", &[("name=file; filename=x", b"1")]), 400);
+    let up = json_reply(all.desk.upload("/inbox?path=..", &[("name=file; filename=x", b"1")]), 400);
     all.shape("inbox_invalid_path", row, &up);
-    let missing = told(all.desk.upload("/inbox", &[("name=other; filename=x", b"1")]), 400);
+    let missing = json_reply(all.desk.upload("/inbox", &[("name=other; filename=x", b"1")]), 400);
     all.shape("inbox_file_required", row, &missing);
     let json = client.refused(400, "invalid_payload", "POST", &format!("{w}/inbox"), Some(json!({})));
     all.shape("inbox_not_multipart", row, &json);
 
     // What agents read.
     let patched =
-        told(client.call("PATCH", &format!("{w}/config"), Some(&json!({"openwork": {"a": 1}}))), 200);
+        json_reply(client.call("PATCH", &format!("{w}/config"), Some(&json!({"openwork": {"a": 1}}))), 200);
     all.shape("config_patched", "PATCH /workspace/:id/config", &patched);
     let empty = client.refused(400, "invalid_payload", "PATCH", &format!("{w}/config"), Some(json!({})));
     all.shape("config_patch_empty", "PATCH /workspace/:id/config", &empty);
@@ -213,8 +214,8 @@ fn every_reply_has_its_observed_shape() {
         ("commands", json!({"name": "c", "template": "t"}), ""),
     ] {
         let path = format!("{w}/{list}");
-        let made = client.post(200, &path, body);
-        assert_eq!((&made, made["items"].as_array().unwrap().len()), (&client.get(200, &path), 1));
+        let created = client.post(200, &path, body);
+        assert_eq!((&created, created["items"].as_array().unwrap().len()), (&client.get(200, &path), 1));
         if !name.is_empty() {
             let left = client.delete(200, &format!("{path}/{name}"));
             assert_eq!((&left, &left["items"]), (&client.get(200, &path), &json!([])));
@@ -246,7 +247,7 @@ fn every_reply_has_its_observed_shape() {
     all.shape("not_found", "", &client.refused(404, "not_found", "GET", "/nothing", None));
     let body = [("Content-Type", "application/json")];
     let odd = client.send("PATCH", &format!("{w}/config"), &body, Some(b"{"));
-    all.shape("json_invalid", "PATCH /workspace/:id/config", &told(odd, 400));
+    all.shape("json_invalid", "PATCH /workspace/:id/config", &json_reply(odd, 400));
     let low = viewer.refused(403, "forbidden", "PATCH", &format!("{w}/config"), Some(json!({})));
     all.shape("forbidden_viewer", "PATCH /workspace/:id/config", &low);
     let low = viewer.refused(403, "forbidden", "POST", "/opencode/session", Some(json!({})));
@@ -302,9 +303,9 @@ fn gated() -> Vec<String> {
             "GET /approvals/events",
             &json!([ended.name, ended.data]),
         );
-        let told = told(waiting.join().unwrap(), status);
+        let response = json_reply(waiting.join().unwrap(), status);
         if status == 403 {
-            all.shape("write_denied", "PATCH /workspace/:id/config", &told);
+            all.shape("write_denied", "PATCH /workspace/:id/config", &response);
         }
     }
     all.seen.into_iter().collect()
@@ -320,18 +321,18 @@ fn closed() -> Vec<String> {
     let mut all = Shapes::new(setup);
     let (client, w) = (all.desk.server.collaborator(), all.desk.path.clone());
     all.shape("capabilities_closed", "GET /capabilities", &client.get(200, "/capabilities"));
-    let told =
+    let reply =
         client.refused(403, "read_only", "PATCH", &format!("{w}/config"), Some(json!({"openwork": {}})));
-    all.shape("read_only", "PATCH /workspace/:id/config", &told);
-    let told = client.refused(404, "inbox_disabled", "GET", &format!("{w}/inbox/{}", id_of("x")), None);
-    all.shape("inbox_disabled", "GET /workspace/:id/inbox/:inboxId", &told);
-    let told = client.refused(404, "outbox_disabled", "GET", &format!("{w}/artifacts/{}", id_of("x")), None);
-    all.shape("outbox_disabled", "GET /workspace/:id/artifacts/:artifactId", &told);
+    all.shape("read_only", "PATCH /workspace/:id/config", &reply);
+    let reply = client.refused(404, "inbox_disabled", "GET", &format!("{w}/inbox/{}", id_of("x")), None);
+    all.shape("inbox_disabled", "GET /workspace/:id/inbox/:inboxId", &reply);
+    let reply = client.refused(404, "outbox_disabled", "GET", &format!("{w}/artifacts/{}", id_of("x")), None);
+    all.shape("outbox_disabled", "GET /workspace/:id/artifacts/:artifactId", &reply);
     all.shape("trays_disabled", "GET /workspace/:id/artifacts", &client.get(200, &format!("{w}/artifacts")));
-    let told = all.desk.server.anyone().refused(404, "ui_disabled", "GET", "/ui", None);
-    all.shape("ui_disabled", "GET /ui", &told);
-    let told = client.refused(400, "opencode_unconfigured", "GET", "/opencode/x", None);
-    all.shape("opencode_unconfigured", "GET /opencode/*", &told);
+    let reply = all.desk.server.anyone().refused(404, "ui_disabled", "GET", "/ui", None);
+    all.shape("ui_disabled", "GET /ui", &reply);
+    let reply = client.refused(400, "opencode_unconfigured", "GET", "/opencode/x", None);
+    all.shape("opencode_unconfigured", "GET /opencode/*", &reply);
     all.seen.into_iter().collect()
 }
 
@@ -344,14 +345,14 @@ fn unreachable() -> Vec<String> {
         Setup::new().arg("--approval=auto").arg(format!("--opencode-base-url={}", upstream.url())),
     );
     let (client, path) = (all.desk.server.collaborator(), format!("{}/engine/reload", all.desk.path));
-    let told = client.refused(502, "opencode_reload_failed", "POST", &path, None);
-    all.shape("engine_reload_failed", "POST /workspace/:id/engine/reload", &told);
+    let reply = client.refused(502, "opencode_reload_failed", "POST", &path, None);
+    all.shape("engine_reload_failed", "POST /workspace/:id/engine/reload", &reply);
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut gone = Shapes::new(Setup::new().arg(format!("--opencode-base-url=http://{nobody}")));
-    let told =
+    let reply =
         gone.desk.server.collaborator().refused(502, "opencode_unreachable", "GET", "/opencode/x", None);
-    let told = serde_json::from_str(&told.to_string().replace(&nobody.to_string(), "{upstream}")).unwrap();
-    gone.shape("opencode_unreachable", "GET /opencode/*", &told);
+    let reply = serde_json::from_str(&reply.to_string().replace(&nobody.to_string(), "{upstream}")).unwrap();
+    gone.shape("opencode_unreachable", "GET /opencode/*", &reply);
     all.seen.into_iter().chain(gone.seen).collect()
 }
 

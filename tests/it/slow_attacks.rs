@@ -145,10 +145,10 @@ fn four_hundred_slow_clients_keep_nobody_waiting() {
             let (ended, worst, beside) = attack(&server, &calm, &arguments);
             eprintln!("slow {mode}: {worst:?}; beside it, not attacked: {beside:?}");
             assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
-            let told = plain(&ended.stdout);
-            assert!(told.contains("connected: 400"), "{mode}: {told}");
-            assert!(!told.contains("service available: NO"), "{mode}: {told}");
-            assert_eq!(mode == "heads", told.contains("No open connections left"), "{mode}: {told}");
+            let reply = plain(&ended.stdout);
+            assert!(reply.contains("connected: 400"), "{mode}: {reply}");
+            assert!(!reply.contains("service available: NO"), "{mode}: {reply}");
+            assert_eq!(mode == "heads", reply.contains("No open connections left"), "{mode}: {reply}");
             assert!(worst.threads <= THREADS, "{mode}: {worst:?}, at most {THREADS} threads");
             assert!(worst.rss <= rss, "{mode}: {worst:?}, at most {rss} bytes");
             if worst.took() <= PATIENCE {

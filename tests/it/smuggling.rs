@@ -192,12 +192,12 @@ impl Reply {
 }
 
 /// Sends the bytes in these pieces, and returns the answers. The connection is half-closed only after as many answers as
-/// are wanted, because a client that has gone is a reason to end its commands.
+/// are expected, because a client that has gone is a reason to end its commands.
 fn talk(
     address: SocketAddr,
     bytes: &[u8],
     ends: &[usize],
-    wanted: &Verdict,
+    expected: &Verdict,
     dice: &mut Dice,
 ) -> Result<Vec<Reply>, String> {
     let stream = TcpStream::connect(address).unwrap();
@@ -218,7 +218,7 @@ fn talk(
     }
     let mut reader = BufReader::new(&stream);
     let mut replies = Vec::new();
-    for request in &wanted.requests {
+    for request in &expected.requests {
         let Some(reply) = Reply::read(&mut reader, request.method == "HEAD") else { return Ok(replies) };
         let closes = reply.closes();
         replies.push(reply);
@@ -228,7 +228,7 @@ fn talk(
     }
     let _ = stream.shutdown(Shutdown::Write);
     // A refusal of a HEAD that could be read has no body; of one that could not, it has.
-    let last_is_head = wanted.last.as_ref().is_some_and(|last| last.method == "HEAD");
+    let last_is_head = expected.last.as_ref().is_some_and(|last| last.method == "HEAD");
     if let Some(reply) = Reply::read(&mut reader, last_is_head) {
         replies.push(reply);
         let mut rest = Vec::new();
@@ -244,46 +244,46 @@ fn talk(
 /// What of the verdict has been answered: so many requests, and perhaps one that was only begun.
 struct Served {
     whole: usize,
-    begun: bool,
+    started: bool,
 }
 
 /// Compares the answers with the verdict. `early`: handlers answer without reading, so what lies behind a body that is
 /// streamed may not be reached.
-fn judge(wanted: &Verdict, replies: &[Reply], early: bool) -> Result<Served, String> {
-    let count = wanted.requests.len();
-    for (request, reply) in wanted.requests.iter().zip(replies) {
+fn judge(expected: &Verdict, replies: &[Reply], early: bool) -> Result<Served, String> {
+    let count = expected.requests.len();
+    for (request, reply) in expected.requests.iter().zip(replies) {
         if request.id().is_some_and(|id| id != reply.id()) {
             return Err(format!("the answer to {} has the id {}", request.target, reply.id()));
         }
     }
     if replies.len() < count {
-        let last = replies.len().checked_sub(1).map(|at| (&wanted.requests[at], &replies[at]));
+        let last = replies.len().checked_sub(1).map(|at| (&expected.requests[at], &replies[at]));
         return match last {
             Some((request, reply)) if early && request.streams() && request.chunked && reply.closes() => {
-                Ok(Served { whole: replies.len(), begun: false })
+                Ok(Served { whole: replies.len(), started: false })
             }
             _ => Err(format!("{} answers to {count} requests", replies.len())),
         };
     }
     let refusal = replies.get(count);
-    let begun = wanted.last.as_ref().is_some_and(|last| last.streams() && wanted.end != "refused");
-    match (wanted.end.as_str(), refusal) {
+    let started = expected.last.as_ref().is_some_and(|last| last.streams() && expected.end != "refused");
+    match (expected.end.as_str(), refusal) {
         ("open", None) | ("incomplete" | "error", None) => {}
         ("closed", None) if replies.last().is_some_and(Reply::closes) => {}
         (_, Some(reply)) if !reply.closes() => return Err("it goes on behind its end".into()),
-        ("refused", Some(reply)) if wanted.statuses.contains(&reply.status) => {}
-        ("incomplete" | "error", Some(_)) if begun => return Ok(Served { whole: count, begun }),
+        ("refused", Some(reply)) if expected.statuses.contains(&reply.status) => {}
+        ("incomplete" | "error", Some(_)) if started => return Ok(Served { whole: count, started }),
         ("incomplete" | "error", Some(reply))
             if [400, 403, 413, 417, 431, 501, 505].contains(&reply.status) => {}
         (end, reply) => {
             return Err(format!(
                 "{end} {:?} was answered with {:?}",
-                wanted.statuses,
+                expected.statuses,
                 reply.map(|r| &r.head)
             ));
         }
     }
-    Ok(Served { whole: count, begun })
+    Ok(Served { whole: count, started })
 }
 
 /// Makes connections until the time is up, so many at once, and lets `check` send each.
@@ -308,17 +308,17 @@ fn for_a_while(
             let mut dice = Dice(seed.wrapping_add(number));
             let bytes = connection(number, &mut dice);
             let cuts = cuts(&bytes, &mut dice);
-            let wanted = reference.read(&bytes);
-            if let Err(error) = check(&bytes, &cuts, &wanted, &mut dice) {
+            let expected = reference.read(&bytes);
+            if let Err(error) = check(&bytes, &cuts, &expected, &mut dice) {
                 panic!(
-                    "{name}: connection {number} of BERTH_PROOF_SEED={seed}: {error}\n{:?}\nin pieces up to {cuts:?}\nh11: {wanted:#?}",
+                    "{name}: connection {number} of BERTH_PROOF_SEED={seed}: {error}\n{:?}\nin pieces up to {cuts:?}\nh11: {expected:#?}",
                     String::from_utf8_lossy(&bytes)
                 );
             }
             let mut counts = counts.lock().unwrap();
             counts.0 += 1;
-            counts.1 += wanted.requests.len();
-            *counts.2.entry(wanted.end).or_insert(0) += 1;
+            counts.1 += expected.requests.len();
+            *counts.2.entry(expected.end).or_insert(0) += 1;
         }
     };
     thread::scope(|scope| {
@@ -336,23 +336,23 @@ fn the_server_answers_exactly_what_h11_reads() {
     let server = Setup::new().arg("--log-format=json").arg("--log-requests").start();
     let (expected, perhaps) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
     // Several at once, so that an answer could also go to the wrong client.
-    for_a_while("the server", 4, |bytes, ends, wanted, dice| {
-        let replies = talk(server.address, bytes, ends, wanted, dice)?;
-        let served = judge(wanted, &replies, true)?;
-        for (request, reply) in wanted.requests[..served.whole].iter().zip(&replies) {
+    for_a_while("the server", 4, |bytes, ends, expected_value, dice| {
+        let replies = talk(server.address, bytes, ends, expected_value, dice)?;
+        let served = judge(expected_value, &replies, true)?;
+        for (request, reply) in expected_value.requests[..served.whole].iter().zip(&replies) {
             let line = format!("{} {} {}", request.method, request.path(), reply.status);
             expected.lock().unwrap().push(line);
             if request.path().ends_with("/exec") {
-                let (asked, told): (Value, Value) = (
+                let (asked, response): (Value, Value) = (
                     serde_json::from_slice(&request.body()).unwrap(),
                     serde_json::from_slice(&reply.body).unwrap(),
                 );
-                if asked["stdin"] != told["stdout"] {
-                    return Err(format!("the handler had another body: {told}"));
+                if asked["stdin"] != response["stdout"] {
+                    return Err(format!("the handler had another body: {response}"));
                 }
             }
         }
-        if let (true, Some(last)) = (served.begun, &wanted.last) {
+        if let (true, Some(last)) = (served.started, &expected_value.last) {
             perhaps.lock().unwrap().push(format!("{} {}", last.method, last.path()));
         }
         Ok(())
@@ -363,17 +363,17 @@ fn the_server_answers_exactly_what_h11_reads() {
     let mut seen = Vec::new();
     for line in server.stdout.text().lines() {
         let entry: Value = serde_json::from_str(line).unwrap();
-        let told = &entry["attributes"];
-        if let (Some(method), Some(path)) = (told["method"].as_str(), told["path"].as_str()) {
+        let response = &entry["attributes"];
+        if let (Some(method), Some(path)) = (response["method"].as_str(), response["path"].as_str()) {
             if path != "/the-end" {
-                seen.push(format!("{method} {path} {}", told["status"]));
+                seen.push(format!("{method} {path} {}", response["status"]));
             }
         }
     }
     expected.sort_unstable();
     seen.sort_unstable();
-    let begun = |line: &&String| perhaps.iter().any(|start| line.starts_with(start.as_str()));
-    let extra: Vec<_> = surplus(&seen, &expected).into_iter().filter(|line| !begun(line)).collect();
+    let started = |line: &&String| perhaps.iter().any(|start| line.starts_with(start.as_str()));
+    let extra: Vec<_> = surplus(&seen, &expected).into_iter().filter(|line| !started(line)).collect();
     let missing = surplus(&expected, &seen);
     assert!(
         extra.is_empty() && missing.is_empty(),
@@ -455,8 +455,8 @@ fn handlers_get_what_h11_reads() {
                     // Bodies arrive while the loop must go on.
                     let seen = seen.clone();
                     thread::spawn(move || {
-                        let (told, request) = observe(request);
-                        seen.lock().unwrap().push(told);
+                        let (reply, request) = observe(request);
+                        seen.lock().unwrap().push(reply);
                         let whole = tiny_http::Header::from_bytes("X-Berth-Whole", "1").unwrap();
                         let _ = request.respond(tiny_http::Response::from_string("seen").with_header(whole));
                     });
@@ -466,33 +466,33 @@ fn handlers_get_what_h11_reads() {
         }
     };
     let gate = Gate::start(doors, settings, Box::new(open)).unwrap();
-    for_a_while("the gate", 1, |bytes, ends, wanted, dice| {
-        let replies = talk(address, bytes, ends, wanted, dice)?;
-        let served = judge(wanted, &replies, false)?;
+    for_a_while("the gate", 1, |bytes, ends, expected, dice| {
+        let replies = talk(address, bytes, ends, expected, dice)?;
+        let served = judge(expected, &replies, false)?;
         // A request that breaks off ends without an answer; its handler notices when its connection is closed.
         wait_for("the connection to end", secs(5), || gate.connections().is_empty().then_some(()));
-        if served.begun {
+        if served.started {
             wait_for("a handler to notice", secs(5), || {
                 (seen.lock().unwrap().len() > served.whole).then_some(())
             });
         }
         let mut seen = std::mem::take(&mut *seen.lock().unwrap());
-        if let (true, Some(last)) = (served.begun, &wanted.last) {
-            let begun = seen.pop().ok_or("a body was not begun")?;
-            let same = begun.method == last.method && begun.target == last.target;
-            if begun.whole || !same || !last.body().starts_with(&begun.body) {
-                return Err(format!("not the request that broke off: {} {}", begun.method, begun.target));
+        if let (true, Some(last)) = (served.started, &expected.last) {
+            let started = seen.pop().ok_or("a body was not begun")?;
+            let same = started.method == last.method && started.target == last.target;
+            if started.whole || !same || !last.body().starts_with(&started.body) {
+                return Err(format!("not the request that broke off: {} {}", started.method, started.target));
             }
         }
-        if seen.len() != wanted.requests.len() {
+        if seen.len() != expected.requests.len() {
             return Err(format!("{} requests were seen: {seen:#?}", seen.len()));
         }
-        for (seen, wanted) in seen.iter().zip(&wanted.requests) {
-            let told = (&seen.method, &seen.target, &seen.headers, seen.whole);
-            if told != (&wanted.method, &wanted.target, &wanted.end_to_end(), true)
-                || seen.body != wanted.body()
+        for (seen, expected) in seen.iter().zip(&expected.requests) {
+            let reply = (&seen.method, &seen.target, &seen.headers, seen.whole);
+            if reply != (&expected.method, &expected.target, &expected.end_to_end(), true)
+                || seen.body != expected.body()
             {
-                return Err(format!("{} was seen differently: {seen:#?}", wanted.target));
+                return Err(format!("{} was seen differently: {seen:#?}", expected.target));
             }
         }
         Ok(())

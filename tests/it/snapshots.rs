@@ -93,8 +93,8 @@ fn they_are_taken_restored_cloned_and_deleted_whatever_the_kind() {
         assert_eq!(copy.sh(seen), place.sh(seen));
         copy.sh("echo mine > /root/state");
 
-        let told = restore(&place, &first);
-        assert_eq!((&told["status"], &told["error_message"]), (&json!("ready"), &Value::Null), "{told}");
+        let reply = restore(&place, &first);
+        assert_eq!((&reply["status"], &reply["error_message"]), (&json!("ready"), &Value::Null), "{reply}");
         assert_eq!(
             place.sh("cat /root/state /root/hard; ls /root/new /usr/share/doc 2>&1 | grep -c cannot; ls /var/cache/debconf"),
             "one\none\n2\nalone\n"
@@ -160,8 +160,8 @@ fn what_cannot_be_is_refused() {
     for (method, call) in
         [("GET", "/snapshots".to_owned()), ("POST", "/snapshots".to_owned()), ("POST", "/clone".to_owned())]
     {
-        let told = owner.refused(400, "not_a_container", method, &host(&call), None);
-        assert!(told["message"].as_str().unwrap().contains("container"), "{told}");
+        let reply = owner.refused(400, "not_a_container", method, &host(&call), None);
+        assert!(reply["message"].as_str().unwrap().contains("container"), "{reply}");
     }
     let pending = Place::pending(server, json!({"name": "pending"}));
     owner.refused(400, "workspace_not_ready", "POST", &pending.path("/snapshots"), None);
@@ -202,8 +202,8 @@ fn there_is_a_most() {
             first = taken;
         }
     }
-    let told = place.client.refused(409, "conflict", "POST", &place.path("/snapshots"), None);
-    assert!(told["message"].as_str().unwrap().contains("delete one first"), "{told}");
+    let reply = place.client.refused(409, "conflict", "POST", &place.path("/snapshots"), None);
+    assert!(reply["message"].as_str().unwrap().contains("delete one first"), "{reply}");
     place.client.call("DELETE", &path_of(&place, &first), None).expect(200);
     take(&place, "one more");
     restore(&place, &place.client.get(200, &place.path("/snapshots"))[100]);
@@ -277,14 +277,14 @@ fn hold_copy(server: &Server) -> u32 {
 /// Makes a copy long: how the request ends is told when it has.
 fn held(place: &Place<'_>, call: &str, body: Value) -> (u32, mpsc::Receiver<Reply>) {
     let (client, path) = (place.server.owner(), place.path(call));
-    let (tell, told) = mpsc::channel();
+    let (tell, response) = mpsc::channel();
     let body = serde_json::to_vec(&body).unwrap();
     thread::spawn(move || {
         if let Ok(reply) = client.try_send("POST", &path, &[], Some(&body)) {
             let _ = tell.send(reply);
         }
     });
-    (hold_copy(place.server), told)
+    (hold_copy(place.server), response)
 }
 
 /// A container whose files take a while to copy.
@@ -303,8 +303,8 @@ fn nothing_else_is_done_meanwhile_and_nobody_waits() {
     place.sh("echo two > /root/state");
     let restoring = again.strip_prefix(&place.path("")).unwrap().to_owned();
     for call in ["/snapshots", "/clone", restoring.as_str()] {
-        let (copy, told) = held(&place, call, json!({}));
-        let begun = Instant::now();
+        let (copy, reply) = held(&place, call, json!({}));
+        let started = Instant::now();
         for (method, path) in [
             ("POST", place.path("/snapshots")),
             ("POST", place.path("/clone")),
@@ -329,9 +329,9 @@ fn nothing_else_is_done_meanwhile_and_nobody_waits() {
                 place.client.get(200, &place.path(path));
             }
         }
-        assert!(begun.elapsed() < secs(20), "{call}: {:?}", begun.elapsed());
+        assert!(started.elapsed() < secs(20), "{call}: {:?}", started.elapsed());
         procs::signal(copy, Signal::CONT);
-        told.recv_timeout(secs(120)).unwrap().expect(200);
+        reply.recv_timeout(secs(120)).unwrap().expect(200);
     }
     assert_eq!(place.sh("cat /root/state"), "one\n");
 }
@@ -345,19 +345,19 @@ fn they_can_be_cancelled_and_their_workspace_deleted() {
     let before = server.owner().get(200, "/api/workspaces");
     let restoring = format!("/snapshots/{}/restore", taken["id"].as_str().unwrap());
     for call in ["/snapshots", "/clone", restoring.as_str()] {
-        let (_, told) = held(&place, call, json!({}));
+        let (_, reply) = held(&place, call, json!({}));
         place.client.call("DELETE", &place.path("/build"), None).expect(200);
-        let told = told.recv_timeout(secs(60)).unwrap();
-        assert_eq!((told.status, &told.value()["code"]), (409, &json!("cancelled")), "{told}");
+        let reply = reply.recv_timeout(secs(60)).unwrap();
+        assert_eq!((reply.status, &reply.value()["code"]), (409, &json!("cancelled")), "{reply}");
         assert_eq!(place.sh("cat /root/state"), "two\n");
         assert_eq!(half_made(&server.data), Vec::<String>::new());
     }
     assert_eq!(server.owner().get(200, "/api/workspaces"), before);
     assert_eq!(names(&place), ["one"]);
 
-    let (_, told) = held(&place, "/clone", json!({}));
+    let (_, reply) = held(&place, "/clone", json!({}));
     place.delete();
-    assert_eq!(told.recv_timeout(secs(60)).unwrap().status, 409);
+    assert_eq!(reply.recv_timeout(secs(60)).unwrap().status, 409);
     assert_eq!(server.owner().get(200, "/api/workspaces").as_array().unwrap().len(), 1, "the host alone");
 }
 
@@ -387,13 +387,13 @@ fn a_start_after_kill_9_finds_whole_ones_only() {
             // It may have been stopped before it made anything.
             if call != "/clone" {
                 wait_for("something half made", secs(20), || {
-                    let begun = !half_made(&server.data).is_empty();
-                    if !begun {
+                    let started = !half_made(&server.data).is_empty();
+                    if !started {
                         procs::signal(copy, Signal::CONT);
                         thread::sleep(Duration::from_millis(2));
                         procs::signal(copy, Signal::STOP);
                     }
-                    begun.then_some(())
+                    started.then_some(())
                 });
             }
         }
@@ -433,10 +433,10 @@ fn a_layered_root_is_the_old_or_the_new_one_after_kill_9() {
     std::mem::forget(place);
     let mut seen = [0, 0];
     for round in 0..16u64 {
-        let wanted = [&one, &two][(round % 2) as usize];
+        let expected = [&one, &two][(round % 2) as usize];
         {
             let place = Place::of(&server, &shown);
-            let (client, path) = (server.owner(), format!("{}/restore", path_of(&place, wanted)));
+            let (client, path) = (server.owner(), format!("{}/restore", path_of(&place, expected)));
             let (pid, other) = (server.pid, clone_later(&server, &place));
             let asked = thread::spawn(move || client.try_send("POST", &path, &[], Some(b"{}")).is_ok());
             thread::sleep(std::time::Duration::from_micros(round * 1500));

@@ -22,7 +22,7 @@ pub struct Closed {
 impl Closed {
     /// The reason of a terminal's end.
     #[track_caller]
-    pub fn told(&self) -> Value {
+    pub fn end_reason(&self) -> Value {
         serde_json::from_str(&self.reason).unwrap_or_else(|_| panic!("{self:?}"))
     }
 }
@@ -165,8 +165,8 @@ impl Socket {
 
     /// Until a row of the screen is this.
     #[track_caller]
-    pub fn shows(&mut self, wanted: &str) {
-        self.row(wanted, |row| row == wanted);
+    pub fn shows(&mut self, expected: &str) {
+        self.row(expected, |row| row == expected);
     }
 
     /// The rows of the client's own screen, without blanks at the end.

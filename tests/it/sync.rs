@@ -39,9 +39,9 @@ fn fill(server: &Server) {
 fn workspace(server: &Server, fields: Value) -> (PathBuf, String) {
     let mut body = json!({"name": "w"});
     body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-    let made = server.owner().post(200, "/api/workspaces", body);
-    let folder = PathBuf::from(made["path"].as_str().unwrap());
-    (folder, format!("/api/workspaces/{}", made["id"].as_str().unwrap()))
+    let created = server.owner().post(200, "/api/workspaces", body);
+    let folder = PathBuf::from(created["path"].as_str().unwrap());
+    (folder, format!("/api/workspaces/{}", created["id"].as_str().unwrap()))
 }
 
 fn read(folder: &Path, path: &str) -> Option<String> {

@@ -28,63 +28,63 @@ fn two_workspaces() -> Setup {
 #[test]
 fn health_needs_no_token() {
     let server = Server::start();
-    let told = server.anyone().get(200, "/health");
-    assert_eq!(keys(&told), ["ok", "uptimeMs", "version"]);
-    assert_eq!((&told["ok"], &told["version"]), (&json!(true), &json!(env!("CARGO_PKG_VERSION"))));
-    assert!(told["uptimeMs"].is_u64());
+    let reply = server.anyone().get(200, "/health");
+    assert_eq!(keys(&reply), ["ok", "uptimeMs", "version"]);
+    assert_eq!((&reply["ok"], &reply["version"]), (&json!(true), &json!(env!("CARGO_PKG_VERSION"))));
+    assert!(reply["uptimeMs"].is_u64());
 }
 
 #[test]
 fn health_of_the_workspace_api() {
-    let told = Server::start().anyone().get(200, "/api/health");
-    assert_eq!((&told["status"], &told["version"]), (&json!("ok"), &json!(env!("CARGO_PKG_VERSION"))));
-    assert_eq!(told["auth_required"], true);
+    let reply = Server::start().anyone().get(200, "/api/health");
+    assert_eq!((&reply["status"], &reply["version"]), (&json!("ok"), &json!(env!("CARGO_PKG_VERSION"))));
+    assert_eq!(reply["auth_required"], true);
 }
 
 #[test]
 fn status() {
     let server = Server::start();
-    let told = server.collaborator().get(200, "/status");
+    let reply = server.collaborator().get(200, "/status");
     for field in ["uptimeMs", "version", "corsOrigins", "authorizedRoots", "activeWorkspaceId", "workspace"] {
-        assert!(told.get(field).is_some(), "{field} is missing: {told}");
+        assert!(reply.get(field).is_some(), "{field} is missing: {reply}");
     }
     assert_eq!(
-        (&told["ok"], &told["readOnly"], &told["workspaceCount"]),
+        (&reply["ok"], &reply["readOnly"], &reply["workspaceCount"]),
         (&json!(true), &json!(false), &json!(1))
     );
-    assert_eq!(told["approval"], json!({"mode": "manual", "timeoutMs": 30000}));
-    assert_eq!(told["server"]["configPath"], Value::Null);
-    assert_eq!(told["activeWorkspaceId"], told["workspace"]["id"]);
+    assert_eq!(reply["approval"], json!({"mode": "manual", "timeoutMs": 30000}));
+    assert_eq!(reply["server"]["configPath"], Value::Null);
+    assert_eq!(reply["activeWorkspaceId"], reply["workspace"]["id"]);
     server.anyone().refused(401, "unauthorized", "GET", "/status", None);
 }
 
 #[test]
 fn capabilities() {
     let server = Server::start();
-    let told = server.collaborator().get(200, "/capabilities");
-    assert_eq!(told["schemaVersion"], 1);
-    assert_eq!(told["serverVersion"], env!("CARGO_PKG_VERSION"));
+    let reply = server.collaborator().get(200, "/capabilities");
+    assert_eq!(reply["schemaVersion"], 1);
+    assert_eq!(reply["serverVersion"], env!("CARGO_PKG_VERSION"));
     for area in ["skills", "plugins", "mcp", "commands", "config"] {
-        assert!(told[area]["read"].is_boolean() && told[area]["write"].is_boolean(), "{area}: {told}");
+        assert!(reply[area]["read"].is_boolean() && reply[area]["write"].is_boolean(), "{area}: {reply}");
     }
-    assert_eq!(told["approvals"], json!({"mode": "manual", "timeoutMs": 30000}));
-    assert_eq!(told["sandbox"], json!({"enabled": false, "backend": "none"}));
-    assert_eq!(told["tokens"]["scopes"], json!(["owner", "collaborator", "viewer"]));
-    let files = &told["toolProviders"]["files"];
+    assert_eq!(reply["approvals"], json!({"mode": "manual", "timeoutMs": 30000}));
+    assert_eq!(reply["sandbox"], json!({"enabled": false, "backend": "none"}));
+    assert_eq!(reply["tokens"]["scopes"], json!(["owner", "collaborator", "viewer"]));
+    let files = &reply["toolProviders"]["files"];
     assert_eq!(files["inboxPath"], ".opencode/openwork/inbox/");
     assert_eq!(files["outboxPath"], ".opencode/openwork/outbox/");
-    let browser = &told["toolProviders"]["browser"];
+    let browser = &reply["toolProviders"]["browser"];
     assert_eq!(keys(browser), ["enabled", "mode", "placement"]);
 }
 
 #[test]
 fn whoami() {
     let server = Server::start();
-    let told = server.collaborator().with("X-OpenWork-Client-Id", "phone").get(200, "/whoami");
+    let reply = server.collaborator().with("X-OpenWork-Client-Id", "phone").get(200, "/whoami");
     let actor = json!({
         "type": "remote", "clientId": "phone", "tokenHash": sha256(CLIENT_TOKEN), "scope": "collaborator"
     });
-    assert_eq!(told, json!({"ok": true, "actor": actor}));
+    assert_eq!(reply, json!({"ok": true, "actor": actor}));
     let owner = json!({"type": "host", "tokenHash": sha256(HOST_TOKEN), "scope": "owner"});
     assert_eq!(server.owner().get(200, "/whoami")["actor"], owner);
     let header = server.anyone().with("X-OpenWork-Host-Token", HOST_TOKEN);
@@ -112,8 +112,8 @@ fn schemes_are_case_insensitive_and_exact() {
 #[test]
 fn workspaces() {
     let server = two_workspaces().start();
-    let told = server.collaborator().get(200, "/workspaces");
-    let items = told["items"].as_array().unwrap();
+    let reply = server.collaborator().get(200, "/workspaces");
+    let items = reply["items"].as_array().unwrap();
     let names: Vec<_> = items.iter().map(|item| item["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["one", "two"]);
     for item in items {
@@ -121,13 +121,13 @@ fn workspaces() {
         assert_eq!(item["id"], format!("ws_{}", &sha256(path)[..12]), "{item}");
         assert_eq!(item["workspaceType"], "local");
     }
-    assert_eq!(told["activeId"], items[0]["id"]);
+    assert_eq!(reply["activeId"], items[0]["id"]);
 }
 
 #[test]
 fn both_apis_list_the_same_workspaces() {
     let server = two_workspaces().start();
-    let made = server.owner().post(200, "/api/workspaces", json!({"name": "by api"}));
+    let created = server.owner().post(200, "/api/workspaces", json!({"name": "by api"}));
     let paths = |list: &Value| {
         let mut paths: Vec<String> =
             list.as_array().unwrap().iter().map(|w| w["path"].as_str().unwrap().to_owned()).collect();
@@ -137,7 +137,7 @@ fn both_apis_list_the_same_workspaces() {
     let ours = server.owner().get(200, "/api/workspaces");
     let openwork = server.owner().get(200, "/workspaces");
     assert_eq!(paths(&ours), paths(&openwork["items"]));
-    assert!(paths(&ours).contains(&made["path"].as_str().unwrap().to_owned()));
+    assert!(paths(&ours).contains(&created["path"].as_str().unwrap().to_owned()));
     let first = server.owner().get(200, &format!("/api/workspaces/{NIL}"));
     assert!(first["path"].as_str().unwrap().ends_with("/one"), "the nil id is the first configured: {first}");
 }
@@ -149,14 +149,14 @@ fn activate() {
     let second = list["items"][1]["id"].as_str().unwrap().to_owned();
     let path = format!("/workspaces/{second}/activate");
     // Observed: this is a 401, not a 403, also for a valid collaborator.
-    let told = server.collaborator().refused(401, "unauthorized", "POST", &path, None);
+    let reply = server.collaborator().refused(401, "unauthorized", "POST", &path, None);
     // And it says which credential was seen.
-    let message = told["message"].as_str().unwrap();
+    let message = reply["message"].as_str().unwrap();
     assert!(message.starts_with("Invalid host token: the client token"), "{message}");
     server.anyone().refused(401, "unauthorized", "POST", &path, None);
     assert_eq!(server.owner().get(200, "/workspaces")["activeId"], list["activeId"]);
-    let told = server.owner().call("POST", &path, None).expect(200).value();
-    assert_eq!((&told["activeId"], &told["workspace"]["id"]), (&json!(second), &json!(second)));
+    let reply = server.owner().call("POST", &path, None).expect(200).value();
+    assert_eq!((&reply["activeId"], &reply["workspace"]["id"]), (&json!(second), &json!(second)));
     let list = server.owner().get(200, "/workspaces");
     assert_eq!((&list["activeId"], &list["items"][0]["id"]), (&json!(second), &json!(second)));
     server.owner().refused(404, "workspace_not_found", "POST", "/workspaces/ws_000000000000/activate", None);
@@ -257,8 +257,8 @@ fn what_a_collaborator_may_not_do() {
         ("PUT", format!("/api/workspaces/{NIL}"), json!({"name": "x"})),
         ("DELETE", format!("/api/workspaces/{id}"), Value::Null),
     ] {
-        let told = client.refused(403, "forbidden", method, &path, Some(body));
-        assert_eq!(told["details"], json!({"required": "owner", "scope": "collaborator"}));
+        let reply = client.refused(403, "forbidden", method, &path, Some(body));
+        assert_eq!(reply["details"], json!({"required": "owner", "scope": "collaborator"}));
     }
     client.get(200, "/api/workspaces");
     client.get(200, &format!("/api/workspaces/{NIL}"));
@@ -276,8 +276,8 @@ fn read_only_refuses_writes() {
         ("POST", format!("/api/workspaces/{NIL}/build"), Value::Null),
         ("POST", format!("/api/workspaces/{NIL}/rerun-init"), Value::Null),
     ] {
-        let told = owner.refused(403, "read_only", method, &path, Some(body));
-        assert_eq!(told["message"], "Server is read-only");
+        let reply = owner.refused(403, "read_only", method, &path, Some(body));
+        assert_eq!(reply["message"], "Server is read-only");
     }
     assert_eq!(owner.get(200, "/status")["readOnly"], true);
     assert_eq!(owner.get(200, "/capabilities")["config"]["write"], false);
@@ -445,8 +445,8 @@ fn a_limited_owner_redirects_nobody_else() {
         |ids: Value| crate::scoped_tokens::client(&server, json!({"scope": "owner", "workspaceIds": ids}));
     let (one, both) = (limited(json!([id(1)])), limited(json!([id(0), id(1)])));
     for client in [&one, &both] {
-        let told = client.call("POST", &format!("/workspaces/{}/activate", id(1)), None).expect(200).value();
-        assert_eq!(told["activeId"], id(1));
+        let reply = client.call("POST", &format!("/workspaces/{}/activate", id(1)), None).expect(200).value();
+        assert_eq!(reply["activeId"], id(1));
         assert_eq!(client.get(200, "/workspaces")["activeId"], id(1));
         assert_eq!(client.get(200, "/status")["activeWorkspaceId"], id(1));
     }
@@ -462,7 +462,7 @@ fn a_limited_owner_redirects_nobody_else() {
             .expect(200);
     }
     for (client, url) in [(one, ":2"), (both, ":2"), (server.collaborator(), ":1")] {
-        let told = client.refused(502, "opencode_unreachable", "GET", "/opencode/agent", None);
-        assert!(told["details"]["baseUrl"].as_str().unwrap().ends_with(url), "{told}");
+        let reply = client.refused(502, "opencode_unreachable", "GET", "/opencode/agent", None);
+        assert!(reply["details"]["baseUrl"].as_str().unwrap().ends_with(url), "{reply}");
     }
 }

@@ -19,8 +19,8 @@ impl<'a> Terminal<'a> {
     #[track_caller]
     pub fn start(place: &'a Place<'_>, body: Value) -> Terminal<'a> {
         let reply = place.client.call("POST", &place.path("/terminals"), Some(&body)).expect(201);
-        let made = reply.value();
-        let id = made["id"].as_str().unwrap().to_owned();
+        let created = reply.value();
+        let id = created["id"].as_str().unwrap().to_owned();
         assert_eq!(reply.header("Location"), Some(place.path(&format!("/terminals/{id}")).as_str()));
         Terminal { place, id, gone: false }
     }
@@ -87,7 +87,7 @@ impl<'a> Terminal<'a> {
     #[track_caller]
     pub fn ended(&self) -> Value {
         wait_for("the terminal's end", secs(30), || {
-            Some(self.show()).filter(|told| told["status"] == "ended")
+            Some(self.show()).filter(|response| response["status"] == "ended")
         })
     }
 

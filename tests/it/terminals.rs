@@ -1,5 +1,5 @@
-//! What a terminal promises wherever it is, on the host and in a container: [`promises`] makes a test of each function
-//! here for both. Numbers in the comments are reports of `assets/docs/field-reports.md`.
+//! Terminals on the host and in a container: [`promises`] defines a test of each function for both. Numbers in the
+//! comments are reports of `assets/docs/field-reports.md`.
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use crate::server::{HOST_TOKEN, NIL, Server, Setup};
 use crate::socket::Socket;
 use crate::terminal::Terminal;
 
-/// Makes a test of each function on the host and in a container.
+/// Defines a test of each function for the host and for a container.
 macro_rules! promises {
     ($($name:ident)*) => {
         mod on_the_host {
@@ -32,27 +32,27 @@ macro_rules! promises {
 pub(crate) use promises;
 
 promises! {
-    a_terminal_is_one_of_the_place_it_runs_in
-    the_size_is_there_before_the_program_looks
+    the_terminal_belongs_to_its_workspace
+    the_size_is_set_before_the_program_starts
     jobs_are_controlled_from_the_keyboard
-    a_new_size_reaches_the_program
-    no_character_is_torn
-    who_comes_back_sees_the_screen_as_it_is
-    what_was_behind_a_full_screen_program_comes_back
-    coming_back_types_nothing_into_the_shell
-    questions_are_answered_once
-    one_client_writes_and_another_can_take_over
-    a_terminal_that_nobody_watches_goes_on
-    a_client_that_does_not_read_holds_up_nobody
-    deleting_it_ends_everything
-    its_end_is_told_with_the_status
-    input_is_bytes_or_text_or_keys
-    a_program_that_does_not_read_is_told_of
-    the_workspace_says_where_it_is
-    its_program_can_be_another_user
+    a_resize_reaches_the_program
+    no_character_is_split_between_messages
+    a_reconnecting_client_gets_the_current_screen
+    leaving_a_full_screen_program_restores_the_screen
+    reconnecting_types_nothing_into_the_shell
+    terminal_queries_are_answered_once
+    one_client_writes_until_another_takes_over
+    a_terminal_without_clients_continues
+    a_client_that_does_not_read_does_not_delay_others
+    deleting_a_terminal_ends_all_its_processes
+    the_end_of_a_terminal_is_reported_with_its_status
+    input_can_be_bytes_text_or_keys
+    input_to_a_program_that_does_not_read_fails_with_a_message
+    the_workspace_lists_its_terminals
+    the_program_of_a_terminal_can_run_as_another_user
 }
 
-/// One server for everything on the host.
+/// One server for all host tests.
 pub fn server() -> &'static Server {
     use std::sync::OnceLock;
     static SERVER: OnceLock<Server> = OnceLock::new();
@@ -63,22 +63,22 @@ pub fn server() -> &'static Server {
     })
 }
 
-fn a_terminal_is_one_of_the_place_it_runs_in(place: &Place<'_>) {
+fn the_terminal_belongs_to_its_workspace(place: &Place<'_>) {
     let terminal = Terminal::shell(place);
     terminal.type_in("clear; tty; test -c $(tty) && test -t 0 && : > $(tty) && echo 'it is there'; ps -o tty= -p $$ || true\r");
     let text = terminal.shows("it is there");
     let tty = text.lines().next().unwrap().to_owned();
     assert!(tty.starts_with("/dev/pts/"), "{text}");
-    // `sudo`, `ssh` and `gpg` ask there, whatever their streams are.
+    // `sudo`, `ssh` and `gpg` prompt there, independent of their standard streams.
     terminal.type_in("clear; echo asked > /dev/tty < /dev/null 2> /dev/null\r");
     terminal.shows("asked");
-    // Erasing in a line knows characters (IUTF8).
+    // Line editing erases whole characters (IUTF8).
     terminal.type_in("clear; stty -a | grep -o ' iutf8'\r");
     terminal.shows(" iutf8");
 }
 
 /// 17
-fn the_size_is_there_before_the_program_looks(place: &Place<'_>) {
+fn the_size_is_set_before_the_program_starts(place: &Place<'_>) {
     for (cols, rows) in [(132, 43), (20, 5), (1000, 100)] {
         let body = json!({"command": "stty size", "cols": cols, "rows": rows});
         let terminal = Terminal::start(place, body);
@@ -95,7 +95,7 @@ fn jobs_are_controlled_from_the_keyboard(place: &Place<'_>) {
     let (first, second) = (unique_secs(), unique_secs());
     terminal.type_in(&format!("sleep {first} & fg\r"));
     let pid = procs::wait_sleep(&first);
-    // Only then do ^Z and ^C mean it: bash prints its name a little earlier.
+    // Only now do ^Z and ^C reach the program: bash prints its name slightly earlier.
     let in_front =
         || wait_for("the job in the foreground", secs(10), || procs::in_foreground(pid).then_some(()));
     in_front();
@@ -115,29 +115,28 @@ fn jobs_are_controlled_from_the_keyboard(place: &Place<'_>) {
     terminal.type_in("\x03");
     terminal.type_in("echo status $?\r");
     terminal.shows("status 130");
-    // ^D is the end of input.
-    // Before bash has left its line editor, a return is not yet the end of a line.
+    // ^D is end of file. While bash is still in its line editor, a return does not end a line.
     terminal.type_in("clear; echo 'go 'on; cat; echo cat has ended\r");
     terminal.shows("go on");
     terminal.type_in("line\r\x04");
     terminal.shows("cat has ended");
 }
 
-fn a_new_size_reaches_the_program(place: &Place<'_>) {
-    // Not a shell's trap: bash forgets a signal that comes while it is still busy with the one before.
+fn a_resize_reaches_the_program(place: &Place<'_>) {
+    // Not a trap of a shell: bash loses a signal that arrives while it handles the previous one.
     let script = "perl -e '$| = 1; $SIG{WINCH} = sub { $new = 1 }; print \"ready\\n\"; \
                   while (1) { select undef, undef, undef, 0.05; if ($new) { $new = 0; system \"stty size\" } }'";
     let terminal = Terminal::start(place, json!({"command": script}));
     terminal.shows("ready");
-    let told = place.client.post(200, &terminal.path("/resize"), json!({"cols": 101, "rows": 31}));
-    assert_eq!((&told["cols"], &told["rows"]), (&json!(101), &json!(31)));
+    let reply = place.client.post(200, &terminal.path("/resize"), json!({"cols": 101, "rows": 31}));
+    assert_eq!((&reply["cols"], &reply["rows"]), (&json!(101), &json!(31)));
     terminal.shows("31 101");
     let mut client = terminal.socket("");
     client.resize(90, 20);
     client.row("the size", |row| row == "20 90");
     let view = terminal.view();
     assert_eq!((&view["cols"], &view["rows"]), (&json!(90), &json!(20)));
-    // Who only watches is told, and cannot.
+    // A client that only watches gets an error and cannot resize.
     let mut reader = terminal.socket("?mode=read");
     reader.resize(50, 10);
     client.resize(91, 20);
@@ -154,14 +153,15 @@ fn a_new_size_reaches_the_program(place: &Place<'_>) {
     ] {
         place.client.refused(400, "invalid_payload", "POST", &terminal.path("/resize"), Some(bad));
     }
-    // On a socket nobody can be told, so the nearest size is taken.
+    // On a socket no error can be reported, so the nearest valid size is used.
     client.send(json!({"t": "r", "c": 65535, "r": 65535}));
     terminal.shows("100 1000");
 }
 
-/// Every message of a socket is whole characters and whole control sequences, wherever the kernel has cut them.
-fn no_character_is_torn(place: &Place<'_>) {
-    // Two, three and four bytes each; 11 bytes a time are out of step with every buffer size.
+/// Every message of a socket contains whole characters and whole control sequences, wherever the kernel split the
+/// output.
+fn no_character_is_split_between_messages(place: &Place<'_>) {
+    // Two, three and four bytes each; 11 bytes at a time are out of step with every buffer size.
     let script = "read _; i=0; while [ $i -lt 40 ]; do printf 'aäöü€𝄞%.0s' $(seq 500); printf '\\033[38;5;196mx\\033[0m'; i=$((i+1)); done; \
                   for byte in 303 274 342 202 254 360 235 204 236; do printf \"\\\\$byte\"; sleep 0.02; done; \
                   printf '\\033['; sleep 0.05; printf '1;3'; sleep 0.05; printf '1mred\\033[0'; sleep 0.05; printf 'm\\n'; echo the end";
@@ -184,7 +184,7 @@ fn no_character_is_torn(place: &Place<'_>) {
     assert!(client.pieces.iter().any(|piece| piece.contains("\x1b[1;31mred")), "the sequence came in pieces");
 }
 
-/// A full-screen program of tput's, which every Debian has: colours, line drawing, a title, a hidden cursor.
+/// A full-screen program that uses tput, which every Debian has: colours, line drawing, a title, a hidden cursor.
 const FULL_SCREEN: &str = r#"
     printf '\033]2;the title\007'; tput smcup; tput civis; tput clear; tput cup 2 5; tput setaf 3; tput rev; printf ' menü '; tput sgr0
     tput cup 4 0; tput smacs; echo 'lqqqqk'; echo 'x    x'; echo 'mqqqqj'; tput rmacs
@@ -192,7 +192,7 @@ const FULL_SCREEN: &str = r#"
     tput cup 20 70; printf 'across the edge'; tput smkx; printf '\033[?1002h\033[?1006h\033[?2004h'; tput cup 6 7
 "#;
 
-/// The lines of the client's own screen and of the server's must be the same.
+/// The lines of the client's screen and of the server's screen must be equal.
 #[track_caller]
 fn assert_same_screen(client: &mut Socket, terminal: &Terminal<'_>) {
     let lines = |view: &Value| -> Vec<String> {
@@ -208,7 +208,7 @@ fn assert_same_screen(client: &mut Socket, terminal: &Terminal<'_>) {
 }
 
 /// 16
-fn who_comes_back_sees_the_screen_as_it_is(place: &Place<'_>) {
+fn a_reconnecting_client_gets_the_current_screen(place: &Place<'_>) {
     let terminal = Terminal::start(
         place,
         json!({"command": format!("echo before\n{FULL_SCREEN}\nread x; tput rmcup; tput cnorm; echo after; read x")}),
@@ -223,7 +223,7 @@ fn who_comes_back_sees_the_screen_as_it_is(place: &Place<'_>) {
     assert_eq!(view["cells"][2][1], json!({"text": " menü ", "width": 6, "fg": 3, "style": ["inverse"]}));
     assert_eq!((&view["lines"][4], &view["lines"][6]), (&json!("┌────┐"), &json!("└────┘")));
     for _ in 0..3 {
-        // vt100 knows no line drawing characters; our own model was compared with itself elsewhere.
+        // vt100 does not support line drawing characters; another test compares the server's model with itself.
         let mut client = terminal.socket("?mode=read");
         client.until("the screen", |socket| {
             (socket.rows() == serde_json::from_value::<Vec<String>>(view["lines"].clone()).unwrap())
@@ -239,7 +239,7 @@ fn who_comes_back_sees_the_screen_as_it_is(place: &Place<'_>) {
     }
 }
 
-fn what_was_behind_a_full_screen_program_comes_back(place: &Place<'_>) {
+fn leaving_a_full_screen_program_restores_the_screen(place: &Place<'_>) {
     let script =
         "echo the shell; tput smcup; tput clear; echo the program; read x; tput rmcup; echo after; read x";
     let terminal = Terminal::start(place, json!({"command": script}));
@@ -249,13 +249,13 @@ fn what_was_behind_a_full_screen_program_comes_back(place: &Place<'_>) {
     assert!(!client.rows().contains(&"the shell".to_owned()));
     client.type_in("\r");
     client.shows("after");
-    assert_eq!(client.rows()[..2], ["the shell", "after"], "what was there before the client came");
+    assert_eq!(client.rows()[..2], ["the shell", "after"], "the output from before the client connected");
     assert_same_screen(&mut client, &terminal);
 }
 
-/// 16: what a program once asked must not be asked again of the terminal of whoever comes back, since its answer would be
-/// typed into the shell.
-fn coming_back_types_nothing_into_the_shell(place: &Place<'_>) {
+/// 16: a question that a program has asked the terminal must not be replayed to a client that reconnects, because its
+/// answer would be typed into the shell.
+fn reconnecting_types_nothing_into_the_shell(place: &Place<'_>) {
     let terminal = Terminal::shell(place);
     terminal.type_in("clear; printf '\\033[c\\033[>c\\033[6n\\033[5n\\033]11;?\\007\\033P$qm\\033\\\\\\033[?2004$p'; sleep 0.3; read -t 0.5 -n 100 -s; clear; echo asked\r");
     terminal.shows("asked");
@@ -271,8 +271,8 @@ fn coming_back_types_nothing_into_the_shell(place: &Place<'_>) {
     assert!(text.contains("ready> echo $((6*7))\n42"), "{text}");
 }
 
-/// The answer comes from the client that writes, else from the server: never from both, never from nobody.
-fn questions_are_answered_once(place: &Place<'_>) {
+/// The client that writes answers, or else the server: exactly one of them.
+fn terminal_queries_are_answered_once(place: &Place<'_>) {
     let terminal = Terminal::shell(place);
     let ask = "clear; stty -echo; printf '\\033[6n'; read -r -s -d R -t 20 answer; read -r -s -n 20 -t 1 more; stty echo; echo \"got ${answer#*[} and '$more'\"\r";
     terminal.type_in(ask);
@@ -291,7 +291,7 @@ fn questions_are_answered_once(place: &Place<'_>) {
 }
 
 /// 18
-fn one_client_writes_and_another_can_take_over(place: &Place<'_>) {
+fn one_client_writes_until_another_takes_over(place: &Place<'_>) {
     let terminal = Terminal::shell(place);
     let role = |socket: &mut Socket, writes: bool| {
         socket.until("its role", |socket| {
@@ -321,8 +321,8 @@ fn one_client_writes_and_another_can_take_over(place: &Place<'_>) {
     role(&mut second, true);
     role(&mut third, false);
     drop(second);
-    wait_for("it to have left", secs(10), || (terminal.show()["writer"] == false).then_some(()));
-    // All of them got the same, in the same order, and none of it torn.
+    wait_for("the client to disconnect", secs(10), || (terminal.show()["writer"] == false).then_some(()));
+    // All clients received the same output, in the same order, with no character split.
     for socket in [&mut first, &mut third] {
         assert_same_screen(socket, &terminal);
     }
@@ -337,8 +337,8 @@ fn one_client_writes_and_another_can_take_over(place: &Place<'_>) {
 }
 
 /// 15
-fn a_terminal_that_nobody_watches_goes_on(place: &Place<'_>) {
-    // Far more than the kernel would keep.
+fn a_terminal_without_clients_continues(place: &Place<'_>) {
+    // Much more than the kernel buffers.
     let terminal = Terminal::start(place, json!({"command": "seq 1 300000; echo done; read x"}));
     let text = terminal.shows("done");
     assert!(!text.starts_with("1\n") && text.ends_with("300000\ndone\n"), "{text}");
@@ -350,8 +350,8 @@ fn a_terminal_that_nobody_watches_goes_on(place: &Place<'_>) {
     endless.shows("stopped");
 }
 
-/// 14, 18: one that sleeps with its lid down.
-fn a_client_that_does_not_read_holds_up_nobody(place: &Place<'_>) {
+/// 14, 18: a suspended laptop.
+fn a_client_that_does_not_read_does_not_delay_others(place: &Place<'_>) {
     let terminal = Terminal::shell(place);
     let mut sleeper = terminal.socket("?mode=read");
     sleeper.until("its picture", |socket| (!socket.text.is_empty()).then_some(()));
@@ -364,13 +364,13 @@ fn a_client_that_does_not_read_holds_up_nobody(place: &Place<'_>) {
     let grown = procs::memory(place.server.pid, "VmRSS").saturating_sub(before) >> 20;
     assert!(grown < 24, "the server has grown by {grown} MB");
     eprintln!("2 MB of output on {} took {took:?}, {grown} MB of memory", place.id);
-    // When it wakes up it sees the present, not the past.
+    // After it resumes, it sees the current screen, not old output.
     sleeper.shows("done");
     assert_same_screen(&mut sleeper, &terminal);
     assert!(sleeper.text.len() < 1 << 20, "it was sent {} bytes of the past", sleeper.text.len());
 }
 
-fn deleting_it_ends_everything(place: &Place<'_>) {
+fn deleting_a_terminal_ends_all_its_processes(place: &Place<'_>) {
     let terminal = Terminal::shell(place);
     let numbers: Vec<String> = (0..4).map(|_| unique_secs()).collect();
     let [a, b, c, d] = &numbers[..] else { panic!() };
@@ -383,17 +383,17 @@ fn deleting_it_ends_everything(place: &Place<'_>) {
     let mut client = terminal.socket("");
     client.until("its picture", |socket| (!socket.text.is_empty()).then_some(()));
     let path = terminal.path("");
-    let told = terminal.delete();
-    assert_eq!((&told["status"], &told["ended_by"]), (&json!("ended"), &json!("deleted")), "{told}");
+    let reply = terminal.delete();
+    assert_eq!((&reply["status"], &reply["ended_by"]), (&json!("ended"), &json!("deleted")), "{reply}");
     for number in &numbers {
         assert!(procs::sleeps(number).is_empty(), "sleep {number} is still there");
     }
-    assert_eq!(client.until_closed().told()["ended_by"], "deleted");
+    assert_eq!(client.until_closed().end_reason()["ended_by"], "deleted");
     place.client.refused(404, "terminal_not_found", "GET", &path, None);
     place.client.refused(404, "terminal_not_found", "DELETE", &path, None);
 }
 
-fn its_end_is_told_with_the_status(place: &Place<'_>) {
+fn the_end_of_a_terminal_is_reported_with_its_status(place: &Place<'_>) {
     for (command, code, signal) in
         [("exit 0", 0, json!(null)), ("exit 7", 7, json!(null)), ("kill -9 $$", -1, json!(9))]
     {
@@ -403,16 +403,16 @@ fn its_end_is_told_with_the_status(place: &Place<'_>) {
         client.type_in("\r");
         let closed = client.until_closed();
         assert_eq!(closed.code, 1000);
-        let wanted = json!({"exit_code": code, "signal": signal, "ended_by": "exit"});
-        assert_eq!(closed.told(), wanted);
+        let expected = json!({"exit_code": code, "signal": signal, "ended_by": "exit"});
+        assert_eq!(closed.end_reason(), expected);
         assert_eq!(client.news.last().unwrap()["exit_code"], code);
         assert!(client.text.ends_with("last words"), "{:?}", client.text);
-        let told = terminal.ended();
+        let reply = terminal.ended();
         assert_eq!(
-            (&told["exit_code"], &told["signal"], &told["ended_by"]),
-            (&wanted["exit_code"], &wanted["signal"], &wanted["ended_by"])
+            (&reply["exit_code"], &reply["signal"], &reply["ended_by"]),
+            (&expected["exit_code"], &expected["signal"], &expected["ended_by"])
         );
-        // What it showed last can still be read; nothing can be typed.
+        // The last output can still be read; input is refused.
         assert!(terminal.text().ends_with("last words\n"));
         place.client.refused(
             409,
@@ -434,7 +434,7 @@ fn its_end_is_told_with_the_status(place: &Place<'_>) {
             .unwrap();
         assert_eq!(refused.status, 409);
     }
-    // Long last words are not lost either.
+    // Long final output is not lost either.
     let terminal = Terminal::start(place, json!({"command": "read x; seq 1 100000"}));
     let mut client = terminal.socket("");
     client.type_in("\r");
@@ -442,7 +442,7 @@ fn its_end_is_told_with_the_status(place: &Place<'_>) {
     assert!(client.text.ends_with("99999\r\n100000\r\n"), "{:?}", &client.text[client.text.len() - 40..]);
 }
 
-fn input_is_bytes_or_text_or_keys(place: &Place<'_>) {
+fn input_can_be_bytes_text_or_keys(place: &Place<'_>) {
     let terminal = Terminal::shell(place);
     let post = |body: Value| place.client.post(200, &terminal.path("/input"), body);
     assert_eq!(post(json!({"text": "clear; echo grün €", "keys": ["enter"]})), json!({"bytes": 22}));
@@ -455,9 +455,9 @@ fn input_is_bytes_or_text_or_keys(place: &Place<'_>) {
     terminal.type_in("cat -v\r");
     terminal.until("cat", |text| text.trim_end().ends_with("cat -v"));
     post(json!({"keys": ["up", "f5", "alt-x", "escape", "enter"]}));
-    // Once from the terminal, which echoes, and once from the program, which runs by then.
-    terminal.until("what cat got", |text| text.matches("^[[A^[[15~^[x^[").count() == 2);
-    // In a program that asked for it, arrows are what it asked for (DECCKM).
+    // Once echoed by the terminal, and once from the program, which has started by then.
+    terminal.until("the output of cat", |text| text.matches("^[[A^[[15~^[x^[").count() == 2);
+    // In a program that has requested application mode, arrow keys send its sequences (DECCKM).
     post(json!({"keys": ["ctrl-c"]}));
     terminal.until("the prompt", |text| text.ends_with("ready>\n"));
     terminal.type_in("clear; tput smkx; echo begun; cat -v\r");
@@ -479,7 +479,7 @@ fn input_is_bytes_or_text_or_keys(place: &Place<'_>) {
     assert_eq!((reply.status, reply.value()["code"].as_str()), (413, Some("body_too_large")));
 }
 
-fn a_program_that_does_not_read_is_told_of(place: &Place<'_>) {
+fn input_to_a_program_that_does_not_read_fails_with_a_message(place: &Place<'_>) {
     let script = "stty raw -echo; echo ready; while test ! -e /tmp/berth-go-$PPID-$$; do sleep 0.05; done; dd bs=1 count=1000 2>/dev/null | wc -c; sleep 60";
     let terminal = Terminal::start(place, json!({"command": script}));
     terminal.shows("ready");
@@ -494,7 +494,7 @@ fn a_program_that_does_not_read_is_told_of(place: &Place<'_>) {
         (reply.status != 200).then_some(reply)
     });
     assert_eq!((refused.status, refused.value()["code"].as_str()), (409, Some("conflict")), "{refused}");
-    // A socket waits instead, and still gets everything else.
+    // A socket waits instead, and still receives everything else.
     let mut client = terminal.socket("");
     client.shows("ready");
     for _ in 0..4 {
@@ -504,10 +504,10 @@ fn a_program_that_does_not_read_is_told_of(place: &Place<'_>) {
     client
         .until("news", |socket| socket.news.contains(&json!({"t": "size", "c": 60, "r": 20})).then_some(()));
     terminal.delete();
-    assert_eq!(client.until_closed().told()["ended_by"], "deleted");
+    assert_eq!(client.until_closed().end_reason()["ended_by"], "deleted");
 }
 
-fn the_workspace_says_where_it_is(place: &Place<'_>) {
+fn the_workspace_lists_its_terminals(place: &Place<'_>) {
     let script = "echo \"$WORKSPACE_ID|$TERM|$X|$HOME\"; pwd; env | grep -c -e TOKEN -e BERTH || true";
     let terminal = Terminal::start(place, json!({"command": script, "cwd": "/tmp", "env": {"X": "mine"}}));
     terminal.ended();
@@ -532,7 +532,7 @@ fn the_workspace_says_where_it_is(place: &Place<'_>) {
     }
 }
 
-fn its_program_can_be_another_user(place: &Place<'_>) {
+fn the_program_of_a_terminal_can_run_as_another_user(place: &Place<'_>) {
     let who =
         "id -u; id -g; echo $USER $LOGNAME $HOME; echo mine > $(tty); stat -c %u $(tty); cat /etc/shadow";
     let body = json!({"command": who, "user": "nobody", "cwd": "/"});

@@ -135,16 +135,16 @@ fn the_host_is_for_owners_and_containers_are_for_collaborators() {
         ]
     };
     for (method, path, body) in calls(&on_host) {
-        let told = collaborator.refused(403, "forbidden", method, &path, body.clone());
-        assert_eq!(told["details"]["required"], "owner");
+        let reply = collaborator.refused(403, "forbidden", method, &path, body.clone());
+        assert_eq!(reply["details"]["required"], "owner");
         server.anyone().refused(401, "unauthorized", method, &path, body);
     }
     let client = bearer(CLIENT_TOKEN);
     for path in [host.path("/shell"), on_host.path("/ws")] {
         assert_eq!(refused(server, &path, &[("Authorization", &client)]), (403, "forbidden".to_owned()));
     }
-    let made = collaborator.post(201, &container.path("/terminals"), json!({"command": "cat"}));
-    let theirs = container.path(&format!("/terminals/{}", made["id"].as_str().unwrap()));
+    let created = collaborator.post(201, &container.path("/terminals"), json!({"command": "cat"}));
+    let theirs = container.path(&format!("/terminals/{}", created["id"].as_str().unwrap()));
     collaborator.post(200, &format!("{theirs}/input"), json!({"text": "hi"}));
     assert!(Socket::try_open(server, &format!("{theirs}/ws"), &[("Authorization", &client)]).is_ok());
     // An id means a terminal of its workspace only.
@@ -166,7 +166,7 @@ fn in_manual_mode_the_host_is_asked_first() {
     let server = seeded().args(&["--approval=manual", "--approval-timeout=20000"]).start();
     let place = Place::ready(&server, json!({}));
     let client = bearer(CLIENT_TOKEN);
-    for (reply, wanted) in [("deny", 403), ("allow", 101)] {
+    for (reply, expected) in [("deny", 403), ("allow", 101)] {
         std::thread::scope(|scope| {
             let opening = scope.spawn(|| {
                 let opened = Socket::try_open(&server, &place.path("/shell"), &[("Authorization", &client)]);
@@ -181,11 +181,11 @@ fn in_manual_mode_the_host_is_asked_first() {
             server.owner().post(200, &path, json!({ "reply": reply }));
             match opening.join().unwrap() {
                 Ok(mut shell) => {
-                    assert_eq!(wanted, 101);
+                    assert_eq!(expected, 101);
                     shell.type_in("clear; echo allowed\r");
                     shell.shows("allowed");
                 }
-                Err(status) => assert_eq!(status, wanted),
+                Err(status) => assert_eq!(status, expected),
             }
         });
     }
@@ -213,7 +213,7 @@ fn an_idle_terminal_ends_and_a_watched_one_does_not() {
     let server = Server::start();
     let place = Place::host(&server);
     let number = unique_secs();
-    let script = format!("trap 'echo hung up >> told; exit 3' HUP; sleep {number} & wait");
+    let script = format!("trap 'echo hung up >> signals; exit 3' HUP; sleep {number} & wait");
     let idle = Terminal::start(&place, json!({"command": script, "idle_timeout_secs": 1}));
     procs::wait_sleep(&number);
     let watched = Terminal::start(&place, json!({"command": "cat", "idle_timeout_secs": 1}));
@@ -228,18 +228,18 @@ fn an_idle_terminal_ends_and_a_watched_one_does_not() {
         looked_at.text();
         client.step();
     }
-    let told = idle.ended();
-    assert_eq!((&told["ended_by"], &told["exit_code"]), (&json!("idle"), &json!(3)), "{told}");
+    let reply = idle.ended();
+    assert_eq!((&reply["ended_by"], &reply["exit_code"]), (&json!("idle"), &json!(3)), "{reply}");
     procs::assert_dead(&number);
-    assert_eq!(std::fs::read_to_string(server.work.join("told")).unwrap(), "hung up\n");
+    assert_eq!(std::fs::read_to_string(server.work.join("signals")).unwrap(), "hung up\n");
     for terminal in [&watched, &looked_at, &busy] {
         assert_eq!(terminal.show()["status"], "running");
     }
     drop(client);
     for terminal in [watched, looked_at] {
-        let told = terminal.ended();
+        let reply = terminal.ended();
         // cat dies of the hang-up (SIGHUP).
-        assert_eq!((&told["ended_by"], &told["signal"]), (&json!("idle"), &json!(1)), "{told}");
+        assert_eq!((&reply["ended_by"], &reply["signal"]), (&json!("idle"), &json!(1)), "{reply}");
     }
     assert_eq!(busy.show()["status"], "running");
 }
@@ -422,7 +422,7 @@ fn a_deleted_or_rebuilt_workspace_ends_its_terminals() {
         let mut shell = Socket::open(server, &place.path("/shell"));
         act();
         for socket in [&mut client, &mut shell] {
-            assert_eq!(socket.until_closed().told()["ended_by"], "workspace");
+            assert_eq!(socket.until_closed().end_reason()["ended_by"], "workspace");
         }
         procs::assert_dead(&number);
     };
@@ -446,7 +446,7 @@ fn a_container_that_dies_ends_its_terminals() {
     let mut client = terminal.socket("");
     client.until("its picture", |socket| (!socket.text.is_empty()).then_some(()));
     procs::kill(init);
-    assert_eq!(client.until_closed().told()["exit_code"], -1);
+    assert_eq!(client.until_closed().end_reason()["exit_code"], -1);
     assert_eq!(terminal.ended()["status"], "ended");
     let next = Terminal::start(&place, json!({"command": "tty"}));
     next.ended();
@@ -473,7 +473,7 @@ fn the_end_of_the_server_is_told_and_waits_for_no_terminal() {
     let ending = std::thread::spawn(move || server.stop());
     for socket in [&mut client, &mut shell] {
         let closed = socket.until_closed();
-        assert_eq!((closed.code, &closed.told()["ended_by"]), (1000, &json!("workspace")));
+        assert_eq!((closed.code, &closed.end_reason()["ended_by"]), (1000, &json!("workspace")));
     }
     assert!(ending.join().unwrap().success());
     let took = start.elapsed();
@@ -542,7 +542,7 @@ fn the_nil_workspace_lists_what_it_has() {
     );
     let second = Terminal::shell(&place);
     let shown = wait_for("the title", secs(10), || Some(first.show()).filter(|shown| shown["title"] != ""));
-    for (field, wanted) in [
+    for (field, expected) in [
         ("id", json!(first.id)),
         ("workspace_id", json!(NIL)),
         ("kind", json!("terminal")),
@@ -558,7 +558,7 @@ fn the_nil_workspace_lists_what_it_has() {
         ("ended_by", Value::Null),
         ("ended_at", Value::Null),
     ] {
-        assert_eq!(shown[field], wanted, "{field}: {shown}");
+        assert_eq!(shown[field], expected, "{field}: {shown}");
     }
     let list = place.client.get(200, &place.path("/terminals"));
     let ids: Vec<_> = list.as_array().unwrap().iter().map(|shown| shown["id"].as_str().unwrap()).collect();

@@ -80,7 +80,7 @@ fn edits_and_pages(place: &Place<'_>, file: &Path, inside: &str) {
     second.screen.screen_mut().set_size(12.try_into().unwrap(), 60.try_into().unwrap());
     assert_same_screen(&mut second, &less);
     client.type_in("q");
-    assert_eq!(client.until_closed().told()["exit_code"], 0);
+    assert_eq!(client.until_closed().end_reason()["exit_code"], 0);
 
     let vim = Terminal::start(
         place,
@@ -107,7 +107,7 @@ fn edits_and_pages(place: &Place<'_>, file: &Path, inside: &str) {
     client.resize(110, 50);
     assert_same_screen(&mut client, &vim);
     client.type_in(":wqa\r");
-    assert_eq!(client.until_closed().told()["exit_code"], 0);
+    assert_eq!(client.until_closed().end_reason()["exit_code"], 0);
     let text = fs::read_to_string(file).unwrap();
     assert!(
         text.starts_with("typed € first\nline 1 of the text\n") && text.ends_with("line 500 of the text\n")

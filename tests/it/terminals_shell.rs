@@ -43,7 +43,10 @@ fn a_shell_comes_back_to_its_owner(place: &Place<'_>) {
     );
     second.type_in("exit 4\r");
     for socket in [&mut second, &mut third] {
-        assert_eq!(socket.until_closed().told(), json!({"exit_code": 4, "signal": null, "ended_by": "exit"}));
+        assert_eq!(
+            socket.until_closed().end_reason(),
+            json!({"exit_code": 4, "signal": null, "ended_by": "exit"})
+        );
     }
     let mut next = Socket::open(place.server, &path);
     next.type_in("clear; echo pid $$ end\r");

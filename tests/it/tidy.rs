@@ -241,11 +241,11 @@ fn nothing_is_left_for_later() {
 
 #[test]
 fn the_top_level_is_small() {
-    let wanted = ["Cargo.lock", "Cargo.toml", "LICENSE", "README.md", "assets", "src", "target", "tests"];
+    let expected = ["Cargo.lock", "Cargo.toml", "LICENSE", "README.md", "assets", "src", "target", "tests"];
     for entry in fs::read_dir(root()).unwrap().flatten() {
         let name = entry.file_name().into_string().unwrap();
         assert!(
-            name.starts_with('.') || wanted.contains(&name.as_str()),
+            name.starts_with('.') || expected.contains(&name.as_str()),
             "{name} has no place at the top level"
         );
     }

@@ -47,7 +47,7 @@ fn files() -> BTreeMap<String, Option<String>> {
             let name = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
             let data = DATA.contains(&name.as_str());
             if path.is_dir()
-                && !["target", ".git"].iter().any(|made| name.split('/').any(|part| part == *made))
+                && !["target", ".git"].iter().any(|created| name.split('/').any(|part| part == *created))
             {
                 folders.push(path);
             } else if path.is_file() {

@@ -52,7 +52,7 @@ fn what_an_expired_token_has_open_is_closed() {
         false
     });
     let server = upstream.setup().start();
-    let begun = Instant::now();
+    let started = Instant::now();
     let (token, _) = scoped_tokens::make(&server, json!({"scope": "owner", "expiresInSecs": LIFE}));
     let (other, _) = scoped_tokens::make(&server, json!({"scope": "owner"}));
     let id = server.owner().get(200, "/workspaces")["activeId"].as_str().unwrap().to_owned();
@@ -71,7 +71,11 @@ fn what_an_expired_token_has_open_is_closed() {
     approvals.until_cut();
     expect_end(&mut stream);
     expect_end(&mut socket);
-    assert!(begun.elapsed() >= secs(LIFE - 1), "it was open as long as it was good: {:?}", begun.elapsed());
+    assert!(
+        started.elapsed() >= secs(LIFE - 1),
+        "it was open as long as it was good: {:?}",
+        started.elapsed()
+    );
     server.with_token(&token).refused(401, "unauthorized", "GET", "/whoami", None);
     for mut open in [others_stream, others_socket] {
         open.set_nonblocking(true).unwrap();

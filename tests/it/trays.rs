@@ -58,10 +58,10 @@ impl Desk {
 
     #[track_caller]
     fn refused(&self, status: u16, code: &str, reply: Reply) -> Value {
-        let told = reply.expect(status).value();
-        assert_eq!(told["code"], code, "{told}");
+        let response = reply.expect(status).value();
+        assert_eq!(response["code"], code, "{response}");
         self.nothing_on_its_way();
-        told
+        response
     }
 
     #[track_caller]
@@ -131,9 +131,9 @@ fn curl_uploads_and_downloads() {
         assert_eq!(ended.code, Some(0), "{args:?}: {}{}", ended.stdout, ended.stderr);
         ended.stdout
     };
-    let told = curl(&["-F", &format!("file=@{}", source.display()), &url("/inbox")]);
-    let told: Value = serde_json::from_str(&told).unwrap();
-    assert_eq!(told, json!({"ok": true, "path": "großes bild.png", "bytes": 3_000_000}));
+    let reply = curl(&["-F", &format!("file=@{}", source.display()), &url("/inbox")]);
+    let reply: Value = serde_json::from_str(&reply).unwrap();
+    assert_eq!(reply, json!({"ok": true, "path": "großes bild.png", "bytes": 3_000_000}));
     assert_eq!(fs::read(desk.work.join(INBOX).join("großes bild.png")).unwrap(), vec![7; 3_000_000]);
     // In chunks, from a pipe, and with the path behind the file, as the OpenWork app sends it.
     let piped = format!(
@@ -157,8 +157,8 @@ fn curl_uploads_and_downloads() {
 fn the_inbox_answers_as_observed() {
     let desk = Desk::auto();
     let file = |name: &str| format!("name=\"file\"; filename=\"{name}\"");
-    let told = |reply: Reply| reply.expect(200).value();
-    assert_eq!(told(desk.put("a.txt", b"one")), json!({"ok": true, "path": "a.txt", "bytes": 3}));
+    let accepted = |reply: Reply| reply.expect(200).value();
+    assert_eq!(accepted(desk.put("a.txt", b"one")), json!({"ok": true, "path": "a.txt", "bytes": 3}));
     // Query before form field before the file's name; the last one wins silently over what was there.
     let (path, x) = ("name=\"path\"", file("a.txt"));
     for (call, parts, want) in [
@@ -168,14 +168,14 @@ fn the_inbox_answers_as_observed() {
         ("/inbox?path=", vec![(x.as_str(), b"5")], "a.txt"),
     ] {
         assert_eq!(
-            told(desk.upload(call, &parts)),
+            accepted(desk.upload(call, &parts)),
             json!({"ok": true, "path": want, "bytes": 1}),
             "{call} {want}"
         );
     }
     assert_eq!(fs::read(desk.work.join(INBOX).join("a.txt")).unwrap(), b"5");
     // What was 500 there is a file, and told.
-    assert_eq!(told(desk.put("empty", b"")), json!({"ok": true, "path": "empty", "bytes": 0}));
+    assert_eq!(accepted(desk.put("empty", b"")), json!({"ok": true, "path": "empty", "bytes": 0}));
     let meta = fs::metadata(desk.work.join(INBOX).join("q q/deep")).unwrap();
     assert_eq!(meta.mode() & 0o777, 0o644);
     for bad in ["..", "../x", "a/../b", "a/./b", ".", "a\u{0}b"] {
@@ -201,8 +201,11 @@ fn the_inbox_answers_as_observed() {
         ("multipart/mixed; boundary=x".into(), b"--x--".to_vec()),
     ] {
         let reply = desk.client().send("POST", &call, &[("Content-Type", &kind)], Some(&body));
-        let told = reply.expect(400).value();
-        assert!(["invalid_payload", "invalid_request"].contains(&told["code"].as_str().unwrap()), "{told}");
+        let response = reply.expect(400).value();
+        assert!(
+            ["invalid_payload", "invalid_request"].contains(&response["code"].as_str().unwrap()),
+            "{response}"
+        );
     }
     let items = desk.client().get(200, &call)["items"].as_array().unwrap().clone();
     assert_eq!(items.len(), 5, "{items:?}");
@@ -223,10 +226,10 @@ fn the_cap_is_exact_and_told_before_much_is_sent() {
     let setup = Setup::new().arg("--approval=auto").env("OPENWORK_INBOX_MAX_BYTES", "200000");
     let desk = Desk::new(setup);
     desk.put("fits", &vec![1; 200_000]).expect(200);
-    let told = desk.refused(413, "file_too_large", desk.put("x", &vec![1; 200_001]));
-    assert_eq!(told["details"], json!({"maxBytes": 200_000, "size": 200_001}));
-    let told = desk.refused(413, "file_too_large", desk.put("x", &vec![1; 300_000]));
-    assert_eq!(told["details"]["size"], 300_000);
+    let reply = desk.refused(413, "file_too_large", desk.put("x", &vec![1; 200_001]));
+    assert_eq!(reply["details"], json!({"maxBytes": 200_000, "size": 200_001}));
+    let reply = desk.refused(413, "file_too_large", desk.put("x", &vec![1; 300_000]));
+    assert_eq!(reply["details"]["size"], 300_000);
     // A terabyte is refused on its announcement.
     let mut stream = connect(&desk.server);
     let head = format!(
@@ -497,8 +500,8 @@ fn downloads_have_ranges_tags_and_names() {
         assert_eq!(get(&[("If-None-Match", &tag)]).expect(200).body, &text[1..]);
     }
     let named = client.send("GET", &desk.offer("a\"b\\ü\n.txt", b"x"), &[], None).expect(200);
-    let wanted = "attachment; filename=\"a_b___.txt\"; filename*=UTF-8''a%22b%5C%C3%BC%0A.txt";
-    assert_eq!(named.header("content-disposition"), Some(wanted));
+    let expected = "attachment; filename=\"a_b___.txt\"; filename*=UTF-8''a%22b%5C%C3%BC%0A.txt";
+    assert_eq!(named.header("content-disposition"), Some(expected));
     // A file that becomes shorter on its way breaks off visibly.
     let path = desk.offer("shrinks", &vec![1; 20_000_000]);
     let mut stream = connect(&desk.server);
@@ -532,9 +535,9 @@ fn a_sparse_giant_is_one_file() {
 fn a_container_has_both_too() {
     let place = shared_box();
     let path = container_path(&place);
-    let told =
+    let reply =
         upload(&place.client, &format!("{path}/inbox?path=sub/x"), &[("name=file; filename=x", b"hi")]);
-    assert_eq!(told.expect(200).value()["bytes"], 2);
+    assert_eq!(reply.expect(200).value()["bytes"], 2);
     assert_eq!(place.sh(&format!("cd /{INBOX}/sub; cat x; stat -c %u:%g x . ..")), "hi0:0\n0:0\n0:0\n");
     place.sh(&format!("mkdir -p /{OUTBOX}; echo out > /{OUTBOX}/y; ln -sf /etc/passwd /{OUTBOX}/passwd"));
     let items = place.client.get(200, &format!("{path}/artifacts"))["items"].as_array().unwrap().clone();

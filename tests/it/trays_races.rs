@@ -46,8 +46,8 @@ impl Swapper {
         let mut command = Command::new("python3");
         command.args(["-c", SWAPPER, outside]).args(paths).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        let mut said = [0; 8];
-        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut said).unwrap();
+        let mut output = [0; 8];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut output).unwrap();
         Swapper(child)
     }
 
@@ -112,7 +112,7 @@ fn folders_that_become_links_lead_nowhere() {
         let mut swapper = Swapper::start(&outside, &swapped);
         let (mut kept, mut fetched, mut refused) = (0, 0, 0);
         let end = Instant::now() + Duration::from_millis(1500);
-        let told = |reply: &crate::client::Reply| {
+        let check = |reply: &crate::client::Reply| {
             assert!(!reply.text().contains(SECRET), "{swapped:?}: {reply}");
             assert!(reply.status < 500 || reply.value()["code"] == "busy", "{swapped:?}: {reply}");
         };
@@ -122,7 +122,7 @@ fn folders_that_become_links_lead_nowhere() {
                     for path in ["sub/file", "sub/deep/new", "file"] {
                         let reply =
                             desk.upload(&format!("/inbox?path={path}"), &[("name=file; filename=x", b"up")]);
-                        told(&reply);
+                        check(&reply);
                     }
                 });
                 let client = desk.server.owner();
@@ -130,13 +130,13 @@ fn folders_that_become_links_lead_nowhere() {
                     for tray in ["artifacts", "inbox"] {
                         let reply =
                             client.call("GET", &format!("{}/{tray}/{}", desk.path, id_of(path)), None);
-                        told(&reply);
+                        check(&reply);
                         if reply.status == 200 { fetched += 1 } else { refused += 1 }
                     }
                 }
                 for tray in ["artifacts", "inbox"] {
                     let reply = client.call("GET", &format!("{}/{tray}", desk.path), None);
-                    told(&reply);
+                    check(&reply);
                     if reply.status == 200 {
                         let items = reply.value()["items"].as_array().unwrap().clone();
                         let size = json!(SECRET.len());
@@ -174,9 +174,9 @@ fn artifacts_whose_names_are_not_utf_8_can_be_had() {
     for name in [&b"caf\xe9.txt"[..], b"caf\xe8.txt", b"\xff", b"a\nb"] {
         fs::write(folder.join(OsStr::from_bytes(name)), name).unwrap();
     }
-    let told = desk.client().get(200, &format!("{}/artifacts", desk.path));
-    let items = told["items"].as_array().unwrap();
-    assert_eq!(items.len(), 4, "{told}");
+    let reply = desk.client().get(200, &format!("{}/artifacts", desk.path));
+    let items = reply["items"].as_array().unwrap();
+    assert_eq!(items.len(), 4, "{reply}");
     let mut bodies = Vec::new();
     for item in items {
         assert!(item["path"].as_str().unwrap().starts_with("d\u{fffd}/"), "{item}");

@@ -16,10 +16,10 @@ fn warnings(reply: &Reply) -> Vec<String> {
 }
 
 #[track_caller]
-fn warned(server: &Server, method: &str, path: &str, body: Option<Value>, wanted: &[&str]) -> Reply {
+fn warned(server: &Server, method: &str, path: &str, body: Option<Value>, expected: &[&str]) -> Reply {
     let reply = server.owner().call(method, path, body.as_ref());
     assert!(reply.status < 300, "{reply}");
-    assert_eq!(warnings(&reply), wanted, "{reply}");
+    assert_eq!(warnings(&reply), expected, "{reply}");
     reply
 }
 
@@ -28,7 +28,8 @@ fn misspelt_fields_and_parameters_are_told_of() {
     let server = Setup::new().arg("--approval=auto").start();
     let exec = format!("/api/workspaces/{NIL}/exec");
     let runs = format!("/api/workspaces/{NIL}/runs");
-    let post = |path: &str, body: Value, wanted: &[&str]| warned(&server, "POST", path, Some(body), wanted);
+    let post =
+        |path: &str, body: Value, expected: &[&str]| warned(&server, "POST", path, Some(body), expected);
     post(&exec, json!({"command": "true"}), &[]);
     post(&exec, json!({"command": "true", "timeout_secs": 600}), &[]);
     post(
@@ -37,12 +38,12 @@ fn misspelt_fields_and_parameters_are_told_of() {
         &["unknown field `timeout_sec`; did you mean `timeout_secs`?", "unknown field `agent`"],
     );
     post(&exec, json!({"command": "true", "timeout_secs": 9999}), &["timeout_secs clamped to 600"]);
-    let told = post(
+    let response = post(
         &format!("{exec}?follow=true"),
         json!({"command": "echo hi"}),
         &["unknown query parameter `follow`"],
     );
-    assert_eq!(told.value()["stdout"], "hi\n");
+    assert_eq!(response.value()["stdout"], "hi\n");
     post(
         &runs,
         json!({"command": "true", "pty": {"cols": 80, "rows": 24, "col": 1}}),
@@ -70,10 +71,14 @@ fn misspelt_fields_and_parameters_are_told_of() {
     );
     let mount = json!({"name": "box", "workspace_type": "container", "mounts": [
         {"source": "~/x", "target": "/x", "readOnly": true, "description": "x"}]});
-    let told = server.owner().call("POST", "/api/workspaces", Some(&mount));
-    assert_eq!((told.status, &told.value()["code"]), (403, &json!("mount_not_allowed")), "{told}");
+    let response = server.owner().call("POST", "/api/workspaces", Some(&mount));
     assert_eq!(
-        warnings(&told),
+        (response.status, &response.value()["code"]),
+        (403, &json!("mount_not_allowed")),
+        "{response}"
+    );
+    assert_eq!(
+        warnings(&response),
         [
             "unknown field `mounts.readOnly`; did you mean `mounts.read_only`?",
             "unknown field `mounts.description`",
@@ -162,7 +167,7 @@ fn misspelt_parameters_are_told_of_on_every_route() {
     }
     assert!(asked >= 25, "{asked}");
     let runs = format!("/api/workspaces/{NIL}/runs");
-    for (path, wanted) in [
+    for (path, expected) in [
         (format!("{runs}?stats=running"), "unknown query parameter `stats`; did you mean `status`?"),
         (
             format!("/workspace/{id}/skills?includeglobal=true"),
@@ -170,7 +175,7 @@ fn misspelt_parameters_are_told_of_on_every_route() {
         ),
         (format!("/workspace/{id}/audit?limt=5"), "unknown query parameter `limt`; did you mean `limit`?"),
     ] {
-        warned(&server, "GET", &path, None, &[wanted]);
+        warned(&server, "GET", &path, None, &[expected]);
     }
 }
 
@@ -207,9 +212,9 @@ fn what_suggests_a_container_does_not_become_the_host() {
         if *field == "mounts" && reply.status == 400 {
             continue;
         }
-        let told = reply.expect(422).value();
-        assert_eq!(told["code"], "workspace_type_required", "{told}");
-        assert!(told["message"].as_str().unwrap().contains("workspace_type"), "{told}");
+        let response = reply.expect(422).value();
+        assert_eq!(response["code"], "workspace_type_required", "{response}");
+        assert!(response["message"].as_str().unwrap().contains("workspace_type"), "{response}");
     }
     assert_eq!(owner.get(200, "/api/workspaces").as_array().unwrap().len(), 1);
     // Said so, or with a path, it is a host workspace; blank fields say nothing.
@@ -226,17 +231,18 @@ fn what_suggests_a_container_does_not_become_the_host() {
     );
     let path = server.work.join("sub");
     std::fs::create_dir(&path).unwrap();
-    let made = owner.post(200, "/api/workspaces", json!({"name": "d", "path": path, "init_script": "true"}));
-    assert_eq!(made["workspace_type"], "host");
-    assert!(made["warnings"][0].as_str().unwrap().contains("workspace_type"), "{made}");
+    let created =
+        owner.post(200, "/api/workspaces", json!({"name": "d", "path": path, "init_script": "true"}));
+    assert_eq!(created["workspace_type"], "host");
+    assert!(created["warnings"][0].as_str().unwrap().contains("workspace_type"), "{created}");
     // A template still implies a container; an unknown one is told of with those that there are.
     owner.put(200, "/api/library/workspace-template/one", json!({"description": "x"}));
-    let told = owner.refused(
+    let response = owner.refused(
         404,
         "not_in_library",
         "POST",
         "/api/workspaces",
         Some(json!({"name": "e", "template": "oen", "distro": "debian-bookworm"})),
     );
-    assert_eq!(told["details"]["templates"], json!(["one"]));
+    assert_eq!(response["details"]["templates"], json!(["one"]));
 }

@@ -48,12 +48,12 @@ fn url(workspace: &Value) -> String {
 #[test]
 fn the_default_workspace() {
     let server = Server::start();
-    let told = server.owner().get(200, &format!("/api/workspaces/{NIL}"));
-    let mut names: Vec<&str> = told.as_object().unwrap().keys().map(String::as_str).collect();
+    let reply = server.owner().get(200, &format!("/api/workspaces/{NIL}"));
+    let mut names: Vec<&str> = reply.as_object().unwrap().keys().map(String::as_str).collect();
     names.sort_unstable();
     assert_eq!(names, FIELDS, "every field, nulls too, and no other");
     assert_eq!(
-        (&told["id"], &told["workspace_type"], &told["status"]),
+        (&reply["id"], &reply["workspace_type"], &reply["status"]),
         (&json!(NIL), &json!("host"), &json!("ready"))
     );
     for (field, value) in [
@@ -71,10 +71,10 @@ fn the_default_workspace() {
         ("mcps", json!([])),
         ("config_profile", Value::Null),
     ] {
-        assert_eq!(told[field], value, "{field}");
+        assert_eq!(reply[field], value, "{field}");
     }
-    assert_eq!(path_of(&told), fs::canonicalize(&server.work).unwrap());
-    let created = told["created_at"].as_str().unwrap();
+    assert_eq!(path_of(&reply), fs::canonicalize(&server.work).unwrap());
+    let created = reply["created_at"].as_str().unwrap();
     assert!(created.len() > 20 && created.ends_with('Z') && created.as_bytes()[10] == b'T', "{created}");
 }
 
@@ -82,32 +82,38 @@ fn the_default_workspace() {
 fn create_takes_every_field() {
     let server = Server::start();
     let owner = server.owner();
-    let mut made = owner.post(200, "/api/workspaces", json!({
+    let mut created = owner.post(200, "/api/workspaces", json!({
         "name": "my workspace $(x);", "workspace_type": "container", "skills": ["python-dev", " go ", "", "go"],
         "tools": ["t"], "plugins": ["p"], "distro": "jammy", "env_vars": {"KEY": "VALUE", "_x": ""},
         "init_script": "#!/bin/bash\necho hi\n", "shared_network": false, "tailscale_mode": "tailnet_only",
         "mcps": ["m"], "config_profile": "c", "not_known": 1
     }));
     // Beside the object: what was unknown.
-    let warnings = made.as_object_mut().unwrap().remove("warnings").unwrap();
+    let warnings = created.as_object_mut().unwrap().remove("warnings").unwrap();
     let missing = |name: &str| json!(format!("The library has no skill `{name}` yet"));
     assert_eq!(warnings, json!(["unknown field `not_known`", missing("go"), missing("python-dev")]));
-    assert_eq!((&made["name"], &made["status"]), (&json!("my workspace $(x);"), &json!("pending")));
-    assert_eq!((&made["workspace_type"], &made["distro"]), (&json!("container"), &json!("ubuntu-jammy")));
-    assert_eq!(made["env_vars"], json!({"KEY": "VALUE", "_x": ""}));
+    assert_eq!((&created["name"], &created["status"]), (&json!("my workspace $(x);"), &json!("pending")));
     assert_eq!(
-        (&made["tools"], &made["plugins"], &made["mcps"]),
+        (&created["workspace_type"], &created["distro"]),
+        (&json!("container"), &json!("ubuntu-jammy"))
+    );
+    assert_eq!(created["env_vars"], json!({"KEY": "VALUE", "_x": ""}));
+    assert_eq!(
+        (&created["tools"], &created["plugins"], &created["mcps"]),
         (&json!(["t"]), &json!(["p"]), &json!(["m"]))
     );
-    assert_eq!((&made["shared_network"], &made["tailscale_mode"]), (&json!(false), &json!("tailnet_only")));
     assert_eq!(
-        (&made["config_profile"], &made["init_script"]),
+        (&created["shared_network"], &created["tailscale_mode"]),
+        (&json!(false), &json!("tailnet_only"))
+    );
+    assert_eq!(
+        (&created["config_profile"], &created["init_script"]),
         (&json!("c"), &json!("#!/bin/bash\necho hi\n"))
     );
-    assert_eq!(owner.get(200, &url(&made)), made);
+    assert_eq!(owner.get(200, &url(&created)), created);
     assert!(
-        path_of(&made).starts_with(fs::canonicalize(&server.data).unwrap()),
-        "a container lives with berth: {made}"
+        path_of(&created).starts_with(fs::canonicalize(&server.data).unwrap()),
+        "a container lives with berth: {created}"
     );
 }
 
@@ -123,9 +129,9 @@ fn aliases_are_stored_in_their_canonical_form() {
         ("archlinux", "arch-linux"),
     ] {
         let body = json!({"name": "a", "workspace_type": "chroot", "distro": alias});
-        let made = server.owner().post(200, "/api/workspaces", body);
+        let created = server.owner().post(200, "/api/workspaces", body);
         assert_eq!(
-            (&made["distro"], &made["workspace_type"]),
+            (&created["distro"], &created["workspace_type"]),
             (&json!(name), &json!("container")),
             "{alias}"
         );
@@ -136,13 +142,15 @@ fn aliases_are_stored_in_their_canonical_form() {
 fn a_host_workspace_gets_a_folder() {
     let server = Server::start();
     let owner = server.owner();
-    let made = owner.post(200, "/api/workspaces", json!({"name": "h"}));
-    assert_eq!((&made["workspace_type"], &made["status"]), (&json!("host"), &json!("ready")));
-    assert!(path_of(&made).is_dir() && path_of(&made).starts_with(fs::canonicalize(&server.data).unwrap()));
+    let created = owner.post(200, "/api/workspaces", json!({"name": "h"}));
+    assert_eq!((&created["workspace_type"], &created["status"]), (&json!("host"), &json!("ready")));
+    assert!(
+        path_of(&created).is_dir() && path_of(&created).starts_with(fs::canonicalize(&server.data).unwrap())
+    );
     let inside = fs::canonicalize(&server.work).unwrap().join("inside");
     fs::create_dir(&inside).unwrap();
-    let made = owner.post(200, "/api/workspaces", json!({"name": "i", "path": inside}));
-    assert_eq!(path_of(&made), inside);
+    let created = owner.post(200, "/api/workspaces", json!({"name": "i", "path": inside}));
+    assert_eq!(path_of(&created), inside);
 }
 
 #[test]
@@ -183,7 +191,7 @@ fn put_changes_what_is_given() {
         let content = format!("---\nname: {name}\ndescription: d\n---\n");
         owner.put(200, &format!("/api/library/skill/{name}"), json!({"content": content}));
     }
-    let made = owner.post(
+    let created = owner.post(
         200,
         "/api/workspaces",
         json!({
@@ -191,15 +199,15 @@ fn put_changes_what_is_given() {
             "env_vars": {"A": "1"}, "init_script": "x", "config_profile": "c", "shared_network": true
         }),
     );
-    let url = url(&made);
+    let url = url(&created);
     let same = owner.put(200, &url, json!({}));
-    assert_eq!(same, made, "nothing given, nothing changed");
+    assert_eq!(same, created, "nothing given, nothing changed");
     let nulls = owner.put(
         200,
         &url,
         json!({"name": null, "skills": null, "init_script": null, "shared_network": null}),
     );
-    assert_eq!(nulls, made, "null is the same as not given");
+    assert_eq!(nulls, created, "null is the same as not given");
     let put = owner.put(200, &url, json!({
         "name": "renamed", "skills": ["b", "c"], "tools": [], "env_vars": {"B": "2"}, "distro": "bookworm",
         "init_scripts": ["f"], "mcps": ["m"], "shared_network": false, "tailscale_mode": "exit_node", "template": "label"
@@ -213,7 +221,7 @@ fn put_changes_what_is_given() {
     assert_eq!((&put["shared_network"], &put["tailscale_mode"]), (&json!(false), &json!("exit_node")));
     assert_eq!((&put["template"], &put["init_script"]), (&json!("label"), &json!("x")));
     for field in ["id", "path", "workspace_type", "status", "created_at"] {
-        assert_eq!(put[field], made[field], "{field}");
+        assert_eq!(put[field], created[field], "{field}");
     }
     let blank = json!({"template": "", "distro": "", "init_script": " ", "config_profile": ""});
     let put = owner.put(200, &url, blank);
@@ -234,8 +242,8 @@ fn put_changes_what_is_given() {
 fn parallel_puts_of_different_fields_lose_nothing() {
     const ROUNDS: usize = 200;
     let server = Server::start();
-    let made = server.owner().post(200, "/api/workspaces", json!({"name": "w"}));
-    let (url, start) = (url(&made), Meeting::of(2));
+    let created = server.owner().post(200, "/api/workspaces", json!({"name": "w"}));
+    let (url, start) = (url(&created), Meeting::of(2));
     thread::scope(|scope| {
         for field in ["skills", "plugins"] {
             let (url, start, server) = (&url, &start, &server);
@@ -305,24 +313,24 @@ fn delete_removes_exactly_its_own() {
     let owner = server.owner();
     let outside = server.scratch().file("outside/precious", "keep me");
     // A folder of berth's own goes with its workspace, whatever lies in it; links are removed, not followed.
-    let made = owner.post(200, "/api/workspaces", json!({"name": "ours"}));
-    let folder = path_of(&made);
+    let created = owner.post(200, "/api/workspaces", json!({"name": "ours"}));
+    let folder = path_of(&created);
     std::os::unix::fs::symlink(outside.parent().unwrap(), folder.join("link")).unwrap();
     let deep = (0..200).fold(folder.clone(), |path, _| path.join("d"));
     fs::create_dir_all(&deep).unwrap();
     fs::write(deep.join("file"), "x").unwrap();
-    let told = owner.delete(200, &url(&made));
-    assert!(told.as_str().is_some_and(|text| text.contains(made["id"].as_str().unwrap())), "{told}");
+    let reply = owner.delete(200, &url(&created));
+    assert!(reply.as_str().is_some_and(|text| text.contains(created["id"].as_str().unwrap())), "{reply}");
     assert!(!folder.exists(), "left behind");
     assert_eq!(read(&outside), "keep me");
-    owner.refused(404, "workspace_not_found", "GET", &url(&made), None);
-    owner.refused(404, "workspace_not_found", "DELETE", &url(&made), None);
+    owner.refused(404, "workspace_not_found", "GET", &url(&created), None);
+    owner.refused(404, "workspace_not_found", "DELETE", &url(&created), None);
     // Somebody else's folder stays; only the record goes.
     let theirs = fs::canonicalize(&server.work).unwrap().join("theirs");
     fs::create_dir(&theirs).unwrap();
     fs::write(theirs.join("file"), "x").unwrap();
-    let made = owner.post(200, "/api/workspaces", json!({"name": "theirs", "path": theirs}));
-    owner.delete(200, &url(&made));
+    let created = owner.post(200, "/api/workspaces", json!({"name": "theirs", "path": theirs}));
+    owner.delete(200, &url(&created));
     assert_eq!(read(theirs.join("file")), "x");
     let left: Vec<_> = leftovers(&server.data);
     assert!(left.is_empty(), "{left:?}");
@@ -339,8 +347,8 @@ fn leftovers(data: &Path) -> Vec<PathBuf> {
 fn a_change_that_meets_the_deletion_finds_nothing() {
     let server = crate::fixture::shared();
     for round in 0..30 {
-        let made = server.owner().post(200, "/api/workspaces", json!({"name": format!("brief {round}")}));
-        let path = url(&made);
+        let created = server.owner().post(200, "/api/workspaces", json!({"name": format!("brief {round}")}));
+        let path = url(&created);
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
@@ -359,10 +367,10 @@ fn a_change_that_meets_the_deletion_finds_nothing() {
 #[test]
 fn delete_answers_with_a_sentence() {
     let server = Server::start();
-    let made = server.owner().post(200, "/api/workspaces", json!({"name": "w"}));
-    let reply = server.owner().call("DELETE", &url(&made), None).expect(200);
+    let created = server.owner().post(200, "/api/workspaces", json!({"name": "w"}));
+    let reply = server.owner().call("DELETE", &url(&created), None).expect(200);
     assert!(reply.header("content-type").is_some_and(|kind| kind.starts_with("text/plain")), "{reply}");
-    assert_eq!(reply.text(), format!("Workspace {} deleted successfully", made["id"].as_str().unwrap()));
+    assert_eq!(reply.text(), format!("Workspace {} deleted successfully", created["id"].as_str().unwrap()));
 }
 
 #[test]
@@ -386,17 +394,17 @@ fn host_workspaces_cannot_be_built() {
 #[test]
 fn debug_and_init_log_of_a_host_workspace() {
     let server = Server::start();
-    let told = server.owner().get(200, &format!("/api/workspaces/{NIL}/debug"));
+    let reply = server.owner().get(200, &format!("/api/workspaces/{NIL}/debug"));
     assert_eq!(
-        (&told["path_exists"], &told["size_bytes"], &told["has_bash"]),
+        (&reply["path_exists"], &reply["size_bytes"], &reply["has_bash"]),
         (&json!(true), &Value::Null, &json!(false))
     );
     let folders: Vec<_> =
-        told["directories"].as_array().unwrap().iter().map(|d| d["path"].as_str().unwrap()).collect();
+        reply["directories"].as_array().unwrap().iter().map(|d| d["path"].as_str().unwrap()).collect();
     assert_eq!(folders, ["bin", "usr", "etc", "var", "var/log", "root", "tmp"]);
-    let told = server.owner().get(200, &format!("/api/workspaces/{NIL}/init-log"));
+    let reply = server.owner().get(200, &format!("/api/workspaces/{NIL}/init-log"));
     assert_eq!(
-        told,
+        reply,
         json!({
             "exists": false, "content": "", "total_lines": null, "log_path": "/var/log/sandboxed.sh-init.log"
         })
@@ -407,25 +415,28 @@ fn debug_and_init_log_of_a_host_workspace() {
 fn debug_of_a_container_that_is_not_built() {
     let server = Server::start();
     let body = json!({"name": "c", "workspace_type": "container", "distro": DISTRO});
-    let made = server.owner().post(200, "/api/workspaces", body);
-    let told = server.owner().get(200, &format!("{}/debug", url(&made)));
-    assert_eq!((&told["id"], &told["name"], &told["status"]), (&made["id"], &json!("c"), &json!("pending")));
-    assert_eq!((&told["path"], &told["distro"]), (&made["path"], &json!(DISTRO)));
-    assert_eq!((&told["init_script_exists"], &told["last_error"]), (&json!(false), &Value::Null));
-    for entry in told["directories"].as_array().unwrap() {
+    let created = server.owner().post(200, "/api/workspaces", body);
+    let reply = server.owner().get(200, &format!("{}/debug", url(&created)));
+    assert_eq!(
+        (&reply["id"], &reply["name"], &reply["status"]),
+        (&created["id"], &json!("c"), &json!("pending"))
+    );
+    assert_eq!((&reply["path"], &reply["distro"]), (&created["path"], &json!(DISTRO)));
+    assert_eq!((&reply["init_script_exists"], &reply["last_error"]), (&json!(false), &Value::Null));
+    for entry in reply["directories"].as_array().unwrap() {
         assert_eq!((&entry["exists"], &entry["file_count"]), (&json!(false), &Value::Null), "{entry}");
     }
-    let exec = format!("{}/exec", url(&made));
-    let told =
+    let exec = format!("{}/exec", url(&created));
+    let reply =
         server.owner().refused(400, "workspace_not_ready", "POST", &exec, Some(json!({"command": "true"})));
-    assert!(told["message"].as_str().unwrap().contains("Build it first"), "{told}");
+    assert!(reply["message"].as_str().unwrap().contains("Build it first"), "{reply}");
 }
 
 #[test]
 fn an_unknown_template_makes_nothing() {
     let server = Server::start();
     let body = json!({"name": "t", "template": "nodejs-dev"});
-    let told = server.owner().refused(404, "not_in_library", "POST", "/api/workspaces", Some(body));
-    assert_eq!(told["message"], "Workspace template not found: nodejs-dev");
+    let reply = server.owner().refused(404, "not_in_library", "POST", "/api/workspaces", Some(body));
+    assert_eq!(reply["message"], "Workspace template not found: nodejs-dev");
     assert_eq!(server.owner().get(200, "/api/workspaces").as_array().unwrap().len(), 1);
 }

@@ -30,9 +30,9 @@ fn names() {
         refused(&server, "invalid_name", json!({"name": name}));
         put_refused(&server, "invalid_name", json!({"name": name}));
     }
-    let told =
+    let reply =
         server.owner().refused(400, "invalid_name", "POST", "/api/workspaces", Some(json!({"name": ""})));
-    assert_eq!(told["message"], "Name cannot be empty");
+    assert_eq!(reply["message"], "Name cannot be empty");
 }
 
 #[test]
@@ -47,9 +47,9 @@ fn distros() {
         put_refused(&server, "invalid_distro", json!({"distro": distro}));
     }
     let body = json!({"name": "a", "workspace_type": "container", "distro": "x"});
-    let told = server.owner().refused(400, "invalid_distro", "POST", "/api/workspaces", Some(body));
-    let wanted = "Unknown distro 'x'. Supported: ubuntu-noble, ubuntu-jammy, debian-bookworm, arch-linux";
-    assert_eq!(told["message"], wanted);
+    let reply = server.owner().refused(400, "invalid_distro", "POST", "/api/workspaces", Some(body));
+    let expected = "Unknown distro 'x'. Supported: ubuntu-noble, ubuntu-jammy, debian-bookworm, arch-linux";
+    assert_eq!(reply["message"], expected);
 }
 
 #[test]
@@ -230,8 +230,8 @@ fn container_folders() {
     assert!(work.join("existing").is_dir());
     // A folder that does not exist yet, where the operator has allowed it.
     let body = json!({"name": "a", "workspace_type": "container", "path": work.join("new")});
-    let made = server.owner().post(200, "/api/workspaces", body.clone());
-    assert_eq!(made["path"], work.join("new").to_str().unwrap());
+    let created = server.owner().post(200, "/api/workspaces", body.clone());
+    assert_eq!(created["path"], work.join("new").to_str().unwrap());
     // It is taken now, also while nothing has been built in it.
     refused(&server, "invalid_path", body);
 }
@@ -239,9 +239,9 @@ fn container_folders() {
 #[test]
 fn build_bodies() {
     let server = Server::start();
-    let made =
+    let created =
         server.owner().post(200, "/api/workspaces", json!({"name": "c", "workspace_type": "container"}));
-    let path = format!("/api/workspaces/{}/build", made["id"].as_str().unwrap());
+    let path = format!("/api/workspaces/{}/build", created["id"].as_str().unwrap());
     let owner = server.owner();
     owner.refused(400, "invalid_distro", "POST", &path, Some(json!({"distro": "gentoo"})));
     owner.refused(400, "invalid_payload", "POST", &path, Some(json!({"rebuild": "perhaps"})));
