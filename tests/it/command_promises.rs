@@ -47,7 +47,7 @@ const ANSWERS: &[(u32, &str, &[&str])] = &[
         5,
         "A stream ends with an invented exit status",
         &[
-            "runs_stream::a_stream_ends_with_a_status_or_is_seen_to_break",
+            "runs_stream::a_stream_ends_with_a_status_or_closes_abnormally",
             "detached::a_killed_keeper_is_reported_as_an_error",
         ],
     ),
@@ -56,7 +56,7 @@ const ANSWERS: &[(u32, &str, &[&str])] = &[
         7,
         "A client that reconnects fails or loses output",
         &[
-            "runs_stream::a_stream_that_breaks_goes_on_where_it_was",
+            "runs_stream::a_disconnected_stream_resumes_at_its_offset",
             "detached::output_and_status_survive_a_killed_server",
         ],
     ),
@@ -72,7 +72,7 @@ const ANSWERS: &[(u32, &str, &[&str])] = &[
         "Large output is an error, or fills the memory",
         &[
             "abuse::long_output_is_truncated_in_the_middle_with_a_note",
-            "runs_disk::a_full_window_moves_on_and_offsets_stay_true",
+            "runs_disk::offsets_stay_valid_when_the_window_moves",
             "detached::output_beyond_the_limit_is_dropped_from_the_start",
         ],
     ),
@@ -86,15 +86,15 @@ const ANSWERS: &[(u32, &str, &[&str])] = &[
         "Short commands wait for a fixed time",
         &[
             "command_promises::a_short_command_returns_without_delay",
-            "terminals_limits::a_key_comes_back_soon",
+            "terminals_limits::a_key_is_echoed_soon",
         ],
     ),
     (
         14,
         "Idle terminals die",
         &[
-            "terminals_limits::an_idle_terminal_ends_and_a_watched_one_does_not",
-            "terminals_limits::a_peer_that_answers_no_ping_is_cut_and_one_that_does_is_not",
+            "terminals_limits::idle_terminals_end_and_watched_ones_do_not",
+            "terminals_limits::peers_that_answer_no_ping_are_disconnected",
         ],
     ),
     (15, "A terminal without clients freezes", &["terminals::a_terminal_without_clients_continues"]),
@@ -118,7 +118,10 @@ const ANSWERS: &[(u32, &str, &[&str])] = &[
     (
         19,
         "Event streams are buffered on their way, or go stale",
-        &["runs_stream::a_silent_stream_beats", "runs_stream::a_stream_that_breaks_goes_on_where_it_was"],
+        &[
+            "runs_stream::a_silent_stream_has_heartbeats",
+            "runs_stream::a_disconnected_stream_resumes_at_its_offset",
+        ],
     ),
     (
         24,
@@ -133,7 +136,7 @@ const ANSWERS: &[(u32, &str, &[&str])] = &[
     (
         27,
         "Browsers send no header with a WebSocket",
-        &["terminals_limits::a_socket_wants_a_token_and_takes_it_where_browsers_can_put_it"],
+        &["terminals_limits::a_socket_accepts_its_token_as_a_subprotocol"],
     ),
     (
         28,

@@ -28,19 +28,19 @@ const PROVEN: &[(&str, &[Promise])] = &[
         "authentication-and-scopes",
         &[
             ("every route is tried with every credential", &["contract::every_route_requires_its_credential"]),
-            ("every 401 and 403 names the credential that came and the one that is needed", &["scoped_tokens::every_refusal_says_what_was_seen_and_what_is_needed"]),
+            ("every 401 and 403 names the credential that came and the one that is needed", &["scoped_tokens::refusals_name_the_credential_sent_and_the_one_required"]),
             ("the scheme is read in any case", &["system::schemes_are_case_insensitive_and_exact"]),
-            ("tokens expire and can be limited to workspaces", &["scoped_tokens::a_limited_token_sees_its_workspaces_and_nothing_else", "token_expiry::what_an_expired_token_has_open_is_closed"]),
+            ("tokens expire and can be limited to workspaces", &["scoped_tokens::a_limited_token_sees_only_its_workspaces", "token_expiry::what_an_expired_token_has_open_is_closed"]),
         ],
     ),
     (
         "token-store",
         &[
-            ("an existing store is used at its place", &["scoped_tokens::an_existing_store_is_taken_over_wherever_it_lies"]),
-            ("the file is private and written atomically, and no token is lost", &["scoped_tokens::forty_made_at_once_are_all_kept_and_nobody_else_reads_them"]),
-            ("the file is read again after a change by hand", &["scoped_tokens::a_hand_in_the_file_and_time_revoke_as_well"]),
-            ("a damaged file is moved aside and reported", &["scoped_tokens::a_damaged_store_is_moved_aside_and_said"]),
-            ("a revoked token loses its streams and sockets at once", &["scoped_tokens::what_a_token_has_opened_ends_with_it", "opencode_streams::the_end_of_a_token_ends_its_streams", "approvals_feed::the_stream_of_a_revoked_owner_closes_and_limited_owners_are_refused"]),
+            ("an existing store is used at its place", &["scoped_tokens::an_existing_openwork_store_is_imported_from_each_location"]),
+            ("the file is private and written atomically, and no token is lost", &["scoped_tokens::forty_concurrent_tokens_are_all_stored_in_a_private_file"]),
+            ("the file is read again after a change by hand", &["scoped_tokens::editing_the_file_and_expiry_revoke_tokens"]),
+            ("a damaged file is moved aside and reported", &["scoped_tokens::a_damaged_token_store_is_moved_aside_and_reported"]),
+            ("a revoked token loses its streams and sockets at once", &["scoped_tokens::revoking_a_token_closes_its_connections", "opencode_streams::the_end_of_a_token_ends_its_streams", "approvals_feed::the_stream_of_a_revoked_owner_closes_and_limited_owners_are_refused"]),
         ],
     ),
     (
@@ -68,13 +68,13 @@ const PROVEN: &[(&str, &[Promise])] = &[
             ("a write whose client disconnected never runs", &["approvals::a_disconnected_client_is_not_served_after_approval"]),
             ("decisions are audited", &["audit::decisions_tokens_and_failed_logins_are_recorded"]),
             ("there are a live feed and a command line", &["approvals_feed::the_stream_lists_pending_approvals_then_each_start_and_end_and_resumes", "approvals_feed::the_command_line_lists_answers_and_watches_approvals"]),
-            ("the end of a token withdraws its questions", &["scoped_tokens::a_write_that_waits_is_withdrawn_with_its_token"]),
+            ("the end of a token withdraws its questions", &["scoped_tokens::revoking_a_token_withdraws_its_pending_approvals"]),
         ],
     ),
     (
         "capabilities",
         &[
-            ("they are the settings of the server", &["system::capabilities", "trays::switched_off_is_told"]),
+            ("they are the settings of the server", &["system::capabilities", "trays::disabled_trays_are_reported"]),
         ],
     ),
     (
@@ -103,15 +103,15 @@ const PROVEN: &[(&str, &[Promise])] = &[
         "inbox",
         &[
             ("it answers as observed, and as the later version; broken forms and empty files", &["trays::the_inbox_answers_as_observed"]),
-            ("the limit is exact", &["trays::the_cap_is_exact_and_told_before_much_is_sent"]),
-            ("an upload takes constant memory", &["trays::a_large_upload_is_whole_and_takes_no_memory", "trays::waiting_for_the_host_holds_no_memory_and_takes_no_file"]),
-            ("a folder in the way is an error, and nothing is left behind", &["trays::what_stands_in_the_way_is_told_and_nothing_is_left", "trays::a_client_that_goes_leaves_nothing", "trays::what_a_killed_server_left_is_swept_and_what_is_on_its_way_is_not"]),
+            ("the limit is exact", &["trays::the_upload_limit_is_exact_and_refused_early"]),
+            ("an upload takes constant memory", &["trays::a_large_upload_is_complete_and_uses_little_memory", "trays::uploads_waiting_for_approval_use_no_memory_and_no_disk"]),
+            ("a folder in the way is an error, and nothing is left behind", &["trays::upload_conflicts_are_reported_and_leave_no_files", "trays::a_disconnected_upload_leaves_no_files", "trays::temporary_files_of_a_killed_server_are_removed_but_not_active_ones"]),
         ],
     ),
     (
         "artifacts",
         &[
-            ("Range, ETag, HEAD, and names in every script", &["trays::downloads_have_ranges_tags_and_names"]),
+            ("Range, ETag, HEAD, and names in every script", &["trays::downloads_support_ranges_etags_and_file_names"]),
             ("links are not followed", &["trays::artifacts_are_listed_as_they_are", "trays_races::folders_that_become_links_lead_nowhere"]),
         ],
     ),
@@ -135,17 +135,17 @@ const PROVEN: &[(&str, &[Promise])] = &[
         &[
             ("bodies and streams pass both ways, unbuffered, without a thread of the pool", &["opencode_streams::events_come_as_they_are_sent_and_hold_no_thread", "opencode_streams::large_bodies_pass_without_being_held"]),
             ("WebSockets pass", &["opencode_streams::websockets_pass_both_ways", "opencode_real::terminals_of_opencode_work_through_the_proxy"]),
-            ("base path, query and encoding stay", &["opencode::paths_and_queries_stay_as_they_were_written"]),
-            ("no credential of berth is passed on", &["opencode::nothing_of_ours_reaches_the_upstream"]),
-            ("gzip and redirects reach the client unchanged", &["opencode::answers_come_back_as_they_were"]),
-            ("an upstream that is down is 502, a slow one 504, with the setting's name", &["opencode::what_is_wrong_with_the_upstream_is_said"]),
-            ("connections are used again", &["opencode::connections_are_used_again"]),
+            ("base path, query and encoding stay", &["opencode::paths_and_queries_are_forwarded_unchanged"]),
+            ("no credential of berth is passed on", &["opencode::credentials_of_berth_never_reach_the_upstream"]),
+            ("gzip and redirects reach the client unchanged", &["opencode::responses_are_returned_unchanged"]),
+            ("an upstream that is down is 502, a slow one 504, with the setting's name", &["opencode::upstream_failures_are_reported"]),
+            ("connections are used again", &["opencode::upstream_connections_are_reused"]),
             ("directories are inside the workspace", &["opencode::directories_stay_inside_the_workspace"]),
             ("viewers only read; owners answer permission requests", &["opencode::viewers_only_read", "opencode::only_owners_answer_permission_requests"]),
-            ("only owners set baseUrl; addresses are refused in every spelling, at every connection", &["opencode_address::an_owner_says_where_opencode_is", "opencode_address::some_addresses_are_refused_in_every_spelling", "opencode_address::a_name_is_checked_at_each_connection"]),
-            ("a remote workspace works", &["opencode::a_remote_workspace_is_passed_on"]),
+            ("only owners set baseUrl; addresses are refused in every spelling, at every connection", &["opencode_address::an_owner_sets_the_address_of_opencode", "opencode_address::forbidden_addresses_are_refused_in_every_spelling", "opencode_address::a_host_name_is_checked_at_each_connection"]),
+            ("a remote workspace works", &["opencode::requests_of_a_remote_workspace_are_forwarded"]),
             ("a silent stream is not closed", &["opencode_real::events_flow_for_minutes"]),
-            ("the engine is reloaded", &["opencode::a_reload_is_passed_on_and_what_it_says_is_told", "opencode_real::an_engine_is_reloaded"]),
+            ("the engine is reloaded", &["opencode::a_reload_is_forwarded_and_its_result_returned", "opencode_real::an_engine_is_reloaded"]),
         ],
     ),
     (
@@ -169,7 +169,7 @@ const PROVEN: &[(&str, &[Promise])] = &[
     (
         "reports-of-users",
         &[
-            ("refusals, status, invalid configuration", &["scoped_tokens::every_refusal_says_what_was_seen_and_what_is_needed", "orchestrator::its_status_and_approvals_work", "project::what_opencode_would_not_start_with_is_refused_and_not_written"]),
+            ("refusals, status, invalid configuration", &["scoped_tokens::refusals_name_the_credential_sent_and_the_one_required", "orchestrator::its_status_and_approvals_work", "project::what_opencode_would_not_start_with_is_refused_and_not_written"]),
         ],
     ),
     (
@@ -256,7 +256,7 @@ const PROVEN: &[(&str, &[Promise])] = &[
         "library",
         &[
             ("entries have their observed shapes", &["library::templates_are_written_listed_and_removed", "library::skills_tools_and_scripts_have_their_observed_shapes"]),
-            ("secrets are sealed; archives cannot write outside", &["library::secrets_are_sealed_on_disk_and_hidden_from_viewers", "library_import::what_cannot_be_a_skill_is_refused_and_leaves_nothing"]),
+            ("secrets are sealed; archives cannot write outside", &["library::secrets_are_sealed_on_disk_and_hidden_from_viewers", "library_import::invalid_archives_are_refused_and_leave_no_files"]),
         ],
     ),
     (
@@ -275,7 +275,7 @@ const PROVEN: &[(&str, &[Promise])] = &[
         "faults-of-its-server",
         &[
             ("links, names, folders and torn files", &["library::a_link_in_a_workspace_does_not_lead_a_sync_out", "workspaces_refused::container_folders", "workspaces::two_of_the_same_name_never_share_a_folder", "crash::sigkill_at_random_moments_loses_no_acknowledged_state"]),
-            ("networks are isolated", &["network::network_none_has_no_interfaces_and_host_shares_those_of_the_host", "network::a_private_network_reaches_the_internet_but_not_the_host"]),
+            ("networks are isolated", &["network::network_none_has_no_interfaces_and_host_shares_those_of_the_host", "network::a_private_network_reaches_the_outside_but_not_the_host"]),
         ],
     ),
 ];

@@ -1,4 +1,4 @@
-//! Which image a container is made of, and when the network is asked for one: only when somebody says so, or there is none.
+//! The choice of a container's image, and when the network is used for one: only on request, or if there is no image.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::fixture::{DISTRO, Place, seeded};
 use crate::images::with_a_file_more;
 
-/// A mirror that has nothing, and counts who asks.
+/// An empty mirror that counts its requests.
 fn mirror() -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (address, asked) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
@@ -29,7 +29,7 @@ fn mirror() -> (String, Arc<AtomicUsize>) {
 }
 
 #[test]
-fn nothing_asks_the_network_unless_told_to() {
+fn the_network_is_used_only_on_request() {
     let (mirror, asked) = mirror();
     let server = seeded()
         .arg(format!("--mirror=debian-bookworm={mirror}"))
@@ -66,7 +66,7 @@ fn nothing_asks_the_network_unless_told_to() {
     );
     assert_eq!(asked.load(Ordering::SeqCst), 0, "the network was asked");
 
-    // Whoever says so has it asked; the image and the container that are there stay when that fails.
+    // With `pull`, the network is used; the existing image and container stay if that fails.
     place.client.post(200, &place.path("/build"), json!({"pull": "always", "rebuild": true}));
     let done = place.settled();
     assert_eq!(done["status"], "error", "{done}");
@@ -77,7 +77,7 @@ fn nothing_asks_the_network_unless_told_to() {
 }
 
 #[test]
-fn templates_and_builds_choose_an_image() {
+fn templates_and_builds_select_an_image() {
     let (mirror, asked) = mirror();
     let server = seeded().arg(format!("--mirror=ubuntu-noble={mirror}")).start();
     let owner = server.owner();
@@ -92,7 +92,7 @@ fn templates_and_builds_choose_an_image() {
     assert_eq!(row[1]["image"], "mine", "{row}");
     assert_eq!(owner.get(200, "/api/library/workspace-template/t")["image"], "mine");
 
-    // Not there yet: nothing remains of what was asked for.
+    // The image does not exist yet: the refused request leaves no workspace.
     let before = owner.get(200, "/api/workspaces");
     let from = |template: &str, more: Value| {
         let mut body = json!({"name": "x", "template": template});
@@ -115,12 +115,12 @@ fn templates_and_builds_choose_an_image() {
     let place = create(from("t", json!({})));
     assert_eq!((&place.show()["image"], &place.show()["distro"]), (&json!("mine"), &json!("ubuntu-noble")));
     assert_eq!(place.sh("cat /usr/more"), "more");
-    // Who asks for another distribution or image does not get the template's.
+    // A request with another distribution or image does not get the template's image.
     let other = create(from("t", json!({"distro": DISTRO})));
     assert_eq!(other.show()["image"], Value::Null);
     assert_eq!(other.sh("cat /usr/more || echo none"), "none\n");
 
-    // A build changes what a container is made of, with its files only if that is said.
+    // A build changes the image of a container; its files change only with `rebuild`.
     for body in [json!({"image": "mine"}), json!({"distro": "mine"})] {
         let build = |more: Value| {
             let mut body = body.clone();
@@ -136,7 +136,7 @@ fn templates_and_builds_choose_an_image() {
         let done = other.settled();
         assert_eq!((&done["status"], &done["image"]), (&json!("ready"), &json!("mine")), "{done}");
         assert_eq!(other.sh("cat /usr/more"), "more");
-        // Once it is, a plain build keeps it.
+        // Afterwards a plain build keeps it.
         other.client.post(200, &other.path("/build"), body.clone());
         assert_eq!(other.settled()["status"], "ready");
     }

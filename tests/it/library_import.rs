@@ -1,4 +1,4 @@
-//! Skills that come as one file: real zip archives, made by Python, good ones and those that are made to do harm.
+//! Import of skills as one file: real zip archives made by Python, valid ones and hostile ones.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::server::{Server, Setup};
 
 const IMPORT: &str = "/api/library/skill/import";
 
-/// An archive that these lines of Python write into `z`, a `zipfile.ZipFile`.
+/// An archive written by these lines of Python into `z`, a `zipfile.ZipFile`.
 #[track_caller]
 fn zip(lines: &str) -> Vec<u8> {
     let script = format!(
@@ -45,7 +45,7 @@ fn refused(server: &Server, name: &str, file: &str, bytes: &[u8], status: u16, c
     reply["message"].as_str().unwrap().to_owned()
 }
 
-/// Everything below a folder, hidden or not.
+/// Every file below a folder, including hidden ones.
 fn all_below(folder: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -59,7 +59,7 @@ fn all_below(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_skill_is_imported_from_a_text_or_an_archive_and_reaches_its_workspaces() {
+fn skills_are_imported_from_text_or_an_archive() {
     let server = Server::start();
     let owner = server.owner();
     let created = owner.post(200, "/api/workspaces", json!({"name": "w", "skills": ["py", "pdf"]}));
@@ -73,7 +73,7 @@ fn a_skill_is_imported_from_a_text_or_an_archive_and_reaches_its_workspaces() {
     );
     assert!(fs::read_to_string(folder.join(".claude/skills/py/SKILL.md")).unwrap().ends_with("# Py\n"));
 
-    // One folder around everything, what a Mac adds, and a file that no text is.
+    // One folder around all files, the extra files of macOS, and a binary file.
     let archive = zip("z.mkdir('pdf-skill')\n\
         z.writestr('pdf-skill/SKILL.md', '# Pdf\\n')\n\
         z.writestr('pdf-skill/docs/forms.md', 'forms ' * 10000)\n\
@@ -93,14 +93,14 @@ fn a_skill_is_imported_from_a_text_or_an_archive_and_reaches_its_workspaces() {
     // A skill with this name is still a skill.
     owner.call("PUT", "/api/library/skill/import", Some(&json!({"content": "# I\n"}))).expect(200);
     assert_eq!(owner.get(200, "/api/library/skills/import")["content"], "# I\n");
-    // What was imported in the same name before stays.
+    // Files from the previous import with the same name stay.
     let message = refused(&server, "pdf", "other.md", b"# Other\n", 409, "conflict");
     assert!(message.contains("'pdf' already exists"), "{message}");
     assert_eq!(owner.get(200, "/api/library/skill/pdf"), reply);
 }
 
 #[test]
-fn what_cannot_be_a_skill_is_refused_and_leaves_nothing() {
+fn invalid_archives_are_refused_and_leave_no_files() {
     let setup = Setup::new();
     let server = setup.start();
     let skills = setup.data_dir().join("library/skill");
@@ -144,7 +144,7 @@ fn what_cannot_be_a_skill_is_refused_and_leaves_nothing() {
         ("compressed in a way", "z.writestr('SKILL.md', 'x' * 999, zipfile.ZIP_BZIP2)"),
         ("larger than", &format!("{main}z.writestr('zeros', bytes(40 << 20))")),
         ("more than 1000", &format!("{main}[z.writestr(f'{{n}}', '') for n in range(1001)]")),
-        // What it says of itself is not true.
+        // Headers that contradict the contents.
         (
             "damaged",
             &format!(
@@ -161,7 +161,7 @@ fn what_cannot_be_a_skill_is_refused_and_leaves_nothing() {
         ("two names", &format!("{main}change = lambda d: d.replace(b'SKILL.md', b'OTHER.md', 1)")),
         ("another number", &format!("{main}change = lambda d: d[:-14] + bytes([2, 0, 2, 0]) + d[-10:]")),
         ("encrypted", &format!("{main}change = lambda d: d[:-22-54+8] + b'\\1' + d[-22-54+9:]")),
-        // A file that lies in the data of another one.
+        // An entry whose data overlaps that of another entry.
         (
             "over each other",
             &format!(
@@ -174,7 +174,7 @@ fn what_cannot_be_a_skill_is_refused_and_leaves_nothing() {
         let message = wrong("x.zip", &zip(lines));
         assert!(message.contains(what), "{lines}: {message}");
     }
-    // Cut off anywhere.
+    // Truncated at any offset.
     let whole = zip(&format!("{main}z.writestr('more.md', 'more ' * 100)"));
     for at in (0..whole.len()).step_by(7) {
         wrong("x.zip", &whole[..at]);
@@ -186,7 +186,7 @@ fn what_cannot_be_a_skill_is_refused_and_leaves_nothing() {
 }
 
 #[test]
-fn one_unusable_entry_is_left_out_and_named() {
+fn an_unusable_entry_is_skipped_and_named() {
     let server = Server::start();
     let owner = server.owner();
     let main = "z.writestr('x/SKILL.md', '# X\\n')\nz.writestr('x/ok.txt', 'ok')\n";
@@ -210,7 +210,7 @@ fn one_unusable_entry_is_left_out_and_named() {
             "z.writestr('x/f\u{fc}r', 'x')\nchange = lambda d: d.replace('\u{fc}'.encode(), b'z\\x81')"
                 .to_owned(),
         ),
-        // GBK, as Windows in Chinese packs it.
+        // GBK names, as Windows in Chinese writes them.
         (
             "x/╦╡├≈.txt",
             "does not state",
@@ -230,7 +230,7 @@ fn one_unusable_entry_is_left_out_and_named() {
         assert!(reply["warnings"][0].as_str().unwrap().contains(why), "{reply}");
         assert_eq!(reply["references"], json!(["ok.txt"]), "{reply}");
     }
-    // What the library cannot show as text is data, and is kept.
+    // Files that the library cannot show as text are stored as data.
     let archive = zip("z.writestr('SKILL.md', '# X\\n')\nz.writestr('bad.md', bytes([255]))\n\
         z.writestr('long.md', 'x' * (1 << 20) + 'x')");
     let reply = import(&owner, "data", "x.zip", &archive).expect(200).value();
@@ -240,7 +240,7 @@ fn one_unusable_entry_is_left_out_and_named() {
 }
 
 #[test]
-fn archives_of_every_packer_are_taken() {
+fn archives_of_common_tools_are_accepted() {
     let server = Server::start();
     let owner = server.owner();
     let library = server.data.join("library/skill");
@@ -279,7 +279,7 @@ raw('x', 'x', 0, 0, None, up(b'x', '\u{8aaa}.md'))\nraw('y', 'x', 0, 0, None, up
         found.sort();
         assert_eq!(found.join(" "), files, "{what}");
     }
-    // A name that any reader takes for a path outside makes the whole archive unusable, however it is written.
+    // A name that any reader could take for a path outside makes the whole archive invalid, however it is written.
     for lines in [
         "raw('a', 'x', 0, 0, None, bytes([0x75, 0x70, 11, 0, 1]) + zipfile.crc32(b'a').to_bytes(4, 'little') + b'../../')",
         "raw('..\\\\x')",
@@ -298,7 +298,7 @@ raw('x', 'x', 0, 0, None, up(b'x', '\u{8aaa}.md'))\nraw('y', 'x', 0, 0, None, up
 }
 
 #[test]
-fn an_import_that_a_crash_cut_off_is_gone_after_the_next_start() {
+fn a_partial_import_is_removed_at_the_next_start() {
     let setup = Setup::new();
     let left = setup.data_dir().join("library/skill/.importing-1/docs");
     fs::create_dir_all(&left).unwrap();
@@ -309,7 +309,7 @@ fn an_import_that_a_crash_cut_off_is_gone_after_the_next_start() {
 }
 
 #[test]
-fn of_two_imports_of_one_name_one_wins_whole() {
+fn concurrent_imports_of_one_name_do_not_mix() {
     let server = Server::start();
     let archives: Vec<Vec<u8>> = (0..4)
         .map(|n| {

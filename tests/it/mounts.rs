@@ -1,5 +1,5 @@
-//! Folders of the host in containers: only what the mount allowlist allows, only in the way that it allows, whatever
-//! happens to the path meanwhile. Cases: `assets/docs/security.md#mounts`.
+//! Folders of the host in containers: only those that the mount allowlist permits, only with its access mode, and
+//! whatever happens to the path during the start. Cases: `assets/docs/security.md#mounts`.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -15,7 +15,8 @@ use crate::fixture::{Place, seeded};
 use crate::procs;
 use crate::server::Setup;
 
-/// A server with an allowlist: `shared` for reading and writing, `public` for reading. The folder of both.
+/// A server with an allowlist: `shared` for reading and writing, `public` for reading. Returns the parent folder of
+/// both.
 fn allowed() -> (Setup, PathBuf) {
     let setup = seeded();
     let scratch = setup.scratch();
@@ -40,7 +41,7 @@ fn mount(source: &Path, target: &str, read_only: bool) -> Value {
 }
 
 #[test]
-fn files_of_a_mount_are_used_by_both_sides() {
+fn files_of_a_mount_are_shared_between_host_and_container() {
     let (setup, base) = allowed();
     let work = base.join("shared/work");
     let odd = base.join("shared/a:b\\c d");
@@ -62,7 +63,7 @@ fn files_of_a_mount_are_used_by_both_sides() {
         "right\npublic\nodd\npublic\n"
     );
 
-    // Root inside is the source's owner outside, and nobody else.
+    // Root inside maps to the owner of the source outside, and to no other user.
     assert_eq!(place.sh("stat -c %u:%g /mnt/work /mnt/work/text | sort -u"), "0:0\n");
     place.sh("echo made > /mnt/work/made; chmod 4755 /mnt/work/made; echo more >> /mnt/work/text");
     let created = fs::metadata(work.join("made")).unwrap();
@@ -91,7 +92,7 @@ fn files_of_a_mount_are_used_by_both_sides() {
     assert_eq!(place.show()["mounts"].as_array().unwrap().len(), 4);
     assert!(procs::mounts_below(&server.data).is_empty(), "a mount shows on the host");
 
-    // A crash leaves them as they are to the next server, and nothing on the host.
+    // After a crash the next server finds the mounts unchanged, and the host has none.
     let id = place.id.clone();
     std::mem::forget(place);
     server.crash();
@@ -111,7 +112,7 @@ fn files_of_a_mount_are_used_by_both_sides() {
 }
 
 #[test]
-fn what_is_not_allowed_is_refused_with_a_reason() {
+fn forbidden_mounts_are_refused_with_a_reason() {
     let (setup, base) = allowed();
     fs::create_dir_all(base.join("shared/.ssh")).unwrap();
     fs::create_dir_all(base.join("shared-evil")).unwrap();
@@ -156,7 +157,7 @@ fn what_is_not_allowed_is_refused_with_a_reason() {
     let host =
         json!({"name": "h", "workspace_type": "host", "mounts": [mount(&base.join("public"), "/x", true)]});
     owner.refused(400, "not_a_container", "POST", "/api/workspaces", Some(host));
-    // A template may ask for what this host allows.
+    // A template may request a mount that this host permits.
     owner.call(
         "PUT",
         "/api/library/workspace-template/mt",
@@ -172,7 +173,7 @@ fn what_is_not_allowed_is_refused_with_a_reason() {
     assert_eq!(reply["details"]["source"], json!(base.join("secret")));
     server.stop();
 
-    // Without a file: an example of one, as OpenWork shows it.
+    // Without an allowlist file: the error shows an example, as OpenWork does.
     let other = setup
         .clone()
         .env("OPENWRK_SANDBOX_MOUNT_ALLOWLIST", base.join("none.json").to_string_lossy())
@@ -184,9 +185,9 @@ fn what_is_not_allowed_is_refused_with_a_reason() {
     assert!(reply["message"].as_str().unwrap().contains("none.json does not exist"), "{reply}");
 }
 
-/// ramfs is one of the few file systems of today's kernels that cannot map owners.
+/// ramfs is one of the few file systems without support for idmapped mounts.
 #[test]
-fn where_owners_cannot_be_mapped_it_is_said() {
+fn file_systems_without_owner_mapping_are_reported() {
     let (setup, base) = allowed();
     let ram = base.join("public/ram");
     fs::create_dir(&ram).unwrap();
@@ -211,7 +212,7 @@ fn where_owners_cannot_be_mapped_it_is_said() {
 }
 
 #[test]
-fn every_start_asks_the_allowlist_again() {
+fn every_start_reads_the_allowlist_again() {
     let (setup, base) = allowed();
     let server = setup.start();
     let mounts = json!([mount(&base.join("shared/work"), "/mnt/work", false)]);
@@ -226,7 +227,7 @@ fn every_start_asks_the_allowlist_again() {
         assert!(reply["message"].as_str().unwrap().contains(why), "{reply}");
     };
     fs::write(&file, without.to_string()).unwrap();
-    // What runs, runs on.
+    // Running containers keep their mounts.
     assert_eq!(place.sh("cat /mnt/work/text"), "right\n");
     place.client.post(200, &place.path("/stop"), json!({}));
     refused_to_run("reading only");
@@ -238,7 +239,7 @@ fn every_start_asks_the_allowlist_again() {
 }
 
 #[test]
-fn whoever_swaps_the_source_during_a_start_does_not_win() {
+fn swapping_the_source_during_a_start_mounts_no_other_folder() {
     const STARTS: u32 = 25;
     let (setup, base) = allowed();
     let source = base.join("shared/work");
@@ -254,7 +255,7 @@ fn whoever_swaps_the_source_during_a_start_does_not_win() {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 renameat_with(CWD, &source, CWD, &link, RenameFlags::EXCHANGE).unwrap();
-                // Sometimes at rest for longer than a start needs to open it, sometimes not.
+                // Some pauses are longer than a start needs to open the source, some are shorter.
                 if fs::metadata("/proc/uptime").is_ok_and(|meta| meta.ctime_nsec() % 3 == 0) {
                     thread::yield_now();
                 }

@@ -73,7 +73,7 @@ fn names(network: &Value) -> (String, String) {
 }
 
 #[test]
-fn a_private_network_reaches_the_internet_but_not_the_host() {
+fn a_private_network_reaches_the_outside_but_not_the_host() {
     let outside = Outside::open();
     let port = outside::on_the_host();
     let server = shared();

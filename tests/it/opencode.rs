@@ -1,5 +1,5 @@
-//! What passes through the proxy, in both directions, and what does not. Each defect that the OpenWork server was seen
-//! to have here is a test.
+//! What the proxy forwards in both directions, and what it does not. Each defect of the OpenWork server's proxy is a
+//! test.
 
 use std::io::Write as _;
 use std::sync::{Arc, Mutex};
@@ -13,14 +13,14 @@ use crate::upstream::Upstream;
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Type: text/plain\r\n\r\nok";
 
-/// The path of the only workspace's proxy.
+/// The proxy path of the only workspace.
 pub fn mount(server: &Server) -> String {
     let list = server.owner().get(200, "/workspaces");
     format!("/w/{}/opencode", list["activeId"].as_str().unwrap())
 }
 
 #[test]
-fn nothing_of_ours_reaches_the_upstream() {
+fn credentials_of_berth_never_reach_the_upstream() {
     let upstream = Upstream::saying(OK);
     let server =
         upstream.setup().args(&["--opencode-username=opencode", "--opencode-password=s3cret"]).start();
@@ -66,7 +66,7 @@ fn nothing_of_ours_reaches_the_upstream() {
 }
 
 #[test]
-fn paths_and_queries_stay_as_they_were_written() {
+fn paths_and_queries_are_forwarded_unchanged() {
     let upstream = Upstream::saying(OK);
     let server = Setup::new().arg(format!("--opencode-base-url={}/base%20path/", upstream.url())).start();
     let mount = mount(&server);
@@ -95,7 +95,7 @@ fn paths_and_queries_stay_as_they_were_written() {
 }
 
 #[test]
-fn every_method_and_every_body_arrives() {
+fn every_method_and_body_is_forwarded() {
     let upstream = Upstream::start(|seen, stream| {
         let length = if seen.line.starts_with("HEAD") { 77 } else { seen.body.len() };
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
@@ -124,12 +124,12 @@ fn every_method_and_every_body_arrives() {
     }
     let head = server.owner().send("HEAD", "/opencode/x", &[], None).expect(200);
     assert_eq!((head.header("content-length"), head.body.len()), (Some("77"), 0));
-    // Preflights are answered here, before anybody has to say who they are.
+    // Preflight requests are answered by berth, without a credential.
     server.anyone().send("OPTIONS", "/opencode/x", &[], None).expect(204);
 }
 
 #[test]
-fn answers_come_back_as_they_were() {
+fn responses_are_returned_unchanged() {
     let upstream = Upstream::start(|seen, stream| {
         let answer: &[u8] = match seen.target() {
             "/gzip" => {
@@ -198,8 +198,8 @@ fn answers_come_back_as_they_were() {
 }
 
 #[test]
-fn connections_are_used_again() {
-    // Says goodbye to every second request only when it is answered: what was kept may be closed when it is used.
+fn upstream_connections_are_reused() {
+    // Every second response announces the close of its connection: a kept connection may be closed when it is reused.
     let upstream =
         Upstream::start(|seen, stream| stream.write_all(OK.as_bytes()).is_ok() && seen.target() != "/last");
     let server = upstream.setup().start();
@@ -216,9 +216,9 @@ fn connections_are_used_again() {
     }
 }
 
-/// The first that come are passed on by their clients' own threads, the others wait their turn.
+/// The first requests are forwarded by their clients' own threads, the others are queued.
 #[test]
-fn more_than_may_wait_at_once_are_all_answered() {
+fn requests_beyond_the_queue_limit_are_all_answered() {
     let at_once = Arc::new(Mutex::new((0, 0)));
     let counted = at_once.clone();
     let upstream = Upstream::start(move |_, stream| {
@@ -247,13 +247,13 @@ fn more_than_may_wait_at_once_are_all_answered() {
             });
         }
     });
-    // A token has half of the places. One that takes longer than a second gives its place to another.
+    // A token may use half of the permits. A request that takes longer than a second releases its permit.
     let (most, slowest) = (at_once.lock().unwrap().1, *slowest.lock().unwrap());
     assert!(most == 1 || slowest >= Duration::from_secs(1), "{most} at once, {slowest:?} the slowest");
 }
 
 #[test]
-fn what_is_wrong_with_the_upstream_is_said() {
+fn upstream_failures_are_reported() {
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let silent = Upstream::start(|_, stream| {
         crate::upstream::expect_end(stream);
@@ -283,8 +283,8 @@ fn what_is_wrong_with_the_upstream_is_said() {
 }
 
 #[test]
-fn some_addresses_are_nobodys_to_set() {
-    // Its own port is only known once it runs.
+fn forbidden_upstream_addresses_are_refused() {
+    // The server's own port is known only after the start.
     let server = Setup::new().start();
     let port = server.address.port();
     let setup = |url: &str| {
@@ -349,7 +349,7 @@ fn viewers_only_read() {
     for method in ["POST", "PUT", "PATCH", "DELETE"] {
         viewer().refused(403, "forbidden", method, "/opencode/session", Some(json!({})));
     }
-    // A terminal is opened with a GET, and others of OpenCode's own workspaces lie elsewhere.
+    // A terminal is opened with a GET, and files of OpenCode's own workspaces are in other directories.
     let bearer = format!("Bearer {}", created["token"].as_str().unwrap());
     let refused =
         crate::socket::Socket::try_open(&server, "/opencode/pty/x/connect", &[("Authorization", &bearer)]);
@@ -403,7 +403,7 @@ fn directories_stay_inside_the_workspace() {
         let reply = ask(query, header).expect(403);
         assert_eq!(reply.value()["code"], "forbidden", "{query} {header:?}");
     }
-    // OpenCode takes what it cannot decode as it is: it would lead elsewhere than what was checked.
+    // OpenCode accepts undecodable escapes literally: the path would differ from the one that was checked.
     std::os::unix::fs::symlink("/etc", server.work.join("a%41%zz")).unwrap();
     std::fs::create_dir(server.work.join("aA%zz")).unwrap();
     for odd in ["a%41%zz", "a%", "a%4", "a%ff", "s%FCb"] {
@@ -418,7 +418,7 @@ fn directories_stay_inside_the_workspace() {
 }
 
 #[test]
-fn a_remote_workspace_is_passed_on() {
+fn requests_of_a_remote_workspace_are_forwarded() {
     let upstream = Upstream::saying(OK);
     let setup = Setup::new();
     let config = json!({"workspaces": [
@@ -446,7 +446,7 @@ fn a_remote_workspace_is_passed_on() {
     near(server.collaborator(), "/session?directory=/srv/far/below", 200);
     upstream.seen();
     near(server.collaborator(), "/session?directory=/srv/farther", 403);
-    // Without a directory of its own the other server decides; only an owner may choose another.
+    // Without a directory the remote server chooses; only an owner may select another.
     let free = format!("{}/session", mounts[1]);
     server.collaborator().get(200, &free);
     assert_eq!(upstream.seen().header("x-opencode-directory"), None);
@@ -455,7 +455,7 @@ fn a_remote_workspace_is_passed_on() {
 }
 
 #[test]
-fn a_reload_is_passed_on_and_what_it_says_is_told() {
+fn a_reload_is_forwarded_and_its_result_returned() {
     let upstream = Upstream::start(|seen, stream| {
         let answer = match seen.target().contains("ws2") {
             false => "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ntrue".to_owned(),
@@ -494,7 +494,7 @@ fn a_reload_is_passed_on_and_what_it_says_is_told() {
 }
 
 #[test]
-fn vary_is_sent_once_and_a_client_that_hung_up_is_no_warning() {
+fn vary_is_sent_once_and_a_client_disconnect_logs_no_warning() {
     const VARIES: &str = "HTTP/1.1 200 OK\r\nVary: Accept, origin\r\nContent-Length: 2\r\n\r\n{}";
     let upstream = Upstream::saying(VARIES);
     let server = upstream.setup().arg("--cors=*").start();

@@ -1,5 +1,5 @@
-//! Where a workspace's OpenCode is, said by an owner while the server runs, and the addresses that nobody may give it,
-//! in every spelling and also when a name leads there only later.
+//! The address of a workspace's OpenCode: set by an owner while the server runs; and addresses that are refused in
+//! every spelling, also if a name resolves to one later.
 
 use std::fs;
 use std::io::Write as _;
@@ -25,7 +25,7 @@ fn patch(client: &Client, path: &str, body: Value) -> Value {
 }
 
 #[test]
-fn an_owner_says_where_opencode_is() {
+fn an_owner_sets_the_address_of_opencode() {
     let (first, second) = (Upstream::saying(OK), Upstream::saying(OK));
     let setup = Setup::new()
         .args(&["--approval=auto", "--opencode-username=u"])
@@ -34,7 +34,7 @@ fn an_owner_says_where_opencode_is() {
     let server = setup.start();
     let (owner, path) = (server.owner(), path(&server));
     let body = json!({"baseUrl": second.url(), "opencodeUsername": "v", "opencodePassword": "s3cret"});
-    // Nobody else does: neither so, nor by what lies in the workspace.
+    // No other client does: neither by a request nor by a file in the workspace.
     server.collaborator().refused(401, "unauthorized", "PATCH", &path, Some(body.clone()));
     let viewer = scoped_tokens::client(&server, json!({"scope": "viewer"}));
     viewer.refused(401, "unauthorized", "PATCH", &path, Some(body.clone()));
@@ -61,7 +61,7 @@ fn an_owner_says_where_opencode_is() {
     assert!(line.unwrap()["summary"].as_str().unwrap().contains(&second.url()), "{log}");
     assert!(!log.to_string().contains("s3cret"), "{log}");
 
-    // It outlives the server, and ends when somebody configures something else.
+    // It survives a restart, and ends when the configuration names another address.
     server.stop();
     let server = setup.start();
     server.owner().get(200, "/opencode/c");
@@ -72,7 +72,7 @@ fn an_owner_says_where_opencode_is() {
     server.owner().get(200, "/opencode/d");
     assert_eq!(third.seen().target(), "/d");
     server.stop();
-    // A new address gets nothing of the old one's credential; null is as configured again.
+    // A new address does not inherit the credential of the old one; null restores the configured address.
     let server = setup.start();
     patch(&server.owner(), &path, json!({"baseUrl": third.url()}));
     server.owner().get(200, "/opencode/e");
@@ -88,7 +88,7 @@ fn an_owner_says_where_opencode_is() {
 }
 
 #[test]
-fn some_addresses_are_refused_in_every_spelling() {
+fn forbidden_addresses_are_refused_in_every_spelling() {
     let server = Server::start();
     let (owner, path, port) = (server.owner(), path(&server), server.address.port());
     for (url, why) in [
@@ -130,14 +130,14 @@ fn some_addresses_are_refused_in_every_spelling() {
         assert_eq!(reply["details"]["baseUrl"], json!(url));
     }
     owner.refused(400, "opencode_unconfigured", "GET", "/opencode/x", None);
-    // Whoever may reach other workspaces only does not reach this one.
+    // A token limited to other workspaces cannot change this one.
     let read_only = Setup::new().arg("--read-only").start();
     let body = Some(json!({"baseUrl": "http://127.0.0.1:4096"}));
     read_only.owner().refused(403, "read_only", "PATCH", &path, body);
 }
 
 #[test]
-fn a_name_is_checked_at_each_connection() {
+fn a_host_name_is_checked_at_each_connection() {
     let upstream = Upstream::start(|_, stream| {
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok");
         false
@@ -164,7 +164,7 @@ fn a_name_is_checked_at_each_connection() {
     server.owner().get(200, "/opencode/x");
 }
 
-/// The same file: another in its place would not be seen where it is mounted.
+/// Writes into the same inode: a replacement would not be visible through the bind mount.
 fn rewrite(file: &Path, text: &str) {
     fs::OpenOptions::new().write(true).truncate(true).open(file).unwrap().write_all(text.as_bytes()).unwrap();
 }

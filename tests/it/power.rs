@@ -1,5 +1,5 @@
-//! A container's life apart from its commands: started and stopped on demand, stopped when idle, taken over by the next
-//! server as it is.
+//! The life cycle of a container independent of its commands: started and stopped on demand, stopped when idle, and
+//! adopted by the next server unchanged.
 
 use std::fs;
 use std::thread;
@@ -31,7 +31,7 @@ fn wait_stopped(place: &Place<'_>) {
     wait_for("the container to stop", secs(20), || (machine(place)["state"] == "stopped").then_some(()));
 }
 
-/// Leaves a process behind that its command does not wait for.
+/// Leaves a background process behind for which its command does not wait.
 fn leave(place: &Place<'_>) -> String {
     let number = unique_secs();
     place.exec(json!({"command": format!("setsid sleep {number} >/dev/null 2>&1 </dev/null & true")}));
@@ -42,7 +42,7 @@ fn leave(place: &Place<'_>) -> String {
 #[test]
 fn a_container_is_started_and_stopped_on_demand() {
     let place = Place::ready(shared(), json!({"name": "switched"}));
-    assert_eq!(stop(&place)["state"], "stopped", "stopping what does not run is no error");
+    assert_eq!(stop(&place)["state"], "stopped", "stopping a stopped container is not an error");
     let reply = start(&place);
     assert_eq!((&reply["state"], &reply["adopted"]), (&json!("running"), &json!(false)), "{reply}");
     assert!(reply["uid_base"].as_u64().is_some_and(|uid| uid >= 65536), "{reply}");
@@ -73,7 +73,7 @@ fn a_container_is_started_and_stopped_on_demand() {
 }
 
 #[test]
-fn what_cannot_be_started_or_stopped_says_why() {
+fn failed_starts_and_stops_report_the_reason() {
     let server = Server::start();
     let owner = server.owner();
     for call in ["start", "stop"] {
@@ -96,7 +96,7 @@ fn what_cannot_be_started_or_stopped_says_why() {
 }
 
 #[test]
-fn a_container_whose_init_script_runs_is_not_stopped() {
+fn a_container_is_not_stopped_during_its_init_script() {
     let place = Place::ready(shared(), json!({"name": "initial"}));
     place.client.put(
         200,
@@ -129,7 +129,7 @@ fn an_idle_container_is_stopped_and_a_busy_one_is_not() {
     procs::assert_dead(&number);
     assert_eq!(place.sh("echo again"), "again\n");
 
-    // A terminal is no idleness, whether somebody looks at it or not.
+    // A container with a terminal is not idle, whether or not a client is connected to it.
     let created = place.client.post(201, &place.path("/terminals"), json!({}));
     let terminal = place.path(&format!("/terminals/{}", created["id"].as_str().unwrap()));
     thread::sleep(Duration::from_millis(2500));
@@ -139,7 +139,7 @@ fn an_idle_container_is_stopped_and_a_busy_one_is_not() {
 }
 
 #[test]
-fn a_changed_idle_time_holds_at_once() {
+fn a_changed_idle_timeout_takes_effect_at_once() {
     let place = Place::ready(shared(), json!({"name": "changed", "idle_timeout_secs": 0}));
     place.sh("true");
     assert_eq!(machine(&place)["idle_timeout_secs"], Value::Null, "0 is never");
@@ -148,7 +148,7 @@ fn a_changed_idle_time_holds_at_once() {
 }
 
 #[test]
-fn a_crash_of_the_server_disturbs_nothing_that_runs_on() {
+fn processes_in_a_container_survive_a_crash_of_the_server() {
     let setup = seeded();
     let mut server = setup.start();
     let place = Place::ready(&server, json!({"name": "survivor", "resources": {"pids": 100}}));
@@ -177,7 +177,8 @@ fn a_crash_of_the_server_disturbs_nothing_that_runs_on() {
         for same in ["init_pid", "since", "uid_base", "cgroup"] {
             assert_eq!(reply[same], before[same], "{same}");
         }
-        // A command that was under way has nobody any more; what an ended one left is the container's.
+        // A command that was in progress has lost its client; background processes of a finished command belong to the
+        // container.
         procs::assert_dead(&cut);
         assert_eq!(procs::sleeps(&left).len(), 1, "round {round}");
         let reply = owner.post(200, &format!("{path}/exec"), json!({"command": "cat /root/kept /tmp/kept"}));
@@ -197,7 +198,7 @@ fn a_crash_of_the_server_disturbs_nothing_that_runs_on() {
 }
 
 #[test]
-fn a_container_that_is_not_what_its_state_says_is_ended() {
+fn a_container_that_does_not_match_its_state_file_is_killed() {
     let setup = seeded();
     let mut server = setup.start();
     let place = Place::ready(&server, json!({"name": "doubtful"}));
@@ -213,7 +214,7 @@ fn a_container_that_is_not_what_its_state_says_is_ended() {
     let spoils: Vec<Spoil<'_>> = vec![
         Box::new(|_| b"{".to_vec()),
         Box::new(|_| Vec::new()),
-        // This test's own process: alive, and no part of the container.
+        // The process of this test: running, but not part of the container.
         Box::new(|reply| change(reply, "/init/pid", json!(std::process::id()))),
         Box::new(|reply| change(reply, "/leader/start", json!(5))),
         Box::new(|reply| change(reply, "/boot_id", json!("another"))),

@@ -1,4 +1,5 @@
-//! What runs keep on disk: a window that moves on, a total that the oldest give way to, and a disk that is full. (11)
+//! Output of runs on disk: a window per run, a total limit for which the oldest output is removed, and a full disk.
+//! (11)
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -23,13 +24,13 @@ fn folder(place: &Place<'_>, run: &str) -> std::path::PathBuf {
     place.server.data.join("runs").join(run.rsplit('/').next().unwrap())
 }
 
-/// What `seq 1 1000000` prints.
+/// The output of `seq 1 1000000`.
 fn numbers() -> String {
     (1..=1_000_000).map(|n| format!("{n}\n")).collect()
 }
 
 #[test]
-fn a_full_window_moves_on_and_offsets_stay_true() {
+fn offsets_stay_valid_when_the_window_moves() {
     let server = Setup::new().arg("--run-output-limit=1048576").start();
     let place = Place::host(&server);
     let run = start(&place, json!({"command": "seq 1 1000000; echo err >&2"}));
@@ -49,13 +50,13 @@ fn a_full_window_moves_on_and_offsets_stay_true() {
     let both = output(&place, &run, "?stream=both");
     assert!(both.text() == format!("{}err\n", &all[begin..]));
     assert_eq!(both.header("x-missed-bytes"), Some(begin.to_string().as_str()));
-    // A follower that lags behind is told what it missed.
+    // A slow follower receives the number of bytes that it missed.
     let mut events = Events::follow(&server, &run, Some("7:0"));
     let missed = events.wait("missed");
     assert_eq!(missed.data, json!({"stream": "stdout", "from": 7, "to": begin}));
     let (out, err, _) = events.collect();
     assert!(out == all.as_bytes()[begin..] && err == b"err\n");
-    // A run may ask for less.
+    // A run may request a smaller window.
     let run = start(&place, json!({"command": "seq 1 1000000", "output_limit_bytes": 131072}));
     let response = ended(&place, &run);
     let begin = response["stdout_start"].as_u64().unwrap() as usize;
@@ -64,7 +65,7 @@ fn a_full_window_moves_on_and_offsets_stay_true() {
 }
 
 #[test]
-fn what_a_window_loses_while_it_is_read_is_counted() {
+fn bytes_dropped_while_reading_are_counted() {
     let place = Place::host(crate::fixture::shared());
     let command = "i=0; while :; do seq -f %09.0f $i $((i+3999)); i=$((i+4000)); sleep 0.01; done";
     for (detach, stream) in [(true, "stdout"), (false, "stdout"), (true, "both")] {
@@ -95,7 +96,7 @@ fn what_a_window_loses_while_it_is_read_is_counted() {
 }
 
 #[test]
-fn the_oldest_give_way() {
+fn the_oldest_output_is_removed_first() {
     let server = Setup::new().arg("--runs-disk-limit=16777216").start();
     let place = Place::host(&server);
     let runs: Vec<String> = (0..4)
@@ -109,7 +110,7 @@ fn the_oldest_give_way() {
     assert_eq!(known, [false, false, true, true]);
     assert!(!folder(&place, &runs[0]).exists() && folder(&place, &runs[3]).exists());
     assert!(output(&place, &runs[3], "").text() == numbers());
-    // One that would not fit at all keeps its end, and is not told otherwise.
+    // A run whose output alone exceeds the total keeps its end and is marked as truncated.
     let run = start(&place, json!({"command": "seq 1 4000000"}));
     let reply = ended(&place, &run);
     assert_eq!((&reply["stdout_bytes"], &reply["truncated"]), (&json!(30_888_896), &json!(true)));
@@ -119,7 +120,7 @@ fn the_oldest_give_way() {
 }
 
 #[test]
-fn a_full_disk_is_said_and_kills_nothing() {
+fn a_full_disk_is_reported_and_kills_no_run() {
     let setup = Setup::new();
     let disk = SmallDisk::new(&setup, "24m");
     let server = setup.data(disk.0.join("data")).start();
@@ -144,7 +145,7 @@ fn a_full_disk_is_said_and_kills_nothing() {
         (&json!("running"), &json!(true), &json!(true))
     );
     assert_eq!(reply["stdout_bytes"], all);
-    // A plain exec needs no disk; another run is refused and says why.
+    // A plain exec needs no disk; a new run is refused with the reason.
     place.sh("true");
     let refused =
         place.client.call("POST", &place.path("/runs"), Some(&json!({"command": "true"}))).expect(507);
@@ -153,7 +154,7 @@ fn a_full_disk_is_said_and_kills_nothing() {
     put();
     let reply = ended(&place, &run);
     assert_eq!((&reply["status"], &reply["exit_code"]), (&json!("exited"), &json!(0)));
-    // What came when there was room again lies where it belongs.
+    // Output written after space was freed is stored at its correct offset.
     let end = output(&place, &run, &format!("?offset={all}"));
     assert_eq!(
         (end.text().as_str(), end.header("x-next-offset")),

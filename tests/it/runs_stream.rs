@@ -1,5 +1,5 @@
-//! Following runs over a line that breaks, with readers that are slow, and what is left when the server goes. Numbers in
-//! brackets are reports of `assets/docs/field-reports.md` that a test answers.
+//! Streams of runs over connections that break, slow readers, and the state after the server stops. Numbers in
+//! brackets are reports of `assets/docs/field-reports.md` that a test covers.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -14,16 +14,16 @@ use crate::procs::{self, secs, unique_secs, wait_for};
 use crate::runs::{ended, output, start};
 use crate::server::{HOST_TOKEN, Server, Setup};
 
-/// A stream of text with characters of every length, from a generator of bytes that the test can repeat.
+/// A stream of text with characters of every length, from a byte generator that the test can repeat.
 const UNICODE: &str = "for i in $(seq 1 3000); do printf 'a%dé€𝄞' $i; done";
 
 fn unicode() -> String {
     (1..=3000).map(|i| format!("a{i}é€𝄞")).collect()
 }
 
-/// (7, 19) Broken off anywhere and resumed, a stream has no gap and no repetition.
+/// (7, 19) A stream that is disconnected at any offset and resumed has no gap and no repetition.
 #[test]
-fn a_stream_that_breaks_goes_on_where_it_was() {
+fn a_disconnected_stream_resumes_at_its_offset() {
     let server = Server::start();
     let place = Place::host(&server);
     let command = format!("{UNICODE}; for i in $(seq 1 300); do echo e$i >&2; echo o$i; done; {UNICODE}");
@@ -59,15 +59,15 @@ fn a_stream_that_breaks_goes_on_where_it_was() {
     assert!(String::from_utf8(out).unwrap() == format!("{}{lines}{}", unicode(), unicode()));
     assert_eq!(String::from_utf8(err).unwrap(), (1..=300).map(|i| format!("e{i}\n")).collect::<String>());
     assert_eq!(exit.data["run"]["exit_code"], 0);
-    // A browser that comes back after the end is sent home.
+    // A browser that reconnects after the end gets 204.
     place.client.send("GET", &format!("{run}/events"), &[("Last-Event-ID", &exit.id)], None).expect(204);
     place.client.refused(400, "invalid_request", "GET", &format!("{run}/events?last_event_id=x"), None);
 }
 
 #[test]
-fn no_event_cuts_a_character_and_no_byte_is_lost() {
+fn no_event_splits_a_character_or_loses_a_byte() {
     let place = shared_box();
-    // One byte at a time, with the other stream between; then what is no text at all.
+    // One byte at a time, interleaved with the other stream; then invalid UTF-8.
     let command = r"for b in 303 251 342 202 254 360 235 204 236; do printf \\$b; printf . >&2; sleep 0.03; done;
         printf '\377\376ab\200'; sleep 0.1; printf '\342\202'";
     let mut events = Events::ask(
@@ -97,7 +97,7 @@ fn no_event_cuts_a_character_and_no_byte_is_lost() {
 }
 
 #[test]
-fn json_lines_say_the_same() {
+fn json_lines_carry_the_same_events() {
     let server = Server::start();
     let place = Place::host(&server);
     let body = json!({"command": "echo out; echo err >&2; exit 3"});
@@ -110,7 +110,7 @@ fn json_lines_say_the_same() {
     place.exec_refused("invalid_payload", json!({"command": "true", "pty": {"cols": 1, "rows": 1}}));
     let path = place.path("/exec?stream=carrier-pigeon");
     place.client.refused(400, "invalid_request", "POST", &path, Some(body));
-    // What cannot be started is an answer like any other.
+    // A command that cannot be started gets an ordinary error response.
     let path = place.path("/exec?stream=sse");
     place.client.refused(
         400,
@@ -121,9 +121,10 @@ fn json_lines_say_the_same() {
     );
 }
 
-/// (5) What never ran has no exit: in a container that shows only after the stream has begun.
+/// (5) A command that never started has no exit event: in a container the failure is known only after the stream has
+/// begun.
 #[test]
-fn what_never_ran_has_an_error_and_no_exit() {
+fn a_command_that_never_started_has_an_error_and_no_exit() {
     let place = shared_box();
     let body = json!({"args": ["no-such-program", "x"]});
     let check = |mut events: Events| {
@@ -152,9 +153,9 @@ fn what_never_ran_has_an_error_and_no_exit() {
     }
 }
 
-/// (5) Nothing but a waited-for status ends a stream.
+/// (5) Only a collected exit status ends a stream.
 #[test]
-fn a_stream_ends_with_a_status_or_is_seen_to_break() {
+fn a_stream_ends_with_a_status_or_closes_abnormally() {
     let server = Server::start();
     let place = Place::host(&server);
     let run = start(&place, json!({"command": "echo up; sleep 0.7; exit 9"}));
@@ -166,7 +167,7 @@ fn a_stream_ends_with_a_status_or_is_seen_to_break() {
         started.elapsed()
     );
     assert_eq!((out.as_slice(), &exit.data["run"]["exit_code"]), (b"up\n".as_slice(), &json!(9)));
-    // A server that dies ends no stream properly.
+    // A server that is killed ends no stream with its final chunk.
     let run = start(&place, json!({"command": "echo up; sleep 1000"}));
     let mut events = Events::follow(&server, &run, None);
     events.wait("stdout");
@@ -176,9 +177,9 @@ fn a_stream_ends_with_a_status_or_is_seen_to_break() {
     assert!(rest.is_err(), "a made-up end: {rest:?}");
 }
 
-/// (19) The first byte comes at once, and silence says that it is alive.
+/// (19) The first byte arrives at once, and a silent stream has heartbeats.
 #[test]
-fn a_silent_stream_beats() {
+fn a_silent_stream_has_heartbeats() {
     let server = Server::start();
     let place = Place::host(&server);
     let run = start(&place, json!({"command": "sleep 1000"}));
@@ -193,7 +194,7 @@ fn a_silent_stream_beats() {
 
 /// A client of HTTP/1.0 gets the same without chunks, until the end of the connection.
 #[test]
-fn old_clients_can_follow() {
+fn http_1_0_clients_can_follow_a_run() {
     let server = Server::start();
     let place = Place::host(&server);
     let run = start(&place, json!({"command": "echo a; sleep 0.2; echo b"}));
@@ -209,14 +210,14 @@ fn old_clients_can_follow() {
         "{text}"
     );
     assert!(text.ends_with("}\n\n"), "{text}");
-    // HEAD tells the head, and takes no worker.
+    // HEAD returns the head and uses no stream worker.
     let reply = place.client.call("HEAD", &format!("{run}/events"), None).expect(200);
     assert_eq!(reply.header("content-type"), Some("text/event-stream"));
 }
 
-/// A reader that stops costs itself, not the run, not the others, and no memory.
+/// A reader that stops delays only itself, not the run or other readers, and uses no memory.
 #[test]
-fn a_slow_reader_slows_nobody_but_itself() {
+fn a_slow_reader_delays_only_itself() {
     let server = Server::start();
     let place = Place::host(&server);
     place.sh("true");
@@ -237,20 +238,20 @@ fn a_slow_reader_slows_nobody_but_itself() {
     assert_eq!((&reply["stdout_bytes"], &reply["truncated"]), (&json!(bytes), &json!(false)));
     let grown = procs::memory(server.pid, "VmRSS").saturating_sub(before) >> 20;
     assert!(grown < 16, "the server has grown by {grown} MB");
-    // The slow one still gets everything.
+    // The slow reader still receives everything.
     let (late, err, _) = slow.collect();
     assert!(late == out);
     assert_eq!(err, b"1\n2\n3\n4\n5\n6\n7\n8\n9\n10\n");
-    // And so does who comes for all of it at once.
+    // So does a client that requests all output at once.
     let whole = output(&place, &run, "");
     assert!(whole.body == out);
     assert_eq!(whole.header("x-next-offset"), Some(bytes.to_string().as_str()));
     assert!(output(&place, &run, "?stream=both").body.len() == bytes + err.len());
 }
 
-/// Whoever starts a command and follows it in one request ends it by going.
+/// A client that starts and follows a command in one request ends it by disconnecting.
 #[test]
-fn an_exec_that_is_followed_ends_with_its_client() {
+fn a_followed_exec_ends_when_its_client_disconnects() {
     for place in [Place::host(server()), shared_box()] {
         let number = unique_secs();
         let request = format!("POST {} HTTP/1.1\r\n", place.path("/exec?stream=sse"));
@@ -273,7 +274,7 @@ fn server() -> &'static Server {
     })
 }
 
-/// (7) A run does not care who started it: the connection may go, and even the client.
+/// (7) A run is independent of the client that started it: the connection and even the client may end.
 #[test]
 fn a_run_outlives_the_connection_that_started_it() {
     let place = Place::host(server());
@@ -298,9 +299,9 @@ fn a_run_outlives_the_connection_that_started_it() {
     place.client.delete(204, &run);
 }
 
-/// A stop ends what runs, and tells those who follow how it ended; the next server knows it all.
+/// Stopping the server ends its runs and sends followers the exit event; the next server has all records.
 #[test]
-fn runs_are_there_again_after_a_restart() {
+fn runs_are_kept_across_a_restart() {
     let setup = Setup::new().arg("--drain-timeout=1");
     let server = setup.start();
     let place = Place::host(&server);
@@ -342,7 +343,7 @@ fn runs_are_there_again_after_a_restart() {
         .map(|run| run["tag"].clone())
         .collect();
     assert_eq!(tags, [Value::Null, json!("first")], "the newest first");
-    // Without warning: what it printed is there, and that nobody knows how it ended.
+    // After a kill: the output is kept, and the exit status is reported as unknown.
     let number = unique_secs();
     let lost = start(&place, json!({"command": format!("echo part; sleep {number}")}));
     procs::wait_sleep(&number);

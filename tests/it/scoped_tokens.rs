@@ -1,4 +1,4 @@
-//! Scoped tokens: made, used on both APIs, limited, revoked, and the file that keeps them.
+//! Scoped tokens: created, used on both APIs, limited, revoked, and the file that stores them.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -16,7 +16,7 @@ use crate::scratch::Scratch;
 use crate::server::{NIL, Server, Setup, read};
 use crate::socket::Socket;
 
-/// A token's secret, and its id.
+/// Returns the secret and the id of a new token.
 #[track_caller]
 pub fn make(server: &Server, body: Value) -> (String, String) {
     let created = server.owner().post(201, "/tokens", body);
@@ -24,7 +24,7 @@ pub fn make(server: &Server, body: Value) -> (String, String) {
     (text("token"), text("id"))
 }
 
-/// A client with such a token.
+/// A client that uses such a token.
 #[track_caller]
 pub fn client(server: &Server, body: Value) -> Client {
     server.with_token(&make(server, body).0)
@@ -35,7 +35,7 @@ pub fn revoke(server: &Server, id: &str) {
 }
 
 #[test]
-fn each_scope_opens_what_it_should_on_both_apis_until_it_is_revoked() {
+fn each_scope_has_its_rights_on_both_apis_until_revoked() {
     let server = Server::start();
     let (viewer, viewer_id) = make(&server, json!({"scope": "viewer", "label": "  screen  "}));
     let collaborator = client(&server, json!({"scope": "collaborator"}));
@@ -69,7 +69,7 @@ fn each_scope_opens_what_it_should_on_both_apis_until_it_is_revoked() {
 }
 
 #[test]
-fn what_cannot_be_a_token_is_refused() {
+fn invalid_token_requests_are_refused() {
     let server = Server::start();
     for (code, body) in [
         ("invalid_scope", json!({})),
@@ -94,9 +94,9 @@ fn what_cannot_be_a_token_is_refused() {
     assert!(!server.data.join("tokens.json").exists());
 }
 
-/// The OpenWork server kept 39 of them in memory and fewer in its file, which everybody could read.
+/// The OpenWork server kept 39 of them in memory and fewer in its file, which every user could read.
 #[test]
-fn forty_made_at_once_are_all_kept_and_nobody_else_reads_them() {
+fn forty_concurrent_tokens_are_all_stored_in_a_private_file() {
     let setup = Setup::new();
     let server = setup.start();
     let secrets: Vec<String> = thread::scope(|scope| {
@@ -137,7 +137,7 @@ pub fn sha256(text: &str) -> String {
 }
 
 #[test]
-fn an_existing_store_is_taken_over_wherever_it_lies() {
+fn an_existing_openwork_store_is_imported_from_each_location() {
     let secret = "owt_0123456789abcdef0123456789abcdef";
     let beside = |scratch: &Scratch, folder: &str| {
         let folder = scratch.folder(folder);
@@ -171,7 +171,7 @@ fn an_existing_store_is_taken_over_wherever_it_lies() {
 }
 
 #[test]
-fn a_damaged_store_is_moved_aside_and_said() {
+fn a_damaged_token_store_is_moved_aside_and_reported() {
     let setup = Setup::new();
     fs::create_dir_all(setup.data_dir()).unwrap();
     let store = setup.data_dir().join("tokens.json");
@@ -186,7 +186,7 @@ fn a_damaged_store_is_moved_aside_and_said() {
     assert!(server.log().contains(&aside()[0]), "{}", server.log());
     make(&server, json!({"scope": "viewer"}));
     assert_eq!(read(server.data.join(&aside()[0])), "{\"tokens\": [");
-    // A folder in its place cannot be moved out of the way by us: the start says so.
+    // The server cannot move a folder out of the way: the start reports it.
     let setup = Setup::new();
     let place = setup.scratch().folder("store");
     let ended = setup.env("OPENWORK_TOKEN_STORE", place.to_str().unwrap()).run();
@@ -195,7 +195,7 @@ fn a_damaged_store_is_moved_aside_and_said() {
 }
 
 #[test]
-fn a_hand_in_the_file_and_time_revoke_as_well() {
+fn editing_the_file_and_expiry_revoke_tokens() {
     let server = Server::start();
     let (by_hand, id) = make(&server, json!({"scope": "viewer"}));
     let (short, _) = make(&server, json!({"scope": "viewer", "expiresInSecs": 1, "label": "short"}));
@@ -220,14 +220,14 @@ fn a_hand_in_the_file_and_time_revoke_as_well() {
 }
 
 #[test]
-fn a_limited_token_sees_its_workspaces_and_nothing_else() {
+fn a_limited_token_sees_only_its_workspaces() {
     let setup = Setup::new();
     setup.scratch().folder("other");
     let server = setup.arg("--workspace=other").start();
     let all = server.owner().get(200, "/workspaces");
     let (first, second) = (all["items"][0]["id"].clone(), all["items"][1]["id"].clone());
     let (first, second) = (first.as_str().unwrap(), second.as_str().unwrap());
-    // Named as /api names it; shown as the OpenWork API does.
+    // Named by the id of /api; shown with the id of the OpenWork API.
     let uuids = server.owner().get(200, "/api/workspaces");
     let of = |path: &str| {
         let found = uuids.as_array().unwrap().iter().find(|w| w["path"].as_str().unwrap().ends_with(path));
@@ -253,11 +253,11 @@ fn a_limited_token_sees_its_workspaces_and_nothing_else() {
     }
     let body = Some(json!({"command": "true"}));
     limited.refused(403, "forbidden", "POST", &format!("/api/workspaces/{work}/exec"), body);
-    // What is not there looks the same as what it may not see.
+    // A missing workspace is indistinguishable from one that the token may not see.
     for unknown in ["/w/ws_000000000000/status", "/api/workspaces/11111111-1111-4111-8111-111111111111"] {
         limited.refused(403, "forbidden", "GET", unknown, None);
     }
-    // It cannot free itself.
+    // The token cannot remove its own limit.
     limited.refused(403, "forbidden", "POST", "/tokens", Some(json!({"scope": "owner"})));
     let id = created["id"].as_str().unwrap();
     limited.refused(403, "forbidden", "DELETE", &format!("/tokens/{id}"), None);
@@ -301,7 +301,7 @@ fn replies_have_the_observed_shape() {
 }
 
 #[test]
-fn every_refusal_says_what_was_seen_and_what_is_needed() {
+fn refusals_name_the_credential_sent_and_the_one_required() {
     let server = Server::start();
     let message = |client: &Client, path: &str| {
         let reply = client.call("GET", path, None).expect(401);
@@ -322,9 +322,9 @@ fn every_refusal_says_what_was_seen_and_what_is_needed() {
     }
 }
 
-/// Everything that a token can have open ends with it, and nothing of anybody else's.
+/// Everything that a token has open ends with it; connections of other tokens stay open.
 #[test]
-fn what_a_token_has_opened_ends_with_it() {
+fn revoking_a_token_closes_its_connections() {
     let server = Server::start();
     let place = Place::host(&server);
     let (secret, id) = make(&server, json!({"scope": "owner"}));
@@ -376,16 +376,17 @@ fn what_a_token_has_opened_ends_with_it() {
     });
     expiring.until_cut();
     for _ in 0..10 {
-        assert!(other.next().is_some(), "somebody else's stream went on");
+        assert!(other.next().is_some(), "the stream of another token stayed open");
     }
-    // Its commands went with it, as those of a client that hangs up; the shell waits a while, as it does then.
+    // Its commands end too, as if their client had disconnected; the shell stays for a grace period, as after a
+    // disconnect.
     wait_for("both execs to end", secs(20), || {
         (server.owner().get(200, "/status")["runs"].as_u64()? == 3).then_some(())
     });
 }
 
 #[test]
-fn a_write_that_waits_is_withdrawn_with_its_token() {
+fn revoking_a_token_withdraws_its_pending_approvals() {
     let server = Setup::new().arg("--approval=manual").start();
     let created =
         server.owner().post(200, "/api/workspaces", json!({"name": "c", "workspace_type": "container"}));

@@ -1,5 +1,6 @@
-//! Every sentence of the README's section on security, with the tests that show it. A sentence that is not listed, a listed
-//! one that is gone and a test that does not exist fail here. Tests that have no better place stand below.
+//! Every sentence of the README's section on security, with the tests that prove it. A sentence that is not listed, a
+//! listed sentence that was removed, and a test that does not exist fail here. Tests without a better place are in
+//! this file.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +11,7 @@ use crate::fixture::{Place, seeded, shared, shared_box};
 use crate::procs::{self, secs};
 use crate::server::{Setup, run};
 
-/// Stands for a sentence that promises nothing: a warning, advice, or a limit of what berth does.
+/// Marks a sentence that promises nothing: a warning, advice, or a limit of berth.
 const NOTICE: &str = "notice";
 
 /// Sentence, tests as `module::function`; `vm::name` is a script in `tests/vm`.
@@ -126,11 +127,11 @@ const PROMISES: &[(&str, &[&str])] = &[
          to any of the host's own addresses, berth among them, nor to other workspaces, loopback, link-local \
          and multicast addresses or the metadata services of clouds; nobody but the host can open connections \
          into it.",
-        &["network::a_private_network_reaches_the_internet_but_not_the_host", "network::private_networks_cannot_reach_each_other", "network::iptables_is_used_without_nft"],
+        &["network::a_private_network_reaches_the_outside_but_not_the_host", "network::private_networks_cannot_reach_each_other", "network::iptables_is_used_without_nft"],
     ),
     (
         "What else the host can reach, a local network for instance, it reaches too.",
-        &["network::a_private_network_reaches_the_internet_but_not_the_host"],
+        &["network::a_private_network_reaches_the_outside_but_not_the_host"],
     ),
     (
         "IPv6 is off.",
@@ -159,23 +160,23 @@ const PROMISES: &[(&str, &[&str])] = &[
     (
         "**Mounts**: what counts is where the source lies once it is open, with all links followed; it is \
          opened once, and what was opened is what gets mounted, whatever happens to the path meanwhile.",
-        &["mounts::whoever_swaps_the_source_during_a_start_does_not_win", "mounts::what_is_not_allowed_is_refused_with_a_reason"],
+        &["mounts::swapping_the_source_during_a_start_mounts_no_other_folder", "mounts::forbidden_mounts_are_refused_with_a_reason"],
     ),
     (
         "Each start of the container asks the allowlist anew.",
-        &["mounts::every_start_asks_the_allowlist_again"],
+        &["mounts::every_start_reads_the_allowlist_again"],
     ),
     (
         "A path is blocked when one of its names contains a pattern as a whole word (`.env` blocks \
          `.env.local`, not `.environments`): OpenWork's `.ssh .gnupg .gpg .aws .azure .gcloud .kube .docker \
          credentials .env .netrc .npmrc .pypirc id_rsa id_ed25519 private_key .secret` and the file's own.",
-        &["mounts::what_is_not_allowed_is_refused_with_a_reason", "security_promises::every_pattern_of_the_readme_blocks_a_mount"],
+        &["mounts::forbidden_mounts_are_refused_with_a_reason", "security_promises::every_pattern_of_the_readme_blocks_a_mount"],
     ),
     (
         "Never given are berth's data folder, `/proc`, `/sys`, `/dev` and `/run`, a home or anything around \
          one, `/etc` and `/var` as a whole, and a folder in which `.ssh` or the like lies; a project comes \
          with the `.env` in it.",
-        &["mounts::what_is_not_allowed_is_refused_with_a_reason"],
+        &["mounts::forbidden_mounts_are_refused_with_a_reason"],
     ),
     (
         "Other file systems mounted below the source stay outside.",
@@ -183,16 +184,16 @@ const PROMISES: &[(&str, &[&str])] = &[
     ),
     (
         "Devices and set-user-id programs do not work in a mount.",
-        &["mounts::files_of_a_mount_are_used_by_both_sides"],
+        &["mounts::files_of_a_mount_are_shared_between_host_and_container"],
     ),
     (
         "Root in the container is the owner of the source on the host (and only there), other users in the \
          container are nobody; this needs systemd 252, and a kernel and file system with id-mapped mounts.",
-        &["mounts::files_of_a_mount_are_used_by_both_sides"],
+        &["mounts::files_of_a_mount_are_shared_between_host_and_container"],
     ),
     (
         "Elsewhere all are nobody, and `debug` says so.",
-        &["mounts::where_owners_cannot_be_mapped_it_is_said"],
+        &["mounts::file_systems_without_owner_mapping_are_reported"],
     ),
     (
         "Whoever may write to a mount can make set-user-id files of that owner there: let other users of the \
@@ -321,8 +322,8 @@ fn readme() -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap()
 }
 
-/// The sentences of the section: a full stop, a space and what can begin a sentence separate them, and so do list items
-/// and blank lines.
+/// The sentences of the section, separated by a full stop, a space and the start of a sentence, by list items, and by
+/// blank lines.
 fn sentences(readme: &str) -> Vec<String> {
     let (_, section) = readme.split_once("\n## Security\n").expect("a section on security");
     let section = section.split("\n## ").next().unwrap();
@@ -397,7 +398,7 @@ fn every_sentence_on_security_has_a_test() {
 }
 
 #[test]
-fn sentences_are_told_apart() {
+fn sentences_are_separated() {
     let text = "x\n## Security\n\n- **One.** It is\n  two (a. b). berth has\n- three, v1.2, and 4.5.\n\nFive. `six`.\n## Next\nNo.";
     let want = ["**One.**", "It is two (a. b).", "berth has", "three, v1.2, and 4.5.", "Five.", "`six`."];
     assert_eq!(sentences(text), want);
@@ -430,7 +431,7 @@ fn a_private_network_switches_forwarding_on() {
     assert_eq!(forwards(), "1\n");
 }
 
-/// A folder in which others may be mounted, and a server that allows mounts of it.
+/// A folder for mount sources, and a setup whose allowlist permits it.
 fn with_mounts() -> (Setup, std::path::PathBuf) {
     let setup = seeded();
     let base = fs::canonicalize(setup.scratch().folder("places")).unwrap();
@@ -532,7 +533,7 @@ fn tokens_are_in_no_argument_and_no_environment_of_a_child() {
         children += usize::from(procs::parent(pid) == Some(server.pid));
     }
     assert!(children >= 3, "{children}");
-    // A detached run would keep its container beyond the server's end.
+    // A detached run would keep its container beyond the end of the server.
     owner.call("DELETE", &path, None).expect(200);
     server.stop();
 }

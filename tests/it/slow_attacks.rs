@@ -1,5 +1,6 @@
-//! slowhttptest, from Debian, with 400 connections that send their heads, send their bodies, or read their answers as
-//! slowly as they can: whoever comes next is served within 100 ms, and what the server holds stays under its caps.
+//! slowhttptest, from Debian, with 400 connections that send their heads, send their bodies, or read their responses
+//! as slowly as possible: the next client is served within 100 ms, and the server's memory, threads and descriptors
+//! stay below their limits.
 
 use std::fs;
 use std::io::Write;
@@ -17,16 +18,17 @@ use crate::server::{Ended, HOST_TOKEN, Server, Setup, run};
 use crate::wire::{Raw, connect, get};
 
 const CONNECTIONS: usize = 400;
-/// What the next client may wait for its answer, always.
+/// Longest time that the next client may wait for its response.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// For each connection its own thread and, while its answer is not taken, one of tiny_http's; and those of the server.
+/// For each connection its own thread and, while its response is not read, one of tiny_http's; and those of the
+/// server.
 const THREADS: usize = 2 * (CONNECTIONS + 8) + 40;
-/// While heads or bodies arrive: what 500 idle connections may cost.
+/// Memory while heads or bodies arrive: the cost of 500 idle connections.
 const RSS_BYTES: u64 = 30 << 20;
-/// While answers of 58 KiB are not taken: each is held once, on its way.
+/// Memory while responses of 58 KiB are not read: each is held once.
 const RSS_READING_BYTES: u64 = RSS_BYTES + CONNECTIONS as u64 * (64 << 10);
 
-/// The longest that `/health` took, on a connection of its own and on one that is open, and what the server held.
+/// The longest time of `/health`, on a new connection and on an open one, and the resources that the server used.
 #[derive(Debug, Default)]
 struct Worst {
     fresh: Duration,
@@ -42,11 +44,11 @@ impl Worst {
     }
 }
 
-/// A server that has the processor before all else on this machine, whose load is not what is measured. In a session
-/// of its own: the kernel shares the processor out between sessions first (sched(7), autogroup).
+/// A server with the highest priority on this machine, so that the load of other processes is not measured. In a
+/// session of its own: the kernel first divides the processor between sessions (sched(7), autogroup).
 fn undisturbed() -> Server {
     let server = Setup::new().start_through(&["setsid", "nice", "-n", "-15"]);
-    // Without root, or without autogroup, it has to do with what it gets.
+    // Without root, or without autogroup, the priority stays as it is.
     let _ = fs::write(format!("/proc/{}/autogroup", server.pid), "-15");
     server
 }
@@ -86,11 +88,11 @@ fn files(server: &Server) -> usize {
     fs::read_dir(format!("/proc/{}/fd", server.pid)).unwrap().count()
 }
 
-/// One attack, watched from its first connection on; beside it, another server that nobody attacks.
+/// One attack, observed from its first connection on; a second server that is not attacked runs beside it.
 fn attack(server: &Server, calm: &Server, arguments: &[&str]) -> (Ended, Worst, Worst) {
     let before = files(server);
     let mut command = Command::new("slowhttptest");
-    // `-m` is the Accept header, and whatever is put behind it.
+    // `-m` is the Accept header, and any text appended to it.
     let credential = format!("*/*\r\nAuthorization: Bearer {HOST_TOKEN}");
     command.args(["-c", "400", "-r", "400", "-p", "3", "-v", "1", "-m", &credential]).args(arguments);
     let over = AtomicBool::new(false);
@@ -109,7 +111,7 @@ fn attack(server: &Server, calm: &Server, arguments: &[&str]) -> (Ended, Worst, 
     })
 }
 
-/// Without colours and line ends.
+/// Removes colours and line ends.
 fn plain(text: &str) -> String {
     let parts = text.split('\u{1b}').map(|part| match part.strip_prefix('[') {
         Some(code) => {
@@ -121,16 +123,16 @@ fn plain(text: &str) -> String {
 }
 
 #[test]
-fn four_hundred_slow_clients_keep_nobody_waiting() {
+fn four_hundred_slow_clients_do_not_delay_others() {
     let (server, calm) = (undisturbed(), undisturbed());
-    // Its answer is as large as one that is held for its client can be.
+    // Its response has the maximum size that is held for a client.
     let script = "#".repeat(58 << 10);
     let workspace = json!({"name": "w", "workspace_type": "container", "init_script": script});
     server.owner().post(200, "/api/workspaces", workspace);
     let (health, list) =
         (format!("http://{}/health", server.address), format!("http://{}/api/workspaces", server.address));
     for (mode, arguments, rss) in [
-        // The deadline for heads ends them all ten seconds after each has begun; the rest is for a machine that is busy.
+        // The deadline for heads ends each connection after ten seconds; the remaining time is for a busy machine.
         ("heads", vec!["-H", "-u", &health, "-i", "1", "-l", "25"], RSS_BYTES),
         ("bodies", vec!["-B", "-u", &health, "-i", "1", "-s", "8192", "-l", "8"], RSS_BYTES),
         (
@@ -139,8 +141,8 @@ fn four_hundred_slow_clients_keep_nobody_waiting() {
             RSS_READING_BYTES,
         ),
     ] {
-        // Who waits on a machine that has no time for anybody says nothing about the server: then it is tried again, and
-        // the server that nobody attacks is the witness.
+        // If the machine has no processor time for any process, a slow response proves nothing about the server: the
+        // attack is repeated, and the server that is not attacked is the control.
         for attempt in 1.. {
             let (ended, worst, beside) = attack(&server, &calm, &arguments);
             eprintln!("slow {mode}: {worst:?}; beside it, not attacked: {beside:?}");

@@ -1,5 +1,5 @@
-//! Snapshots, going back to them, clones: for every kind of root, beside everything else that can be done with a workspace,
-//! and when the server is killed in the middle of one.
+//! Snapshots, restores and clones: for every kind of root, concurrent with every other operation on a workspace, and
+//! when the server is killed during one.
 
 use std::fs;
 use std::path::Path;
@@ -39,7 +39,7 @@ fn names(place: &Place<'_>) -> Vec<String> {
     all.as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect()
 }
 
-/// What lies in the data folder half-made: nothing, once a start has looked.
+/// Partial copies in the data folder; a start removes them.
 fn half_made(data: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for workspace in fs::read_dir(data.join("workspaces")).unwrap().flatten() {
@@ -58,7 +58,7 @@ fn layers(data: &Path) -> usize {
 }
 
 #[test]
-fn they_are_taken_restored_cloned_and_deleted_whatever_the_kind() {
+fn snapshots_work_for_every_kind_of_root() {
     on_each_backend(|server, way| {
         let place = Place::ready(server, json!({"name": "original", "env_vars": {"A": "b"}}));
         place.sh(
@@ -71,7 +71,7 @@ fn they_are_taken_restored_cloned_and_deleted_whatever_the_kind() {
         assert_eq!(first["instant"], way == "overlay", "nothing ran: {first}");
         place.sh("echo two > /root/state; echo new > /root/new");
 
-        // While something runs it stands still, and goes on.
+        // Running processes are frozen during the snapshot, and then continue.
         place.exec(json!({"command": "(i=0; while :; do i=$((i+1)); echo $i > /root/a; echo $i > /root/b; done) >/dev/null 2>&1 </dev/null & true"}));
         wait_for("it to count", secs(10), || {
             (!place.sh("cat /root/b 2>/dev/null; true").is_empty()).then_some(())
@@ -84,7 +84,7 @@ fn they_are_taken_restored_cloned_and_deleted_whatever_the_kind() {
         let copy = clone(&place, json!({"name": "copy", "snapshot": second["id"]}));
         assert_eq!(copy.show()["name"], "copy");
         assert_eq!(copy.sh("cat /root/state; stat -c %u:%g /root/state; echo $A"), "two\n33:33\nb\n");
-        // A file that is just being written may be empty; but no moment has the second count before the first.
+        // A file may be empty while it is written; but at no moment has the second counter advanced before the first.
         let both = copy.sh("cat /root/a /root/b");
         let numbers: Vec<i64> = both.split_whitespace().map(|word| word.parse().unwrap()).collect();
         assert!(numbers.len() < 2 || (0..=1).contains(&(numbers[0] - numbers[1])), "torn: {numbers:?}");
@@ -113,7 +113,7 @@ fn they_are_taken_restored_cloned_and_deleted_whatever_the_kind() {
         place.client.refused(404, "not_found", "DELETE", &path, None);
         place.client.refused(404, "not_found", "POST", &format!("{path}/restore"), None);
         assert_eq!(names(&place).len(), 2);
-        // The clones need nothing of their original.
+        // The clones do not depend on their original.
         place.delete();
         assert_eq!(again.sh("cat /root/state"), "one\n");
         again.delete();
@@ -125,7 +125,7 @@ fn they_are_taken_restored_cloned_and_deleted_whatever_the_kind() {
 }
 
 #[test]
-fn they_outlive_a_rebuild_and_the_root_itself() {
+fn snapshots_survive_a_rebuild_and_the_deletion_of_the_root() {
     on_each_backend(|server, _| {
         let place = Place::ready(server, json!({"name": "rebuilt"}));
         place.sh("echo precious > /root/state");
@@ -136,7 +136,7 @@ fn they_outlive_a_rebuild_and_the_root_itself() {
         restore(&place, &taken);
         assert_eq!(place.sh("cat /root/state"), "precious\n");
 
-        // A rebuild that is cancelled once the old root was given up leaves none.
+        // A rebuild that is cancelled after the old root was removed leaves no root.
         place.client.put(200, &place.path(""), json!({"init_script": "#!/bin/sh\necho begun\nsleep 600\n"}));
         place.client.post(200, &place.path("/build?rebuild=true"), json!({}));
         wait_for("the script to run", secs(60), || place.init_log().contains("begun").then_some(()));
@@ -152,7 +152,7 @@ fn they_outlive_a_rebuild_and_the_root_itself() {
 }
 
 #[test]
-fn what_cannot_be_is_refused() {
+fn invalid_snapshot_requests_are_refused() {
     let server = shared();
     let owner = server.owner();
     let host = |call: &str| format!("/api/workspaces/{NIL}{call}");
@@ -182,7 +182,7 @@ fn what_cannot_be_is_refused() {
     owner.refused(404, "not_found", "POST", &place.path("/clone"), Some(json!({"snapshot": missing})));
     assert_eq!(names(&place), Vec::<String>::new());
 
-    // A clone is another workspace: not for collaborators, nor for an owner of this one alone.
+    // A clone is a new workspace: collaborators, and owners limited to this workspace, may not create it.
     let taken = server.collaborator().post(200, &place.path("/snapshots"), json!({"name": "theirs"}));
     server.collaborator().refused(403, "forbidden", "POST", &place.path("/clone"), None);
     let body = json!({"scope": "owner", "workspaceIds": [place.id]});
@@ -193,7 +193,7 @@ fn what_cannot_be_is_refused() {
 }
 
 #[test]
-fn there_is_a_most() {
+fn the_number_of_snapshots_is_limited() {
     let place = Place::ready(shared(), json!({"name": "many"}));
     let mut first = Value::Null;
     for number in 0..200 {
@@ -210,7 +210,7 @@ fn there_is_a_most() {
 }
 
 #[test]
-fn a_root_of_many_layers_becomes_one_of_few() {
+fn many_layers_are_merged_into_few() {
     let server = seeded().arg("--root-backend=overlay").start();
     let place = Place::ready(&server, json!({"name": "deep"}));
     let mut copied = 0;
@@ -234,7 +234,7 @@ fn a_root_of_many_layers_becomes_one_of_few() {
 }
 
 #[test]
-fn what_a_sync_wrote_stays_berths_own() {
+fn synced_files_stay_managed_after_a_restore() {
     let server = seeded().start();
     let owner = server.owner();
     owner.put(
@@ -264,7 +264,7 @@ fn what_a_sync_wrote_stays_berths_own() {
     assert!(there(&then));
 }
 
-/// Has a `cp` of this server stand still as soon as there is one.
+/// Stops a `cp` of this server with SIGSTOP as soon as one is running.
 fn hold_copy(server: &Server) -> u32 {
     let data = server.data.to_string_lossy().into_owned();
     let found = wait_for("a copy", secs(30), || {
@@ -274,7 +274,7 @@ fn hold_copy(server: &Server) -> u32 {
     found
 }
 
-/// Makes a copy long: how the request ends is told when it has.
+/// Prolongs a copy; the result of the request is returned afterwards.
 fn held(place: &Place<'_>, call: &str, body: Value) -> (u32, mpsc::Receiver<Reply>) {
     let (client, path) = (place.server.owner(), place.path(call));
     let (tell, response) = mpsc::channel();
@@ -287,7 +287,7 @@ fn held(place: &Place<'_>, call: &str, body: Value) -> (u32, mpsc::Receiver<Repl
     (hold_copy(place.server), response)
 }
 
-/// A container whose files take a while to copy.
+/// A container whose files take some time to copy.
 fn slow<'a>(server: &'a Server) -> Place<'a> {
     let place = Place::ready(server, json!({"name": "slow"}));
     place.sh("echo one > /root/state; cd /var; for i in $(seq 40); do mkdir d$i; seq -f d$i/%g 100 | xargs touch; done");
@@ -295,7 +295,7 @@ fn slow<'a>(server: &'a Server) -> Place<'a> {
 }
 
 #[test]
-fn nothing_else_is_done_meanwhile_and_nobody_waits() {
+fn other_operations_are_refused_during_a_snapshot_without_waiting() {
     let server = seeded().arg("--root-backend=copy").start();
     let place = slow(&server);
     let taken = take(&place, "one");
@@ -323,7 +323,7 @@ fn nothing_else_is_done_meanwhile_and_nobody_waits() {
         } else {
             assert_eq!(shown, "ready");
         }
-        // As many as there are threads, at once.
+        // As many concurrent requests as there are threads.
         for _ in 0..20 {
             for path in ["/debug", "/resources", "/snapshots", "/init-log", ""] {
                 place.client.get(200, &place.path(path));
@@ -337,7 +337,7 @@ fn nothing_else_is_done_meanwhile_and_nobody_waits() {
 }
 
 #[test]
-fn they_can_be_cancelled_and_their_workspace_deleted() {
+fn snapshots_can_be_cancelled_and_their_workspace_deleted() {
     let server = seeded().arg("--root-backend=copy").start();
     let place = slow(&server);
     let taken = take(&place, "one");
@@ -362,7 +362,7 @@ fn they_can_be_cancelled_and_their_workspace_deleted() {
 }
 
 #[test]
-fn a_start_after_kill_9_finds_whole_ones_only() {
+fn only_complete_snapshots_remain_after_kill_9() {
     let setup = seeded().arg("--root-backend=copy");
     let mut server = setup.start();
     let id = {
@@ -384,7 +384,7 @@ fn a_start_after_kill_9_finds_whole_ones_only() {
             };
             let (copy, _) = held(&place, &call, json!({}));
             std::mem::forget(place);
-            // It may have been stopped before it made anything.
+            // It may have been stopped before it created a file.
             if call != "/clone" {
                 wait_for("something half made", secs(20), || {
                     let started = !half_made(&server.data).is_empty();
@@ -419,7 +419,7 @@ fn a_start_after_kill_9_finds_whole_ones_only() {
     assert_eq!(place.sh("cat /root/state"), "one\n");
 }
 
-/// Layers change in a moment, so the moments are many.
+/// Layers change within a moment, so the kill happens at many different moments.
 #[test]
 fn a_layered_root_is_the_old_or_the_new_one_after_kill_9() {
     let setup = seeded().arg("--root-backend=overlay");
@@ -471,13 +471,13 @@ fn a_layered_root_is_the_old_or_the_new_one_after_kill_9() {
     wait_for("the layers to go", secs(20), || (layers(&server.data) == 0).then_some(()));
 }
 
-/// Asks for a clone beside it, which is refused or made or cut off.
+/// Requests a clone concurrently; it may be refused, succeed, or be interrupted.
 fn clone_later(server: &Server, place: &Place<'_>) -> thread::JoinHandle<()> {
     let (client, path) = (server.owner(), place.path("/clone"));
     thread::spawn(move || drop(client.try_send("POST", &path, &[], Some(b"{}"))))
 }
 
-/// Unmounts it in the end.
+/// Unmounted when dropped.
 struct Mounted(std::path::PathBuf);
 
 impl Drop for Mounted {
@@ -533,7 +533,7 @@ fn copies_share_their_blocks(file_system: &str) {
     assert_eq!(place.sh("cat /root/state; stat -c %s /root/large"), "one\n104857600\n");
     assert_eq!(copy.sh("cat /root/state; stat -c %s /root/large"), "two\n104857600\n");
     let now = used();
-    // Four trees of 300 MB and more each; what was written is 100 MB, the rest are names.
+    // Four trees of 300 MB and more each; 100 MB were written, the rest shares blocks.
     assert!(now - before < 400, "{} MB more are used", now - before);
     place.delete();
     copy.delete();

@@ -1,6 +1,6 @@
-//! What bounds terminals, and who may have one: credentials, origins, approval, idle ones, too many, peers that are gone or
-//! break the protocol, the end of a workspace, of a container and of the server. Numbers in comments are
-//! reports of `assets/docs/field-reports.md`.
+//! Limits of terminals and access to them: credentials, origins, approval, idle terminals, counts, peers that vanish
+//! or violate the protocol, and the end of a workspace, a container and the server. Numbers in comments are reports of
+//! `assets/docs/field-reports.md`.
 
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ fn bearer(token: &str) -> String {
     format!("Bearer {token}")
 }
 
-/// The answer to a handshake that was refused.
+/// The response to a refused handshake.
 #[track_caller]
 fn refused(server: &Server, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
     match Socket::try_open(server, path, headers) {
@@ -26,9 +26,9 @@ fn refused(server: &Server, path: &str, headers: &[(&str, &str)]) -> (u16, Strin
     }
 }
 
-/// 27: browsers can set no header, so the token may be a subprotocol; never a part of the URL, never a cookie.
+/// 27: browsers cannot set headers, so the token may be a subprotocol; never part of the URL, never a cookie.
 #[test]
-fn a_socket_wants_a_token_and_takes_it_where_browsers_can_put_it() {
+fn a_socket_accepts_its_token_as_a_subprotocol() {
     let server = Server::start();
     let place = Place::host(&server);
     let terminal = Terminal::shell(&place);
@@ -67,7 +67,7 @@ fn a_socket_wants_a_token_and_takes_it_where_browsers_can_put_it() {
         assert_eq!(socket.protocol, None, "none was offered");
         let socket = Socket::try_open(&server, &path, &[("X-OpenWork-Host-Token", HOST_TOKEN)]);
         assert!(socket.is_ok());
-        // A subprotocol is a credential in a handshake only.
+        // A subprotocol is a credential only in a handshake.
         let reply =
             server.anyone().send("GET", &terminal.path(""), &[("Sec-WebSocket-Protocol", &token)], None);
         assert_eq!(reply.status, 401, "{reply}");
@@ -78,11 +78,11 @@ fn a_socket_wants_a_token_and_takes_it_where_browsers_can_put_it() {
     ] {
         assert_eq!(refused(&server, &gone, &[("Authorization", &bearer(HOST_TOKEN))]).0, 404);
     }
-    assert!(!server.log().contains(HOST_TOKEN), "the token stands in the log");
+    assert!(!server.log().contains(HOST_TOKEN), "the token is in the log");
 }
 
 #[test]
-fn a_page_from_elsewhere_opens_no_socket() {
+fn a_page_of_a_foreign_origin_cannot_open_a_socket() {
     let server = Setup::new().arg("--cors=http://app.test:5173").start();
     let place = Place::host(&server);
     let protocols = format!("sandboxed, jwt.{HOST_TOKEN}");
@@ -147,7 +147,7 @@ fn the_host_is_for_owners_and_containers_are_for_collaborators() {
     let theirs = container.path(&format!("/terminals/{}", created["id"].as_str().unwrap()));
     collaborator.post(200, &format!("{theirs}/input"), json!({"text": "hi"}));
     assert!(Socket::try_open(server, &format!("{theirs}/ws"), &[("Authorization", &client)]).is_ok());
-    // An id means a terminal of its workspace only.
+    // An id is valid only in its own workspace.
     let id = on_host.id.clone();
     for call in ["", "/screen", "/ws"] {
         collaborator.refused(
@@ -162,7 +162,7 @@ fn the_host_is_for_owners_and_containers_are_for_collaborators() {
 }
 
 #[test]
-fn in_manual_mode_the_host_is_asked_first() {
+fn manual_mode_asks_before_a_host_terminal_opens() {
     let server = seeded().args(&["--approval=manual", "--approval-timeout=20000"]).start();
     let place = Place::ready(&server, json!({}));
     let client = bearer(CLIENT_TOKEN);
@@ -207,9 +207,9 @@ fn a_container_that_is_not_built_has_no_shell() {
     assert_eq!(place.client.get(200, &place.path("/terminals")), json!([]));
 }
 
-/// 14: only what nobody uses ends, and the program is told as by a modem that hangs up.
+/// 14: only unused terminals end, and their program gets SIGHUP as after a modem disconnect.
 #[test]
-fn an_idle_terminal_ends_and_a_watched_one_does_not() {
+fn idle_terminals_end_and_watched_ones_do_not() {
     let server = Server::start();
     let place = Place::host(&server);
     let number = unique_secs();
@@ -238,14 +238,14 @@ fn an_idle_terminal_ends_and_a_watched_one_does_not() {
     drop(client);
     for terminal in [watched, looked_at] {
         let reply = terminal.ended();
-        // cat dies of the hang-up (SIGHUP).
+        // cat dies of SIGHUP.
         assert_eq!((&reply["ended_by"], &reply["signal"]), (&json!("idle"), &json!(1)), "{reply}");
     }
     assert_eq!(busy.show()["status"], "running");
 }
 
 #[test]
-fn there_are_only_so_many() {
+fn the_number_of_terminals_is_limited() {
     let server = Server::start();
     let place = Place::host(&server);
     let mut all: Vec<_> = (0..64).map(|_| Terminal::start(&place, json!({"command": "cat"}))).collect();
@@ -258,7 +258,7 @@ fn there_are_only_so_many() {
         (503, "busy".to_owned())
     );
     assert_eq!(place.client.get(200, &place.path("/terminals")).as_array().unwrap().len(), 64);
-    // One that has ended has made room, whether it was deleted or not.
+    // A terminal that has ended releases its slot, deleted or not.
     all[0].type_in("\x04");
     all[0].ended();
     let one_more = Terminal::start(&place, json!({"command": "cat"}));
@@ -274,7 +274,7 @@ fn there_are_only_so_many() {
 }
 
 #[test]
-fn sockets_are_bounded_by_max_streams() {
+fn sockets_are_limited_by_max_streams() {
     let server = Setup::new().arg("--max-streams=2").start();
     let place = Place::host(&server);
     let terminal = Terminal::shell(&place);
@@ -294,14 +294,14 @@ fn sockets_are_bounded_by_max_streams() {
     });
 }
 
-/// 14: a ping every 20 s, both so that nothing on the way cuts the line and so that a peer which is gone is found.
+/// 14: a ping every 20 s keeps middleboxes from closing the connection and detects vanished peers.
 #[test]
-fn a_peer_that_answers_no_ping_is_cut_and_one_that_does_is_not() {
+fn peers_that_answer_no_ping_are_disconnected() {
     let server = Server::start();
     let place = Place::host(&server);
     let terminal = Terminal::shell(&place);
     let mut alive = terminal.socket("");
-    // Never reads, so never answers; its kernel goes on acknowledging.
+    // Never reads, so never answers; its kernel keeps acknowledging.
     let mut dead = raw_socket(&server, &terminal.path("/ws?mode=read"));
     let shell = place.path("/shell");
     let mut dead_shell = raw_socket(&server, &shell);
@@ -346,7 +346,7 @@ pub fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn who_breaks_the_protocol_is_told_and_cut_and_nobody_else_notices() {
+fn protocol_violations_close_only_the_offending_socket() {
     let server = Server::start();
     let place = Place::host(&server);
     let terminal = Terminal::shell(&place);
@@ -389,20 +389,20 @@ fn who_breaks_the_protocol_is_told_and_cut_and_nobody_else_notices() {
             String::from_utf8_lossy(&all[all.len().saturating_sub(200)..])
         );
     }
-    // One byte at a time is no sin.
+    // Sending one byte at a time is allowed.
     let mut slow = raw_socket(&server, &terminal.path("/ws?takeover=true"));
     for byte in frame(0x81, br#"{"t":"i","d":"echo byte by byte\r"}"#) {
         slow.write_all(&[byte]).unwrap();
     }
     witness.shows("byte by byte");
-    // A hang-up in the middle of anything.
+    // A disconnect in the middle of any frame.
     for cut in [1, 3, 7] {
         let mut stream = raw_socket(&server, &terminal.path("/ws?mode=read"));
         stream.write_all(&frame(0x81, b"{\"t\":\"i\"}")[..cut]).unwrap();
         drop(stream);
     }
     drop(slow);
-    wait_for("all of them to have left", secs(20), || {
+    wait_for("all clients to disconnect", secs(20), || {
         witness.step();
         (terminal.show()["clients"] == 1).then_some(())
     });
@@ -435,7 +435,7 @@ fn a_deleted_or_rebuilt_workspace_ends_its_terminals() {
     });
 }
 
-/// 24: a container that dies takes its terminals with it, and they say so; the next one starts it again.
+/// 24: a container that dies ends its terminals, and they report it; the next terminal starts the container again.
 #[test]
 fn a_container_that_dies_ends_its_terminals() {
     let server = shared();
@@ -454,7 +454,7 @@ fn a_container_that_dies_ends_its_terminals() {
 }
 
 #[test]
-fn the_end_of_the_server_is_told_and_waits_for_no_terminal() {
+fn stopping_the_server_closes_terminals_without_waiting() {
     let server = seeded().start();
     let number = unique_secs();
     let (mut client, mut shell) = {
@@ -477,11 +477,11 @@ fn the_end_of_the_server_is_told_and_waits_for_no_terminal() {
     }
     assert!(ending.join().unwrap().success());
     let took = start.elapsed();
-    assert!(took < secs(8), "it waited {took:?} for what never ends by itself");
+    assert!(took < secs(8), "the server waited {took:?} for terminals that never end");
     procs::assert_dead(&number);
 }
 
-/// 13, 18: twenty people at one terminal, and none of them loses anything that fits.
+/// 13, 18: twenty clients of one terminal, none of which loses output within its buffer.
 #[test]
 fn many_clients_see_the_same() {
     let server = Server::start();
@@ -505,9 +505,9 @@ fn many_clients_see_the_same() {
     }
 }
 
-/// How long a key takes to come back as an echo; with the rest of the suite beside it only a hang would show.
+/// Time until the echo of a key arrives; with the rest of the suite beside it only a hang would be visible.
 #[test]
-fn a_key_comes_back_soon() {
+fn a_key_is_echoed_soon() {
     let server = Server::start();
     let place = Place::host(&server);
     let terminal = Terminal::start(&place, json!({"command": "stty raw -echo; exec cat"}));

@@ -1,4 +1,4 @@
-//! The inbox and the outbox of a workspace: files to agents and from them, in any size and under any name, and never
+//! The inbox and the outbox of a workspace: files to agents and from agents, of any size and with any name, and never
 //! outside of the workspace.
 
 use std::fs;
@@ -25,7 +25,7 @@ const INBOX: &str = ".opencode/openwork/inbox";
 pub const OUTBOX: &str = ".opencode/openwork/outbox";
 const BOUNDARY: &str = "----berth-test-3f9a";
 
-/// A server in automatic mode, the path of its workspace's calls, and the workspace's folder.
+/// A server in automatic mode, the URL path of its workspace, and the workspace's folder.
 pub struct Desk {
     pub server: Server,
     pub path: String,
@@ -60,12 +60,12 @@ impl Desk {
     fn refused(&self, status: u16, code: &str, reply: Reply) -> Value {
         let response = reply.expect(status).value();
         assert_eq!(response["code"], code, "{response}");
-        self.nothing_on_its_way();
+        self.no_partial_uploads();
         response
     }
 
     #[track_caller]
-    fn nothing_on_its_way(&self) {
+    fn no_partial_uploads(&self) {
         let left = temps(&self.work);
         assert!(left.is_empty(), "{left:?}");
     }
@@ -103,7 +103,7 @@ fn upload(client: &Client, path: &str, parts: &[(&str, &[u8])]) -> Reply {
     client.send("POST", path, &[("Content-Type", &kind)], Some(&form(parts)))
 }
 
-/// Files below `folder` that are on their way.
+/// Temporary files below `folder`.
 fn temps(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -135,7 +135,7 @@ fn curl_uploads_and_downloads() {
     let reply: Value = serde_json::from_str(&reply).unwrap();
     assert_eq!(reply, json!({"ok": true, "path": "großes bild.png", "bytes": 3_000_000}));
     assert_eq!(fs::read(desk.work.join(INBOX).join("großes bild.png")).unwrap(), vec![7; 3_000_000]);
-    // In chunks, from a pipe, and with the path behind the file, as the OpenWork app sends it.
+    // Chunked, from a pipe, and with the path after the file, as the OpenWork app sends it.
     let piped = format!(
         "head -c 200000 /dev/zero | curl -sS --fail-with-body -H 'Authorization: Bearer {HOST_TOKEN}' \
          -H 'Transfer-Encoding: chunked' -F 'file=@-;filename=x' -F path=a/b/zeros '{}'",
@@ -144,7 +144,7 @@ fn curl_uploads_and_downloads() {
     let ended = run(Command::new("bash").args(["-c", &piped]), secs(60));
     assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
     assert_eq!(fs::metadata(desk.work.join(INBOX).join("a/b/zeros")).unwrap().len(), 200_000);
-    // Its own name, in any script, is what it is saved as.
+    // It is saved under its own name, in any script.
     let artifact = desk.offer("报告/résumé \"1\".txt", b"hello");
     curl(&["-OJ", &format!("http://{}{artifact}", desk.server.address)]);
     let got = desk.server.scratch().path().join("got");
@@ -159,7 +159,8 @@ fn the_inbox_answers_as_observed() {
     let file = |name: &str| format!("name=\"file\"; filename=\"{name}\"");
     let accepted = |reply: Reply| reply.expect(200).value();
     assert_eq!(accepted(desk.put("a.txt", b"one")), json!({"ok": true, "path": "a.txt", "bytes": 3}));
-    // Query before form field before the file's name; the last one wins silently over what was there.
+    // The query has precedence over the form field, which has precedence over the file name; the last field wins and
+    // replaces an existing file.
     let (path, x) = ("name=\"path\"", file("a.txt"));
     for (call, parts, want) in [
         ("/inbox", vec![(x.as_str(), b"2".as_slice()), (path, b"form.txt")], "form.txt"),
@@ -174,7 +175,7 @@ fn the_inbox_answers_as_observed() {
         );
     }
     assert_eq!(fs::read(desk.work.join(INBOX).join("a.txt")).unwrap(), b"5");
-    // What was 500 there is a file, and told.
+    // The observed server returned 500 here; berth stores the file and returns its path.
     assert_eq!(accepted(desk.put("empty", b"")), json!({"ok": true, "path": "empty", "bytes": 0}));
     let meta = fs::metadata(desk.work.join(INBOX).join("q q/deep")).unwrap();
     assert_eq!(meta.mode() & 0o777, 0o644);
@@ -222,7 +223,7 @@ fn the_inbox_answers_as_observed() {
 }
 
 #[test]
-fn the_cap_is_exact_and_told_before_much_is_sent() {
+fn the_upload_limit_is_exact_and_refused_early() {
     let setup = Setup::new().arg("--approval=auto").env("OPENWORK_INBOX_MAX_BYTES", "200000");
     let desk = Desk::new(setup);
     desk.put("fits", &vec![1; 200_000]).expect(200);
@@ -230,7 +231,7 @@ fn the_cap_is_exact_and_told_before_much_is_sent() {
     assert_eq!(reply["details"], json!({"maxBytes": 200_000, "size": 200_001}));
     let reply = desk.refused(413, "file_too_large", desk.put("x", &vec![1; 300_000]));
     assert_eq!(reply["details"]["size"], 300_000);
-    // A terabyte is refused on its announcement.
+    // A terabyte is refused by its Content-Length.
     let mut stream = connect(&desk.server);
     let head = format!(
         "POST {}/inbox HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {HOST_TOKEN}\r\n\
@@ -241,7 +242,7 @@ fn the_cap_is_exact_and_told_before_much_is_sent() {
     let mut answer = vec![0; 12];
     stream.read_exact(&mut answer).unwrap();
     assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 413");
-    // One without an end, in chunks, is refused on the way.
+    // A chunked upload without end is refused during the transfer.
     let mut stream = connect(&desk.server);
     let head = head.replace("Content-Length: 1000000000000", "Transfer-Encoding: chunked");
     let begin = form(&[("name=\"file\"; filename=\"x\"", b"")]);
@@ -250,7 +251,7 @@ fn the_cap_is_exact_and_told_before_much_is_sent() {
     stream.write_all(&begin[..length]).unwrap();
     stream.write_all(b"\r\n").unwrap();
     let chunk = [format!("{:x}\r\n", 50_000).into_bytes(), vec![b'x'; 50_000], b"\r\n".to_vec()].concat();
-    // Until it hangs up.
+    // Until the server disconnects.
     for _ in 0..1000 {
         if stream.write_all(&chunk).is_err() {
             break;
@@ -263,12 +264,12 @@ fn the_cap_is_exact_and_told_before_much_is_sent() {
         "{}",
         String::from_utf8_lossy(&answer)
     );
-    desk.nothing_on_its_way();
+    desk.no_partial_uploads();
     assert_eq!(fs::read_dir(desk.work.join(INBOX)).unwrap().count(), 1);
 }
 
 #[test]
-fn switched_off_is_told() {
+fn disabled_trays_are_reported() {
     let setup = Setup::new().args(&["--approval=auto"]);
     let desk = Desk::new(setup.env("OPENWORK_INBOX_ENABLED", "0").env("OPENWORK_OUTBOX_ENABLED", "0"));
     let artifact = desk.offer("x", b"x");
@@ -281,7 +282,7 @@ fn switched_off_is_told() {
 }
 
 #[test]
-fn what_stands_in_the_way_is_told_and_nothing_is_left() {
+fn upload_conflicts_are_reported_and_leave_no_files() {
     let desk = Desk::auto();
     let inbox = desk.work.join(INBOX);
     desk.put("file", b"1").expect(200);
@@ -292,7 +293,7 @@ fn what_stands_in_the_way_is_told_and_nothing_is_left() {
             "invalid_path",
             desk.upload(&format!("/inbox?path={path}"), &[("name=file; filename=x", b"1")]),
         );
-        // Known only behind the file.
+        // Only known after the file.
         let parts: [(&str, &[u8]); 2] = [("name=file; filename=x", b"1"), ("name=path", path.as_bytes())];
         desk.refused(400, "invalid_path", desk.upload("/inbox", &parts));
     }
@@ -324,8 +325,8 @@ fn what_stands_in_the_way_is_told_and_nothing_is_left() {
 }
 
 #[test]
-fn a_large_upload_is_whole_and_takes_no_memory() {
-    // More than the 128 MiB at which the OpenWork server cut what it had promised to take.
+fn a_large_upload_is_complete_and_uses_little_memory() {
+    // More than the 128 MiB at which the OpenWork server cut an upload that it had promised to accept.
     const SIZE: usize = 140_000_000;
     let desk = Desk::new(Setup::new().arg("--approval=auto").env("OPENWORK_INBOX_MAX_BYTES", "150000000"));
     desk.put("first", &vec![1; 200_000]).expect(200);
@@ -361,7 +362,7 @@ fn a_large_upload_is_whole_and_takes_no_memory() {
     assert!(last == chunk);
 }
 
-/// A large upload that has begun: its temporary file is there, and grows.
+/// A large upload in progress: its temporary file exists and grows.
 fn half_sent(desk: &Desk) -> TcpStream {
     let mut stream = connect(&desk.server);
     let head = format!(
@@ -382,21 +383,21 @@ fn half_sent(desk: &Desk) -> TcpStream {
 }
 
 #[test]
-fn a_client_that_goes_leaves_nothing() {
+fn a_disconnected_upload_leaves_no_files() {
     let desk = Desk::auto();
     for how in [Shutdown::Write, Shutdown::Both] {
         let stream = half_sent(&desk);
         stream.shutdown(how).unwrap();
-        wait_for("it to be gone", secs(20), || temps(&desk.work).is_empty().then_some(()));
+        wait_for("the temporary file to be removed", secs(20), || temps(&desk.work).is_empty().then_some(()));
     }
     drop(half_sent(&desk));
-    wait_for("it to be gone", secs(20), || temps(&desk.work).is_empty().then_some(()));
+    wait_for("the temporary file to be removed", secs(20), || temps(&desk.work).is_empty().then_some(()));
     assert_eq!(fs::read_dir(desk.work.join(INBOX)).unwrap().count(), 0);
     assert_eq!(desk.server.stop().code(), Some(0));
 }
 
 #[test]
-fn what_a_killed_server_left_is_swept_and_what_is_on_its_way_is_not() {
+fn temporary_files_of_a_killed_server_are_removed_but_not_active_ones() {
     let setup = Setup::new().arg("--approval=auto");
     let desk = Desk::new(setup.clone());
     let stream = half_sent(&desk);
@@ -447,7 +448,7 @@ fn artifacts_are_listed_as_they_are() {
         items[1],
         json!({"id": id_of("old.txt"), "path": "old.txt", "size": 3, "updatedAt": 1_500_000_000_250_u64})
     );
-    // None of the others can be had by its id either.
+    // None of the others can be downloaded by its id either.
     for path in ["link.txt", "linked/secret", "pipe", "zero", "socket", "deep", "missing", "old.txt/x"] {
         desk.client().refused(404, "artifact_not_found", "GET", &desk.artifact(path), None);
     }
@@ -460,7 +461,7 @@ fn artifacts_are_listed_as_they_are() {
 }
 
 #[test]
-fn downloads_have_ranges_tags_and_names() {
+fn downloads_support_ranges_etags_and_file_names() {
     let desk = Desk::auto();
     let text: Vec<u8> = (0..300_000_u32).map(|n| (n % 251) as u8).collect();
     let client = desk.client();
@@ -478,7 +479,7 @@ fn downloads_have_ranges_tags_and_names() {
         let head = client.send("HEAD", &path, &[("Range", "bytes=0-1")], None).expect(200);
         assert_eq!(head.header("content-length"), whole.header("content-length"));
         assert_eq!(head.header("accept-ranges"), Some("bytes"));
-        // Once a tag is strong, the file is older than the clock's grain.
+        // A tag becomes strong when the file is older than the granularity of the clock.
         let tag = wait_for("a strong tag", secs(20), || {
             let reply = client.send("HEAD", &path, &[], None).expect(200);
             reply.header("etag").filter(|tag| !tag.starts_with("W/")).map(str::to_owned)
@@ -494,7 +495,7 @@ fn downloads_have_ranges_tags_and_names() {
         let same = get(&[("If-None-Match", &tag)]).expect(304);
         assert_eq!((same.header("etag"), same.header("content-length")), (Some(tag.as_str()), None));
         assert_eq!(get(&[("If-Range", &tag), ("Range", "bytes=1-2")]).expect(206).body, &text[1..3]);
-        // The agent writes it anew.
+        // The agent replaces the file.
         desk.offer(name, &text[1..]);
         assert_eq!(get(&[("If-Range", &tag), ("Range", "bytes=1-2")]).expect(200).body, &text[1..]);
         assert_eq!(get(&[("If-None-Match", &tag)]).expect(200).body, &text[1..]);
@@ -502,7 +503,7 @@ fn downloads_have_ranges_tags_and_names() {
     let named = client.send("GET", &desk.offer("a\"b\\ü\n.txt", b"x"), &[], None).expect(200);
     let expected = "attachment; filename=\"a_b___.txt\"; filename*=UTF-8''a%22b%5C%C3%BC%0A.txt";
     assert_eq!(named.header("content-disposition"), Some(expected));
-    // A file that becomes shorter on its way breaks off visibly.
+    // If a file becomes shorter during a download, the connection is closed early.
     let path = desk.offer("shrinks", &vec![1; 20_000_000]);
     let mut stream = connect(&desk.server);
     let head =
@@ -521,7 +522,7 @@ fn downloads_have_ranges_tags_and_names() {
 }
 
 #[test]
-fn a_sparse_giant_is_one_file() {
+fn a_large_sparse_file_is_handled_as_one_file() {
     let desk = Desk::auto();
     let path = desk.offer("giant", b"");
     let giant = fs::File::options().write(true).open(desk.work.join(OUTBOX).join("giant")).unwrap();
@@ -532,7 +533,7 @@ fn a_sparse_giant_is_one_file() {
 }
 
 #[test]
-fn a_container_has_both_too() {
+fn containers_have_an_inbox_and_an_outbox() {
     let place = shared_box();
     let path = container_path(&place);
     let reply =
@@ -555,7 +556,7 @@ fn container_path(place: &Place<'_>) -> String {
 }
 
 #[test]
-fn waiting_for_the_host_holds_no_memory_and_takes_no_file() {
+fn uploads_waiting_for_approval_use_no_memory_and_no_disk() {
     let desk = Desk::new(Setup::new().arg("--approval=manual"));
     let text = vec![b'x'; 8_000_000];
     let begin = |name: &str| {
@@ -576,7 +577,7 @@ fn waiting_for_the_host_holds_no_memory_and_takes_no_file() {
     let resting = procs::memory(desk.server.pid, "VmRSS");
     let waiting = begin("asked.bin");
     let question = asked();
-    // Longer than its client needs to fill whatever would take more of it.
+    // Longer than the client needs to fill any buffer that would accept more of the upload.
     thread::sleep(Duration::from_millis(300));
     let grown = procs::memory(desk.server.pid, "VmRSS").saturating_sub(resting);
     assert!(grown < 4 << 20, "{grown} bytes for an upload that waits");
