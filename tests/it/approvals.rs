@@ -57,10 +57,7 @@ fn a_command_waits_for_the_host_and_runs_once() {
     let waiting = run("echo twice >> /ran");
     assert_eq!(answer(&server, &wait_for(&server, 1)[0], "no")["allowed"], false);
     let reply = waiting.join().unwrap().expect(403).value();
-    assert_eq!(
-        (&reply["code"], &reply["message"]),
-        (&json!("write_denied"), &json!("Write request denied"))
-    );
+    assert_eq!((&reply["code"], &reply["message"]), (&json!("write_denied"), &json!("Write request denied")));
     assert_eq!(reply["details"]["reason"], "denied");
     // The owner's own requests need no approval, and clients cannot reply to approvals.
     assert_eq!(place.sh("cat /ran"), "once\n");

@@ -30,7 +30,7 @@ const PROVEN: &[(&str, &[Promise])] = &[
             ("every route is tried with every credential", &["contract::every_route_requires_its_credential"]),
             ("every 401 and 403 names the credential that came and the one that is needed", &["scoped_tokens::refusals_name_the_credential_sent_and_the_one_required"]),
             ("the scheme is read in any case", &["system::schemes_are_case_insensitive_and_exact"]),
-            ("tokens expire and can be limited to workspaces", &["scoped_tokens::a_limited_token_sees_only_its_workspaces", "token_expiry::what_an_expired_token_has_open_is_closed"]),
+            ("tokens expire and can be limited to workspaces", &["scoped_tokens::a_limited_token_sees_only_its_workspaces", "token_expiry::connections_of_an_expired_token_are_closed"]),
         ],
     ),
     (
@@ -40,7 +40,7 @@ const PROVEN: &[(&str, &[Promise])] = &[
             ("the file is private and written atomically, and no token is lost", &["scoped_tokens::forty_concurrent_tokens_are_all_stored_in_a_private_file"]),
             ("the file is read again after a change by hand", &["scoped_tokens::editing_the_file_and_expiry_revoke_tokens"]),
             ("a damaged file is moved aside and reported", &["scoped_tokens::a_damaged_token_store_is_moved_aside_and_reported"]),
-            ("a revoked token loses its streams and sockets at once", &["scoped_tokens::revoking_a_token_closes_its_connections", "opencode_streams::the_end_of_a_token_ends_its_streams", "approvals_feed::the_stream_of_a_revoked_owner_closes_and_limited_owners_are_refused"]),
+            ("a revoked token loses its streams and sockets at once", &["scoped_tokens::revoking_a_token_closes_its_connections", "opencode_streams::revoking_a_token_ends_its_proxied_streams", "approvals_feed::the_stream_of_a_revoked_owner_closes_and_limited_owners_are_refused"]),
         ],
     ),
     (
@@ -56,7 +56,7 @@ const PROVEN: &[(&str, &[Promise])] = &[
         &[
             ("every reply has its shape", &["shapes::every_reply_has_its_observed_shape", "scoped_tokens::replies_have_the_observed_shape"]),
             ("workspaces of every kind are in both lists", &["system::both_apis_list_the_same_workspaces"]),
-            ("viewers do not get OpenCode's password", &["system::viewers_are_not_told_the_password_of_opencode"]),
+            ("viewers do not get OpenCode's password", &["system::viewers_cannot_read_the_password_of_opencode"]),
             ("jobs of the scheduler are listed and deleted", &["scheduled_jobs::jobs_are_listed_and_deleted_with_their_units"]),
         ],
     ),
@@ -81,15 +81,15 @@ const PROVEN: &[(&str, &[Promise])] = &[
         "project-files",
         &[
             ("comments and unknown keys stay", &["project::config_is_read_and_changed_key_by_key"]),
-            ("forty writers at once lose nothing", &["project::forty_writers_at_once_lose_nothing"]),
-            ("a change by hand in between is a conflict, not a loss", &["project::a_hand_that_writes_at_the_same_time_loses_nothing"]),
-            ("a configuration that OpenCode would refuse is refused, with its place", &["project::what_opencode_would_not_start_with_is_refused_and_not_written", "project::mcp_servers_are_added_checked_and_removed"]),
+            ("forty writers at once lose nothing", &["project::forty_concurrent_writers_lose_no_change"]),
+            ("a change by hand in between is a conflict, not a loss", &["project::a_concurrent_editor_and_berth_lose_no_change"]),
+            ("a configuration that OpenCode would refuse is refused, with its place", &["project::configuration_that_opencode_rejects_is_refused_and_not_written", "project::mcp_servers_are_added_checked_and_removed"]),
             ("no command has a model of null", &["project::commands_are_listed_written_and_removed", "project_transfer::opencode_1_1_takes_what_was_written", "project_transfer::newest_opencode_takes_what_was_written"]),
-            ("one bad file does not break a list", &["project::skills_are_listed_from_all_their_places", "project::a_damaged_file_is_named_with_the_place_and_never_overwritten"]),
+            ("one bad file does not break a list", &["project::skills_are_listed_from_all_their_folders", "project::a_damaged_file_is_reported_with_its_line_and_never_overwritten"]),
             ("skills are read, written and deleted", &["project::skills_are_written_and_removed"]),
-            ("plugins are keys and files", &["project::plugins_are_names_and_files"]),
+            ("plugins are keys and files", &["project::plugins_can_be_packages_or_files"]),
             ("references are kept as written, and viewers do not see their values", &["references::reads_and_writes_leave_them_as_they_are", "references::viewers_do_not_see_what_opencode_puts_in_their_place"]),
-            ("links and races do not lead out", &["project::what_leads_out_of_the_workspace_is_neither_read_nor_written", "project_races::what_agents_read_is_never_read_written_or_deleted_through_a_link"]),
+            ("links and races do not lead out", &["project::links_out_of_the_workspace_are_neither_read_nor_written", "project_races::what_agents_read_is_never_read_written_or_deleted_through_a_link"]),
         ],
     ),
     (
@@ -112,7 +112,7 @@ const PROVEN: &[(&str, &[Promise])] = &[
         "artifacts",
         &[
             ("Range, ETag, HEAD, and names in every script", &["trays::downloads_support_ranges_etags_and_file_names"]),
-            ("links are not followed", &["trays::artifacts_are_listed_as_they_are", "trays_races::folders_that_become_links_lead_nowhere"]),
+            ("links are not followed", &["trays::artifacts_are_listed_as_they_are", "trays_races::folders_swapped_for_links_are_never_followed"]),
         ],
     ),
     (
@@ -133,7 +133,7 @@ const PROVEN: &[(&str, &[Promise])] = &[
     (
         "opencode-proxy",
         &[
-            ("bodies and streams pass both ways, unbuffered, without a thread of the pool", &["opencode_streams::events_come_as_they_are_sent_and_hold_no_thread", "opencode_streams::large_bodies_pass_without_being_held"]),
+            ("bodies and streams pass both ways, unbuffered, without a thread of the pool", &["opencode_streams::events_arrive_as_sent_and_hold_no_worker", "opencode_streams::large_bodies_are_forwarded_without_buffering"]),
             ("WebSockets pass", &["opencode_streams::websockets_pass_both_ways", "opencode_real::terminals_of_opencode_work_through_the_proxy"]),
             ("base path, query and encoding stay", &["opencode::paths_and_queries_are_forwarded_unchanged"]),
             ("no credential of berth is passed on", &["opencode::credentials_of_berth_never_reach_the_upstream"]),
@@ -169,7 +169,7 @@ const PROVEN: &[(&str, &[Promise])] = &[
     (
         "reports-of-users",
         &[
-            ("refusals, status, invalid configuration", &["scoped_tokens::refusals_name_the_credential_sent_and_the_one_required", "orchestrator::its_status_and_approvals_work", "project::what_opencode_would_not_start_with_is_refused_and_not_written"]),
+            ("refusals, status, invalid configuration", &["scoped_tokens::refusals_name_the_credential_sent_and_the_one_required", "orchestrator::its_status_and_approvals_work", "project::configuration_that_opencode_rejects_is_refused_and_not_written"]),
         ],
     ),
     (
@@ -215,7 +215,7 @@ const PROVEN: &[(&str, &[Promise])] = &[
     (
         "where-its-documents-and-its-server-differ",
         &[
-            ("tools, directories, rebuild and the shell", &["library::skills_and_tools_reach_the_workspace_and_only_ours_are_removed", "container::cwd_is_resolved_inside_the_container", "container_build::rebuild_must_be_requested_and_starts_with_an_empty_root", "terminals_shell::the_shell_speaks_as_sandboxed_sh_does", "abuse::stdout_and_stderr_are_separate", "abuse::forty_concurrent_commands_succeed"]),
+            ("tools, directories, rebuild and the shell", &["library::skills_and_tools_are_synced_and_only_managed_files_removed", "container::cwd_is_resolved_inside_the_container", "container_build::rebuild_must_be_requested_and_starts_with_an_empty_root", "terminals_shell::the_shell_speaks_as_sandboxed_sh_does", "abuse::stdout_and_stderr_are_separate", "abuse::forty_concurrent_commands_succeed"]),
         ],
     ),
     (
@@ -228,7 +228,7 @@ const PROVEN: &[(&str, &[Promise])] = &[
     (
         "workspaces",
         &[
-            ("create, update and delete", &["workspaces::create_takes_every_field", "workspaces::put_changes_what_is_given", "workspaces::delete_answers_with_a_sentence", "workspaces::the_default_workspace_cannot_be_deleted"]),
+            ("create, update and delete", &["workspaces::create_takes_every_field", "workspaces::put_changes_only_the_given_fields", "workspaces::delete_returns_a_message", "workspaces::the_default_workspace_cannot_be_deleted"]),
             ("names and distributions", &["workspaces_refused::names", "workspaces_refused::distros", "workspaces::aliases_are_stored_in_their_canonical_form"]),
         ],
     ),
@@ -274,7 +274,7 @@ const PROVEN: &[(&str, &[Promise])] = &[
     (
         "faults-of-its-server",
         &[
-            ("links, names, folders and torn files", &["library::a_link_in_a_workspace_does_not_lead_a_sync_out", "workspaces_refused::container_folders", "workspaces::two_of_the_same_name_never_share_a_folder", "crash::sigkill_at_random_moments_loses_no_acknowledged_state"]),
+            ("links, names, folders and torn files", &["library::a_sync_does_not_follow_links_out_of_a_workspace", "workspaces_refused::container_folders", "workspaces::workspaces_with_the_same_name_never_share_a_folder", "crash::sigkill_at_random_moments_loses_no_acknowledged_state"]),
             ("networks are isolated", &["network::network_none_has_no_interfaces_and_host_shares_those_of_the_host", "network::a_private_network_reaches_the_outside_but_not_the_host"]),
         ],
     ),

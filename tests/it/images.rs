@@ -1,4 +1,5 @@
-//! Base images over HTTP and beside a running server: imported, uploaded, listed, used, held, removed, with their events.
+//! Base images over HTTP and beside a running server: imported, uploaded, listed, used, locked while in use and
+//! removed, with their events.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -27,7 +28,7 @@ fn left(server: &Server) -> Vec<String> {
     names
 }
 
-/// The kinds of events that are kept, with their data.
+/// The kinds of stored events, with their data.
 fn events(server: &Server) -> Vec<Value> {
     let mut stream = TcpStream::connect(server.address).unwrap();
     stream.set_read_timeout(Some(secs(1))).unwrap();
@@ -63,7 +64,7 @@ fn archives_are_uploaded_and_imported_listed_and_removed() {
         (&json!("small"), &json!("imported"), &json!("Tiny 1"))
     );
     let id = created["id"].as_str().unwrap().to_owned();
-    // Larger than what is held for a client: it streams in. The same content under another name is the same image.
+    // Larger than the buffer of a request body: it is streamed. The same content under another name is the same image.
     let big = Tape::system().file("usr/big", 0o644, &vec![7; 8 << 20]).end();
     let big = zstd::encode_all(&big[..], 1).unwrap();
     let large = Tape::system().file("usr/noise", 0o644, &noise(3 << 20)).end();
@@ -100,7 +101,7 @@ fn archives_are_uploaded_and_imported_listed_and_removed() {
     owner.refused(404, "image_not_found", "GET", "/api/images/evil", None);
     owner.refused(404, "image_not_found", "DELETE", "/api/images/evil", None);
 
-    // An upload that breaks off, announced or in chunks.
+    // An upload that is cut off, with a Content-Length or chunked.
     for head in ["Content-Length: 4000000", "Transfer-Encoding: chunked"] {
         let before = left(&server);
         let mut half = TcpStream::connect(server.address).unwrap();
@@ -131,7 +132,7 @@ fn archives_are_uploaded_and_imported_listed_and_removed() {
     };
     assert_eq!(kinds("small"), ["started", "done"]);
     assert_eq!(kinds("evil"), ["started", "failed"]);
-    // The second may begin before it is told that the first has failed.
+    // The second upload may begin before the client knows that the first has failed.
     let mut half = kinds("half");
     half.sort_unstable();
     assert_eq!(half, ["failed", "failed", "started", "started"]);
@@ -141,7 +142,7 @@ fn archives_are_uploaded_and_imported_listed_and_removed() {
     assert!(reply.iter().any(|event| event["event"] == "removed" && event["id"] == id.as_str()));
 }
 
-/// Bytes that do not compress.
+/// Incompressible bytes.
 fn noise(length: usize) -> Vec<u8> {
     let mut state = 1_u64;
     std::iter::repeat_with(|| {
@@ -165,7 +166,8 @@ fn image(server: &Server, args: &[&str]) -> String {
     reply.stdout
 }
 
-/// Imports the base image under this name, with `/usr/more` in it, so that it is another one; returns the archive of the base.
+/// Imports the base image with an additional `/usr/more` as another image of this name; returns the archive of the
+/// base.
 pub fn with_a_file_more(server: &Server, name: &str) -> PathBuf {
     let base = server.scratch().path().join("base.tar");
     image(server, &["export", DISTRO, base.to_str().unwrap()]);
@@ -184,9 +186,9 @@ pub fn with_a_file_more(server: &Server, name: &str) -> PathBuf {
 }
 
 #[test]
-fn workspaces_are_made_from_imported_images() {
+fn workspaces_are_created_from_imported_images() {
     tools();
-    // The server cannot make one: whoever asks the network fails.
+    // The server cannot bootstrap an image: using the network would fail.
     let server = seeded().arg("--mirror=debian-bookworm=http://127.0.0.1:1/debian").start();
     let owner = server.owner();
     let base = with_a_file_more(&server, "mine");
@@ -206,7 +208,7 @@ fn workspaces_are_made_from_imported_images() {
     owner.refused(404, "image_not_found", "POST", "/api/workspaces", Some(refused));
     let refused = json!({"name": "x", "workspace_type": "container", "distro": "other"});
     owner.refused(400, "invalid_distro", "POST", "/api/workspaces", Some(refused));
-    // A distribution's image is what its name points to, wherever it came from.
+    // The image of a distribution is the one that its name refers to, from any source.
     image(&server, &["import", DISTRO, base.to_str().unwrap()]);
     let place = Place::ready(&server, json!({"name": "by distro"}));
     assert_eq!(place.show()["image"], Value::Null);
@@ -214,14 +216,14 @@ fn workspaces_are_made_from_imported_images() {
 }
 
 #[test]
-fn what_the_bootstrap_made_belongs_to_no_machine() {
+fn bootstrapped_images_contain_no_machine_identity() {
     let setup = seeded();
     let root: PathBuf = image_root(setup.data_dir());
     let count = |folder: &str| fs::read_dir(root.join(folder)).map_or(0, Iterator::count);
     assert_eq!(fs::read(root.join("etc/machine-id")).unwrap(), b"");
     let packages = fs::read_dir(root.join("var/cache/apt/archives")).unwrap().flatten();
     assert_eq!(packages.filter(|entry| entry.path().extension().is_some_and(|end| end == "deb")).count(), 0);
-    assert_eq!((count("dev"), count("proc")), (2, 0), "only folders, for what is mounted there");
+    assert_eq!((count("dev"), count("proc")), (2, 0), "only folders, for the mounts");
     assert!(count("var/lib/apt/lists") <= 2 && !root.join("var/log/bootstrap.log").exists());
     assert!(!root.join(".opencode").exists() && !root.join("root/.opencode").exists());
 }
@@ -245,11 +247,11 @@ fn one_distro_is_bootstrapped_once() {
         assert_eq!(by_api["id"], by_cli.stdout.trim());
     });
     assert_eq!(server.owner().get(200, "/api/images").as_array().unwrap().len(), 1);
-    // And never again, unless it is asked for.
+    // And no second time, unless requested.
     assert_eq!(owner_builds(&server)["source"], "built");
 }
 
-/// A bootstrap on a busy machine takes longer than the other tests' client waits.
+/// A bootstrap on a busy machine takes longer than the timeout of the other tests' client.
 fn owner_builds(server: &Server) -> Value {
     let mut curl = Command::new("curl");
     curl.args(["-sS", "--max-time", "900", "-H", "Content-Type: application/json"]);

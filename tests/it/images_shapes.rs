@@ -1,5 +1,5 @@
-//! Archives of root file systems as people have them: the system one folder down, padding behind the compressed data, every
-//! format of GNU tar.
+//! Archives of root file systems as they occur in practice: the system one folder down, padding after the compressed
+//! data, every format of GNU tar.
 
 use std::fs;
 use std::process::Command;
@@ -29,7 +29,7 @@ fn system(tape: Tape, top: &str) -> Tape {
 }
 
 #[test]
-fn a_system_that_is_one_folder_down_is_taken_from_there() {
+fn a_system_one_folder_down_is_imported_from_there() {
     let server = Server::start();
     for (name, top) in [("lxd", "rootfs"), ("arch", "root.x86_64")] {
         let tape = system(
@@ -44,7 +44,7 @@ fn a_system_that_is_one_folder_down_is_taken_from_there() {
         let mode = std::os::unix::fs::MetadataExt::mode(&fs::metadata(&root).unwrap());
         assert_eq!(mode & 0o7777, 0o755, "everybody enters");
     }
-    // Not chosen by chance, and never through a link that leads out of the tree.
+    // An ambiguous folder is not chosen, and a link that leads out of the tree is not followed.
     let two = system(system(Tape::default(), "a"), "b");
     let reply = import(&server, "two", &two.end(), 400);
     assert!(reply["message"].as_str().unwrap().contains("(a, b)"), "{reply}");
@@ -54,14 +54,14 @@ fn a_system_that_is_one_folder_down_is_taken_from_there() {
     }
     let deeper = system(Tape::default().folder("a", 0o755), "a/b");
     assert_eq!(import(&server, "deeper", &deeper.end(), 400)["code"], "invalid_image");
-    // One at the top is the one, whatever lies below.
+    // A system at the top is used, whatever folders are below it.
     let reply = import(&server, "top", &system(Tape::system(), "rootfs").end(), 201);
     let root = server.data.join("images").join(reply["id"].as_str().unwrap()).join("root");
     assert!(root.join("rootfs/usr/bin/sh").is_file());
 }
 
 #[test]
-fn padding_behind_compressed_data_is_no_damage() {
+fn padding_after_compressed_data_is_accepted() {
     use std::io::Write as _;
     let server = Server::start();
     let plain = Tape::system().end();
@@ -91,7 +91,7 @@ fn padding_behind_compressed_data_is_no_damage() {
 }
 
 #[test]
-fn archives_of_gnu_tar_become_what_gnu_tar_makes_of_them() {
+fn archives_of_gnu_tar_unpack_as_with_gnu_tar() {
     let server = Server::start();
     let scratch = server.scratch().path().to_owned();
     let make = "set -e; mkdir -p t/bin t/etc t/usr/share/$(printf 'd%.0s' $(seq 120))/deeper; cd t; printf x > bin/sh; chmod 4755 bin/sh; \
@@ -122,7 +122,7 @@ fn archives_of_gnu_tar_become_what_gnu_tar_makes_of_them() {
         let unpacked =
             Command::new("tar").args(["--same-owner", "-xpf"]).arg(&archive).arg("-C").arg(&theirs).status();
         assert!(unpacked.unwrap().success(), "{format}");
-        // What an image gets besides is not in the list: folders of a system, names that resolve.
+        // Additions to an image are excluded from the list: folders of a system, files for name resolution.
         let list = "cd \"$1\" && find . -mindepth 1 ! -path './etc/*' ! -path ./etc ! -path ./var ! -path ./root ! -path ./proc ! -path ./sys \
             ! -path ./dev ! -path ./run -printf '%P %y %m %U %G %n %s %l\n' | grep -v ' d ' | LC_ALL=C sort; \
             find . -type f ! -path './etc/*' -exec sha256sum {} + | LC_ALL=C sort";

@@ -1,5 +1,5 @@
-//! What separates containers from the host and commands from the container's agent: no file of a container can be reached
-//! by another user of the host, no process in a container can trace the agent, and no command leaves its group.
+//! Isolation of containers from the host and of the container's agent from commands: no other user of the host reaches
+//! a file of a container, no process in a container can trace the agent, and no command leaves its cgroup.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -12,13 +12,13 @@ use crate::fixture::{Place, seeded, shared};
 use crate::procs::{self, secs, unique_secs, wait_for};
 use crate::server::{Server, Setup, run};
 
-/// Looks for files of containers as an ordinary user of this machine, again and again.
+/// Searches for files of containers as an ordinary user of this machine, repeatedly.
 pub struct Stranger {
     child: Child,
     folders: Vec<PathBuf>,
 }
 
-/// In every image.
+/// Exists in every image.
 const FILE: &str = "debian_version";
 const SUID: &str = "suid-of-container";
 
@@ -36,10 +36,10 @@ impl Stranger {
         Stranger { child, folders: folders.iter().map(|folder| (*folder).to_owned()).collect() }
     }
 
-    /// Everything that was found so far.
+    /// All files found so far.
     #[track_caller]
     pub fn saw_nothing(mut self) {
-        // It must be able to see that there is nothing.
+        // The watcher must have the permissions to see an empty result.
         for folder in &self.folders {
             let probe = folder.join(FILE);
             fs::write(&probe, "").unwrap();
@@ -70,12 +70,12 @@ fn as_stranger() -> Command {
     command
 }
 
-/// A server with the weakest umask, on folders that everybody may enter and write to.
+/// A server with the weakest umask, on folders that every user may enter and write to.
 fn careless() -> (Setup, PathBuf, Server) {
     let setup = seeded();
     let elsewhere = setup.scratch().folder("elsewhere");
     open_to_all(&[setup.scratch().path(), setup.data_dir(), &elsewhere]);
-    // As a backup that was restored by hand would leave them.
+    // The state after a backup was restored by hand.
     for name in ["images", "workspaces", "layers", "trash"] {
         let folder = setup.data_dir().join(name);
         fs::create_dir_all(&folder).unwrap();
@@ -85,7 +85,7 @@ fn careless() -> (Setup, PathBuf, Server) {
     (setup, elsewhere, server)
 }
 
-/// Folders that everybody may enter and write to.
+/// Creates folders that every user may enter and write to.
 pub fn open_to_all(folders: &[&Path]) {
     for folder in folders {
         fs::create_dir_all(folder).unwrap();
@@ -140,7 +140,7 @@ fn no_other_user_reaches_a_file_of_a_container() {
         assert_eq!(path.metadata().unwrap().mode() & 0o7777, 0o700);
         live(&named);
         assert_eq!(named.sh("stat -c %a /; setpriv --reuid=33 --clear-groups ls -d /usr"), "755\n/usr\n");
-        // What somebody opens by mistake is closed again with the next use.
+        // Permissions that were opened by mistake are closed with the next use.
         fs::set_permissions(path.parent().unwrap(), fs::Permissions::from_mode(0o777)).unwrap();
         assert!(named.client.get(200, &named.path("/debug"))["path_exists"].as_bool().unwrap());
         let image = crate::fixture::image_root(&server.data);
@@ -159,10 +159,10 @@ fn no_other_user_reaches_a_file_of_a_container() {
     }
 }
 
-/// Also while an init script runs, an image is exported and a bundle is written and restored, and through the processes of a
-/// container.
+/// Also while an init script runs, an image is exported, a bundle is written and restored, and through the processes
+/// of a container.
 #[test]
-fn no_other_user_reaches_a_file_through_a_build_an_export_a_bundle_or_a_process() {
+fn no_other_user_reaches_a_file_during_builds_exports_and_bundles() {
     let (setup, elsewhere, server) = careless();
     let there = elsewhere.join("there");
     fs::create_dir_all(there.join("images")).unwrap();
@@ -182,7 +182,7 @@ fn no_other_user_reaches_a_file_through_a_build_an_export_a_bundle_or_a_process(
             let read = as_stranger().arg("ls").arg(format!("/proc/{pid}/{link}/")).output().unwrap();
             assert!(!read.status.success() || read.stdout.is_empty(), "{pid} {link}");
         }
-        // setpriv itself looks for the program before it gives up its capabilities.
+        // setpriv itself looks up the program before it gives up its capabilities.
         let program = format!("/proc/{pid}/root/opt/{SUID}");
         let ran = as_stranger().arg("env").arg(program).args(["-c", "id"]).output().unwrap();
         assert!(!ran.status.success(), "{pid} {:?}: {ran:?}", procs::arguments(pid));
@@ -204,7 +204,7 @@ fn no_other_user_reaches_a_file_through_a_build_an_export_a_bundle_or_a_process(
     stranger.saw_nothing();
 }
 
-/// Puts a root back where earlier versions had it: at the owner's path itself.
+/// Moves a root to the path that earlier versions used: directly at the owner's path.
 fn unwrap_home(path: &Path) {
     let aside = path.with_file_name("aside");
     fs::rename(path.join("root"), &aside).unwrap();
@@ -213,7 +213,7 @@ fn unwrap_home(path: &Path) {
 }
 
 #[test]
-fn a_start_encloses_the_roots_that_earlier_versions_left() {
+fn roots_of_earlier_versions_are_moved_into_private_folders() {
     let (setup, elsewhere, server) = careless();
     let path = elsewhere.join("old");
     let place = Place::ready(&server, json!({"name": "old", "path": path}));
@@ -222,7 +222,7 @@ fn a_start_encloses_the_roots_that_earlier_versions_left() {
     std::mem::forget(place);
     server.stop();
 
-    // As it was, and as a start may leave it that is killed after any of its steps.
+    // The old layout, and the states after a kill at each step of the move.
     let half = elsewhere.join(".berth-home-old");
     for step in 0..4 {
         match step {
@@ -253,7 +253,7 @@ fn a_start_encloses_the_roots_that_earlier_versions_left() {
 }
 
 #[test]
-fn a_user_who_owns_the_folder_above_gets_no_root_and_loses_no_file() {
+fn the_owner_of_the_parent_folder_gets_no_root_and_loses_no_file() {
     let (_setup, elsewhere, server) = careless();
     std::os::unix::fs::chown(&elsewhere, Some(1234), Some(1234)).unwrap();
     let path = elsewhere.join("swapped");
@@ -267,7 +267,7 @@ fn a_user_who_owns_the_folder_above_gets_no_root_and_loses_no_file() {
     fs::create_dir(&theirs).unwrap();
     fs::write(theirs.join("kept"), "kept").unwrap();
     std::os::unix::fs::chown(&theirs, Some(1234), Some(1234)).unwrap();
-    // A link, a folder of theirs, and one with a mark of theirs.
+    // A link, a folder of the user, and a folder of the user with a marker file.
     std::os::unix::fs::symlink(&theirs, &path).unwrap();
     refused(&place);
     fs::remove_file(&path).unwrap();
@@ -281,7 +281,7 @@ fn a_user_who_owns_the_folder_above_gets_no_root_and_loses_no_file() {
     assert!(!path.join("root").exists());
 }
 
-/// The tool that looks into other processes, for use in a container.
+/// The tool that inspects other processes, for use in a container.
 fn tracer(place: &Place<'_>) {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/agent_tracer.c");
     let scratch = crate::scratch::Scratch::new();
@@ -292,7 +292,7 @@ fn tracer(place: &Place<'_>) {
     fs::copy(&tool, place.inside("root/tracer")).unwrap();
 }
 
-/// Numbers inside of the agent's processes: itself, the one that starts others, and those that wait.
+/// Pids inside of the agent's processes: the agent, the process that starts others, and the waiting ones.
 const AGENTS: &str = "until [ $(grep -l agent /proc/[0-9]*/comm | wc -l) -ge 4 ]; do :; done; \
                       grep -l agent /proc/[0-9]*/comm | cut -d/ -f3";
 
@@ -300,7 +300,7 @@ const AGENTS: &str = "until [ $(grep -l agent /proc/[0-9]*/comm | wc -l) -ge 4 ]
 fn root_in_a_container_cannot_trace_the_agent() {
     let place = Place::ready(shared(), json!({"name": "tracer"}));
     tracer(&place);
-    // In one command: the next one would be one of the processes that wait.
+    // In one command: the next command would be one of the waiting processes.
     let reply =
         place.sh(&format!("for agent in $({AGENTS}); do echo agent $agent; /root/tracer $agent; done"));
     let agents: Vec<&str> = reply.split("agent ").skip(1).collect();
@@ -311,7 +311,7 @@ fn root_in_a_container_cannot_trace_the_agent() {
         let done: Vec<&str> = reply.lines().filter(|line| !line.starts_with("refused")).collect();
         assert_eq!(done, ["end"], "{agent}: {reply}");
     }
-    // The tool works: on a process of its own kind.
+    // Check of the tool: it works on an ordinary process.
     let reply = place.sh("sleep 100 & /root/tracer $!; kill $!");
     for way in ["did PTRACE_SEIZE", "did process_vm_writev", "mem\n", "fd/0\n"] {
         assert!(reply.contains(way), "{way}: {reply}");
@@ -322,7 +322,7 @@ fn root_in_a_container_cannot_trace_the_agent() {
 }
 
 #[test]
-fn the_kernel_ends_workloads_before_the_agent_also_after_its_helper_died() {
+fn the_oom_killer_prefers_workloads_to_the_agent() {
     let place = Place::ready(shared(), json!({"name": "scores"}));
     let score = |pid: u32| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
     let expected = place.sh("cat /proc/self/oom_score_adj");
@@ -339,7 +339,7 @@ fn the_kernel_ends_workloads_before_the_agent_also_after_its_helper_died() {
     assert!(init.trim().parse::<i32>().unwrap() < expected.trim().parse::<i32>().unwrap());
 }
 
-/// Moves a process of a container into the group of its agent, as one that had traced the agent would be.
+/// Moves a process of a container into the agent's cgroup, as a process that traced the agent could.
 fn move_to_agent(pid: u32, init: u32) {
     let text = fs::read_to_string(format!("/proc/{init}/cgroup")).unwrap();
     let group = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap().to_owned();
@@ -349,7 +349,7 @@ fn move_to_agent(pid: u32, init: u32) {
 }
 
 #[test]
-fn a_process_that_got_beside_the_agent_ends_with_the_next_deadline_or_deletion() {
+fn a_process_in_the_agents_cgroup_is_killed_at_the_next_deadline_or_deletion() {
     let place = Place::ready(shared(), json!({"name": "intruder"}));
     let other = unique_secs();
     place.exec(json!({"command": format!("setsid sleep {other} >/dev/null 2>&1 </dev/null & true")}));
@@ -367,12 +367,12 @@ fn a_process_that_got_beside_the_agent_ends_with_the_next_deadline_or_deletion()
         }
         wait_for("the intruder to end", secs(20), || procs::sleeps(&number).is_empty().then_some(()));
         assert_eq!(place.sh("echo works"), "works\n");
-        assert_eq!(procs::sleeps(&other).len(), 1, "what an ended command left goes on");
+        assert_eq!(procs::sleeps(&other).len(), 1, "background processes of a finished command keep running");
     }
 }
 
 #[test]
-fn a_container_whose_agent_stands_still_slows_no_other_one() {
+fn a_stopped_agent_does_not_delay_other_containers() {
     let held = Place::ready(shared(), json!({"name": "held"}));
     let other = Place::ready(shared(), json!({"name": "other"}));
     other.sh("true");
@@ -382,12 +382,12 @@ fn a_container_whose_agent_stands_still_slows_no_other_one() {
     let agents = agents.into_iter().filter(|pid| procs::init_of(*pid) == Some(init));
     let agents: Vec<u32> = agents.chain([init]).collect();
     agents.iter().for_each(|pid| procs::signal(*pid, rustix::process::Signal::STOP));
-    // It has no process that waits, and asks for more.
+    // It has no waiting process, and requests more.
     for _ in 0..6 {
         let body = json!({"command": "true", "timeout_secs": 1});
         held.client.call("POST", &held.path("/exec"), Some(&body));
     }
-    // All processes that wait here are used up at once; those that follow come from the same thread.
+    // All waiting processes of this container are used at once; further ones come from the same thread.
     let waiting = || {
         let ours = procs::naming("/run/berth/agent").into_iter();
         ours.filter(|pid| procs::init_of(*pid) == Some(other.init())).count()
@@ -408,17 +408,18 @@ impl Drop for StopOnDrop<'_> {
     }
 }
 
-/// The number of a waiting process that was killed goes to a process of the host while the engine hands out waiting processes:
-/// that one is never moved and never ended. The server has a pid namespace of its own, in which the next number can be chosen.
+/// The pid of a killed waiting process is reused by a host process while the engine hands out waiting processes: that
+/// host process is never moved and never killed. The server has its own pid namespace, in which the next pid can be
+/// chosen.
 #[test]
-fn no_process_of_the_host_gets_into_a_container_by_its_number() {
+fn pid_reuse_moves_no_host_process_into_a_container() {
     let setup = seeded().arg("--approval=auto");
     let server =
         setup.start_through(&["unshare", "--pid", "--fork", "--kill-child=TERM", "--mount-proc", "--"]);
     let host = procs::all().into_iter().find(|pid| procs::parent(*pid) == Some(server.pid)).unwrap();
     let place = Place::ready(&server, json!({"name": "recycled"}));
     place.sh("true");
-    // As the server numbers it.
+    // The pid as the server sees it.
     let number = |pid: u32| {
         let all = procs::status(pid, "NSpid")?;
         all.split_whitespace().nth(1)?.parse::<u32>().ok()
@@ -436,7 +437,7 @@ fn no_process_of_the_host_gets_into_a_container_by_its_number() {
                 );
             }
         });
-        // Also when the test fails, or it would never end.
+        // Also if the test fails, because the process would never exit.
         let _stop = StopOnDrop(&stop);
         while recycled.len() < 12 && tries < 200 {
             tries += 1;
@@ -458,7 +459,7 @@ fn no_process_of_the_host_gets_into_a_container_by_its_number() {
             let mut line = String::new();
             let mut reply = std::io::BufReader::new(child.stdout.take().unwrap());
             std::io::BufRead::read_line(&mut reply, &mut line).unwrap();
-            // Another process may have got the number first, for a moment or for long.
+            // Another process may have taken the pid first, for a moment or for long.
             if line.trim() == number.to_string() {
                 recycled.push((child, seconds));
                 continue;

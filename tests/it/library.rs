@@ -1,4 +1,4 @@
-//! The library over HTTP, hand edits in it, and what of it reaches a workspace.
+//! The library over HTTP, hand edits in it, and its effect on workspaces.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -59,7 +59,7 @@ fn templates_are_written_listed_and_removed() {
 }
 
 #[test]
-fn names_cannot_lead_anywhere() {
+fn names_cannot_lead_out_of_the_library() {
     let server = Server::start();
     for kind in ["workspace-template", "skill", "tool", "init-script", "command", "agent"] {
         for name in ["..", "%2e%2e", "a%2Fb", "..%2F..%2Fx", ".git", "%00", "%0a", "a%5Cb", &"x".repeat(201)]
@@ -76,7 +76,7 @@ fn names_cannot_lead_anywhere() {
 }
 
 #[test]
-fn a_link_in_the_library_leads_nowhere_outside() {
+fn links_out_of_the_library_are_not_followed() {
     let setup = Setup::new();
     let server = setup.start();
     let library = setup.data_dir().join("library");
@@ -90,7 +90,7 @@ fn a_link_in_the_library_leads_nowhere_outside() {
 }
 
 #[test]
-fn hand_edits_count_and_a_broken_file_breaks_nothing_else() {
+fn hand_edits_take_effect_and_a_broken_file_affects_no_other() {
     let setup = Setup::new();
     let server = setup.start();
     let library = setup.data_dir().join("library");
@@ -126,7 +126,7 @@ fn secrets_are_sealed_on_disk_and_hidden_from_viewers() {
     assert!(!stored.contains(secret) && stored.contains("<encrypted v=\\\"1\\\">"), "{stored}");
     let shown = get(&server, "workspace-template/t");
     assert_eq!(shown["env_vars"], json!({"KEY": secret, "OPEN": "x"}));
-    // What was shown is written back; then the key is lost, and what was shown is written back again.
+    // The redacted values are written back; then the key is lost, and they are written back again.
     put(&server, "workspace-template/t", shown);
     let key = setup.data_dir().join("private_key");
     assert_eq!(fs::read_to_string(&key).unwrap().trim().len(), 64);
@@ -168,7 +168,7 @@ fn viewers_see_no_secret_and_the_key_may_come_from_outside() {
     viewer.refused(403, "forbidden", "PUT", &format!("{LIBRARY}/workspace-template/t"), Some(json!({})));
     assert_eq!(get(&server, "workspace-template/t")["env_vars"]["KEY"], secret);
     server.stop();
-    // A key of our own is nobody else's to read.
+    // A key file of berth is readable by its owner only.
     let setup = Setup::new();
     let server = setup.start();
     put(&server, "workspace-template/t", body);
@@ -177,7 +177,7 @@ fn viewers_see_no_secret_and_the_key_may_come_from_outside() {
 }
 
 #[test]
-fn the_library_may_be_any_folder() {
+fn the_library_can_be_any_folder() {
     let setup = Setup::new();
     let folder = setup.scratch().folder("elsewhere");
     fs::create_dir(folder.join("tool")).unwrap();
@@ -191,7 +191,7 @@ fn the_library_may_be_any_folder() {
 }
 
 #[test]
-fn a_template_gives_all_its_fields_and_the_request_wins() {
+fn a_template_supplies_its_fields_and_the_request_overrides_them() {
     let server = seeded().start();
     let fields = json!({
         "description": "All of it", "distro": "bookworm", "skills": ["a", "b"], "tools": ["t"], "plugins": ["p"],
@@ -298,7 +298,7 @@ fn skills_tools_and_scripts_have_their_observed_shapes() {
 }
 
 #[test]
-fn skills_and_tools_reach_the_workspace_and_only_ours_are_removed() {
+fn skills_and_tools_are_synced_and_only_managed_files_removed() {
     let server = Server::start();
     put(&server, "skill/py", json!({"content": "# Py\n"}));
     put(&server, "skill/py/files/more.md", json!({"content": "more"}));
@@ -317,7 +317,7 @@ fn skills_and_tools_reach_the_workspace_and_only_ours_are_removed() {
         assert_eq!(read(&format!("{place}/py/more.md")).as_deref(), Some("more"));
     }
     assert_eq!(read(".opencode/tool/door.ts").as_deref(), Some("export {}"));
-    // What people have there is theirs.
+    // Files that the user created stay.
     fs::create_dir_all(folder.join(".opencode/skill/mine")).unwrap();
     fs::write(folder.join(".opencode/skill/mine/SKILL.md"), "mine").unwrap();
     fs::write(folder.join(".opencode/skill/py/more.md"), "changed by hand").unwrap();
@@ -326,7 +326,7 @@ fn skills_and_tools_reach_the_workspace_and_only_ours_are_removed() {
     server.owner().post(200, &format!("{url}/sync"), json!({}));
     assert_eq!(times(), before, "a second sync writes nothing that is right already");
     assert_eq!(read(".opencode/skill/py/more.md").as_deref(), Some("more"));
-    // A changed skill comes by itself; one that is not wanted any more goes.
+    // A changed skill is synced automatically; a skill that is no longer selected is removed.
     put(&server, "skill/py", json!({"content": "# New\n"}));
     assert!(read(".opencode/skill/py/SKILL.md").unwrap().ends_with("# New\n"));
     fs::write(folder.join(".claude/skills/py/SKILL.md"), "kept by hand").unwrap();
@@ -339,7 +339,7 @@ fn skills_and_tools_reach_the_workspace_and_only_ours_are_removed() {
 }
 
 #[test]
-fn a_link_in_a_workspace_does_not_lead_a_sync_out() {
+fn a_sync_does_not_follow_links_out_of_a_workspace() {
     let server = Server::start();
     put(&server, "skill/py", json!({"content": "# Py\n"}));
     let created = server.owner().post(200, "/api/workspaces", json!({"name": "w"}));
@@ -352,7 +352,7 @@ fn a_link_in_a_workspace_does_not_lead_a_sync_out() {
 }
 
 #[test]
-fn a_template_makes_a_container_and_builds_it_at_once() {
+fn a_template_creates_a_container_and_builds_it_at_once() {
     let server = seeded().start();
     put(&server, "skill/py", json!({"content": "---\nsetup_commands:\n  - echo setup >> /log\n---\n# Py\n"}));
     put(
@@ -382,7 +382,7 @@ fn a_template_makes_a_container_and_builds_it_at_once() {
     assert_eq!(place.sh("cat /log"), "base request\nsetup\nown base request w\n");
     assert!(place.sh("cat /.opencode/skill/py/SKILL.md").contains("# Py"));
     assert_eq!(place.sh("ls / | grep sandboxed-init || true"), "", "the scripts are gone");
-    // Again: fragments and all.
+    // Again, including the fragments.
     let again = server.owner().post(200, &place.path("/rerun-init"), json!({}));
     assert_eq!(again["success"], true, "{again}");
     assert!(again["stderr"].as_str().unwrap().contains("Init script not found: gone"), "{again}");

@@ -1,5 +1,5 @@
-//! The library as people edit it: with an editor, with git, in any order. What they change reaches the workspaces by
-//! itself, and what they break breaks nothing else.
+//! The library edited by hand: with an editor, with git, in any order. Changes reach the workspaces automatically, and
+//! a broken file affects no other file.
 
 use std::fs;
 use std::os::unix::net::UnixListener;
@@ -16,7 +16,7 @@ fn put(server: &Server, path: &str, body: Value) {
     server.owner().call("PUT", &format!("/api/library/{path}"), Some(&body)).expect(200);
 }
 
-/// Writes as people's tools do: the folders as well.
+/// Writes as editors do, including the folders.
 #[track_caller]
 fn write(library: &Path, path: &str, text: impl AsRef<[u8]>) {
     let path = library.join(path);
@@ -24,7 +24,7 @@ fn write(library: &Path, path: &str, text: impl AsRef<[u8]>) {
     fs::write(path, text).unwrap();
 }
 
-/// A host workspace's folder.
+/// Returns the folder of a new host workspace.
 fn workspace(server: &Server, fields: Value) -> PathBuf {
     let mut body = json!({"name": "w"});
     body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
@@ -44,13 +44,13 @@ fn goes(folder: &Path, path: &str) {
 }
 
 #[test]
-fn hand_edits_reach_the_workspaces_that_use_them() {
+fn hand_edits_reach_the_workspaces_that_use_the_entry() {
     let setup = Setup::new();
     let server = setup.start();
     let library = setup.data_dir().join("library");
     let using = workspace(&server, json!({"skills": ["py"], "tools": ["door"], "plugins": ["notify"]}));
     let other = workspace(&server, json!({}));
-    // Nothing of it was there when the server began to watch.
+    // None of it existed when the server began to watch.
     write(&library, "skill/py/SKILL.md", "# First\n");
     comes(&using, ".claude/skills/py/SKILL.md", "# First");
     write(&library, "skill/py/docs/deep/more.md", "more");
@@ -67,7 +67,7 @@ fn hand_edits_reach_the_workspaces_that_use_them() {
         "{\"docs\": {\"type\": \"remote\", \"url\": \"http://127.0.0.1:9/x\"}}",
     );
     comes(&using, "opencode.json", "127.0.0.1:9");
-    // As editors save: a new file that takes the old one's place.
+    // As editors save: a new file replaces the old one.
     write(&library, "skill/py/.SKILL.md.swp", "# Second\n");
     fs::rename(library.join("skill/py/.SKILL.md.swp"), library.join("skill/py/SKILL.md")).unwrap();
     comes(&using, ".claude/skills/py/SKILL.md", "# Second");
@@ -75,9 +75,9 @@ fn hand_edits_reach_the_workspaces_that_use_them() {
     goes(&using, ".opencode/skill/py/docs/deep/more.md");
     fs::remove_file(library.join("tool/door.ts")).unwrap();
     goes(&using, ".opencode/tool/door.ts");
-    assert_eq!(fs::read_dir(&other).unwrap().count(), 0, "nobody asked for anything there");
+    assert_eq!(fs::read_dir(&other).unwrap().count(), 0, "this workspace does not use the entry");
 
-    // The whole folder anew, as `git clone` makes it.
+    // The whole folder is recreated, as by `git clone`.
     let next = library.with_extension("next");
     write(&next, "skill/py/SKILL.md", "# Third\n");
     fs::rename(&library, library.with_extension("old")).unwrap();
@@ -88,7 +88,7 @@ fn hand_edits_reach_the_workspaces_that_use_them() {
     write(&library, "skill/py/SKILL.md", "# Fourth\n");
     comes(&using, ".claude/skills/py/SKILL.md", "# Fourth");
 
-    // What happens while no server is there counts with the next one.
+    // Changes made while no server is running take effect at the next start.
     server.stop();
     write(&library, "skill/py/SKILL.md", "# Fifth\n");
     let server = setup.start();
@@ -102,7 +102,7 @@ fn hand_edits_reach_the_workspaces_that_use_them() {
 }
 
 #[test]
-fn a_git_checkout_changes_what_a_container_has() {
+fn a_git_checkout_updates_containers() {
     let setup = seeded();
     let library = setup.data_dir().join("library");
     let git = |words: &[&str]| {
@@ -160,7 +160,7 @@ fn a_broken_file_of_any_kind_breaks_nothing_else() {
     ] {
         write(&library, path, broken);
     }
-    // What is no file at all must not hold anybody up either.
+    // Special files must not block the server either.
     for folder in
         ["tool/folder.ts", "command/folder.md", "workspace-template/folder.json", "skill/odd/SKILL.md"]
     {
@@ -185,7 +185,7 @@ fn a_broken_file_of_any_kind_breaks_nothing_else() {
         let rows = owner.get(200, &format!("/api/library/{kind}"));
         for row in rows.as_array().unwrap() {
             let name = row["name"].as_str().unwrap();
-            // `half` has a broken file beside it, and says so where its files are shown.
+            // `half` is listed with a broken file beside it, and its view reports that.
             let good = ["good", "half"].contains(&name);
             assert_eq!(row["error"].is_null(), good, "{kind}: {row}");
             assert!(name != "good" || row["description"] == "good", "{row}");
@@ -204,7 +204,7 @@ fn a_broken_file_of_any_kind_breaks_nothing_else() {
         owner.refused(409, "conflict", "GET", &format!("/api/library/{path}"), None);
     }
 
-    // A workspace that uses broken things gets the others.
+    // A workspace that uses broken entries gets the others.
     let folder = workspace(
         &server,
         json!({"skills": ["bad", "binary", "half", "odd", "good"], "tools": ["bad", "folder", "large", "good"],
@@ -214,7 +214,7 @@ fn a_broken_file_of_any_kind_breaks_nothing_else() {
         ".claude/skills/good/SKILL.md",
         ".claude/skills/half/SKILL.md",
         ".claude/skills/half/good.md",
-        // What berth cannot show as text is data.
+        // Files that berth cannot show as text are data.
         ".claude/skills/half/bad.md",
         ".opencode/tool/good.ts",
         ".opencode/command/good.md",
@@ -228,19 +228,19 @@ fn a_broken_file_of_any_kind_breaks_nothing_else() {
         assert!(!folder.join(path).exists(), "{path}");
     }
     let log = server.log();
-    for output in ["skill/binary/SKILL.md is not UTF-8", "tool/bad.ts is not UTF-8", "plugins.json"] {
-        assert!(log.contains(output), "nothing says {output:?}:\n{log}");
+    for expected in ["skill/binary/SKILL.md is not UTF-8", "tool/bad.ts is not UTF-8", "plugins.json"] {
+        assert!(log.contains(expected), "no line contains {expected:?}:\n{log}");
     }
-    // The default workspace, which has all skills and tools, gets all that can be used.
+    // The default workspace, which has all skills and tools, gets all valid ones.
     let all = "/api/workspaces/00000000-0000-0000-0000-000000000000";
     owner.post(200, &format!("{all}/sync"), json!({}));
-    // Mended by hand, it comes.
+    // It arrives after it was repaired by hand.
     write(&library, "skill/binary/SKILL.md", "# Mended\n");
     comes(&folder, ".claude/skills/binary/SKILL.md", "# Mended");
 }
 
 #[test]
-fn a_build_says_what_it_could_not_read_in_the_library() {
+fn a_build_reports_unreadable_library_files() {
     let server = seeded().start();
     let library = server.data.join("library");
     write(&library, "skill/bad/SKILL.md", "---\nsetup_commands: [\n---\n# X\n");
@@ -256,7 +256,7 @@ fn a_build_says_what_it_could_not_read_in_the_library() {
     let settled = place.settled();
     assert_eq!(settled["status"], "ready", "{settled}");
     let log = place.init_log();
-    for output in ["set up", "init-script/binary/SCRIPT.sh is not UTF-8", "setup commands of skill bad"] {
-        assert!(log.contains(output), "nothing says {output:?}:\n{log}");
+    for expected in ["set up", "init-script/binary/SCRIPT.sh is not UTF-8", "setup commands of skill bad"] {
+        assert!(log.contains(expected), "no line contains {expected:?}:\n{log}");
     }
 }

@@ -1,4 +1,4 @@
-//! The log: the observed shapes, one line for each request, never a secret, never a raw control character.
+//! The log: the observed shapes, one line per request, no secrets, no raw control characters.
 
 use std::time::Duration;
 
@@ -83,7 +83,7 @@ fn repeated_refusals_and_requests_are_counted() {
     for _ in 0..1100 {
         server.anyone().get(200, "/health");
     }
-    // Another token's, and another kind, have their own lines.
+    // Refusals of another token, and of another kind, have their own lines.
     server.collaborator().call("GET", "/workspace/ws_none/config", None).expect(404);
     line(&server, "GET /workspace/ws_none/config 404 ");
     let stdout = server.stdout.clone();
@@ -98,7 +98,7 @@ fn repeated_refusals_and_requests_are_counted() {
         };
         of_it.map(number).sum()
     };
-    // More lines where a slow machine needs several intervals.
+    // More lines if a slow machine needs several intervals.
     for (part, all) in [("GET /nothing/", 300), ("POST /api/workspaces", 30), ("GET /health", 1100)] {
         let reply = suppressed(part);
         assert!(reply > 0 && count(part) < all * 97 / 100, "{part}: {reply}");
@@ -108,7 +108,7 @@ fn repeated_refusals_and_requests_are_counted() {
 }
 
 #[test]
-fn a_client_that_disconnects_is_no_warning() {
+fn a_client_disconnect_logs_no_warning() {
     let server = Server::start();
     let number = crate::procs::unique_secs();
     let body = json!({"command": format!("sleep {number}")}).to_string();
@@ -124,7 +124,7 @@ fn a_client_that_disconnects_is_no_warning() {
     let reply = line(&server, "/exec 4");
     assert!(is_time(reply.split(' ').next().unwrap()) && reply.split(' ').nth(1) == Some("POST"), "{reply}");
     crate::procs::assert_dead(&number);
-    // With the client there, it is one.
+    // With the client connected, it is a warning.
     server.owner().call("POST", "/nothing", None).expect(404);
     assert!(line(&server, "POST /nothing 404 ").contains(" WARN "));
 }
@@ -145,7 +145,7 @@ fn requests_can_be_left_out() {
 }
 
 #[test]
-fn no_secret_stands_in_the_log() {
+fn the_log_contains_no_secret() {
     for format in ["pretty", "json"] {
         let server = Setup::new().args(&["--verbose", &format!("--log-format={format}")]).start();
         server.owner().get(200, "/status");
@@ -169,7 +169,7 @@ fn no_secret_stands_in_the_log() {
 }
 
 #[test]
-fn a_request_cannot_write_its_own_line() {
+fn a_request_cannot_forge_a_log_line() {
     for format in ["pretty", "json"] {
         let server = Setup::new().arg(format!("--log-format={format}")).start();
         for path in [

@@ -1,6 +1,6 @@
-//! What takes its time on the way to an OpenCode and back: streams, large bodies, WebSockets, slow and broken ends. A
-//! stream holds none of the threads that others need, each side's end ends the other, and nothing that broke off looks
-//! complete.
+//! Long-lasting traffic to and from an OpenCode: streams, large bodies, WebSockets, slow and failing connections. A
+//! stream holds no worker that other requests need, the end of each side closes the other, and a truncated response
+//! never looks complete.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -19,7 +19,7 @@ const SSE: &[u8] =
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// A request in flight on a connection of its own.
+/// A request in progress on its own connection.
 fn open(server: &Server, request: &str) -> TcpStream {
     open_as(CLIENT_TOKEN, server, request)
 }
@@ -33,7 +33,7 @@ fn open_as(token: &str, server: &Server, request: &str) -> TcpStream {
     stream
 }
 
-/// Reads until `text` has come.
+/// Reads until `text` arrives.
 #[track_caller]
 fn read_until(stream: &mut TcpStream, text: &str) -> String {
     let mut read = Vec::new();
@@ -46,7 +46,7 @@ fn read_until(stream: &mut TcpStream, text: &str) -> String {
     String::from_utf8(read).unwrap()
 }
 
-/// All that comes, and whether it ended with a reset.
+/// Reads to the end, and returns whether the connection ended with a reset.
 fn read_all(stream: &mut TcpStream) -> (String, bool) {
     let mut read = Vec::new();
     let reset = match stream.read_to_end(&mut read) {
@@ -59,7 +59,7 @@ fn read_all(stream: &mut TcpStream) -> (String, bool) {
     (String::from_utf8_lossy(&read).into_owned(), reset)
 }
 
-/// An upstream that hands each of its connections over to the test, which tells what it has asked for.
+/// An upstream that hands each of its connections to the test.
 fn handing() -> (Upstream, Receiver<TcpStream>) {
     let (hand, handed) = channel();
     let hand = Mutex::new(hand);
@@ -78,11 +78,11 @@ fn next(handed: &Receiver<TcpStream>) -> TcpStream {
 }
 
 #[test]
-fn events_come_as_they_are_sent_and_hold_no_thread() {
+fn events_arrive_as_sent_and_hold_no_worker() {
     let (upstream, handed) = handing();
     let server = upstream.setup().args(&["--max-proxied=2", "--http-threads=2", "--max-streams=40"]).start();
     let mut streams = Vec::new();
-    // An owner: any other token has at most half of the places.
+    // An owner, because any other token has at most half of the permits.
     for number in 0..40 {
         let mut client =
             open_as(HOST_TOKEN, &server, "GET /opencode/event HTTP/1.1\r\nAccept: text/event-stream\r\n");
@@ -94,7 +94,7 @@ fn events_come_as_they_are_sent_and_hold_no_thread() {
         assert_eq!(read_until(&mut client, "\n\r\n"), format!("9\r\ndata: {number:02}\n\r\n"));
         streams.push((client, far));
     }
-    // All stream places are taken: the next one is told, and what is short goes on.
+    // All stream permits are in use: the next stream is refused, and short requests continue.
     let mut late = open_as(HOST_TOKEN, &server, "GET /opencode/event HTTP/1.1\r\nConnection: close\r\n");
     let mut far = next(&handed);
     far.write_all(SSE).unwrap();
@@ -104,7 +104,7 @@ fn events_come_as_they_are_sent_and_hold_no_thread() {
     for _ in 0..10 {
         server.owner().get(200, "/opencode/ok");
     }
-    // An upstream that takes its time for the head does not hold a worker either.
+    // An upstream that delays its response head does not hold a worker either.
     let slow: Vec<_> =
         (0..2).map(|_| open_as(HOST_TOKEN, &server, "GET /opencode/slow HTTP/1.1\r\n")).collect();
     drop(streams.drain(..4));
@@ -126,10 +126,10 @@ fn events_come_as_they_are_sent_and_hold_no_thread() {
 }
 
 #[test]
-fn a_client_that_goes_ends_the_upstream() {
+fn a_client_disconnect_closes_the_upstream_connection() {
     let (upstream, handed) = handing();
     let server = upstream.setup().start();
-    // Before the head of the answer, and while it flows.
+    // Before the head of the response, and in its body.
     for begun in [false, true] {
         let mut client = open(&server, "GET /opencode/event HTTP/1.1\r\n");
         let mut far = next(&handed);
@@ -141,7 +141,7 @@ fn a_client_that_goes_ends_the_upstream() {
         drop(client);
         expect_end(&mut far);
     }
-    // In the middle of a body that it sends.
+    // In the middle of a request body.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let server = crate::server::Setup::new().arg(format!("--opencode-base-url={url}")).start();
@@ -159,7 +159,7 @@ fn a_client_that_goes_ends_the_upstream() {
 }
 
 #[test]
-fn what_breaks_off_is_never_a_clean_end() {
+fn a_truncated_response_is_never_a_clean_end() {
     let (upstream, handed) = handing();
     let server = upstream.setup().start();
     let reset = |far: TcpStream| {
@@ -192,11 +192,11 @@ fn what_breaks_off_is_never_a_clean_end() {
             if head.contains("chunked") {
                 assert!(!rest.contains("0\r\n\r\n"), "{place}: {rest:?}");
             } else if !head.contains("Content-Length") {
-                assert!(was_reset, "{place}: only a reset tells that this is not all");
+                assert!(was_reset, "{place}: only a reset shows that the response is truncated");
             }
         }
     }
-    // A short answer is held until it is there: what breaks off is an error.
+    // A short response is buffered until it is complete: if the upstream closes early, the client gets an error.
     let mut client = open(&server, "GET /opencode/x HTTP/1.1\r\nConnection: close\r\n");
     next(&handed).write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nbegun").unwrap();
     let (reply, _) = read_all(&mut client);
@@ -204,7 +204,7 @@ fn what_breaks_off_is_never_a_clean_end() {
 }
 
 #[test]
-fn whoever_speaks_http_1_0_gets_the_same_without_chunks() {
+fn http_1_0_clients_get_the_same_without_chunks() {
     let (upstream, handed) = handing();
     let server = upstream.setup().start();
     let mut client = open(&server, "GET /opencode/x HTTP/1.0\r\n");
@@ -216,7 +216,7 @@ fn whoever_speaks_http_1_0_gets_the_same_without_chunks() {
 }
 
 #[test]
-fn large_bodies_pass_without_being_held() {
+fn large_bodies_are_forwarded_without_buffering() {
     const SIZE: usize = 64 << 20;
     let upstream = Upstream::start(|seen, stream| {
         assert_eq!(seen.body.len(), if seen.line.starts_with("POST") { SIZE } else { 0 });
@@ -245,7 +245,7 @@ fn large_bodies_pass_without_being_held() {
 }
 
 #[test]
-fn an_answer_that_comes_before_the_request_was_sent_is_heard() {
+fn an_early_response_is_forwarded_before_the_request_ends() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let answering = std::thread::spawn(move || {
@@ -265,7 +265,7 @@ fn an_answer_that_comes_before_the_request_was_sent_is_heard() {
 }
 
 #[test]
-fn the_end_of_the_server_ends_streams() {
+fn stopping_the_server_ends_proxied_streams() {
     let (upstream, handed) = handing();
     let server = upstream.setup().start();
     let mut client = open(&server, "GET /opencode/event HTTP/1.1\r\n");
@@ -280,7 +280,7 @@ fn the_end_of_the_server_ends_streams() {
 }
 
 #[test]
-fn the_end_of_a_token_ends_its_streams() {
+fn revoking_a_token_ends_its_proxied_streams() {
     let (upstream, handed) = handing();
     let server = upstream.setup().start();
     let created = server
@@ -335,7 +335,7 @@ fn websockets_pass_both_ways() {
             return stream.write_all(OK).is_ok();
         };
         let accept = tungstenite::handshake::derive_accept_key(key.as_bytes());
-        // The first message comes in the same packet as the answer.
+        // The first message arrives in the same packet as the response.
         let answer = format!(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Accept: {accept}\r\nSec-WebSocket-Protocol: tty\r\n\r\n"
@@ -377,7 +377,7 @@ fn websockets_pass_both_ways() {
     let (len, mut far) = both.join().unwrap();
     assert_eq!(len, 1 << 20);
     server.owner().get(200, "/opencode/ok");
-    // The end of each is the end of the other.
+    // The close of each side closes the other.
     near.close(None).unwrap();
     assert!(matches!(far.read().unwrap(), Message::Close(_)));
     let _ = far.flush();
@@ -397,7 +397,7 @@ fn websockets_pass_both_ways() {
 }
 
 #[test]
-fn an_upgrade_that_is_refused_is_answered() {
+fn a_refused_upgrade_is_answered() {
     let upstream = Upstream::saying("HTTP/1.1 404 Not Found\r\nContent-Length: 7\r\n\r\nno such");
     let server = upstream.setup().arg("--opencode-shell=collaborator").start();
     let refused = crate::socket::Socket::try_open(

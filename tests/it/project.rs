@@ -1,5 +1,5 @@
-//! The project API: OpenCode's configuration, plugins, skills, MCP servers and commands of a workspace, as the OpenWork
-//! server's clients know them.
+//! The project API: OpenCode's configuration, plugins, skills, MCP servers and commands of a workspace, as clients of
+//! the OpenWork server use them.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -16,7 +16,7 @@ use crate::golden::golden;
 use crate::procs::secs;
 use crate::server::{Server, Setup};
 
-/// A server with one workspace, and what is called there.
+/// A server with one workspace, and calls of its project API.
 pub struct Shop {
     pub server: Server,
     pub client: Client,
@@ -105,21 +105,21 @@ fn config_is_read_and_changed_key_by_key() {
     {
         assert!(now.contains(kept), "{kept}: {now}");
     }
-    // OpenCode takes the last rule that fits, so their order is their meaning.
+    // OpenCode applies the last matching rule, so the order of rules matters.
     let at = |word: &str| now.find(word).unwrap();
     assert!(at("\"*\"") < at("git *") && at("git *") < at("a*"), "{now}");
     assert!(!shop.work.join("opencode.jsonc").exists());
     shop.golden("config", &shop.get("/config"));
     shop.patch(json!({"openwork": {"a": 2}}));
     assert_eq!(shop.get("/config")["openwork"], json!({"b": null, "a": 2}));
-    // The newer name wins once it is there.
+    // The newer name wins once it exists.
     shop.write("opencode.jsonc", "{}");
     shop.patch(json!({"opencode": {"model": "e/f"}}));
     assert_eq!(shop.read("opencode.jsonc"), "{\n  \"model\": \"e/f\"\n}\n");
 }
 
 #[test]
-fn what_opencode_would_not_start_with_is_refused_and_not_written() {
+fn configuration_that_opencode_rejects_is_refused_and_not_written() {
     let shop = Shop::open();
     shop.patch(json!({"opencode": {"model": "a/b"}}));
     let before = shop.read("opencode.jsonc");
@@ -151,7 +151,7 @@ fn what_opencode_would_not_start_with_is_refused_and_not_written() {
 }
 
 #[test]
-fn a_damaged_file_is_named_with_the_place_and_never_overwritten() {
+fn a_damaged_file_is_reported_with_its_line_and_never_overwritten() {
     let shop = Shop::open();
     shop.write("opencode.jsonc", "{\n  \"model\": }\n");
     shop.golden("config_damaged", &shop.refused(422, "invalid_jsonc", "GET", "/config", Value::Null));
@@ -171,7 +171,7 @@ fn a_damaged_file_is_named_with_the_place_and_never_overwritten() {
     shop.write("opencode.jsonc", "{}");
     shop.write(".opencode/openwork.json", "{");
     shop.refused(422, "invalid_json", "GET", "/config", Value::Null);
-    // Neither is written when one cannot be.
+    // If one file cannot be written, neither is.
     shop.refused(
         422,
         "invalid_json",
@@ -189,7 +189,7 @@ fn a_damaged_file_is_named_with_the_place_and_never_overwritten() {
 }
 
 #[test]
-fn forty_writers_at_once_lose_nothing() {
+fn forty_concurrent_writers_lose_no_change() {
     let shop = Shop::open();
     shop.write("opencode.jsonc", "{\n  // mine\n  \"theme\": \"x\",\n}\n");
     thread::scope(|scope| {
@@ -214,9 +214,9 @@ fn forty_writers_at_once_lose_nothing() {
     assert_eq!(shop.get("/mcp")["items"].as_array().unwrap().len(), 40);
 }
 
-/// An editor that saves as editors do, by a new file, while berth writes: what either has written is there at the end.
+/// An editor that saves by replacing the file while berth writes: the changes of both are present at the end.
 #[test]
-fn a_hand_that_writes_at_the_same_time_loses_nothing() {
+fn a_concurrent_editor_and_berth_lose_no_change() {
     let shop = Shop::open();
     let path = shop.work.join("opencode.jsonc");
     fs::write(&path, "{}\n").unwrap();
@@ -224,18 +224,18 @@ fn a_hand_that_writes_at_the_same_time_loses_nothing() {
     let saved = thread::scope(|scope| {
         let hand = scope.spawn(|| {
             let mut saved = 0;
-            // Bounded, for a test that fails must end too.
+            // Bounded, because a failing test must end too.
             while !done.load(Ordering::SeqCst) && saved < 1000 && started.elapsed() < secs(60) {
                 let text = fs::read_to_string(&path).unwrap();
                 let next = text.replacen('{', &format!("{{\n  // hand {saved}\n"), 1);
                 let temp = shop.work.join("opencode.jsonc.swp");
                 fs::write(&temp, next).unwrap();
-                // An editor looks whether the file is still what it read.
+                // An editor checks whether the file is still the one that it read.
                 if fs::read_to_string(&path).unwrap() == text {
                     fs::rename(&temp, &path).unwrap();
                     saved += 1;
                 }
-                // A quick hand, and yet one that lets others in.
+                // A fast editor that still leaves time for other writers.
                 thread::sleep(Duration::from_millis(2));
             }
             saved
@@ -254,14 +254,15 @@ fn a_hand_that_writes_at_the_same_time_loses_nothing() {
         assert!(kept > 0);
         hand.join().unwrap()
     });
-    // The hand's own look and its rename are two steps, so it may have lost one of ours; we must have lost none of its.
+    // The editor's check and its rename are two steps, so it may have overwritten a change of berth; berth must not
+    // have overwritten one of the editor.
     let text = shop.read("opencode.jsonc");
     let lost: Vec<u32> = (0..saved).filter(|n| !text.contains(&format!("// hand {n}\n"))).collect();
     assert!(lost.is_empty(), "{} of {saved} lost: {lost:?}", lost.len());
 }
 
 #[test]
-fn plugins_are_names_and_files() {
+fn plugins_can_be_packages_or_files() {
     let shop = Shop::open();
     shop.write("opencode.json", "{\n  \"plugin\": \"first@1\" // one\n}\n");
     shop.write(".opencode/plugins/b.ts", "");
@@ -270,7 +271,7 @@ fn plugins_are_names_and_files() {
     put(&shop.server.scratch().path().join("home"), ".config/opencode/plugins/g.ts", "");
     shop.golden("plugins", &shop.get("/plugins?includeGlobal=true"));
     assert_eq!(shop.get("/plugins")["items"].as_array().unwrap().len(), 3);
-    // The same in another version is no other one.
+    // The same plugin in another version replaces it.
     assert_eq!(shop.post("/plugins", json!({"spec": "first@2"})), shop.get("/plugins"));
     let specs = |reply: &Value| -> Vec<String> {
         let items = reply["items"].as_array().unwrap().iter().filter(|item| item["source"] == "config");
@@ -280,7 +281,7 @@ fn plugins_are_names_and_files() {
         specs(&shop.post("/plugins", json!({"spec": "@scope/two@1.0"}))),
         ["first@1", "@scope/two@1.0"]
     );
-    // OpenCode takes a list only.
+    // OpenCode accepts only a list.
     assert!(
         shop.read("opencode.json").contains("[\"first@1\", \"@scope/two@1.0\"]"),
         "{}",
@@ -348,7 +349,7 @@ fn mcp_servers_are_added_checked_and_removed() {
 }
 
 #[test]
-fn skills_are_listed_from_all_their_places() {
+fn skills_are_listed_from_all_their_folders() {
     let shop = Shop::open();
     shop.write(".opencode/skills/one/SKILL.md", &skill("one", "trigger: a word\n"));
     shop.write(".opencode/skills/three/SKILL.md", &(skill("three", "") + "## When to use\n- for three\n"));
@@ -386,7 +387,7 @@ fn skills_are_listed_from_all_their_places() {
         let found = shop.refused(404, "skill_not_found", "GET", &format!("/skills/{name}"), Value::Null);
         assert_eq!(found["message"], "Skill not found");
     }
-    // Where the project begins, nothing above it counts.
+    // Folders above the project's root are ignored.
     fs::create_dir(shop.work.join(".git")).unwrap();
     assert!(!names(&shop.get("/skills")).contains(&"above".to_owned()));
 }
@@ -436,7 +437,7 @@ fn commands_are_listed_written_and_removed() {
     assert_eq!(shop.get("/commands"), json!({"items": []}));
     shop.post("/commands", json!({"name": "/plain", "template": "do $ARGUMENTS"}));
     assert_eq!(shop.read(".opencode/commands/plain.md"), "---\nname: plain\n---\n\ndo $ARGUMENTS\n");
-    // The defect that stopped a whole project: nothing may stand there for a model that was not given.
+    // This defect prevented a whole project from loading: a command without a model must have no model field.
     shop.post("/commands", json!({"name": "null", "template": "x", "model": null}));
     assert!(!shop.read(".opencode/commands/null.md").contains("model"));
     shop.post("/commands", json!({"name": "full", "template": "t", "description": "d", "agent": "build", "model": "a/b", "subtask": true}));
@@ -458,7 +459,7 @@ fn commands_are_listed_written_and_removed() {
         assert_eq!(shop.client.delete(200, &shop.path(&format!("/commands/{name}"))), json!({"ok": true}));
     }
     assert!(!shop.work.join(".opencode/commands/plain.md").exists());
-    // The user's own are the host's to see.
+    // The user's own commands are visible with the host scope only.
     let home = shop.server.scratch().path().join("home");
     put(&home, ".config/opencode/commands/mine.md", "---\ndescription: d\n---\n\nx\n");
     shop.refused(401, "unauthorized", "GET", "/commands?scope=global", Value::Null);
@@ -467,7 +468,7 @@ fn commands_are_listed_written_and_removed() {
 }
 
 #[test]
-fn what_leads_out_of_the_workspace_is_neither_read_nor_written() {
+fn links_out_of_the_workspace_are_neither_read_nor_written() {
     let shop = Shop::open();
     let outside = shop.server.scratch().folder("outside");
     put(&outside, "opencode.jsonc", "{\"model\": \"secret/secret\"}");
@@ -487,7 +488,7 @@ fn what_leads_out_of_the_workspace_is_neither_read_nor_written() {
         assert!(!reply.text().contains("secret") && !reply.text().contains("\"out\""), "{call}: {reply}");
     }
     shop.refused(404, "skill_not_found", "GET", "/skills/leak", Value::Null);
-    // Their names are listed, and why that is all; of a folder that is behind a link, the folder's.
+    // Their names are listed with the reason only; for a folder behind a link, the name of the folder.
     symlink("/etc", shop.work.join(".opencode/skills/far")).unwrap();
     put(&shop.work, ".opencode/skills/near/SKILL.md", &skill("near", ""));
     for (name, target) in [("data", "/etc"), ("notes.txt", "/etc/passwd")] {
@@ -540,13 +541,13 @@ fn writes_wait_for_the_host_in_manual_mode() {
         owner.post(200, &format!("/approvals/{}", asked["id"].as_str().unwrap()), json!({"reply": "allow"}));
         assert_eq!(write.join().unwrap()["items"][0]["name"], "a");
     });
-    // What is wrong is said before anybody is asked.
+    // Invalid requests are refused before a person is asked.
     shop.refused(400, "invalid_mcp_config", "POST", "/mcp", json!({"name": "a", "config": {"type": "x"}}));
     assert_eq!(owner.get(200, "/approvals")["items"], json!([]));
 }
 
 #[test]
-fn a_container_has_it_all_too() {
+fn the_project_api_works_in_a_container() {
     let server = seeded().arg("--approval=auto").start();
     let place = Place::ready(&server, json!({}));
     let id = server.owner().get(200, "/workspaces")["items"]

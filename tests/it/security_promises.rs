@@ -79,7 +79,7 @@ const PROMISES: &[(&str, &[&str])] = &[
     (
         "The password of OpenCode is shown to owners, and to the client token if it came from a flag or the \
          environment.",
-        &["system::viewers_are_not_told_the_password_of_opencode"],
+        &["system::viewers_cannot_read_the_password_of_opencode"],
     ),
     (
         "**A container** has its own user namespace (root inside is an unprivileged, unused uid outside), \
@@ -103,11 +103,11 @@ const PROMISES: &[(&str, &[&str])] = &[
     ),
     (
         "The `path` of a container becomes such a folder, with the files in `path/root`.",
-        &["isolation::no_other_user_reaches_a_file_of_a_container", "isolation::a_user_who_owns_the_folder_above_gets_no_root_and_loses_no_file"],
+        &["isolation::no_other_user_reaches_a_file_of_a_container", "isolation::the_owner_of_the_parent_folder_gets_no_root_and_loses_no_file"],
     ),
     (
         "A start closes these folders again, and moves roots of earlier versions into them.",
-        &["isolation::a_start_encloses_the_roots_that_earlier_versions_left"],
+        &["isolation::roots_of_earlier_versions_are_moved_into_private_folders"],
     ),
     (
         "**The agent** that starts commands in a container cannot be traced or changed by root inside.",
@@ -115,7 +115,7 @@ const PROMISES: &[(&str, &[&str])] = &[
     ),
     (
         "Whatever runs beside it ends with the next timeout, deletion of a run, or stop.",
-        &["isolation::a_process_that_got_beside_the_agent_ends_with_the_next_deadline_or_deletion"],
+        &["isolation::a_process_in_the_agents_cgroup_is_killed_at_the_next_deadline_or_deletion"],
     ),
     (
         "**A private network** (`\"network\": \"private\"`) is a network namespace that belongs to the host, \
@@ -248,7 +248,7 @@ const PROMISES: &[(&str, &[&str])] = &[
     (
         "When memory runs out, the kernel ends a workload first: the server, each container's nspawn and its \
          first process go last.",
-        &["resources::the_server_is_the_last_victim_of_the_oom_killer", "isolation::the_kernel_ends_workloads_before_the_agent_also_after_its_helper_died"],
+        &["resources::the_server_is_the_last_victim_of_the_oom_killer", "isolation::the_oom_killer_prefers_workloads_to_the_agent"],
     ),
     (
         "Without CAP_SYS_RESOURCE, which `berth doctor` looks for, that does not hold against commands on the \
@@ -281,7 +281,7 @@ const PROMISES: &[(&str, &[&str])] = &[
     ),
     (
         "Tokens are in no argument, log line or child's environment.",
-        &["security_promises::tokens_are_in_no_argument_and_no_environment_of_a_child", "logging::no_secret_stands_in_the_log"],
+        &["security_promises::tokens_are_in_no_argument_and_no_environment_of_a_child", "logging::the_log_contains_no_secret"],
     ),
     (
         "Generated ones lie in `credentials.json`, mode 0600.",

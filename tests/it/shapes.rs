@@ -1,5 +1,5 @@
-//! The shape of every reply of the OpenWork API as a file in `tests/golden`: one for each row of the route table that
-//! answers JSON, and one for each way in which a row can say no. A row without one fails here.
+//! The shape of every response of the OpenWork API as a file in `tests/golden`: one for each row of the route table
+//! that returns JSON, and one for each kind of refusal of a row. A row without a file fails here.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -16,7 +16,7 @@ use crate::server::{CLIENT_TOKEN, HOST_TOKEN, Setup};
 use crate::trays::{Desk, id_of};
 use crate::upstream::Upstream;
 
-/// Rows whose replies have no shape of ours: files, streams of others, the page. Their tests are elsewhere.
+/// Rows whose responses have no JSON of berth: files, proxied streams, the page. Other tests cover them.
 const SHAPELESS: [&str; 7] = [
     "/ui",
     "/w/:id/ui",
@@ -27,7 +27,7 @@ const SHAPELESS: [&str; 7] = [
     "/workspace/:id/opencode",
 ];
 
-/// Rows whose golden files are written by the tests of their own area.
+/// Rows whose golden files are written by the tests of their own module.
 const ELSEWHERE: [&str; 23] = [
     "GET /workspace/:id/scheduler/jobs",
     "DELETE /workspace/:id/scheduler/jobs/:name",
@@ -51,11 +51,11 @@ const ELSEWHERE: [&str; 23] = [
     "GET /workspace/:id/commands",
     "POST /workspace/:id/commands",
     "GET /workspace/:id/events",
-    // Bytes; their heads are in `trays`.
+    // Bytes; their headers are tested in `trays`.
     "GET /workspace/:id/artifacts/:artifactId",
 ];
 
-/// One server, and which rows have been seen.
+/// One server, and the set of rows seen.
 struct Shapes {
     desk: Desk,
     seen: BTreeSet<String>,
@@ -70,7 +70,7 @@ impl Shapes {
         self.desk.path.trim_start_matches("/workspace/").to_owned()
     }
 
-    /// Compares; `pattern` is the row as the table has it.
+    /// Compares; `pattern` is the row as in the route table.
     #[track_caller]
     fn shape(&mut self, name: &str, row: &str, value: &Value) {
         self.seen.insert(row.to_owned());
@@ -92,7 +92,7 @@ impl Shapes {
     }
 }
 
-/// What differs from run to run in numbers, and ids of approvals and events.
+/// Replaces values that differ from run to run: numbers, and ids of approvals and events.
 fn plain(value: &mut Value, port: u16) {
     match value {
         Value::Object(fields) => {
@@ -100,7 +100,7 @@ fn plain(value: &mut Value, port: u16) {
                 let is_id = value.as_str().is_some_and(|text| uuid::Uuid::parse_str(text).is_ok());
                 match key.as_str() {
                     "uptimeMs" | "expires_in_ms" => *value = json!(0),
-                    // Keyed with a secret of the data folder, where it is not the observed SHA-256 of a token.
+                    // Keyed with a secret of the data folder, unless it is the observed SHA-256 of a token.
                     "tokenHash" if is_keyed(value) => *value = json!("{keyed hash}"),
                     "port" if *value == json!(port) => *value = json!("{port}"),
                     _ if is_id => *value = json!("{uuid}"),
@@ -201,13 +201,13 @@ fn every_reply_has_its_observed_shape() {
     let json = client.refused(400, "invalid_payload", "POST", &format!("{w}/inbox"), Some(json!({})));
     all.shape("inbox_not_multipart", row, &json);
 
-    // What agents read.
+    // Skills, commands, MCP servers and plugins.
     let patched =
         json_reply(client.call("PATCH", &format!("{w}/config"), Some(&json!({"openwork": {"a": 1}}))), 200);
     all.shape("config_patched", "PATCH /workspace/:id/config", &patched);
     let empty = client.refused(400, "invalid_payload", "PATCH", &format!("{w}/config"), Some(json!({})));
     all.shape("config_patch_empty", "PATCH /workspace/:id/config", &empty);
-    // Whoever changes a list is answered with it.
+    // A change of a list returns the new list.
     for (list, body, name) in [
         ("plugins", json!({"spec": "p@1"}), "p"),
         ("mcp", json!({"name": "m", "config": {"type": "remote", "url": "http://h"}}), "m"),
@@ -241,7 +241,7 @@ fn every_reply_has_its_observed_shape() {
     let reloaded = client.post(200, &format!("{w}/engine/reload"), json!({}));
     all.shape("engine_reloaded", "POST /workspace/:id/engine/reload", &reloaded);
 
-    // What a row says when it says no.
+    // Refusals of a row.
     let none = client.refused(404, "workspace_not_found", "GET", "/workspace/ws_000000000000/config", None);
     all.shape("workspace_not_found", "GET /workspace/:id/config", &none);
     all.shape("not_found", "", &client.refused(404, "not_found", "GET", "/nothing", None));
@@ -263,7 +263,7 @@ fn every_reply_has_its_observed_shape() {
     every_row_was_seen(&all.seen);
 }
 
-/// Counters of the moment.
+/// Counters that vary.
 fn busy_free(mut status: Value) -> Value {
     for key in ["connections", "runs"] {
         assert!(status.as_object_mut().unwrap().remove(key).is_some(), "{key}: {status}");
@@ -271,7 +271,7 @@ fn busy_free(mut status: Value) -> Value {
     status
 }
 
-/// What waits for a person, and what comes of it.
+/// Writes that wait for approval, and their outcomes.
 fn gated() -> Vec<String> {
     let setup = Setup::new().args(&["--approval=manual", "--approval-timeout=60000"]);
     let mut all = Shapes::new(setup);
@@ -311,7 +311,7 @@ fn gated() -> Vec<String> {
     all.seen.into_iter().collect()
 }
 
-/// A server that writes nothing and takes no files.
+/// A server in read-only mode without trays.
 fn closed() -> Vec<String> {
     let setup = Setup::new()
         .args(&["--approval=auto", "--read-only"])
@@ -336,7 +336,7 @@ fn closed() -> Vec<String> {
     all.seen.into_iter().collect()
 }
 
-/// An OpenCode that is not there, and one that does not reload.
+/// An OpenCode that is not running, and one that does not reload.
 fn unreachable() -> Vec<String> {
     let upstream = Upstream::saying(
         "HTTP/1.1 400 Bad Request\r\nContent-Length: 2\r\nContent-Type: text/plain\r\n\r\nno",
@@ -365,5 +365,5 @@ fn every_row_was_seen(seen: &BTreeSet<String>) {
             missing.push(row);
         }
     }
-    assert!(missing.is_empty(), "no golden file shows what these answer: {missing:#?}");
+    assert!(missing.is_empty(), "no golden file shows the responses of these rows: {missing:#?}");
 }

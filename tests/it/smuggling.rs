@@ -1,6 +1,6 @@
-//! No request is seen that a strict reader does not see, and none differently: random connections are sent in random
-//! pieces, and what came in is compared with what h11, from PyPI, reads in the same bytes. Where the gate is stricter on
-//! purpose is written down, rule by rule, in `h11_reference.py`.
+//! The server sees exactly the requests that a strict reader sees: random connections are sent in random pieces, and
+//! the requests received are compared with those that h11, from PyPI, reads in the same bytes. Every rule for which
+//! the gate is stricter on purpose is listed in `h11_reference.py`.
 //!
 //! Each test runs for `BERTH_PROOF_SECS`, else 12 s, and prints its seed and its count; `BERTH_PROOF_SEED` repeats it.
 
@@ -24,20 +24,20 @@ use crate::scratch::Scratch;
 use crate::server::Setup;
 use crate::smuggling_cases::{Dice, connection, cuts};
 
-/// h11 in a Python of its own; one line for each connection.
+/// h11 in its own Python process; one line for each connection.
 struct Reference {
     child: Child,
     to: ChildStdin,
     from: BufReader<ChildStdout>,
 }
 
-/// What it reads in a connection's bytes.
+/// The reading of a connection's bytes by h11.
 #[derive(Debug, Deserialize)]
 struct Verdict {
     requests: Vec<Wanted>,
     end: String,
     statuses: Vec<u16>,
-    /// Where it ended, if a head was read there.
+    /// The offset of the end, if a head was read there.
     last: Option<Wanted>,
 }
 
@@ -46,14 +46,14 @@ struct Wanted {
     method: String,
     target: String,
     headers: Vec<(String, String)>,
-    /// In hex.
+    /// In hexadecimal.
     body: String,
     chunked: bool,
 }
 
 impl Reference {
     fn start() -> Reference {
-        // `tests/run` installs it; where exactly cargo's folder is depends on the target.
+        // `tests/run` installs it; the path of cargo's folder depends on the target.
         let mut folders = Path::new(env!("CARGO_TARGET_TMPDIR")).ancestors().map(|up| up.join("it-python"));
         let packages = folders.find(|folder| folder.join("h11").is_dir()).unwrap_or_else(|| {
             panic!("h11 is missing: tests/run installs it (pip install --target target/it-python h11)")
@@ -97,20 +97,20 @@ impl Wanted {
         digits.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
     }
 
-    /// Its body is too large to be held until it is complete: a handler sees it before its end.
+    /// The body is too large to be buffered: a handler sees it before its end.
     fn streams(&self) -> bool {
         let announced = self.header("content-length").and_then(|digits| digits.parse::<u64>().ok());
         announced.is_some_and(|length| length > 64 << 10) || self.body.len() / 2 > 64 << 10
     }
 
-    /// The request id that it gave, if that is harmless.
+    /// The request id sent by the client, if it is harmless.
     fn id(&self) -> Option<&str> {
         let harmless = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         let id = self.header("x-request-id")?;
         ((1..=64).contains(&id.len()) && id.chars().all(harmless)).then_some(id)
     }
 
-    /// The headers that are for whoever is behind the gate.
+    /// The headers that are forwarded to handlers.
     fn end_to_end(&self) -> Vec<(String, String)> {
         let connection = self.headers.iter().filter(|(name, _)| name == "connection");
         let options: Vec<String> = connection
@@ -134,7 +134,8 @@ impl Wanted {
                 || name.starts_with("x-berth-")
                 || options.iter().any(|option| option == name))
         };
-        // Of an Upgrade header only WebSocket goes in, once, with its handshake; anything else is not spoken here.
+        // Of an Upgrade header only WebSocket is forwarded, once, with its handshake; other protocols are not
+        // supported.
         let websocket = |value: &str| {
             let mut offered = value.split(',').map(|protocol| protocol.trim_matches([' ', '\t']));
             offered.find(|protocol| protocol.eq_ignore_ascii_case("websocket")).map(str::to_owned)
@@ -153,7 +154,7 @@ impl Wanted {
     }
 }
 
-/// An answer as it came.
+/// A response as received.
 struct Reply {
     status: u16,
     head: String,
@@ -191,8 +192,8 @@ impl Reply {
     }
 }
 
-/// Sends the bytes in these pieces, and returns the answers. The connection is half-closed only after as many answers as
-/// are expected, because a client that has gone is a reason to end its commands.
+/// Sends the bytes in these pieces, and returns the responses. The connection is half-closed only after the expected
+/// number of responses, because a disconnect of the client ends its commands.
 fn talk(
     address: SocketAddr,
     bytes: &[u8],
@@ -205,7 +206,7 @@ fn talk(
     stream.set_read_timeout(Some(secs(15))).unwrap();
     let mut start = 0;
     for end in ends {
-        // A refusal may come before all was sent.
+        // A refusal may arrive before all bytes were sent.
         if (&stream).write_all(&bytes[start..*end]).is_err() {
             break;
         }
@@ -227,7 +228,7 @@ fn talk(
         }
     }
     let _ = stream.shutdown(Shutdown::Write);
-    // A refusal of a HEAD that could be read has no body; of one that could not, it has.
+    // The refusal of a readable HEAD request has no body; the refusal of an unreadable request has one.
     let last_is_head = expected.last.as_ref().is_some_and(|last| last.method == "HEAD");
     if let Some(reply) = Reply::read(&mut reader, last_is_head) {
         replies.push(reply);
@@ -241,14 +242,14 @@ fn talk(
     Ok(replies)
 }
 
-/// What of the verdict has been answered: so many requests, and perhaps one that was only begun.
+/// The answered part of the verdict: the number of complete requests, and whether one more was begun.
 struct Served {
     whole: usize,
     started: bool,
 }
 
-/// Compares the answers with the verdict. `early`: handlers answer without reading, so what lies behind a body that is
-/// streamed may not be reached.
+/// Compares the responses with the verdict. `early`: handlers answer without reading, so requests after a streamed
+/// body may not be reached.
 fn judge(expected: &Verdict, replies: &[Reply], early: bool) -> Result<Served, String> {
     let count = expected.requests.len();
     for (request, reply) in expected.requests.iter().zip(replies) {
@@ -286,7 +287,7 @@ fn judge(expected: &Verdict, replies: &[Reply], early: bool) -> Result<Served, S
     Ok(Served { whole: count, started })
 }
 
-/// Makes connections until the time is up, so many at once, and lets `check` send each.
+/// Generates connections until the time is up, `at_once` of them concurrently, and lets `check` send each.
 fn for_a_while(
     name: &str,
     at_once: u64,
@@ -335,7 +336,7 @@ fn for_a_while(
 fn the_server_answers_exactly_what_h11_reads() {
     let server = Setup::new().arg("--log-format=json").arg("--log-requests").start();
     let (expected, perhaps) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
-    // Several at once, so that an answer could also go to the wrong client.
+    // Several at once, so that a response to the wrong client would be noticed.
     for_a_while("the server", 4, |bytes, ends, expected_value, dice| {
         let replies = talk(server.address, bytes, ends, expected_value, dice)?;
         let served = judge(expected_value, &replies, true)?;
@@ -348,7 +349,7 @@ fn the_server_answers_exactly_what_h11_reads() {
                     serde_json::from_slice(&reply.body).unwrap(),
                 );
                 if asked["stdin"] != response["stdout"] {
-                    return Err(format!("the handler had another body: {response}"));
+                    return Err(format!("the handler received a different body: {response}"));
                 }
             }
         }
@@ -382,7 +383,7 @@ fn the_server_answers_exactly_what_h11_reads() {
     assert!(!server.log().contains("panicked"), "{}", server.log());
 }
 
-/// What `all` has more than `others`; both are sorted.
+/// The elements of `all` that `others` does not have; both are sorted.
 fn surplus<'a>(all: &'a [String], others: &[String]) -> Vec<&'a String> {
     let (mut found, mut at) = (Vec::new(), 0);
     for one in all {
@@ -398,14 +399,14 @@ fn surplus<'a>(all: &'a [String], others: &[String]) -> Vec<&'a String> {
     found
 }
 
-/// A request as tiny_http gave it to a handler.
+/// A request as tiny_http passed it to a handler.
 #[derive(Debug)]
 struct Seen {
     method: String,
     target: String,
     headers: Vec<(String, String)>,
     body: Vec<u8>,
-    /// The body came to its end.
+    /// The body was read to its end.
     whole: bool,
 }
 
@@ -452,7 +453,7 @@ fn handlers_get_what_h11_reads() {
                         let _ = request.respond(tiny_http::Response::empty(204));
                         continue;
                     }
-                    // Bodies arrive while the loop must go on.
+                    // Bodies arrive while the loop must continue.
                     let seen = seen.clone();
                     thread::spawn(move || {
                         let (reply, request) = observe(request);
@@ -469,7 +470,7 @@ fn handlers_get_what_h11_reads() {
     for_a_while("the gate", 1, |bytes, ends, expected, dice| {
         let replies = talk(address, bytes, ends, expected, dice)?;
         let served = judge(expected, &replies, false)?;
-        // A request that breaks off ends without an answer; its handler notices when its connection is closed.
+        // A truncated request ends without a response; its handler notices when its connection is closed.
         wait_for("the connection to end", secs(5), || gate.connections().is_empty().then_some(()));
         if served.started {
             wait_for("a handler to notice", secs(5), || {

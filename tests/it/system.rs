@@ -1,5 +1,5 @@
-//! The OpenWork server's own routes, as its clients know them: health, status, capabilities, whoami, workspaces,
-//! activate, the mounted forms, CORS, read-only mode, and how a request is refused.
+//! The OpenWork server's own routes, as its clients use them: health, status, capabilities, whoami, workspaces,
+//! activate, the mounted forms, CORS, read-only mode, and the form of refusals.
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -150,7 +150,7 @@ fn activate() {
     let path = format!("/workspaces/{second}/activate");
     // Observed: this is a 401, not a 403, also for a valid collaborator.
     let reply = server.collaborator().refused(401, "unauthorized", "POST", &path, None);
-    // And it says which credential was seen.
+    // The message names the credential that was sent.
     let message = reply["message"].as_str().unwrap();
     assert!(message.starts_with("Invalid host token: the client token"), "{message}");
     server.anyone().refused(401, "unauthorized", "POST", &path, None);
@@ -212,7 +212,7 @@ fn unknown_routes_and_methods() {
     ] {
         owner.refused(405, "method_not_allowed", method, &path, None);
         let reply = owner.call(method, &path, None);
-        assert!(reply.header("allow").is_some(), "a 405 must say what is allowed: {reply}");
+        assert!(reply.header("allow").is_some(), "a 405 must name the allowed methods: {reply}");
     }
 }
 
@@ -229,7 +229,7 @@ fn strange_paths_are_refused_not_served() {
 }
 
 #[test]
-fn credentials_are_asked_before_anything_is_told() {
+fn credentials_are_checked_before_any_detail_is_returned() {
     let server = Server::start();
     for (method, path) in [
         ("GET", "/api/workspaces".to_owned()),
@@ -248,7 +248,7 @@ fn credentials_are_asked_before_anything_is_told() {
 }
 
 #[test]
-fn what_a_collaborator_may_not_do() {
+fn collaborators_cannot_use_owner_routes() {
     let server = Server::start();
     let id = "11111111-1111-4111-8111-111111111111";
     let client = server.collaborator();
@@ -282,7 +282,7 @@ fn read_only_refuses_writes() {
     assert_eq!(owner.get(200, "/status")["readOnly"], true);
     assert_eq!(owner.get(200, "/capabilities")["config"]["write"], false);
     owner.get(200, "/api/workspaces");
-    // Observed: activate works in read-only mode, for it is kept in memory only.
+    // Observed: activate works in read-only mode, because it is stored in memory only.
     let second = owner.get(200, "/workspaces")["items"][1]["id"].as_str().unwrap().to_owned();
     owner.call("POST", &format!("/workspaces/{second}/activate"), None).expect(200);
 }
@@ -301,7 +301,7 @@ fn cors() {
     for other in ["http://c.example", "null", "http://a.example.evil", "https://a.example"] {
         assert_eq!(allowed_origin(&from(other)), None, "{other}");
     }
-    // Errors are for the page too.
+    // Pages can read errors, too.
     let refused = server.anyone().send("GET", "/status", &[("Origin", "http://a.example")], None).expect(401);
     assert_eq!(allowed_origin(&refused), Some("http://a.example"));
 }
@@ -337,7 +337,7 @@ fn options_on_anything() {
 }
 
 #[test]
-fn answers_say_what_they_are() {
+fn responses_have_a_content_type() {
     let server = Server::start();
     for (path, status) in [("/health", 200), ("/nothing", 404), ("/status", 401)] {
         let reply = server.anyone().call("GET", path, None).expect(status);
@@ -356,7 +356,7 @@ fn many_requests_on_one_connection() {
     }
 }
 
-/// The OpenWork server has this form for clients that know a server by the address of one workspace.
+/// The OpenWork server has this form for clients that use the address of one workspace as the server's address.
 #[test]
 fn a_workspace_has_its_routes_below_its_mount_as_well() {
     let server = two_workspaces().start();
@@ -368,7 +368,7 @@ fn a_workspace_has_its_routes_below_its_mount_as_well() {
         let mounted = server.collaborator().get(200, &format!("/w/{second}/workspace/{second}/{call}"));
         assert_eq!(plain, mounted);
     }
-    // The scope asked for is the same, and so is what is not there.
+    // The required scope is the same, and missing resources give the same errors.
     let skill = format!("/w/{second}/workspace/{second}/skills/x");
     server.anyone().refused(401, "unauthorized", "GET", &skill, None);
     for path in [
@@ -387,15 +387,15 @@ fn a_workspace_has_its_routes_below_its_mount_as_well() {
     let seen = server.collaborator().get(200, &format!("/w/{second}/workspaces"));
     assert_eq!((seen["items"].as_array().unwrap().len(), &seen["activeId"]), (1, &json!(second)));
     for call in ["health", "capabilities"] {
-        // Observed: the id is not looked at.
+        // Observed: the id is ignored.
         server.collaborator().get(200, &format!("/w/nowhere/{call}"));
     }
 }
 
-/// The OpenWork server gave OpenCode's password to every client. Its own orchestrator compares it with the client token, so
-/// a collaborator gets it; a viewer does not, wherever a workspace is shown.
+/// The OpenWork server gave OpenCode's password to every client. Its own orchestrator compares it with the client
+/// token, so a collaborator gets it; a viewer does not, on any route that shows a workspace.
 #[test]
-fn viewers_are_not_told_the_password_of_opencode() {
+fn viewers_cannot_read_the_password_of_opencode() {
     let server = two_workspaces()
         .env("OPENWORK_OPENCODE_BASE_URL", "http://127.0.0.1:4096")
         .env("OPENWORK_OPENCODE_USERNAME", "opencode")
@@ -420,14 +420,14 @@ fn viewers_are_not_told_the_password_of_opencode() {
         assert!(!seen.contains("s3cret") && !seen.contains("username"), "{path}: {seen}");
     }
     assert_eq!(viewer.get(200, "/workspaces")["items"][0]["opencode"]["baseUrl"], "http://127.0.0.1:4096");
-    // A stored token is not the one that the orchestrator passed.
+    // A stored token is not the token that the orchestrator set.
     let password = |client: &crate::client::Client| {
         client.get(200, "/workspaces")["items"][0]["opencode"]["password"].clone()
     };
     let stored = |scope: &str| crate::scoped_tokens::client(&server, json!({ "scope": scope }));
     assert_eq!(password(&stored("collaborator")), json!(null));
     assert_eq!(password(&stored("owner")), "s3cret-of-opencode");
-    // Nor does the client token see one that an owner has set.
+    // The client token does not see an address and password that an owner has set.
     let change =
         json!({"baseUrl": "http://127.0.0.1:4097", "opencodeUsername": "u", "opencodePassword": "set-later"});
     server.owner().call("PATCH", &format!("/workspaces/{id}"), Some(&change)).expect(200);
@@ -435,9 +435,9 @@ fn viewers_are_not_told_the_password_of_opencode() {
     assert_eq!(password(&server.collaborator()), json!(null));
 }
 
-/// A limited owner's active workspace is its own affair.
+/// Activating a workspace with a limited owner token affects that token only.
 #[test]
-fn a_limited_owner_redirects_nobody_else() {
+fn activate_by_a_limited_owner_affects_only_its_token() {
     let server = two_workspaces().start();
     let list = server.owner().get(200, "/workspaces");
     let id = |at: usize| list["items"][at]["id"].as_str().unwrap().to_owned();
@@ -454,7 +454,7 @@ fn a_limited_owner_redirects_nobody_else() {
     for client in [server.owner(), server.collaborator(), limited(json!([id(0), id(1)]))] {
         assert_eq!(client.get(200, "/workspaces")["activeId"], list["activeId"]);
     }
-    // `/opencode` follows, and never leads a token out of its workspaces.
+    // `/opencode` follows the active workspace, and never leads to a workspace that the token may not use.
     for (at, url) in [(0, "http://127.0.0.1:1"), (1, "http://127.0.0.1:2")] {
         server
             .owner()

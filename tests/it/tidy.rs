@@ -1,10 +1,10 @@
-//! Promises of `assets/docs/decisions.md#6-layers` about the source itself, as checks: who may use whom, how long a file may be, where the
-//! dangerous things live. Each failure says what to do instead.
+//! Rules of `assets/docs/decisions.md#6-layers` about the source, as checks: which module may use which, the length of
+//! files, the location of dangerous code. Each failure names the remedy.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Top to bottom: a module may use what stands below it.
+/// Top to bottom: a module may use those below it.
 const LAYERS: [&str; 25] = [
     "main",
     "lib",
@@ -33,7 +33,7 @@ const LAYERS: [&str; 25] = [
     "base",
 ];
 
-/// Below, and yet not to be used: what ties the two together is a trait that the upper one defines.
+/// Below, but still forbidden: the two are connected by a trait that the upper module defines.
 const NEVER: [(&str, &str); 4] = [
     ("workspaces", "runs"),
     ("workspaces", "containers"),
@@ -67,7 +67,7 @@ fn sources(folder: &str) -> Vec<(String, String)> {
     found
 }
 
-/// The code of a text: without `//` comments, documentation among them, and without what stands in strings.
+/// Removes `//` comments, including documentation, and the contents of strings.
 fn code(text: &str) -> String {
     let mut code = String::new();
     let mut rest = text;
@@ -109,7 +109,7 @@ fn layer(file: &str) -> &str {
     name.split('/').next().unwrap().trim_end_matches(".rs")
 }
 
-/// The modules that stand directly behind `crate::` (or `berth::`), also in `crate::{a, b::c}`.
+/// The modules directly after `crate::` (or `berth::`), also in `crate::{a, b::c}`.
 fn uses(code: &str) -> Vec<String> {
     let mut found = Vec::new();
     for start in ["crate::", "berth::"] {
@@ -172,7 +172,7 @@ fn arrows_point_down() {
                 }
                 Some(_) if NEVER.contains(&(from, to.as_str())) => {
                     wrong.push(format!(
-                        "{file}: {from} must not know {to}; let {to}'s owner hand it a trait object"
+                        "{file}: {from} must not use {to}; let the owner of {to} pass a trait object"
                     ));
                 }
                 Some(_) => {}
@@ -196,7 +196,7 @@ fn files_can_be_read_in_one_sitting() {
 fn every_file_has_a_charter() {
     for folder in ["src", "tests"] {
         for (file, text) in sources(folder) {
-            assert!(text.starts_with("//! "), "{file} must open with what it is for, in a //! comment");
+            assert!(text.starts_with("//! "), "{file} must begin with a //! comment that states its purpose");
         }
     }
 }
@@ -266,7 +266,7 @@ fn every_dependency_has_a_reason() {
         } else if inside
             && line.split_once('=').is_some_and(|(name, _)| !name.contains(' ') || name.ends_with(' '))
         {
-            assert!(reason, "{line}: say in a comment above it (or above its group) why it is there");
+            assert!(reason, "{line}: give the reason for it in a comment above it or above its group");
         }
     }
 }
@@ -277,7 +277,7 @@ fn modules_are_named_by_a_concept() {
         for part in PathBuf::from(&file).components() {
             let part = part.as_os_str().to_str().unwrap().trim_end_matches(".rs");
             let vague = ["utils", "util", "helpers", "helper", "common", "manager", "misc"].contains(&part);
-            assert!(!vague, "{file}: {part} says nothing; name the concept");
+            assert!(!vague, "{file}: {part} has no meaning; name the concept");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! A token that expires ends what was opened with it, without anybody's doing: WebSockets of our own and of OpenCode's,
-//! streams of our own and of OpenCode's, on both ways to OpenCode. What was opened with others goes on.
+//! A token that expires ends the connections that were opened with it, without further requests: WebSockets and
+//! streams of berth, and those of OpenCode on both paths of the proxy. Connections of other tokens stay open.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -16,7 +16,7 @@ use crate::upstream::{Upstream, expect_end};
 
 const LIFE: u64 = 8;
 
-/// A stream or a WebSocket of OpenCode's: its head has come, and the upstream says no more.
+/// A stream or a WebSocket of OpenCode: its head has arrived, and the upstream sends no more.
 fn open(server: &Server, token: &str, rest: &str) -> TcpStream {
     let mut stream = TcpStream::connect(server.address).unwrap();
     stream.set_read_timeout(Some(secs(60))).unwrap();
@@ -35,7 +35,7 @@ const UPGRADE: &str = "/pty/x/connect HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade
                        13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 
 #[test]
-fn what_an_expired_token_has_open_is_closed() {
+fn connections_of_an_expired_token_are_closed() {
     let upstream = Upstream::start(|seen, stream| {
         let answer: &[u8] = match seen.header("upgrade") {
             Some(_) => {
@@ -47,7 +47,7 @@ fn what_an_expired_token_has_open_is_closed() {
             }
         };
         stream.write_all(answer).unwrap();
-        // It never ends by itself, and is told of the end.
+        // The run never ends by itself; the stream reports the reason of its end.
         expect_end_of_all(stream);
         false
     });
@@ -84,7 +84,7 @@ fn what_an_expired_token_has_open_is_closed() {
     }
 }
 
-/// Reads until the end, for minutes if need be.
+/// Reads until the end, for minutes if necessary.
 fn expect_end_of_all(stream: &mut TcpStream) {
     stream.set_read_timeout(Some(secs(120))).unwrap();
     while matches!(stream.read(&mut [0; 64]), Ok(1..)) {}

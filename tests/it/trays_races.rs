@@ -1,5 +1,5 @@
-//! A second process that swaps folders and files for links, as fast as it can, while files are put in, listed and
-//! fetched: nothing is written, shown or removed outside of the workspace.
+//! A second process that swaps folders and files for links, as fast as it can, while files are uploaded, listed and
+//! downloaded: no file outside of the workspace is written, shown or removed.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -15,8 +15,8 @@ use crate::trays::{Desk, OUTBOX, id_of};
 
 pub const SECRET: &str = "the-secret-outside-77ab";
 
-/// Swaps the entries named by its arguments for links to what lies outside, and back, until it is killed. It says once
-/// that it has begun.
+/// Swaps the entries named by its arguments for links to look-alikes outside, and back, until it is killed. Prints one
+/// line when it has begun.
 const SWAPPER: &str = r#"
 import os, sys
 outside, paths = sys.argv[1], sys.argv[2:]
@@ -64,7 +64,7 @@ impl Drop for Swapper {
     }
 }
 
-/// What lies outside: a look-alike of everything that is swapped, with a secret in each file.
+/// The targets outside: a look-alike of every swapped entry, with a secret in each file.
 fn outside() -> (Scratch, String, Vec<String>) {
     let scratch = Scratch::new();
     for file in [
@@ -92,7 +92,7 @@ pub fn look(folder: &str) -> Vec<String> {
 }
 
 #[test]
-fn folders_that_become_links_lead_nowhere() {
+fn folders_swapped_for_links_are_never_followed() {
     let desk = Desk::new(Setup::new().arg("--approval=auto"));
     let (_scratch, outside, before) = outside();
     let base = desk.work.join(".opencode/openwork");
@@ -153,18 +153,18 @@ fn folders_that_become_links_lead_nowhere() {
         drop(swapper);
         assert!(fetched > 0 && refused > 0 && kept > 0, "{swapped:?}: {fetched} {refused} {kept}");
         assert_eq!(look(&outside), before, "{swapped:?}: something outside was changed");
-        // As it was, whatever the swapper was doing.
+        // Restored to the original state.
         for path in &swapped {
             let _ = fs::remove_file(path);
             let _ = fs::rename(format!("{path}.real"), path);
         }
     }
-    // Nobody sits on a half upload.
+    // No partial upload remains.
     wait_for("an upload to work again", secs(20), || (desk.put("last", b"1").status == 200).then_some(()));
 }
 
 #[test]
-fn artifacts_whose_names_are_not_utf_8_can_be_had() {
+fn artifacts_with_names_that_are_not_utf_8_can_be_downloaded() {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt as _;
     let desk = Desk::auto();
@@ -185,6 +185,6 @@ fn artifacts_whose_names_are_not_utf_8_can_be_had() {
     }
     bodies.sort();
     assert_eq!(bodies, [&b"a\nb"[..], b"caf\xe8.txt", b"caf\xe9.txt", b"\xff"]);
-    // An id of a file that is not there, and ids that lead elsewhere.
+    // The id of a missing file, and ids that would lead elsewhere.
     desk.client().refused(404, "artifact_not_found", "GET", &format!("{}/artifacts/_w", desk.path), None);
 }

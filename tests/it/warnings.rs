@@ -1,5 +1,5 @@
-//! What a request says and nothing reads is told of: misspelt fields and parameters, values that were clamped, names that
-//! are not in the library. The request is answered as before.
+//! Warnings for parts of a request that have no effect: misspelt fields and parameters, values that were clamped,
+//! names that are not in the library. The rest of the response is unchanged.
 
 use serde_json::{Value, json};
 
@@ -24,7 +24,7 @@ fn warned(server: &Server, method: &str, path: &str, body: Option<Value>, expect
 }
 
 #[test]
-fn misspelt_fields_and_parameters_are_told_of() {
+fn misspelt_fields_and_parameters_give_warnings() {
     let server = Setup::new().arg("--approval=auto").start();
     let exec = format!("/api/workspaces/{NIL}/exec");
     let runs = format!("/api/workspaces/{NIL}/runs");
@@ -58,7 +58,7 @@ fn misspelt_fields_and_parameters_are_told_of() {
             "The library has no skill `nope` yet",
         ],
     );
-    // In the objects inside as well, where a value that is not read bounds nothing.
+    // In nested objects as well, where an ignored field would leave a limit unset.
     post(
         &exec,
         json!({"command": "true", "limits": {"memroy_bytes": 1}}),
@@ -105,7 +105,7 @@ fn misspelt_fields_and_parameters_are_told_of() {
     let path = format!("/api/workspaces/{NIL}");
     warned(&server, "PUT", &path, Some(put), &["unknown field `nmae`; did you mean `name`?"]);
     warned(&server, "GET", &format!("{path}?full=1"), None, &["unknown query parameter `full`"]);
-    // An answer that is no object carries it in a header.
+    // A response that is not an object has its warnings in a header.
     let list = warned(
         &server,
         "GET",
@@ -126,7 +126,7 @@ fn misspelt_fields_and_parameters_are_told_of() {
     assert_eq!(reply.status, 400);
     assert!(reply.value().get("warnings").is_none(), "{reply}");
     assert_eq!(warnings(&reply), ["unknown field `comand`; did you mean `command`?"]);
-    // Project routes as well; nothing that was not asked for is added.
+    // Project routes as well; no field is added to other responses.
     let id = server.owner().get(200, "/workspaces")["activeId"].as_str().unwrap().to_owned();
     let skill =
         json!({"name": "fine", "content": "---\nname: fine\ndescription: d\n---\n", "descripton": "d"});
@@ -139,9 +139,9 @@ fn misspelt_fields_and_parameters_are_told_of() {
     warned(&server, "GET", "/ui?token=x", None, &[]);
 }
 
-/// Every list and document: a parameter that none of them has.
+/// Every list and document, with a parameter that none of them has.
 #[test]
-fn misspelt_parameters_are_told_of_on_every_route() {
+fn misspelt_parameters_give_warnings_on_every_route() {
     use berth::api::routes::ROUTES;
     let server = Setup::new().arg("--approval=auto").start();
     let owner = server.owner();
@@ -194,7 +194,7 @@ fn warnings_are_harmless_and_readable_for_pages() {
 }
 
 #[test]
-fn what_suggests_a_container_does_not_become_the_host() {
+fn fields_of_a_container_never_create_a_host_workspace() {
     let server = Server::start();
     let owner = server.owner();
     let fields = [
@@ -217,7 +217,7 @@ fn what_suggests_a_container_does_not_become_the_host() {
         assert!(response["message"].as_str().unwrap().contains("workspace_type"), "{response}");
     }
     assert_eq!(owner.get(200, "/api/workspaces").as_array().unwrap().len(), 1);
-    // Said so, or with a path, it is a host workspace; blank fields say nothing.
+    // With an explicit type or a path, it is a host workspace; blank fields are ignored.
     owner.post(
         200,
         "/api/workspaces",
@@ -235,7 +235,7 @@ fn what_suggests_a_container_does_not_become_the_host() {
         owner.post(200, "/api/workspaces", json!({"name": "d", "path": path, "init_script": "true"}));
     assert_eq!(created["workspace_type"], "host");
     assert!(created["warnings"][0].as_str().unwrap().contains("workspace_type"), "{created}");
-    // A template still implies a container; an unknown one is told of with those that there are.
+    // A template still implies a container; the error for an unknown template lists the existing ones.
     owner.put(200, "/api/library/workspace-template/one", json!({"description": "x"}));
     let response = owner.refused(
         404,

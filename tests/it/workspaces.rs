@@ -1,4 +1,4 @@
-//! The workspace record: create, read, change, delete, and that nothing of it is ever lost or shared.
+//! The workspace record: create, read, update and delete; no record is lost, and no folder is shared.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -88,7 +88,7 @@ fn create_takes_every_field() {
         "init_script": "#!/bin/bash\necho hi\n", "shared_network": false, "tailscale_mode": "tailnet_only",
         "mcps": ["m"], "config_profile": "c", "not_known": 1
     }));
-    // Beside the object: what was unknown.
+    // Returned beside the record: unknown fields.
     let warnings = created.as_object_mut().unwrap().remove("warnings").unwrap();
     let missing = |name: &str| json!(format!("The library has no skill `{name}` yet"));
     assert_eq!(warnings, json!(["unknown field `not_known`", missing("go"), missing("python-dev")]));
@@ -113,7 +113,7 @@ fn create_takes_every_field() {
     assert_eq!(owner.get(200, &url(&created)), created);
     assert!(
         path_of(&created).starts_with(fs::canonicalize(&server.data).unwrap()),
-        "a container lives with berth: {created}"
+        "the folder of a container is in the data folder: {created}"
     );
 }
 
@@ -168,7 +168,7 @@ fn lists_are_sorted_by_name() {
 }
 
 #[test]
-fn two_of_the_same_name_never_share_a_folder() {
+fn workspaces_with_the_same_name_never_share_a_folder() {
     let server = Server::start();
     let owner = server.owner();
     for kind in ["host", "container"] {
@@ -184,7 +184,7 @@ fn two_of_the_same_name_never_share_a_folder() {
 }
 
 #[test]
-fn put_changes_what_is_given() {
+fn put_changes_only_the_given_fields() {
     let server = Server::start();
     let owner = server.owner();
     for name in ["a", "b", "c"] {
@@ -229,7 +229,7 @@ fn put_changes_what_is_given() {
         assert_eq!(put[field], Value::Null, "{field}");
     }
     assert_eq!(owner.get(200, &url), put);
-    // Type and folder are for life; a client that sends the whole object back changes neither.
+    // Type and folder are immutable; a client that sends the whole record back changes neither.
     let mut whole = put.clone();
     whole["path"] = json!("/etc");
     whole["workspace_type"] = json!("host");
@@ -265,7 +265,7 @@ fn parallel_puts_of_different_fields_lose_nothing() {
 }
 
 #[test]
-fn everything_is_there_after_a_restart() {
+fn workspaces_are_kept_across_a_restart() {
     let setup = Setup::new();
     let server = setup.start();
     let owner = server.owner();
@@ -287,7 +287,7 @@ fn everything_is_there_after_a_restart() {
 }
 
 #[test]
-fn a_hundred_parallel_creates_are_a_hundred_workspaces() {
+fn a_hundred_parallel_creates_make_a_hundred_workspaces() {
     let setup = Setup::new();
     let server = setup.start();
     thread::scope(|scope| {
@@ -308,11 +308,11 @@ fn a_hundred_parallel_creates_are_a_hundred_workspaces() {
 }
 
 #[test]
-fn delete_removes_exactly_its_own() {
+fn delete_removes_exactly_the_files_of_the_workspace() {
     let server = Server::start();
     let owner = server.owner();
     let outside = server.scratch().file("outside/precious", "keep me");
-    // A folder of berth's own goes with its workspace, whatever lies in it; links are removed, not followed.
+    // A folder that berth created is deleted with its workspace and all contents; links are removed, not followed.
     let created = owner.post(200, "/api/workspaces", json!({"name": "ours"}));
     let folder = path_of(&created);
     std::os::unix::fs::symlink(outside.parent().unwrap(), folder.join("link")).unwrap();
@@ -321,11 +321,11 @@ fn delete_removes_exactly_its_own() {
     fs::write(deep.join("file"), "x").unwrap();
     let reply = owner.delete(200, &url(&created));
     assert!(reply.as_str().is_some_and(|text| text.contains(created["id"].as_str().unwrap())), "{reply}");
-    assert!(!folder.exists(), "left behind");
+    assert!(!folder.exists(), "not removed");
     assert_eq!(read(&outside), "keep me");
     owner.refused(404, "workspace_not_found", "GET", &url(&created), None);
     owner.refused(404, "workspace_not_found", "DELETE", &url(&created), None);
-    // Somebody else's folder stays; only the record goes.
+    // A folder that the user supplied stays; only the record is deleted.
     let theirs = fs::canonicalize(&server.work).unwrap().join("theirs");
     fs::create_dir(&theirs).unwrap();
     fs::write(theirs.join("file"), "x").unwrap();
@@ -336,7 +336,7 @@ fn delete_removes_exactly_its_own() {
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// What lies in the data folder's `workspaces`, besides the default one's record.
+/// Entries of the data folder's `workspaces` other than the default record.
 fn leftovers(data: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(data.join("workspaces")).into_iter().flatten().flatten();
     let own = |path: &PathBuf| path.file_name().is_some_and(|name| name == NIL);
@@ -344,7 +344,7 @@ fn leftovers(data: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_change_that_meets_the_deletion_finds_nothing() {
+fn updates_during_a_deletion_get_404() {
     let server = crate::fixture::shared();
     for round in 0..30 {
         let created = server.owner().post(200, "/api/workspaces", json!({"name": format!("brief {round}")}));
@@ -365,7 +365,7 @@ fn a_change_that_meets_the_deletion_finds_nothing() {
 }
 
 #[test]
-fn delete_answers_with_a_sentence() {
+fn delete_returns_a_message() {
     let server = Server::start();
     let created = server.owner().post(200, "/api/workspaces", json!({"name": "w"}));
     let reply = server.owner().call("DELETE", &url(&created), None).expect(200);
@@ -433,7 +433,7 @@ fn debug_of_a_container_that_is_not_built() {
 }
 
 #[test]
-fn an_unknown_template_makes_nothing() {
+fn an_unknown_template_creates_no_workspace() {
     let server = Server::start();
     let body = json!({"name": "t", "template": "nodejs-dev"});
     let reply = server.owner().refused(404, "not_in_library", "POST", "/api/workspaces", Some(body));
