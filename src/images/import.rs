@@ -7,54 +7,17 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::Instant;
 
-use serde::Serialize;
-
 use super::compression::{StreamObserver, read_ahead};
 use super::layers::{self, LayeredImage};
 use super::record::ImageSource;
+use super::report::{ImportProgress, ImportSpec, ImportedImage, ProgressFn};
 use super::rules::IMAGE;
 use super::staging::Staging;
-use super::writer::{LeftOut, TreeWriter};
-use super::{ImageName, ImageView, Images, archive, clean, pack};
+use super::writer::TreeWriter;
+use super::{Images, archive, clean, pack};
 use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::Cancel;
 use crate::store::beneath::Root;
-
-/// Progress of an import.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct ImportProgress {
-    /// Current step: `unpack`, `layer 2 of 5`, `list`.
-    pub step: String,
-    /// Bytes of the input read in this step.
-    pub read_bytes: u64,
-    /// Total number of bytes, if known.
-    pub total_bytes: Option<u64>,
-    /// Entries written so far.
-    pub entries: u64,
-}
-
-/// Callback for progress.
-pub type ProgressFn<'a> = &'a mut dyn FnMut(ImportProgress);
-
-/// Result of an import.
-#[derive(Clone, Debug, Serialize)]
-pub struct ImportedImage {
-    #[serde(flatten)]
-    pub image: ImageView,
-    /// Entries that were omitted or changed.
-    pub left_out: LeftOut,
-}
-
-/// Parameters of an import.
-#[derive(Clone, Debug)]
-pub struct ImportSpec<'a> {
-    /// Name that will point to the image.
-    pub name: &'a ImageName,
-    /// Description of the source.
-    pub origin: String,
-    /// Tag that selects one of several images in an archive.
-    pub reference: Option<&'a str>,
-}
 
 /// One import.
 pub(super) struct ImageImport<'a> {

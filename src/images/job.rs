@@ -8,7 +8,8 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, bounded};
 use serde_json::{Map, Value, json};
 
-use super::import::{ImageImport, ImportProgress, ImportSpec, ImportedImage, ProgressFn};
+use super::import::ImageImport;
+use super::report::{ImportProgress, ImportSpec, ImportedImage, ProgressFn};
 use super::{ImageId, ImageName, Images};
 use crate::base::{Error, Result, limits};
 use crate::events::Topic;

@@ -9,7 +9,8 @@ use std::path::Path;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-use super::import::{ProgressFn, unpack};
+use super::import::unpack;
+use super::report::ProgressFn;
 use super::writer::{TreeWriter, normalize, split};
 use crate::base::hex::encode as hex;
 use crate::base::{At, Code, Error, Result, limits};
