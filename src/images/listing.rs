@@ -37,6 +37,7 @@ use super::id::ImageId;
 use crate::base::hex::encode as hex;
 use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::Cancel;
+use crate::store::beneath::dir_entries;
 
 /// SHA-256 of a file.
 pub(super) type FileDigest = [u8; 32];
@@ -254,12 +255,8 @@ pub(super) fn too_many() -> Error {
 /// Returns the names in a directory in byte order, which all walks over an image use.
 pub(super) fn names_in(folder: &OwnedFd, path: &[u8], most: u64) -> Result<Vec<CString>> {
     let mut names: Vec<CString> = Vec::new();
-    let mut dir = Dir::read_from(folder).at("list", display_path(path))?;
-    while let Some(entry) = dir.read() {
-        let entry = entry.at("list", display_path(path))?;
-        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-            names.push(entry.file_name().to_owned());
-        }
+    for entry in dir_entries(Dir::read_from(folder).at("list", display_path(path))?) {
+        names.push(entry.at("list", display_path(path))?.file_name().to_owned());
         if names.len() as u64 > most {
             return Err(too_many());
         }

@@ -27,6 +27,7 @@ use super::listing::{FileDigest, KnownDigests, is_content_xattr};
 use super::rules::{ArchiveRules, BACKUP, IMAGE};
 use super::sums;
 use crate::base::{At, Code, Error, Result, limits};
+use crate::store::beneath::dir_entries;
 use crate::store::tree;
 
 /// Disk space that an import leaves free: enough for all other files of berth.
@@ -553,15 +554,7 @@ pub(super) fn join(folder: &[u8], name: &[u8]) -> Vec<u8> {
 }
 
 fn names(folder: &OwnedFd) -> rustix::io::Result<Vec<Vec<u8>>> {
-    let mut names = Vec::new();
-    let mut dir = Dir::read_from(folder)?;
-    while let Some(entry) = dir.read() {
-        let entry = entry?;
-        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-            names.push(entry.file_name().to_bytes().to_vec());
-        }
-    }
-    Ok(names)
+    dir_entries(Dir::read_from(folder)?).map(|entry| Ok(entry?.file_name().to_bytes().to_vec())).collect()
 }
 
 /// Whether overlayfs uses the attribute (Documentation/filesystems/overlayfs.rst).

@@ -10,7 +10,7 @@ pub fn boot_id() -> String {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_kernel_identifies_the_boot() {
+    fn boot_id_is_a_uuid() {
         assert!(!super::boot_id().is_empty());
     }
 }

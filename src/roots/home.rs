@@ -24,6 +24,7 @@ use super::record::RootRecord;
 use super::record::holder;
 use super::{RootLocation, Roots};
 use crate::base::{At, Code, Error, Result};
+use crate::store::beneath::dir_entries;
 use crate::store::file;
 
 /// Name of the root in its home.
@@ -254,7 +255,6 @@ fn read_marker(folder: &OwnedFd) -> Result<Option<String>> {
 }
 
 fn is_empty(folder: &OwnedFd) -> Result<bool> {
-    let entries = rustix::fs::Dir::read_from(folder).at("list", "a container's folder")?;
-    let names = entries.flatten().map(|entry| entry.file_name().to_bytes().to_owned());
-    Ok(names.filter(|name| name != b"." && name != b"..").count() == 0)
+    let dir = rustix::fs::Dir::read_from(folder).at("list", "a container's folder")?;
+    Ok(dir_entries(dir).flatten().next().is_none())
 }

@@ -326,7 +326,7 @@ impl Allowlist {
         }
         let home = self.home.canonicalize().unwrap_or_else(|_| self.home.clone());
         if home.starts_with(real) || PARENT_ONLY.iter().any(|whole| Path::new(whole).starts_with(real)) {
-            return refuse("it contains the system's configuration or home folders".into());
+            return refuse("it contains the system's configuration or a home folder".into());
         }
         let mut patterns = BLOCKED_NAMES.iter().copied().chain(patterns.iter().map(String::as_str));
         match patterns.find(|pattern| self.blocks(pattern, real)) {

@@ -11,8 +11,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, fstat, fstatfs, major,
-    minor, mkdirat, open, openat, openat2, renameat, unlinkat,
+    AtFlags, Dir, DirEntry, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, fstat, fstatfs,
+    major, minor, mkdirat, open, openat, openat2, renameat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::path::Arg;
@@ -191,9 +191,9 @@ impl Root {
         let opened = none_if_missing(self.resolve(rel, FOLDER, IN_ROOT));
         let Some(folder) = map_kernel_error(opened, "list", rel)? else { return Ok(None) };
         let mut count = 0;
-        for entry in map_kernel_error(Dir::new(folder), "list", rel)? {
-            let entry = map_kernel_error(entry, "list", rel)?;
-            count += u64::from(!is_dots(entry.file_name().to_bytes()));
+        for entry in dir_entries(map_kernel_error(Dir::new(folder), "list", rel)?) {
+            map_kernel_error(entry, "list", rel)?;
+            count += 1;
             if count == ENTRY_COUNT {
                 break;
             }
@@ -209,11 +209,8 @@ impl Root {
         let opened = none_if_missing(self.resolve(rel, FOLDER, IN_ROOT));
         let Some(folder) = map_kernel_error(opened, "list", rel)? else { return Ok(Vec::new()) };
         let mut names = Vec::new();
-        for entry in map_kernel_error(Dir::new(folder), "list", rel)? {
+        for entry in dir_entries(map_kernel_error(Dir::new(folder), "list", rel)?) {
             let entry = map_kernel_error(entry, "list", rel)?;
-            if is_dots(entry.file_name().to_bytes()) {
-                continue;
-            }
             if names.len() == most {
                 return Err(invalid_path("list", rel, &format!("it has more than {most} entries")));
             }
@@ -480,6 +477,11 @@ pub(super) fn split<'a>(rel: &'a str, verb: &str) -> Result<(&'a str, &'a str)> 
         return Err(invalid_path(verb, rel, "no file can have this name"));
     }
     Ok((parent, name))
+}
+
+/// Returns the entries of a folder without `.` and `..`.
+pub fn dir_entries(dir: Dir) -> impl Iterator<Item = rustix::io::Result<DirEntry>> {
+    dir.filter(|entry| entry.as_ref().map_or(true, |entry| !is_dots(entry.file_name().to_bytes())))
 }
 
 pub(super) fn is_dots(name: &[u8]) -> bool {

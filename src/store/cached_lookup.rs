@@ -44,7 +44,7 @@ mod tests {
 
     #[test]
     #[expect(clippy::disallowed_methods, reason = "the test's own files")]
-    fn a_file_is_seen_as_usual_and_a_link_is_left_to_others() {
+    fn regular_files_are_found_and_links_are_left_to_normal_lookups() {
         let dir = TestFolder::new();
         fs::write(dir.join("f"), "x").unwrap();
         symlink("f", dir.join("link")).unwrap();

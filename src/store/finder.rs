@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, Dir, FileType, OFlags, fstat, statat};
 use rustix::io::Errno;
 
-use super::beneath::{BENEATH, IN_ROOT, Root, is_dots, map_kernel_error, none_if_missing};
+use super::beneath::{BENEATH, IN_ROOT, Root, dir_entries, map_kernel_error, none_if_missing};
 use super::exchange::FileIdentity;
 use super::file_cache::{FileCache, FileStat};
 use crate::base::{Code, Result};
@@ -150,12 +150,9 @@ impl Root {
             return Ok(Some(OpenFolder { fd, stat, entries: Arc::default() }));
         }
         let (mut entries, mut whole, mut bytes) = (Vec::new(), true, 64);
-        for entry in map_kernel_error(Dir::read_from(&fd), "list", rel)? {
+        for entry in dir_entries(map_kernel_error(Dir::read_from(&fd), "list", rel)?) {
             let entry = map_kernel_error(entry, "list", rel)?;
             let name = entry.file_name();
-            if is_dots(name.to_bytes()) {
-                continue;
-            }
             if !budget.take_entry() {
                 whole = false;
                 break;

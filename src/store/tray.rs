@@ -17,7 +17,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::beneath::{
-    Root, check_regular, inherit_owner, invalid_path, is_dots, map_kernel_error, none_if_missing,
+    Root, check_regular, dir_entries, inherit_owner, invalid_path, map_kernel_error, none_if_missing,
     open_resolved, reopen, split,
 };
 use super::file::{is_temp_name, sync_folder, temp_name};
@@ -177,10 +177,10 @@ impl Tray {
             let shown = &*String::from_utf8_lossy(here);
             // A folder that was removed, is too deep, unreadable, or is now a link, has no files.
             let Ok(opened) = open_resolved(&self.0, here, FOLDER, NO_LINKS) else { continue };
-            for entry in map_kernel_error(Dir::read_from(&opened), "list", shown)? {
+            for entry in dir_entries(map_kernel_error(Dir::read_from(&opened), "list", shown)?) {
                 let entry = map_kernel_error(entry, "list", shown)?;
                 let name = entry.file_name();
-                if is_dots(name.to_bytes()) || name.to_str().is_ok_and(is_temp_name) {
+                if name.to_str().is_ok_and(is_temp_name) {
                     continue;
                 }
                 entries += 1;
