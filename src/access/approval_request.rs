@@ -135,7 +135,7 @@ impl ApprovalRequest {
     }
 }
 
-/// Fields that a list shows in part, or that describe what was cut.
+/// Fields that a list shows in part, or that name the omitted parts.
 const SPOOLED: [&str; 3] = ["request", "preview", "truncated"];
 
 /// A file that a write would change.

@@ -25,7 +25,7 @@ const CLOCK_SKEW_SECS: u64 = 60;
 /// The subject and user name in single-password mode.
 const SINGLE_USER: &str = "default";
 
-/// A user who can log in.
+/// A login account.
 #[derive(Clone)]
 pub struct LoginUser {
     /// The `sub` of the user's tokens.

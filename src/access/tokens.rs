@@ -26,7 +26,7 @@ use crate::store::lock::FolderLock;
 
 /// Maximum number of scoped tokens; more suggest a script that does not revoke.
 const TOKENS: usize = 1000;
-/// Maximum size of the token store: the maximum of tokens with long labels and lists takes half of it.
+/// Maximum size of the token store: the maximum number of tokens, with long labels and lists, takes half of it.
 const TOKEN_STORE_BYTES: u64 = 4 << 20;
 /// How long an expired token stays listed, so that its user can see why requests fail.
 const EXPIRED_TOKEN_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);

@@ -259,7 +259,7 @@ fn allow_prepared(
         Err(error) => fail(ctx, request, &error),
     };
     if ctx.approval.mode == ApprovalMode::Auto {
-        // A file worker runs it already, or a worker reads a large body.
+        // Already on a file worker, or on a worker that reads a large body.
         if class == Class::Files || request.on_worker() {
             return work(ctx, request);
         }
@@ -311,7 +311,7 @@ fn wait_for_approval(
         Err(error) => return fail(ctx, request, &error),
     };
     let watch = request.connection().map(|client| ctx.disconnects.subscribe(client, &disconnected));
-    // A pending approval ends with the credential of its sender, who is notified at once.
+    // A pending approval ends when the credential of its sender ends; the sender is notified at once.
     let credentials = ctx.credentials.clone();
     let lease = request.actor().map(|actor| {
         let (ctx, id) = (Arc::downgrade(ctx), asked.id().to_owned());

@@ -25,7 +25,7 @@ use crate::runs::{RunStatus, Runs};
 /// event is not called `error`, because EventSource uses that name itself.
 const EXIT_MARK: &str = ":exit";
 
-/// Where a client continues that has received everything up to an event; `None` inside if it has received everything.
+/// Returns where a client resumes after the event `id`: `Some(None)` if no event remains, `None` for an invalid id.
 pub(super) fn resume(id: &str) -> Option<Option<Position>> {
     match id.strip_suffix(EXIT_MARK) {
         Some(position) => Position::parse(position).map(|_| None),

@@ -54,8 +54,8 @@ struct CreateImageBody {
     reference: Option<String>,
 }
 
-/// `POST /api/images`: a JSON body names what to build or to import from the server's disk; any other body is an
-/// archive, with `?name=`.
+/// `POST /api/images`: a JSON body names a distribution to build, or a file or directory on the server to import; any
+/// other body is an archive, with `?name=`.
 pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let json =
         request.header("Content-Type").is_some_and(|kind| kind.trim_start().starts_with("application/json"));
@@ -103,7 +103,7 @@ fn upload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let images = ctx.lifecycle.images();
     let length = request.announced_length();
     let wanted = ImportSpec { name: &name, origin: "an upload".into(), reference: reference.as_deref() };
-    // A small body has been buffered; a larger one is read by a worker, which this thread is then.
+    // A small body has been buffered; for a larger one, this handler runs on a worker.
     let imported = images.import_upload(request.reader(), length, &wanted, &Cancel::new()?)?;
     Ok(Answer::Now(Response::json(201, &imported)))
 }

@@ -30,7 +30,7 @@ use crate::workspaces::opencode::OpencodeLocation;
 /// A response of OpenCode up to this size is read as a whole, and the client's connection is kept.
 const PROXY_WHOLE_BYTES: u64 = 64 << 10;
 
-/// Returns the path for OpenCode of a path and query; `None` if it is not proxied.
+/// Returns the part of a request target that OpenCode receives; `None` if the target is not proxied.
 pub fn path_below(target: &str) -> Option<&str> {
     let path = target.split('?').next().unwrap_or_default();
     path.get(mount(path)?.len()..)

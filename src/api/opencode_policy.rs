@@ -96,7 +96,7 @@ impl Inspection {
         Inspection { write, scope: scope(request), programs, permissions: ctx.permission_replies, limited }
     }
 
-    /// Whether the sender is confined to this workspace: true except for owners of all workspaces, who can run
+    /// Whether the sender is confined to this workspace: true except for owners of all workspaces, which can run
     /// commands on the host anyway.
     pub fn is_confined(&self) -> bool {
         self.scope < Scope::Owner || self.limited

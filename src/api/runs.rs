@@ -409,8 +409,8 @@ fn part(
             filled += n;
             next = follower.at();
         }
-        // All of it was dropped meanwhile, so the output after it is read. This ends, because later output is not
-        // included.
+        // All of it was dropped before it could be read, so the output after it is read. The loop ends, because output
+        // written after the request is not included.
         if filled == 0 && length > 0 && follower.at() != stretch.from {
             continue;
         }

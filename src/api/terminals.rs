@@ -62,7 +62,7 @@ pub fn resize(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     Ok(Answer::Now(Response::ok(&found.terminal_view())))
 }
 
-/// `POST /api/workspaces/:id/terminals/:terminal/input`: JSON if the content type says so, otherwise raw bytes.
+/// `POST /api/workspaces/:id/terminals/:terminal/input`: JSON if Content-Type declares it, otherwise raw bytes.
 pub fn input(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let found = ctx.lifecycle.terminals().get(workspace(request)?, terminal(request)?)?;
     let json = request.header("Content-Type").is_some_and(is_json);

@@ -26,9 +26,9 @@ use crate::proc::Cancel;
 
 /// Connections reserved for owners in addition, for one short request each.
 const RESERVED_CONNECTIONS: usize = 8;
-/// How long to wait, with all connections in use, for those of disconnected clients to be noticed before the next
-/// client is rejected: some 500 threads need it on one busy processor.
-const GONE_SEAT_WAIT: Duration = Duration::from_millis(250);
+/// How long to wait, with all connections in use, for threads to notice that their clients have disconnected, before
+/// the next client is refused. About 500 threads need this long on one busy processor.
+const DISCONNECTED_SLOT_WAIT: Duration = Duration::from_millis(250);
 /// Maximum number of rejected clients that are still being answered.
 const REFUSED: usize = 64;
 /// How long an idle connection thread waits for another client.
@@ -134,15 +134,15 @@ impl AcceptLoop {
                     return true;
                 }
                 let table = &self.gate.table;
-                let mut seat = table.admit(socket, peer, local, false);
+                let mut slot = table.admit(socket, peer, local, false);
                 // Slots of disconnected clients whose threads have not run yet are about to be free.
-                let deadline = Instant::now() + GONE_SEAT_WAIT;
+                let deadline = Instant::now() + DISCONNECTED_SLOT_WAIT;
                 let mut patient =
                     self.last_failed_wait.is_none_or(|since| since.elapsed() > SLOT_WAIT_INTERVAL);
-                while let Err(refused) = seat {
-                    let hurry = !patient || !table.wait_for_slot(&refused) || Instant::now() > deadline;
-                    seat = table.admit(refused.socket, peer, local, hurry);
-                    if hurry {
+                while let Err(refused) = slot {
+                    let use_reserve = !patient || !table.wait_for_slot(&refused) || Instant::now() > deadline;
+                    slot = table.admit(refused.socket, peer, local, use_reserve);
+                    if use_reserve {
                         break;
                     }
                     if Instant::now() > deadline {
@@ -155,8 +155,8 @@ impl AcceptLoop {
                         "All connections are in use (--max-connections); closing idle ones to accept new clients",
                     );
                 }
-                match seat {
-                    Ok(seat) => self.start(seat),
+                match slot {
+                    Ok(slot) => self.start(slot),
                     Err(refused) => {
                         self.complaint.log("All connections are taken (--max-connections)");
                         self.refuse(refused.socket);
@@ -198,11 +198,11 @@ impl AcceptLoop {
         }
     }
 
-    fn start(&mut self, seat: ConnectionSlot) {
-        if let Err((seat, error)) = self.workers.serve(&self.gate, seat) {
+    fn start(&mut self, slot: ConnectionSlot) {
+        if let Err((slot, error)) = self.workers.serve(&self.gate, slot) {
             self.complaint.log(&error.to_string());
-            send_busy(&seat.record.socket);
-            drop(seat);
+            send_busy(&slot.record.socket);
+            drop(slot);
             std::thread::sleep(ACCEPT_PAUSE);
         }
     }
@@ -262,7 +262,7 @@ impl BurstLog {
 /// The threads that serve connections.
 pub(super) struct ConnectionThreads {
     /// A rendezvous channel: a send succeeds only if a thread is waiting, else the caller starts one.
-    seats: Sender<ConnectionSlot>,
+    slots: Sender<ConnectionSlot>,
     waiting: Receiver<ConnectionSlot>,
     threads: Vec<JoinOnDrop>,
     number: u64,
@@ -270,25 +270,25 @@ pub(super) struct ConnectionThreads {
 
 impl ConnectionThreads {
     fn new() -> ConnectionThreads {
-        let (seats, waiting) = bounded(0);
-        ConnectionThreads { seats, waiting, threads: Vec::new(), number: 0 }
+        let (slots, waiting) = bounded(0);
+        ConnectionThreads { slots, waiting, threads: Vec::new(), number: 0 }
     }
 
-    fn serve(&mut self, gate: &Arc<GateShared>, seat: ConnectionSlot) -> Result<(), (ConnectionSlot, Error)> {
-        let seat = match self.seats.try_send(seat) {
+    fn serve(&mut self, gate: &Arc<GateShared>, slot: ConnectionSlot) -> Result<(), (ConnectionSlot, Error)> {
+        let slot = match self.slots.try_send(slot) {
             Ok(()) => return Ok(()),
-            Err(TrySendError::Full(seat) | TrySendError::Disconnected(seat)) => seat,
+            Err(TrySendError::Full(slot) | TrySendError::Disconnected(slot)) => slot,
         };
         self.threads.retain(|thread| !thread.is_finished());
         self.number += 1;
         // Keeps the connection reachable if the thread cannot be started.
-        let slot = Arc::new(Mutex::new(Some(seat)));
-        let (gate, waiting, mine) = (gate.clone(), self.waiting.clone(), slot.clone());
+        let shared = Arc::new(Mutex::new(Some(slot)));
+        let (gate, waiting, mine) = (gate.clone(), self.waiting.clone(), shared.clone());
         let started = spawn(format!("gate-{}", self.number), limits::GATE_STACK, move || {
             let mut next = lock(&mine).take();
             drop(mine);
-            while let Some(seat) = next {
-                relay::serve(&gate, seat);
+            while let Some(slot) = next {
+                relay::serve(&gate, slot);
                 next = waiting.recv_timeout(GATE_THREAD_IDLE).ok();
             }
         });
@@ -297,8 +297,8 @@ impl ConnectionThreads {
                 self.threads.push(thread);
                 Ok(())
             }
-            Err(error) => match lock(&slot).take() {
-                Some(seat) => Err((seat, error)),
+            Err(error) => match lock(&shared).take() {
+                Some(slot) => Err((slot, error)),
                 None => Ok(()),
             },
         }
@@ -306,8 +306,8 @@ impl ConnectionThreads {
 
     /// Joins the threads. Their connections must have been closed.
     pub(super) fn join(self) {
-        let ConnectionThreads { seats, waiting, threads, .. } = self;
-        drop((seats, waiting));
+        let ConnectionThreads { slots, waiting, threads, .. } = self;
+        drop((slots, waiting));
         drop(threads);
     }
 }
@@ -342,15 +342,15 @@ impl ConnectionLimits {
     /// The requested limits, reduced to fit the open-file limit, which tiny_http must never reach.
     pub(super) fn new(wanted: usize, files: u64) -> ConnectionLimits {
         let files = usize::try_from(files).unwrap_or(usize::MAX);
-        let seats = files.saturating_sub(limits::DESCRIPTORS_RESERVED) / limits::DESCRIPTORS_PER_CONNECTION;
+        let slots = files.saturating_sub(limits::DESCRIPTORS_RESERVED) / limits::DESCRIPTORS_PER_CONNECTION;
         let (reserved, refused) = (RESERVED_CONNECTIONS, REFUSED);
-        if wanted + reserved + 2 * refused <= seats {
+        if wanted + reserved + 2 * refused <= slots {
             return ConnectionLimits { cap: wanted, reserved, refused, leaving: refused };
         }
-        let reserved = reserved.min(seats / 3).max(1);
+        let reserved = reserved.min(slots / 3).max(1);
         // These fit into the descriptors reserved for the rest of the server.
         ConnectionLimits {
-            cap: wanted.min(seats.saturating_sub(reserved)).max(1),
+            cap: wanted.min(slots.saturating_sub(reserved)).max(1),
             reserved,
             refused: 4,
             leaving: 4,
@@ -368,9 +368,9 @@ mod tests {
             for wanted in [1, 4, 512, 100_000] {
                 let ConnectionLimits { cap, reserved, refused, leaving } =
                     ConnectionLimits::new(wanted, files);
-                let seats = (cap + reserved) * limits::DESCRIPTORS_PER_CONNECTION;
+                let slots = (cap + reserved) * limits::DESCRIPTORS_PER_CONNECTION;
                 // An idle server has about 25 open descriptors.
-                assert!((seats + refused + leaving + 25) as u64 <= files, "{wanted} of {files}");
+                assert!((slots + refused + leaving + 25) as u64 <= files, "{wanted} of {files}");
                 assert!(cap >= 1 && cap <= wanted && reserved >= 1);
             }
         }

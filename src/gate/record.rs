@@ -104,13 +104,13 @@ impl ConnectionRecord {
         socket: Arc<Socket>,
         peer: Peer,
         local: Option<IpAddr>,
-        hurried: bool,
+        on_reserve: bool,
     ) -> ConnectionRecord {
         ConnectionRecord {
             id,
             peer,
             local,
-            on_reserve: hurried,
+            on_reserve,
             socket,
             opened: Instant::now(),
             state: AtomicU8::new(ConnectionState::Idle as u8),

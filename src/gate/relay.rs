@@ -26,7 +26,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may wait for its next request; reverse proxies keep theirs about as long.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 /// Timeout on a reserved connection, from the connection to the complete head.
-const HURRIED_HEAD: Duration = Duration::from_secs(3);
+const RESERVE_HEAD_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The next step of a connection after a request.
 pub(super) enum AfterRequest {
@@ -61,7 +61,7 @@ pub(super) struct Connection<'g> {
 
 /// How much of a body is in `body_buffer`.
 enum ReceivedBody {
-    /// All of it.
+    /// The whole body.
     Complete,
     /// Its beginning.
     Partial,
@@ -70,8 +70,8 @@ enum ReceivedBody {
 }
 
 /// Serves a client until its connection ends.
-pub(super) fn serve(gate: &GateShared, seat: ConnectionSlot) {
-    let socket = seat.record.socket.clone();
+pub(super) fn serve(gate: &GateShared, slot: ConnectionSlot) {
+    let socket = slot.record.socket.clone();
     // Answers are written in one piece, so delaying small packets gains nothing. A socket on which this fails was
     // reset; the first read reports that.
     if let Socket::Tcp(stream) = &*socket {
@@ -80,8 +80,8 @@ pub(super) fn serve(gate: &GateShared, seat: ConnectionSlot) {
     let _ = set_socket_timeout(&*socket, Timeout::Recv, Some(KEEP_ALIVE));
     let mut connection = Connection {
         gate,
-        peer: seat.record.peer.to_string(),
-        slot: seat,
+        peer: slot.record.peer.to_string(),
+        slot,
         socket,
         input: Vec::with_capacity(limits::IDLE_BUFFER_BYTES),
         consumed: 0,
@@ -150,7 +150,7 @@ impl Connection<'_> {
         self.input.drain(..self.consumed);
         self.consumed = 0;
         let record = &self.slot.record;
-        let hurried = record.on_reserve.then(|| self.opened + HURRIED_HEAD);
+        let reserve_deadline = record.on_reserve.then(|| self.opened + RESERVE_HEAD_TIMEOUT);
         if self.input.is_empty() {
             self.shrink_buffers();
             if !self.slot.record.set(ConnectionState::Idle) {
@@ -158,7 +158,8 @@ impl Connection<'_> {
             }
             // The state is set before the flag is read; see `ConnectionTable::close_idle`. Input that has arrived by
             // then is still answered.
-            let patience = if self.gate.table.is_draining() { Some(Instant::now()) } else { hurried };
+            let patience =
+                if self.gate.table.is_draining() { Some(Instant::now()) } else { reserve_deadline };
             let got = match patience {
                 None => wire::receive_waiting(&*self.socket, &mut self.input),
                 Some(deadline) => wire::wait_input(&*self.socket, deadline)
@@ -171,7 +172,7 @@ impl Connection<'_> {
         if !self.slot.record.set(ConnectionState::Reading) {
             return Ok(None);
         }
-        let (mut scan, mut deadline) = (HeadScanner::default(), hurried);
+        let (mut scan, mut deadline) = (HeadScanner::default(), reserve_deadline);
         loop {
             if let Some(length) = scan.find(&self.input)? {
                 return Ok(Some(length));

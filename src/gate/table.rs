@@ -104,45 +104,45 @@ impl ConnectionTable {
     }
 
     /// Returns a slot for a new connection, or the socket if there is none. When all slots are in use, a connection
-    /// that waits for its client is evicted. If none can be evicted, now or (unless `hurry`) shortly, a few slots
+    /// that waits for its client is evicted. If none can be evicted, now or (unless `use_reserve`) shortly, a few slots
     /// beyond the limit serve one prompt request of an owner each.
     pub(super) fn admit(
         self: &Arc<ConnectionTable>,
         socket: Socket,
         peer: Peer,
         local: Option<IpAddr>,
-        hurry: bool,
+        use_reserve: bool,
     ) -> Result<ConnectionSlot, NoSlot> {
-        let mut seats = lock(&self.slots);
-        let mut hurried = false;
-        if seats.records.len() - seats.on_reserve >= self.cap {
-            let eviction = self.evict_one(&mut seats);
-            hurried = eviction != Eviction::FreedSlot;
+        let mut slots = lock(&self.slots);
+        let mut on_reserve = false;
+        if slots.records.len() - slots.on_reserve >= self.cap {
+            let eviction = self.evict_one(&mut slots);
+            on_reserve = eviction != Eviction::FreedSlot;
             let soon = eviction == Eviction::Soon;
-            if hurried && (seats.on_reserve >= self.reserved || (soon && !hurry)) {
+            if on_reserve && (slots.on_reserve >= self.reserved || (soon && !use_reserve)) {
                 return Err(NoSlot { socket, soon });
             }
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let record = Arc::new(ConnectionRecord::new(id, Arc::new(socket), peer, local, hurried));
-        seats.on_reserve += usize::from(hurried);
-        seats.records.insert(record.id, record.clone());
-        self.taken.store(seats.records.len(), Ordering::Relaxed);
-        drop(seats);
-        self.disconnects.open(record.id, hurried);
+        let record = Arc::new(ConnectionRecord::new(id, Arc::new(socket), peer, local, on_reserve));
+        slots.on_reserve += usize::from(on_reserve);
+        slots.records.insert(record.id, record.clone());
+        self.taken.store(slots.records.len(), Ordering::Relaxed);
+        drop(slots);
+        self.disconnects.open(record.id, on_reserve);
         Ok(ConnectionSlot { record, table: self.clone() })
     }
 
     /// Evicts the connection with the lowest rank, from the network that has most of the evictable ones, so that
     /// clients of other networks keep theirs.
-    fn evict_one(&self, seats: &mut ConnectionSlots) -> Eviction {
-        if seats.leaving >= self.leaving {
+    fn evict_one(&self, slots: &mut ConnectionSlots) -> Eviction {
+        if slots.leaving >= self.leaving {
             return Eviction::Soon;
         }
         let now = Instant::now();
         let mut spare: Vec<(EvictionRank, Instant, ConnectionState, Peer, u64)> = Vec::new();
         let mut networks: HashMap<Peer, usize> = HashMap::new();
-        for record in seats.records.values() {
+        for record in slots.records.values() {
             let state = record.state();
             let Some((rank, since)) = record.rank(state, self.disconnects.is_owners(record.id), now) else {
                 continue;
@@ -161,7 +161,7 @@ impl ConnectionTable {
                 soon = true;
                 break;
             }
-            let Some(record) = seats.records.get(&id).cloned() else { continue };
+            let Some(record) = slots.records.get(&id).cloned() else { continue };
             // Its thread has not been scheduled since the input arrived.
             let waits = matches!(
                 state,
@@ -172,9 +172,9 @@ impl ConnectionTable {
                 continue;
             }
             if record.evict(state) {
-                seats.on_reserve -= usize::from(record.on_reserve);
-                seats.records.remove(&id);
-                seats.leaving += 1;
+                slots.on_reserve -= usize::from(record.on_reserve);
+                slots.records.remove(&id);
+                slots.leaving += 1;
                 self.evictions.fetch_add(1, Ordering::Relaxed);
                 return if record.on_reserve { Eviction::BeyondCap } else { Eviction::FreedSlot };
             }
@@ -183,7 +183,7 @@ impl ConnectionTable {
         if soon { Eviction::Soon } else { Eviction::Nothing }
     }
 
-    /// Whether so many slots are in use that a token may exceed its share.
+    /// Whether enough slots are in use that the shares of tokens are enforced.
     pub(super) fn is_crowded(&self) -> bool {
         self.taken.load(Ordering::Relaxed) > self.cap / 2
     }
@@ -195,14 +195,14 @@ impl ConnectionTable {
 
     /// Waits briefly for a slot. Returns `false` if none is about to be free.
     pub(super) fn wait_for_slot(&self, refused: &NoSlot) -> bool {
-        let seats = lock(&self.slots);
-        let sockets: Vec<&Socket> = seats.records.values().map(|record| &*record.socket).collect();
+        let slots = lock(&self.slots);
+        let sockets: Vec<&Socket> = slots.records.values().map(|record| &*record.socket).collect();
         let worth = refused.soon || wire::any_closed(&sockets);
         if worth {
-            let taken = |seats: &ConnectionSlots| seats.records.len() + seats.leaving;
-            let before = taken(&seats);
+            let taken = |slots: &ConnectionSlots| slots.records.len() + slots.leaving;
+            let before = taken(&slots);
             drop(
-                self.slot_freed.wait_timeout_while(seats, SLOT_POLL_INTERVAL, |seats| taken(seats) >= before),
+                self.slot_freed.wait_timeout_while(slots, SLOT_POLL_INTERVAL, |slots| taken(slots) >= before),
             );
         }
         worth
@@ -228,13 +228,13 @@ impl ConnectionTable {
 
     /// Waits until all connections have closed; `false` at the deadline.
     pub(super) fn wait_empty(&self, deadline: Instant) -> bool {
-        let mut seats = lock(&self.slots);
-        while !seats.records.is_empty() || seats.leaving > 0 {
+        let mut slots = lock(&self.slots);
+        while !slots.records.is_empty() || slots.leaving > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
             }
-            seats = self.slot_freed.wait_timeout(seats, left).unwrap_or_else(PoisonError::into_inner).0;
+            slots = self.slot_freed.wait_timeout(slots, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         true
     }
@@ -264,13 +264,13 @@ impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let id = self.record.id;
         self.table.disconnects.close(id);
-        let mut seats = lock(&self.table.slots);
-        match seats.records.remove(&id) {
-            Some(_) => seats.on_reserve -= usize::from(self.record.on_reserve),
-            None => seats.leaving -= 1,
+        let mut slots = lock(&self.table.slots);
+        match slots.records.remove(&id) {
+            Some(_) => slots.on_reserve -= usize::from(self.record.on_reserve),
+            None => slots.leaving -= 1,
         }
-        self.table.taken.store(seats.records.len(), Ordering::Relaxed);
-        drop(seats);
+        self.table.taken.store(slots.records.len(), Ordering::Relaxed);
+        drop(slots);
         self.table.slot_freed.notify_all();
     }
 }
@@ -301,9 +301,9 @@ mod tests {
     fn patient(table: &Arc<ConnectionTable>, peer: Peer) -> ConnectionSlot {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            let seat = table.admit(socket(), peer, None, true).ok().filter(|seat| !seat.record.on_reserve);
-            if let Some(seat) = seat {
-                return seat;
+            let slot = table.admit(socket(), peer, None, true).ok().filter(|slot| !slot.record.on_reserve);
+            if let Some(slot) = slot {
+                return slot;
             }
             assert!(Instant::now() < deadline);
             std::thread::sleep(Duration::from_millis(1));
@@ -317,18 +317,18 @@ mod tests {
     #[test]
     fn requests_in_progress_keep_their_slots_and_the_reserve_is_extra() {
         let table = table();
-        let mut seats: Vec<ConnectionSlot> = full(&table, [far(1); 2]).into();
-        seats.iter().for_each(|seat| assert!(seat.record.begin_request("r")));
-        let seat = table.admit(socket(), far(1), None, true).unwrap();
-        assert!(seat.record.on_reserve && seat.record.begin_request("r"));
-        seats.push(seat);
+        let mut slots: Vec<ConnectionSlot> = full(&table, [far(1); 2]).into();
+        slots.iter().for_each(|slot| assert!(slot.record.begin_request("r")));
+        let slot = table.admit(socket(), far(1), None, true).unwrap();
+        assert!(slot.record.on_reserve && slot.record.begin_request("r"));
+        slots.push(slot);
         assert!(!table.admit(socket(), Peer::Unix, None, true).unwrap_err().soon);
-        seats.remove(0);
-        let seat = table.admit(socket(), far(1), None, true).unwrap();
-        assert!(!seat.record.on_reserve);
+        slots.remove(0);
+        let slot = table.admit(socket(), far(1), None, true).unwrap();
+        assert!(!slot.record.on_reserve);
         assert_eq!(table.list().len(), 3);
-        drop(seat);
-        seats.clear();
+        drop(slot);
+        slots.clear();
         assert!(table.wait_empty(Instant::now()));
     }
 
@@ -349,14 +349,14 @@ mod tests {
         assert_eq!(table.evictions(), 1);
         assert!(third.record.begin_request("r"));
         // Its thread has not ended yet.
-        let hurried = table.admit(socket(), Peer::Unix, None, true).unwrap();
-        assert!(hurried.record.on_reserve && !second.record.is_evicted());
+        let on_reserve = table.admit(socket(), Peer::Unix, None, true).unwrap();
+        assert!(on_reserve.record.on_reserve && !second.record.is_evicted());
         let refused = table.admit(socket(), Peer::Unix, None, true).unwrap_err();
         assert!(refused.soon && table.wait_for_slot(&refused));
         drop(first);
         let fourth = patient(&table, Peer::Unix);
         assert!(second.record.is_evicted() && !fourth.record.on_reserve);
-        drop((second, third, hurried, fourth));
+        drop((second, third, on_reserve, fourth));
         assert!(table.wait_empty(Instant::now()));
     }
 
@@ -375,7 +375,7 @@ mod tests {
     #[test]
     fn the_longest_idle_of_the_largest_network_is_evicted_first_and_owners_last() {
         let table = Arc::new(ConnectionTable::new(8, 1, 8, Disconnects::default()));
-        let seats: Vec<ConnectionSlot> =
+        let slots: Vec<ConnectionSlot> =
             (0..8).map(|_| table.admit(socket(), far(1), None, true).unwrap()).collect();
         let states = [
             ConnectionState::Lingering,
@@ -387,16 +387,16 @@ mod tests {
             ConnectionState::Busy,
             ConnectionState::Taken,
         ];
-        seats
+        slots
             .iter()
             .zip(states)
-            .for_each(|(seat, state)| assert!(seat.record.begin_request("r") && seat.record.set(state)));
+            .for_each(|(slot, state)| assert!(slot.record.begin_request("r") && slot.record.set(state)));
         let ranks = |owners: bool, after: Duration| {
             let at = Instant::now() + after;
-            let rank = |seat: &ConnectionSlot| {
-                seat.record.rank(seat.record.state(), owners, at).map(|(rank, _)| rank)
+            let rank = |slot: &ConnectionSlot| {
+                slot.record.rank(slot.record.state(), owners, at).map(|(rank, _)| rank)
             };
-            seats.iter().map(rank).collect::<Vec<_>>()
+            slots.iter().map(rank).collect::<Vec<_>>()
         };
         let [answered, slow, idle, prompt, silent, owner] = [
             EvictionRank::Answered,
@@ -412,24 +412,24 @@ mod tests {
         assert_eq!(ranks(false, later), [answered, answered, slow, slow, slow, idle, None, None]);
         assert_eq!(ranks(true, later), [answered, answered, owner, owner, owner, owner, None, None]);
         assert!(answered < slow && slow < idle && idle < prompt && prompt < silent && silent < owner);
-        drop(seats);
+        drop(slots);
         // The largest network loses one, although a connection of another network is older.
         let table = Arc::new(ConnectionTable::new(3, 1, 8, Disconnects::default()));
-        let seats = [far(1), far(2), far(2)].map(|peer| table.admit(socket(), peer, None, true).unwrap());
+        let slots = [far(1), far(2), far(2)].map(|peer| table.admit(socket(), peer, None, true).unwrap());
         let new = patient(&table, far(3));
-        assert_eq!(seats.each_ref().map(|seat| seat.record.is_evicted()), [false, true, false]);
-        drop((seats, new));
+        assert_eq!(slots.each_ref().map(|slot| slot.record.is_evicted()), [false, true, false]);
+        drop((slots, new));
     }
 
     #[test]
     fn eviction_sends_a_delayed_answer_at_once() {
         let table = table();
-        let seats = full(&table, [Peer::Unix; 2]);
-        seats.iter().for_each(|seat| assert!(seat.record.begin_request("r")));
+        let slots = full(&table, [Peer::Unix; 2]);
+        slots.iter().for_each(|slot| assert!(slot.record.begin_request("r")));
         std::thread::scope(|scope| {
             let begun = Instant::now();
-            let waiting = scope.spawn(|| seats[0].record.pause(Duration::from_secs(20)));
-            while table.admit(socket(), Peer::Unix, None, true).is_ok_and(|seat| seat.record.on_reserve) {
+            let waiting = scope.spawn(|| slots[0].record.pause(Duration::from_secs(20)));
+            while table.admit(socket(), Peer::Unix, None, true).is_ok_and(|slot| slot.record.on_reserve) {
                 std::thread::yield_now();
             }
             waiting.join().unwrap();
@@ -441,13 +441,13 @@ mod tests {
     fn slots_of_disconnected_clients_are_waited_for() {
         let table = Arc::new(ConnectionTable::new(1, 0, 1, Disconnects::default()));
         let (here, there) = UnixStream::pair().unwrap();
-        let seat = table.admit(Socket::Unix(here), Peer::Unix, None, true).unwrap();
-        assert!(seat.record.begin_request("r"));
+        let slot = table.admit(Socket::Unix(here), Peer::Unix, None, true).unwrap();
+        assert!(slot.record.begin_request("r"));
         let refused = table.admit(socket(), Peer::Unix, None, true).unwrap_err();
         assert!(!table.wait_for_slot(&refused), "no client has disconnected");
         drop(there);
         assert!(table.wait_for_slot(&refused));
-        drop(seat);
+        drop(slot);
         assert!(table.admit(socket(), Peer::Unix, None, true).is_ok());
     }
 }

@@ -90,14 +90,14 @@ impl Write for &Socket {
 #[derive(Clone)]
 pub struct ClientSocket {
     socket: Arc<Socket>,
-    _seat: Arc<dyn Any + Send + Sync>,
+    _slot: Arc<dyn Any + Send + Sync>,
     chunked: bool,
 }
 
 impl ClientSocket {
-    /// `seat` is returned to the gate at the end.
-    pub(crate) fn new(socket: Arc<Socket>, seat: Arc<dyn Any + Send + Sync>, chunked: bool) -> ClientSocket {
-        ClientSocket { socket, _seat: seat, chunked }
+    /// `slot` is returned to the gate at the end.
+    pub(crate) fn new(socket: Arc<Socket>, slot: Arc<dyn Any + Send + Sync>, chunked: bool) -> ClientSocket {
+        ClientSocket { socket, _slot: slot, chunked }
     }
 
     /// Whether the head promised chunked encoding; otherwise the body ends at the declared length or with the
@@ -124,7 +124,7 @@ impl ClientSocket {
     /// Attaches `guard`, which is dropped with the last clone.
     #[must_use]
     pub fn with_guard(self, guard: impl Any + Send + Sync) -> ClientSocket {
-        ClientSocket { _seat: Arc::new((self._seat, guard)), ..self }
+        ClientSocket { _slot: Arc::new((self._slot, guard)), ..self }
     }
 }
 

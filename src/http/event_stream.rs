@@ -14,7 +14,7 @@ use super::stream::StreamBody;
 use crate::base::{Error, Result, limits};
 use crate::proc::waiter::WakeReason;
 
-/// What a call of [`EventSource::next`] has done.
+/// The result of [`EventSource::next`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamProgress {
     /// An event was appended.
