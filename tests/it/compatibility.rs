@@ -84,12 +84,12 @@ const PROVEN: &[(&str, &[Promise])] = &[
             ("forty writers at once lose nothing", &["project::forty_concurrent_writers_lose_no_change"]),
             ("a change by hand in between is a conflict, not a loss", &["project::a_concurrent_editor_and_berth_lose_no_change"]),
             ("a configuration that OpenCode would refuse is refused, with its place", &["project::configuration_that_opencode_rejects_is_refused_and_not_written", "project::mcp_servers_are_added_checked_and_removed"]),
-            ("no command has a model of null", &["project::commands_are_listed_written_and_removed", "project_transfer::opencode_1_1_takes_what_was_written", "project_transfer::newest_opencode_takes_what_was_written"]),
+            ("no command has a model of null", &["project::commands_are_listed_written_and_removed", "project_transfer::opencode_1_1_accepts_the_written_files", "project_transfer::the_newest_opencode_accepts_the_written_files"]),
             ("one bad file does not break a list", &["project::skills_are_listed_from_all_their_folders", "project::a_damaged_file_is_reported_with_its_line_and_never_overwritten"]),
             ("skills are read, written and deleted", &["project::skills_are_written_and_removed"]),
             ("plugins are keys and files", &["project::plugins_can_be_packages_or_files"]),
-            ("references are kept as written, and viewers do not see their values", &["references::reads_and_writes_leave_them_as_they_are", "references::viewers_do_not_see_what_opencode_puts_in_their_place"]),
-            ("links and races do not lead out", &["project::links_out_of_the_workspace_are_neither_read_nor_written", "project_races::what_agents_read_is_never_read_written_or_deleted_through_a_link"]),
+            ("references are kept as written, and viewers do not see their values", &["references::reads_and_writes_keep_references_unchanged", "references::viewers_do_not_see_the_values_of_references"]),
+            ("links and races do not lead out", &["project::links_out_of_the_workspace_are_neither_read_nor_written", "project_races::project_files_are_never_accessed_through_a_swapped_link"]),
         ],
     ),
     (
@@ -118,14 +118,14 @@ const PROVEN: &[(&str, &[Promise])] = &[
     (
         "export-and-import",
         &[
-            ("an export is complete and without secrets", &["project_transfer::what_is_exported_is_imported_complete"]),
-            ("an import is done as a whole or not at all, also across a kill", &["project_transfer::one_bad_part_and_nothing_is_written", "project_transfer::a_kill_in_the_middle_leaves_old_or_new", "project_transfer::merge_keeps_and_replace_does_not"]),
+            ("an export is complete and without secrets", &["project_transfer::an_export_is_imported_completely"]),
+            ("an import is done as a whole or not at all, also across a kill", &["project_transfer::an_import_with_one_invalid_part_writes_nothing", "project_transfer::a_kill_during_an_import_leaves_the_old_or_the_new_state", "project_transfer::merge_keeps_and_replace_does_not"]),
         ],
     ),
     (
         "reload-events",
         &[
-            ("each change is reported once, also one by hand", &["project_events::our_own_writes_are_told_at_once_and_once", "project_events::changes_by_hand_are_told"]),
+            ("each change is reported once, also one by hand", &["project_events::writes_of_the_server_are_reported_at_once_and_once", "project_events::changes_by_hand_are_reported"]),
             ("events survive restarts and crashes", &["project_events::numbers_and_events_survive_a_restart_and_a_crash"]),
             ("there is a stream that replays", &["project_events::the_stream_replays_and_follows"]),
         ],
@@ -163,7 +163,7 @@ const PROVEN: &[(&str, &[Promise])] = &[
     (
         "later-versions",
         &[
-            ("events for changes by hand, the list of the inbox, the audit log outside the workspace", &["project_events::changes_by_hand_are_told", "trays::the_inbox_answers_as_observed", "audit::the_old_log_in_the_workspace_is_read_without_following_links"]),
+            ("events for changes by hand, the list of the inbox, the audit log outside the workspace", &["project_events::changes_by_hand_are_reported", "trays::the_inbox_answers_as_observed", "audit::the_old_log_in_the_workspace_is_read_without_following_links"]),
         ],
     ),
     (
@@ -215,14 +215,14 @@ const PROVEN: &[(&str, &[Promise])] = &[
     (
         "where-its-documents-and-its-server-differ",
         &[
-            ("tools, directories, rebuild and the shell", &["library::skills_and_tools_are_synced_and_only_managed_files_removed", "container::cwd_is_resolved_inside_the_container", "container_build::rebuild_must_be_requested_and_starts_with_an_empty_root", "terminals_shell::the_shell_speaks_as_sandboxed_sh_does", "abuse::stdout_and_stderr_are_separate", "abuse::forty_concurrent_commands_succeed"]),
+            ("tools, directories, rebuild and the shell", &["library::skills_and_tools_are_synced_and_only_managed_files_removed", "container::cwd_is_resolved_inside_the_container", "container_build::rebuild_must_be_requested_and_starts_with_an_empty_root", "terminals_shell::the_shell_uses_the_protocol_of_sandboxed_sh", "abuse::stdout_and_stderr_are_separate", "abuse::forty_concurrent_commands_succeed"]),
         ],
     ),
     (
         "requests-errors-and-login",
         &[
             ("bad requests are refused", &["workspaces_refused::shapes", "workspaces_refused::ids", "workspaces_refused::bodies_have_a_size"]),
-            ("password login", &["login::the_dashboard_logs_in_and_works", "login::what_is_no_password_and_no_token_is_refused_and_slowed_down", "login::half_a_login_stops_the_start_and_says_what_is_missing"]),
+            ("password login", &["login::the_calls_of_the_dashboard_work_after_a_login", "login::wrong_passwords_and_tokens_are_refused_and_delayed", "login::an_incomplete_login_configuration_stops_the_start"]),
         ],
     ),
     (
@@ -249,7 +249,7 @@ const PROVEN: &[(&str, &[Promise])] = &[
     (
         "shell",
         &[
-            ("its messages, and its owner's return", &["terminals_shell::the_shell_speaks_as_sandboxed_sh_does", "terminals_shell::a_shell_comes_back_to_its_owner"]),
+            ("its messages, and its owner's return", &["terminals_shell::the_shell_uses_the_protocol_of_sandboxed_sh", "terminals_shell::a_shell_is_kept_for_a_reconnecting_client"]),
         ],
     ),
     (
@@ -262,7 +262,7 @@ const PROVEN: &[(&str, &[Promise])] = &[
     (
         "files-for-agents",
         &[
-            ("they are written, and people's keys win", &["sync::agents_are_configured_where_it_is_asked_for", "sync::what_people_have_there_stays_theirs", "sync::the_real_opencode_accepts_what_berth_writes"]),
+            ("they are written, and people's keys win", &["sync::agents_are_configured_only_on_request", "sync::files_of_the_user_are_kept", "sync::the_real_opencode_accepts_what_berth_writes"]),
         ],
     ),
     (

@@ -1,5 +1,5 @@
-//! Archives that want more than to be an image: nothing of them is left, nothing outside is touched, and neither disk nor
-//! memory runs out. What is safe becomes what GNU tar makes of it.
+//! Hostile archives: an import leaves no files of them, changes no file outside, and exhausts neither disk nor memory.
+//! Safe archives give the same tree as GNU tar.
 
 use std::fs;
 use std::io::Write as _;
@@ -44,7 +44,7 @@ impl Store {
         self.data().join("images").join(id).join("root")
     }
 
-    /// The import fails with these words, and nothing has happened.
+    /// The import fails with this message, and leaves no trace.
     #[track_caller]
     fn refuses(&self, what: &str, archive: &[u8], words: &str) {
         let path = self.0.path().join("archive");
@@ -59,7 +59,7 @@ impl Store {
     fn untouched(&self, what: &str) {
         let mut left = names(&self.data().join("images"));
         left.retain(|name| name != ".lock" && name != "names");
-        assert!(left.is_empty(), "{what} has left {left:?}");
+        assert!(left.is_empty(), "{what} left {left:?} behind");
         assert!(names(&self.data().join("images/names")).is_empty(), "{what}");
         assert_eq!(names(self.0.path()), ["archive", "canary", "data", "home"], "{what}");
         assert_eq!(fs::read_to_string(self.0.path().join("canary")).unwrap(), "alive", "{what}");
@@ -78,7 +78,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn nothing_gets_out() {
+fn no_entry_is_written_outside_of_the_tree() {
     let store = Store::new();
     let outside = store.0.path().join("canary");
     let outside = outside.to_str().unwrap();
@@ -122,7 +122,7 @@ fn nothing_gets_out() {
 }
 
 #[test]
-fn what_readers_could_understand_differently_is_refused() {
+fn ambiguous_archives_are_refused() {
     let store = Store::new();
     let hidden = Tape::default().file("etc/hidden", 0o4755, b"x").0;
     let short = |size: u64| size.to_string().into_bytes();
@@ -214,7 +214,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn bombs_do_not_go_off() {
+fn decompression_bombs_are_stopped() {
     let store = Store::new();
     let zeros = |encoder: &mut dyn std::io::Write| {
         let size = 512_u64 << 20;
@@ -248,7 +248,7 @@ fn bombs_do_not_go_off() {
     outside.set_cksum();
     store.refuses("a part outside its file", &Tape::system().raw(&outside, &[1; 512]).end(), "outside");
 
-    // Decoders that are to take all memory: a frame with a window of 2^41, a block with a dictionary of 4 GiB.
+    // Decoders that would allocate all memory: a frame with a window of 2^41, a block with a dictionary of 4 GiB.
     store.refuses("a zstd window", &[0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xf8, 0x01, 0x00, 0x00], "memory");
     store.refuses("an xz dictionary", &xz_with_dictionary(40), "memory");
 
@@ -256,7 +256,7 @@ fn bombs_do_not_go_off() {
     {
         let mut out = zstd::Encoder::new(fs::File::create(&many).unwrap(), 1).unwrap();
         out.write_all(&Tape::system().0).unwrap();
-        // FIFOs are left out, so only counting stands in the way.
+        // FIFOs are skipped, so only the limit on the number of entries applies.
         let one = Tape::default().special("f", EntryType::Fifo).0.repeat(1000);
         for _ in 0..1000 {
             out.write_all(&one).unwrap();
@@ -264,7 +264,7 @@ fn bombs_do_not_go_off() {
         out.write_all(&[0; 1024]).unwrap();
         out.finish().unwrap();
     }
-    // With no more memory than a small machine has left.
+    // With the memory of a small machine.
     let mut command = Command::new("prlimit");
     command
         .args(["--as=500000000", BINARY, "image", "import", "evil"])
@@ -277,7 +277,7 @@ fn bombs_do_not_go_off() {
     store.untouched("a million entries");
 }
 
-/// An xz file whose block asks for a dictionary of this size class, with right checksums.
+/// An xz file whose block requests a dictionary of this size class, with correct checksums.
 fn xz_with_dictionary(class: u8) -> Vec<u8> {
     let crc = |bytes: &[u8]| {
         let mut crc = flate2::Crc::new();
@@ -295,7 +295,7 @@ fn xz_with_dictionary(class: u8) -> Vec<u8> {
 }
 
 #[test]
-fn devices_stay_out_and_privileges_stay_where_they_mean_something() {
+fn devices_are_skipped_and_privileges_kept_where_valid() {
     let store = Store::new();
     let mut stranger = header("usr/bin/stranger", EntryType::Regular, 0o6755);
     stranger.set_uid(4_000_000);
@@ -344,9 +344,9 @@ fn devices_stay_out_and_privileges_stay_where_they_mean_something() {
     assert_eq!(store.image(&["verify"]).code, Some(0));
 }
 
-/// Trees of which GNU tar makes archives in its different formats, and archives that are safe to give to it.
+/// Trees that GNU tar archives in its different formats, and archives that are safe to pass to it.
 #[test]
-fn what_is_safe_is_what_gnu_tar_makes_of_it() {
+fn safe_archives_unpack_as_with_gnu_tar() {
     let store = Store::new();
     let scratch = store.0.path().to_owned();
     let source = scratch.join("source");
@@ -378,14 +378,14 @@ fn what_is_safe_is_what_gnu_tar_makes_of_it() {
             assert_eq!(store.import("tar", &archive), expected, "{line}");
         }
     }
-    // Through each way of compressing it, and in several pieces.
+    // With each compression, and in several pieces.
     for tool in ["gzip -c", "xz -0 -c", "zstd -q -c", "sh -c '{ head -c 5000 | gzip; gzip; }'"] {
         let line = format!("{tool} < {0}/made.tar > {0}/packed", scratch.display());
         assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success(), "{line}");
         assert_eq!(store.import("packed", &scratch.join("packed")), expected, "{line}");
     }
 
-    // Names that come twice, names that a folder, a file and a link take in turn, absolute names, links in the tree.
+    // Duplicate names, names that are a folder, a file and a link in turn, absolute names, links in the tree.
     let tape = Tape::system()
         .folder("usr/lib", 0o755)
         .symlink("lib", "usr/lib")
@@ -414,7 +414,7 @@ fn what_is_safe_is_what_gnu_tar_makes_of_it() {
 }
 
 #[test]
-fn an_image_that_goes_out_comes_back_as_itself() {
+fn an_exported_image_is_imported_unchanged() {
     let store = Store::new();
     let path = store.0.path().join("archive");
     Tape::system()
@@ -455,7 +455,7 @@ fn an_image_that_goes_out_comes_back_as_itself() {
 }
 
 #[test]
-fn an_import_that_is_interrupted_leaves_nothing() {
+fn an_interrupted_import_leaves_no_files() {
     let store = Store::new();
     let begin = || {
         let mut import = Command::new(BINARY)
@@ -484,7 +484,7 @@ fn an_import_that_is_interrupted_leaves_nothing() {
     import.kill().unwrap();
     import.wait().unwrap();
     drop(stdin);
-    // The next who looks clears up.
+    // The next command removes the partial files.
     assert_eq!(store.image(&["list"]).code, Some(0));
     store.untouched("SIGKILL");
     let full = Scratch::in_memory();

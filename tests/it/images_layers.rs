@@ -1,5 +1,5 @@
-//! Images as Docker and registries have them: a layout that the test writes by the specification, that skopeo accepts
-//! and converts, and that umoci unpacks for comparison.
+//! Images in the formats of Docker and registries: a layout that the test writes by the specification, that skopeo
+//! accepts and converts, and that umoci unpacks for comparison.
 
 use std::fs;
 use std::io::Write as _;
@@ -59,7 +59,7 @@ impl Layout {
         json!({"mediaType": media_type, "digest": digest, "size": bytes.len()})
     }
 
-    /// The descriptor of an image of these layers, each compressed in another way.
+    /// The descriptor of an image with these layers, each with a different compression.
     fn image(&self, layers: &[Vec<u8>], architecture: &str) -> Value {
         let diff_ids: Vec<String> = layers.iter().map(|layer| digest(layer)).collect();
         let config = json!({
@@ -106,7 +106,7 @@ impl Layout {
     }
 }
 
-/// A system in four layers that do to each other what layers can do.
+/// A system in four layers with every operation of layers.
 fn layers() -> Vec<Vec<u8>> {
     let base = Tape::default()
         .folder("bin", 0o755)
@@ -137,7 +137,7 @@ fn layers() -> Vec<Vec<u8>> {
     let third = Tape::default()
         .folder("srv", 0o750)
         .file("srv/above", 0o644, b"stays")
-        // The marker may come after what it spares.
+        // The whiteout may come after the entry that it keeps.
         .file("srv/.wh..wh..opq", 0o644, b"")
         .folder("opt/old", 0o700)
         .file("opt/old/again", 0o644, b"y")
@@ -153,7 +153,7 @@ fn layouts_and_docker_archives_are_one_image() {
     let here = scratch.path();
     let layout = Layout::new(here.join("layout"));
     layout.index(&[(Some("v1"), layout.image(&layers(), "amd64"))]);
-    // By the book: skopeo reads it, and converts it to what `docker save` writes.
+    // The layout is valid: skopeo reads it, and converts it to the format of `docker save`.
     let reply = must(here, "skopeo inspect oci:layout:v1");
     assert_eq!(serde_json::from_str::<Value>(&reply).unwrap()["Layers"].as_array().unwrap().len(), 4);
     must(here, "skopeo --insecure-policy copy -q oci:layout:v1 docker-archive:docker.tar:berth/test:v1");
@@ -165,7 +165,7 @@ fn layouts_and_docker_archives_are_one_image() {
     }
     must(here, "mkdir docker && tar -C docker -xf docker.tar");
     assert_eq!(import(&scratch, "other", &here.join("docker")), id, "an unpacked docker archive");
-    // And it holds what umoci makes of it.
+    // Its tree equals the one that umoci unpacks.
     must(here, "umoci unpack --image layout:v1 bundle");
     assert_eq!(import(&scratch, "umoci", &here.join("bundle/rootfs")), id);
     let root = here.join("data/images").join(&id).join("root");
@@ -199,7 +199,7 @@ fn layouts_and_docker_archives_are_one_image() {
 }
 
 #[test]
-fn what_was_changed_or_is_for_others_is_refused() {
+fn modified_images_and_images_of_other_platforms_are_refused() {
     let scratch = Scratch::new();
     let here = scratch.path();
     let layout = Layout::new(here.join("layout"));
@@ -223,7 +223,7 @@ fn what_was_changed_or_is_for_others_is_refused() {
     assert_eq!(reply.code, Some(0), "{}", reply.stderr);
     assert_eq!(image(&scratch, &["remove", "a"]).code, Some(0));
 
-    // Several machines under one tag: an index in the index.
+    // Several platforms under one tag: an index in the index.
     let inner = json!({"schemaVersion": 2, "manifests": [layout.image(&layers(), "arm64"), good]});
     let inner = layout.blob("application/vnd.oci.image.index.v1+json", inner.to_string().as_bytes());
     layout.index(&[(Some("all"), inner)]);
@@ -243,7 +243,8 @@ fn what_was_changed_or_is_for_others_is_refused() {
         let kept = fs::read(&path).unwrap();
         let mut changed = kept.clone();
         match what {
-            // Where the archive's own checks see nothing: in the content of a file, in the time of a gzip.
+            // Changes that the archive's own checks do not detect: in the content of a file, in the time of a gzip
+            // header.
             "layer" => changed[512 * 2] = b'?',
             "compressed layer" => changed[4] ^= 1,
             _ => changed.push(b' '),

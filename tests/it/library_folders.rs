@@ -1,4 +1,5 @@
-//! Skills as folders: scripts and data reach workspaces with their permissions, and a deleted skill goes whole.
+//! Skills as folders: scripts and data are copied to workspaces with their permissions, and a deleted skill is removed
+//! completely.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
@@ -32,7 +33,7 @@ fn executable(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|found| found.mode() & 0o111 != 0)
 }
 
-/// A skill with a script, data that is no text, a hidden file, and what a desktop leaves.
+/// A skill with a script, binary data, a hidden file, and files of a desktop.
 fn fill(skill: &Path) {
     write(&skill.join("SKILL.md"), "---\nname: kit\ndescription: d\n---\nrun scripts/x.sh\n", 0o644);
     write(&skill.join("scripts/x.sh"), "#!/bin/sh\necho ran\n", 0o755);
@@ -44,7 +45,7 @@ fn fill(skill: &Path) {
 }
 
 #[test]
-fn a_skill_reaches_workspaces_whole() {
+fn a_skill_is_copied_to_workspaces_completely() {
     let server = Server::start();
     let library = server.data.join("library/skill/kit");
     fill(&library);
@@ -62,7 +63,7 @@ fn a_skill_reaches_workspaces_whole() {
             assert!(!folder.join(place).join("kit").join(litter).exists(), "{place}: {litter}");
         }
     }
-    // Permissions follow, both ways; what is right is not written again.
+    // Changes of permissions are copied both ways; unchanged files are not written again.
     let inode = |path: &Path| fs::metadata(path).unwrap().ino();
     let before = inode(&folder.join(".claude/skills/kit/data/font.ttf"));
     fs::set_permissions(library.join("scripts/x.sh"), fs::Permissions::from_mode(0o644)).unwrap();
@@ -71,14 +72,14 @@ fn a_skill_reaches_workspaces_whole() {
     server.owner().post(200, &format!("{url}/sync"), json!({}));
     assert!(!executable(&script(PLACES[1])));
     assert_eq!(inode(&folder.join(".claude/skills/kit/data/font.ttf")), before);
-    // A hidden file by hand, as any other.
+    // A hidden file added by hand is copied like any other.
     write(&library.join(".config/a.json"), "{}", 0o644);
     let hidden = folder.join(".opencode/skill/kit/.config/a.json");
     wait_for("a hidden file", secs(30), || hidden.exists().then_some(()));
 }
 
 #[test]
-fn only_what_berth_wrote_and_nobody_changed_is_replaced_or_removed() {
+fn only_unmodified_files_of_berth_are_replaced_or_removed() {
     let server = Server::start();
     let library = server.data.join("library/skill/kit");
     fill(&library);
@@ -94,7 +95,7 @@ fn only_what_berth_wrote_and_nobody_changed_is_replaced_or_removed() {
     assert_eq!(fs::read_to_string(place.join("app/[...slug]/v1..v2.tsx")).unwrap(), "mine");
     assert!(place.join("notes").is_dir());
     assert!(executable(&place.join("scripts/x.sh")) && place.join("SKILL.md").exists());
-    // A script that was changed, and one whose place something else has now.
+    // A modified script, and one whose path another file has taken.
     let other = folder.join(".opencode/skill/kit");
     write(&other.join("scripts/x.sh"), "mine", 0o755);
     fs::remove_file(other.join("data/font.ttf")).unwrap();
@@ -110,7 +111,7 @@ fn only_what_berth_wrote_and_nobody_changed_is_replaced_or_removed() {
 }
 
 #[test]
-fn a_skill_beyond_its_limits_comes_without_the_rest() {
+fn a_skill_beyond_its_limits_is_copied_in_part() {
     let server = Server::start();
     let library = server.data.join("library/skill/kit");
     fill(&library);
@@ -124,7 +125,7 @@ fn a_skill_beyond_its_limits_comes_without_the_rest() {
 }
 
 #[test]
-fn a_deleted_entry_of_the_library_goes_whole() {
+fn a_deleted_library_entry_is_removed_completely() {
     let server = Server::start();
     let library = server.data.join("library");
     let owner = server.owner();
@@ -157,13 +158,13 @@ fn a_deleted_entry_of_the_library_goes_whole() {
         assert_eq!(skills(), 0, "{what}");
     }
     assert_eq!(fs::read_to_string(library.join("kept")).unwrap(), "kept");
-    // A skill that is a link is the link.
+    // For a skill that is a link, only the link is removed.
     fill(&library.join("elsewhere"));
     symlink("../elsewhere", library.join("skill/boxy")).unwrap();
     owner.call("DELETE", "/api/library/skill/boxy", None).expect(200);
     assert!(fs::symlink_metadata(library.join("skill/boxy")).is_err());
     assert!(library.join("elsewhere/SKILL.md").exists());
-    // The same for entries of other kinds, and for what is not there.
+    // The same for entries of other kinds, and for missing ones.
     write(&library.join("init-script/base/SCRIPT.sh"), "#!/bin/sh\n", 0o644);
     write(&library.join("init-script/base/.DS_Store"), "x", 0o644);
     write(&library.join("init-script/base/lib/more.sh"), "x", 0o644);
@@ -175,11 +176,11 @@ fn a_deleted_entry_of_the_library_goes_whole() {
     for gone in ["init-script/base", "command/odd.md", "workspace-template/odd.json"] {
         assert!(!library.join(gone).exists(), "{gone}");
     }
-    assert!(fs::read_dir(library.join("skill")).unwrap().next().is_none(), "nothing is left aside");
+    assert!(fs::read_dir(library.join("skill")).unwrap().next().is_none(), "no temporary files remain");
 }
 
 #[test]
-fn archives_are_read_as_unzip_and_jar_write_and_read_them() {
+fn archives_of_unzip_and_jar_are_read_alike() {
     let server = Server::start();
     let source = server.data.join("source");
     fill(&source.join("kit"));
@@ -191,7 +192,7 @@ fn archives_are_read_as_unzip_and_jar_write_and_read_them() {
     ];
     for (packer, args) in packers {
         let archive = here(&format!("{packer}.zip"));
-        // Not every machine that runs the tests has all of them.
+        // Not every test machine has all of these tools.
         let Ok(packed) = Command::new(packer).args(args).current_dir(&source).output() else { continue };
         assert!(packed.status.success(), "{packer}: {packed:?}");
         let (ours, theirs) = (here(&format!("library/skill/{packer}")), here(&format!("{packer}.d")));

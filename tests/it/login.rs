@@ -1,5 +1,5 @@
-//! Password login as clients of sandboxed.sh use it: a token for a password, accepted wherever a token is, until it expires;
-//! and the settings that would leave everyone outside.
+//! Password login as clients of sandboxed.sh use it: a token for a password, accepted like any other token, until it
+//! expires; and settings that would lock every client out.
 
 use std::fs;
 use std::thread;
@@ -43,9 +43,9 @@ fn token(sub: &str, iat: u64, exp: u64) -> String {
     signed(SECRET, &json!({"typ": "JWT", "alg": "HS256"}), &claims)
 }
 
-/// What the dashboard does after a login, call by call.
+/// The calls of the dashboard after a login.
 #[test]
-fn the_dashboard_logs_in_and_works() {
+fn the_calls_of_the_dashboard_work_after_a_login() {
     let server = setup().start();
     let health = server.anyone().get(200, "/api/health");
     assert_eq!((&health["auth_mode"], &health["auth_required"]), (&json!("single_tenant"), &json!(true)));
@@ -79,14 +79,14 @@ fn the_dashboard_logs_in_and_works() {
     shell.until("an answer", |socket| socket.text.contains("typed-42").then_some(()));
     owner.delete(200, &path);
     owner.get(200, "/tokens");
-    // The configured tokens are as good as before, and no secret is told.
+    // The configured tokens keep working, and no secret is returned.
     server.owner().get(200, "/api/workspaces");
     let log = server.log();
     assert!(!log.contains(PASSWORD) && !log.contains(SECRET) && !log.contains(jwt), "{log}");
 }
 
 #[test]
-fn what_is_no_password_and_no_token_is_refused_and_slowed_down() {
+fn wrong_passwords_and_tokens_are_refused_and_delayed() {
     let server = setup().start();
     let refused = |message: &str, body: Value| {
         let reply = server.anyone().refused(401, "unauthorized", "POST", "/api/auth/login", Some(body));
@@ -124,7 +124,7 @@ fn what_is_no_password_and_no_token_is_refused_and_slowed_down() {
     for token in &bad {
         server.with_token(token).refused(401, "unauthorized", "GET", "/whoami", None);
     }
-    // A burst is free; then each failure waits, from whatever route it comes.
+    // A burst is not delayed; then each failure waits, on every route.
     for _ in 0..12 {
         refused("Invalid password", json!({"password": "wrong"}));
     }
@@ -133,7 +133,7 @@ fn what_is_no_password_and_no_token_is_refused_and_slowed_down() {
 }
 
 #[test]
-fn a_token_and_what_it_opened_end_with_its_time() {
+fn login_tokens_and_their_streams_end_at_expiry() {
     let server = setup().start();
     let end = now() + 4;
     let jwt = token("default", now() - 1, end);
@@ -159,7 +159,7 @@ fn a_token_and_what_it_opened_end_with_its_time() {
         });
         assert_eq!(shell.until_closed().code, 1008);
         exec.join().unwrap().expect(401);
-        // A stream that is cut has no end.
+        // A stream that is cut has no final chunk.
         assert!(stream.join().unwrap().is_err());
     });
     assert!(started.elapsed() < secs(15), "{:?}", started.elapsed());
@@ -167,7 +167,7 @@ fn a_token_and_what_it_opened_end_with_its_time() {
 }
 
 #[test]
-fn users_and_secrets_that_are_gone_end_their_tokens() {
+fn removed_users_and_changed_secrets_invalidate_tokens() {
     let users = |list: Value| {
         Setup::new()
             .env("SANDBOXED_USERS", list.to_string())
@@ -213,7 +213,7 @@ fn users_and_secrets_that_are_gone_end_their_tokens() {
 }
 
 #[test]
-fn half_a_login_stops_the_start_and_says_what_is_missing() {
+fn an_incomplete_login_configuration_stops_the_start() {
     let says = |setup: Setup, words: &[&str]| {
         let ended = setup.run();
         assert_ne!(ended.code, Some(0));
@@ -240,12 +240,12 @@ fn half_a_login_stops_the_start_and_says_what_is_missing() {
     ] {
         says(new().env("SANDBOXED_USERS", users).env("JWT_SECRET", SECRET), &["SANDBOXED_USERS"]);
     }
-    // Without any of it there is no login, and the health tells as before.
+    // Without these settings there is no login, and health reports the same as before.
     let server = Server::start();
     server.anyone().refused(404, "login_disabled", "POST", "/api/auth/login", Some(json!({"password": "x"})));
     assert_eq!(server.anyone().get(200, "/api/health")["auth_mode"], "single_tenant");
     drop(server);
-    // As other secrets, they may stand in the file; a short secret is warned of.
+    // Like other secrets, they may be in the configuration file; a short secret gives a warning.
     let plain = Setup::new();
     let file = plain.scratch().path().join("server.json");
     fs::write(&file, json!({"dashboardPassword": PASSWORD, "jwtSecret": "short"}).to_string()).unwrap();

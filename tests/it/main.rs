@@ -1,9 +1,9 @@
-//! The tests: one binary, the real server, real containers. Reading order: the harness (`client`, `server`, `scratch`,
-//! `procs`, `fixture`), then one module for each promise. Tests wait for facts (an answer, a line, a process that is
-//! gone), and every wait has an end.
+//! The integration tests: one binary, the real server, real containers. Reading order: the harness (`client`,
+//! `server`, `scratch`, `procs`, `fixture`), then one module for each promise. Tests wait for facts (a response, a
+//! line, the exit of a process), and every wait has a deadline.
 
-// The rules that `.clippy.toml` makes for the server (children by `proc::Spec`, files by `store`) are about code that
-// serves strangers. A test is its own only user, and it must not depend on the code that it checks.
+// The rules that `.clippy.toml` sets for the server (children by `proc::Spec`, files by `store`) apply to code that
+// serves untrusted clients. A test has no such clients, and must not depend on the code that it checks.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, unreachable_pub)]
 
 mod client;

@@ -1,4 +1,5 @@
-//! The OpenCode that the server runs itself (`--manage-opencode`): the real ones, and one that misbehaves.
+//! The OpenCode process that the server itself manages (`--manage-opencode`): the real versions, and a misbehaving
+//! stand-in.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,9 +15,9 @@ use crate::procs::{self, alive, naming, secs, sleeps, unique_secs, wait_for, wai
 use crate::scoped_tokens;
 use crate::server::{CLIENT_TOKEN, HOST_TOKEN, Server, Setup};
 
-/// A key of a model provider, which OpenCode gets.
+/// A key of a model provider, which is passed to OpenCode.
 const KEY: &str = "it-provider-key-61b2e0c4";
-/// OpenCode's own password, where one is passed in.
+/// OpenCode's own password, if one is configured.
 const PASSWORD: &str = "it-managed-password-77a0";
 
 fn managed(program: &Path) -> Setup {
@@ -53,7 +54,7 @@ fn pid(state: &Value) -> u32 {
     u32::try_from(state["pid"].as_u64().unwrap_or_else(|| panic!("{state}"))).unwrap()
 }
 
-/// What the audit log of the server has of OpenCode, oldest first.
+/// The entries of OpenCode in the server's audit log, oldest first.
 fn audited(server: &Server) -> Vec<String> {
     let items = server.owner().get(200, "/audit?limit=200")["items"].clone();
     let actions =
@@ -65,7 +66,7 @@ fn log(server: &Server) -> String {
     fs::read_to_string(server.data.join("host/opencode.log")).unwrap()
 }
 
-/// Has OpenCode start its MCP server, which never answers, and does not wait for what it makes of that.
+/// Makes OpenCode start its MCP server, which never answers, and ignores the result.
 fn start_mcp(server: &Server, mount: &str, sleep: &str) -> u32 {
     let (client, path) = (server.collaborator(), format!("{mount}/mcp"));
     std::thread::spawn(move || client.try_send("GET", &path, &[], None));
@@ -73,7 +74,7 @@ fn start_mcp(server: &Server, mount: &str, sleep: &str) -> u32 {
 }
 
 #[test]
-fn real_versions_are_served_restarted_and_ended_with_all_that_they_started() {
+fn real_versions_are_served_restarted_and_killed_with_their_children() {
     for version in VERSIONS {
         let sleep = unique_secs();
         let setup = managed(&program(version));
@@ -84,7 +85,7 @@ fn real_versions_are_served_restarted_and_ended_with_all_that_they_started() {
         let first = wait_state(&server, "running");
         assert_eq!((&first["starts"], &first["managed"]), (&json!(1), &json!(true)), "{first}");
 
-        // Everything reaches it through the proxy.
+        // All requests reach it through the proxy.
         let listed = server.owner().get(200, "/workspaces")["items"][0].clone();
         let mount = format!("/w/{}/opencode", listed["id"].as_str().unwrap());
         assert_eq!(listed["opencode"]["baseUrl"], first["url"], "{listed}");
@@ -98,7 +99,7 @@ fn real_versions_are_served_restarted_and_ended_with_all_that_they_started() {
         let messages = client.get(200, &format!("{mount}/session/{id}/message?limit=10"));
         assert!(messages.to_string().contains("kept"), "{messages}");
 
-        // It has no token of ours, and its own password is shown to nobody.
+        // It has no token of berth, and no client sees its password.
         let environment = fs::read(format!("/proc/{}/environ", pid(&first))).unwrap();
         let environment = String::from_utf8_lossy(&environment).into_owned();
         assert!(environment.contains(KEY) && environment.contains("OPENCODE_SERVER_PASSWORD="));
@@ -117,7 +118,7 @@ fn real_versions_are_served_restarted_and_ended_with_all_that_they_started() {
         let visible = format!("{}{}{}", server.log(), log(&server), procs::arguments(server.pid).join(" "));
         assert!(!visible.contains(password) && !visible.contains(HOST_TOKEN), "{visible}");
 
-        // It is killed, and started again at once; what it had started is gone.
+        // After a kill it is restarted at once; its children were killed.
         let nap = start_mcp(&server, &mount, &sleep);
         procs::kill(pid(&first));
         let second = wait_for("another start", secs(120), || {
@@ -131,7 +132,7 @@ fn real_versions_are_served_restarted_and_ended_with_all_that_they_started() {
             ["starting", "running", "ended", "starting", "running"].map(|word| format!("opencode.{word}"))
         );
 
-        // The server's end is its end.
+        // It ends with the server.
         start_mcp(&server, &mount, &sleep);
         let last = pid(&second);
         assert_eq!(server.stop().code(), Some(0));
@@ -140,7 +141,7 @@ fn real_versions_are_served_restarted_and_ended_with_all_that_they_started() {
 }
 
 #[test]
-fn nothing_of_it_outlives_a_signal_at_any_moment_of_the_start() {
+fn no_process_survives_a_signal_during_the_start() {
     for (round, signal) in [Signal::TERM, Signal::INT, Signal::HUP].into_iter().cycle().take(12).enumerate() {
         let sleep = unique_secs();
         let server =
@@ -156,21 +157,21 @@ fn nothing_of_it_outlives_a_signal_at_any_moment_of_the_start() {
     }
 }
 
-/// timeout(1) sends its signal to its child, and then to the group that the child is in.
+/// timeout(1) sends its signal to its child, and then to the process group of the child.
 #[test]
-fn a_second_signal_ends_it_too() {
+fn two_signals_at_once_end_the_server_once() {
     let sleep = unique_secs();
     let server = misbehaving(&format!("sleep={sleep},deaf-to-term")).start();
     let child = pid(&wait_state(&server, "running"));
     procs::signal(server.pid, Signal::TERM);
-    // Two that come at once are one.
+    // Two signals at once count as one.
     server.stdout.line_with("a second signal", secs(20)).unwrap();
     assert_eq!(server.stop().code(), Some(1));
     wait_for("its end", secs(2), || (!alive(child) && sleeps(&sleep).is_empty()).then_some(()));
 }
 
 #[test]
-fn a_killed_server_leaves_what_the_next_one_ends() {
+fn the_next_start_kills_processes_of_a_killed_server() {
     let sleep = unique_secs();
     let setup = misbehaving(&format!("sleep={sleep},deaf-to-term"));
     let server = setup.start();
@@ -183,9 +184,9 @@ fn a_killed_server_leaves_what_the_next_one_ends() {
     wait_state(&server, "running");
 }
 
-/// Without cgroups, what a killed server left is found by the mark in its environment.
+/// Without cgroups, processes of a killed server are found by a marker in their environment.
 #[test]
-fn a_killed_server_without_cgroups_leaves_what_the_next_one_ends() {
+fn the_next_start_kills_processes_without_cgroups() {
     let without =
         ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /sys/fs/cgroup && exec \"$@\"", "sh"];
     let sleep = unique_secs();
@@ -194,7 +195,7 @@ fn a_killed_server_without_cgroups_leaves_what_the_next_one_ends() {
     let orphan = pid(&wait_state(&server, "running"));
     wait_for("its daemons", secs(20), || (sleeps(&sleep).len() == 2).then_some(()));
     server.stdout.line_with("No writable cgroup v2 here", secs(20)).expect("a warning");
-    // Another server's is left alone.
+    // Processes of another server keep running.
     let neighbour = misbehaving("").start_through(&without);
     let other = pid(&wait_state(&neighbour, "running"));
     server.crash();
@@ -206,7 +207,7 @@ fn a_killed_server_without_cgroups_leaves_what_the_next_one_ends() {
 }
 
 #[test]
-fn one_that_dies_at_once_fails_after_five_ends_and_is_started_again_when_asked() {
+fn an_opencode_that_exits_at_once_fails_after_five_attempts() {
     let program = Setup::new().scratch().path().join("opencode");
     fs::create_dir_all(program.parent().unwrap()).unwrap();
     let script = |text: &str| {
@@ -245,7 +246,7 @@ fn one_that_dies_at_once_fails_after_five_ends_and_is_started_again_when_asked()
 }
 
 #[test]
-fn one_that_does_not_answer_is_ended_when_its_time_is_over() {
+fn an_opencode_that_does_not_answer_is_killed_at_its_deadline() {
     let unanswered = "did not answer within 6 s (The OpenCode of workspace OpenCode at http://127.0.0.1:";
     let cases = [
         ("silent", unanswered),
@@ -270,7 +271,7 @@ fn one_that_does_not_answer_is_ended_when_its_time_is_over() {
 }
 
 #[test]
-fn one_that_is_slow_to_answer_starts() {
+fn an_opencode_that_answers_slowly_starts() {
     // Longer than the ten seconds that the orchestrator allows; a busy machine needs forty.
     let server = misbehaving("slow,late=11").start();
     let running = wait_state(&server, "running");
@@ -278,12 +279,12 @@ fn one_that_is_slow_to_answer_starts() {
 }
 
 #[test]
-fn a_flood_of_output_costs_neither_disk_nor_answers() {
+fn endless_output_of_opencode_uses_no_disk_and_delays_no_response() {
     let server = misbehaving("flood").start();
     wait_state(&server, "running");
     let id = server.owner().get(200, "/workspaces")["activeId"].as_str().unwrap().to_owned();
     let health = format!("/w/{id}/opencode/global/health");
-    wait_for("a log that tells of lost bytes", secs(30), || {
+    wait_for("a log line with the number of lost bytes", secs(30), || {
         server.collaborator().get(200, &health);
         log(&server).contains("bytes dropped").then_some(())
     });
@@ -294,7 +295,7 @@ fn a_flood_of_output_costs_neither_disk_nor_answers() {
 }
 
 #[test]
-fn secrets_that_it_prints_are_in_no_log_and_a_password_that_was_passed_in_is_for_the_orchestrator() {
+fn secrets_that_opencode_prints_are_redacted_in_the_log() {
     let server = misbehaving("secrets").env("OPENWORK_OPENCODE_PASSWORD", PASSWORD).start();
     wait_state(&server, "running");
     let text = log(&server);
@@ -316,7 +317,7 @@ fn secrets_that_it_prints_are_in_no_log_and_a_password_that_was_passed_in_is_for
 }
 
 #[test]
-fn a_leak_ends_it_and_not_the_machine() {
+fn a_memory_leak_kills_opencode_and_not_the_machine() {
     let limits = ["--opencode-memory=134217728", "--opencode-restart=never"];
     let server = misbehaving("grows").args(&limits).start();
     let failed = wait_state(&server, "failed");
@@ -335,7 +336,7 @@ fn the_default_limit_is_half_of_the_memory() {
 }
 
 #[test]
-fn changes_are_events() {
+fn status_changes_of_opencode_are_events() {
     let server = misbehaving("").start();
     wait_state(&server, "running");
     procs::kill(pid(&state(&server)));
@@ -351,7 +352,7 @@ fn changes_are_events() {
 }
 
 #[test]
-fn wrong_settings_are_named() {
+fn invalid_settings_of_the_managed_opencode_are_named() {
     for (arguments, expected) in [
         (vec!["--opencode-bin=/nowhere/opencode"], "--opencode-bin: /nowhere/opencode does not exist"),
         (

@@ -1,12 +1,12 @@
-//! Threads that go on together, like `std::sync::Barrier`, but who waits in vain fails: one caller that panics must not
-//! leave the others, and with them the whole run, waiting for ever.
+//! A barrier for threads, like `std::sync::Barrier`, but with a deadline: if one thread panics, the others, and with
+//! them the whole test run, must not wait forever.
 
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
 pub struct Meeting {
     expected: usize,
-    /// How many wait, and how often all have met.
+    /// The number of waiting threads, and the number of completed rounds.
     state: Mutex<(usize, u64)>,
     changed: Condvar,
 }

@@ -1,5 +1,5 @@
-//! A token of one workspace gets no session, no file and no event of another directory from an OpenCode that serves them all,
-//! and writes that could run a program are in the audit log.
+//! A token limited to one workspace reaches no session, file or event of another directory in an OpenCode that serves
+//! all of them, and writes that could run a program are in the audit log.
 
 use std::fs;
 
@@ -61,14 +61,14 @@ fn no_session_or_file_of_another_directory_is_reached() {
         }
         clients[0].refused(403, "forbidden", "DELETE", &format!("{mount}/session/{other}"), None);
         server.owner().call("GET", &format!("{mount}/session/{other}"), None).expect(200);
-        // Sessions of this one.
+        // Sessions of this directory.
         let own = session(&clients[0], &format!("{mount}/session"));
         for client in &clients {
             client.call("GET", &format!("{mount}/session/{own}"), None).expect(200);
             client.call("GET", &format!("{mount}/session/{own}/message"), None).expect(200);
         }
         clients[0].call("GET", &format!("{mount}/session/ses_none"), None).expect(404);
-        // 1.18 takes the commands of the session's directory, not those of the one that the request names.
+        // 1.18 uses the commands of the session's directory, not those of the directory that the request names.
         let shell = session(&clients[0], &format!("{mount}/session?{}", at("work/b")));
         let look = |arguments: &str| json!({"command": "look", "arguments": arguments, "model": "x/y"});
         let path = |session: &str| format!("{mount}/session/{session}/command?{}", at("work/a"));
@@ -80,7 +80,7 @@ fn no_session_or_file_of_another_directory_is_reached() {
             clients[0].refused(403, "forbidden", "POST", &path(&own), Some(look(arguments)));
         }
         assert!(!folder.join("pwned").exists() && !folder.join("work/b/pwned").exists());
-        // Files that a prompt attaches.
+        // Files attached to a prompt.
         let attach = |url: String| {
             json!({"noReply": true, "model": {"providerID": "x", "modelID": "y"},
                 "parts": [{"type": "file", "mime": "application/x-directory", "filename": "x", "url": url}]})
@@ -110,7 +110,7 @@ fn no_session_or_file_of_another_directory_is_reached() {
         }
         let reply = clients[0].call("GET", &format!("{mount}/file/content?path=own.txt"), None).expect(200);
         assert!(reply.text().contains("own-text"), "{reply}");
-        // What lists or follows every directory is not for limited tokens.
+        // Routes that list or follow every directory are refused for limited tokens.
         for client in &clients[1..] {
             for path in [
                 "/global/event",
@@ -145,7 +145,7 @@ fn no_session_or_file_of_another_directory_is_reached() {
 }
 
 #[test]
-fn commands_with_large_attachments_are_passed_on_whole() {
+fn commands_with_large_attachments_are_forwarded_completely() {
     let upstream = Upstream::start(crate::opencode_programs::commands);
     let server = upstream.setup().start();
     let path = format!("{}/session/s/command", mount(&server));

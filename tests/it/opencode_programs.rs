@@ -1,5 +1,6 @@
-//! What could make OpenCode run a program: it waits for a person in manual mode, and takes an owner otherwise, unless
-//! OpenCode is in a container. With the real OpenCode of both versions, in each spelling that its routers accept.
+//! Requests that could make OpenCode run a program: they wait for approval in manual mode, and need an owner
+//! otherwise, unless OpenCode is in a container. With both versions of the real OpenCode, in each spelling that its
+//! routers accept.
 
 use std::fs;
 use std::io::Write as _;
@@ -19,7 +20,7 @@ use crate::upstream::{Seen, Upstream};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Type: text/plain\r\n\r\nok";
 
-/// What runs a program of the caller's choice, in either version, and writes that berth does not know.
+/// Requests that run a program chosen by the caller, in either version, and write routes that are unknown to berth.
 const PROGRAMS: &[(&str, &str)] = &[
     ("POST", "/session/s/shell"),
     ("POST", "/session/s/command"),
@@ -66,7 +67,7 @@ fn answer(server: &Server, item: &Value, reply: &str) {
 }
 
 #[test]
-fn manual_mode_asks_before_opencode_runs_a_program() {
+fn manual_mode_asks_before_opencode_can_run_a_program() {
     let upstream = Upstream::saying(OK);
     let server = Setup::new()
         .args(&["--approval=manual", "--approval-timeout=400"])
@@ -89,7 +90,7 @@ fn manual_mode_asks_before_opencode_runs_a_program() {
     assert_eq!(refused.err().unwrap().expect(403).value()["code"], "write_denied");
     server.collaborator().refused(400, "invalid_path", "POST", "/opencode/session/s/message/../shell", None);
     upstream.saw_nothing();
-    // Reads, sessions and prompts are open, and owners are not asked.
+    // Reads, sessions and prompts need no approval, and owners are not asked.
     for (method, path) in [
         ("GET", "/config"),
         ("POST", "/session"),
@@ -110,7 +111,7 @@ fn manual_mode_asks_before_opencode_runs_a_program() {
 }
 
 #[test]
-fn what_a_person_allows_is_passed_on_once_and_unchanged() {
+fn an_approved_request_is_forwarded_once_and_unchanged() {
     let upstream = Upstream::saying(OK);
     let server =
         Setup::new().arg("--approval=manual").arg(format!("--opencode-base-url={}", upstream.url())).start();
@@ -160,7 +161,7 @@ pub fn commands(seen: &Seen, stream: &mut TcpStream) -> bool {
 }
 
 #[test]
-fn automatic_mode_keeps_shells_for_owners_and_commands_without_them_open() {
+fn automatic_mode_limits_commands_with_a_shell_to_owners() {
     let upstream = Upstream::start(commands);
     let server = upstream.setup().start();
     let mount = mount(&server);
@@ -230,7 +231,7 @@ fn sessions_and_prompts_cannot_allow_tools_or_leave_the_workspace() {
     let inside =
         json!({"location": {"directory": server.work}, "parts": [{"text": large}], "tools": {"bash": false}});
     client.call("POST", "/opencode/api/session", Some(&inside)).expect(200);
-    // What was broken off above has not arrived whole.
+    // The request that was cut off above did not arrive completely.
     loop {
         let seen = upstream.seen();
         if serde_json::from_slice::<Value>(&seen.body).is_ok_and(|body| body == inside) {
@@ -243,7 +244,7 @@ fn sessions_and_prompts_cannot_allow_tools_or_leave_the_workspace() {
 }
 
 #[test]
-fn in_a_container_the_rules_of_exec_hold() {
+fn opencode_in_a_container_follows_the_rules_of_exec() {
     tools();
     let upstream = Upstream::saying(OK);
     for (mode, waits) in [("auto", false), ("manual", true)] {
@@ -259,7 +260,7 @@ fn in_a_container_the_rules_of_exec_hold() {
             &format!("/workspaces/{id}"),
             Some(&json!({"baseUrl": upstream.url()})),
         );
-        // Its paths are those inside.
+        // Its paths are those inside of the container.
         assert_eq!(reply.expect(200).value()["workspace"]["opencode"]["directory"], "/");
         let (client, path) = (server.collaborator(), format!("/w/{id}/opencode/session/s/shell"));
         let query = format!("{path}?directory={root}/srv");
@@ -281,7 +282,7 @@ fn in_a_container_the_rules_of_exec_hold() {
     }
 }
 
-/// Each spelling that either version takes for a route which starts a program is refused, and starts none.
+/// Each spelling that either version accepts for a route which starts a program is refused, and starts none.
 #[test]
 fn no_spelling_starts_a_program_in_a_real_opencode() {
     for version in VERSIONS {
@@ -350,7 +351,7 @@ fn no_spelling_starts_a_program_in_a_real_opencode() {
         client.refused(403, "forbidden", "POST", &format!("{mount}/session/{session}/init"), Some(json!({})));
         assert_eq!(server.owner().get(200, &format!("{mount}/pty")), json!([]));
         assert!(!server.work.join("pwned").exists());
-        // The same by an owner does run.
+        // The same request by an owner does run a program.
         let body = json!({"command": "/bin/sh", "args": ["-c", "touch pwned"]});
         server.owner().post(200, &format!("{mount}/pty"), body);
         wait_for("the program", secs(20), || server.work.join("pwned").exists().then_some(()));

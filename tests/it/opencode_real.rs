@@ -1,5 +1,5 @@
-//! Real OpenCode, the oldest version that OpenWork ran with and the newest, behind the proxy: its own SDK sees no
-//! difference, its terminals work, its events flow for minutes.
+//! Real OpenCode, the oldest version that OpenWork used and the newest, behind the proxy: its SDK sees no difference,
+//! its terminals work, its events flow for minutes.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -52,7 +52,7 @@ fn sdk_sees_no_difference(version: &str) {
     let (opencode, server) = pair(version);
     let direct = || transcript(&opencode.url(), &opencode.authorization(), &server);
     let base = format!("http://{}{}", server.address, mount(&server));
-    // The first run finds a directory that nobody has used.
+    // The first run needs an unused directory.
     direct();
     let (direct, proxied) = (direct(), transcript(&base, &format!("Bearer {CLIENT_TOKEN}"), &server));
     assert!(direct.len() > 25, "{direct:#?}");
@@ -87,7 +87,7 @@ fn terminals_of_opencode_work_through_the_proxy() {
     request.headers_mut().insert("Sec-WebSocket-Protocol", format!("jwt.{CLIENT_TOKEN}").parse().unwrap());
     let stream = TcpStream::connect(server.address).unwrap();
     stream.set_read_timeout(Some(secs(30))).unwrap();
-    // The token alone was offered: it is the proxy's, and nothing is chosen.
+    // Only the token was offered: it is for the proxy, so no subprotocol is selected.
     let (mut socket, _) = match tungstenite::client(request, stream) {
         Ok(opened) => opened,
         Err(tungstenite::HandshakeError::Failure(tungstenite::Error::Protocol(
@@ -120,7 +120,7 @@ fn with_bearer(
     tungstenite::client(request, stream).unwrap()
 }
 
-/// In CI as long as a person leaves a page open; else long enough to see that silence is no end.
+/// In CI, as long as a person leaves a page open; otherwise long enough to show that silence does not end the stream.
 fn patience() -> Duration {
     if std::env::var_os("CI").is_some() { secs(185) } else { secs(45) }
 }
@@ -130,7 +130,7 @@ fn events_flow_for_minutes() {
     let (_opencode, server) = pair("opencode-old");
     let mount = mount(&server);
     let mut stream = TcpStream::connect(server.address).unwrap();
-    // OpenCode says every 30 s that it is there.
+    // OpenCode sends a heartbeat every 30 s.
     stream.set_read_timeout(Some(secs(60))).unwrap();
     let head = format!(
         "GET {mount}/event HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {CLIENT_TOKEN}\r\n\r\n"

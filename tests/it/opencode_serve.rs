@@ -1,5 +1,5 @@
-//! The real OpenCode, from npm (tests/run installs it): started for a folder, with a home of its own, and ended with
-//! all that it started.
+//! The real OpenCode, from npm (tests/run installs it): started for a folder, with a separate home, and killed with
+//! all its children.
 
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
@@ -13,10 +13,10 @@ use crate::procs::secs;
 use crate::scratch::Scratch;
 use crate::server::Printed;
 
-/// Both that berth is proven with: the one of the OpenWork server that was observed, and the newest.
+/// Both tested versions: the one of the observed OpenWork server, and the newest.
 pub const VERSIONS: [&str; 2] = ["opencode-old", "opencode-new"];
 
-/// What `tests/run` has installed from npm under this name.
+/// The folder in which `tests/run` installed the npm package of this name.
 pub fn package(name: &str) -> PathBuf {
     let mut folders = Path::new(env!("CARGO_TARGET_TMPDIR"))
         .ancestors()
@@ -25,7 +25,7 @@ pub fn package(name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("no npm package {name}: tests/run installs it"))
 }
 
-/// Its program.
+/// The path of its program.
 pub fn program(version: &str) -> PathBuf {
     package(version).join("bin/opencode")
 }
@@ -38,7 +38,7 @@ pub struct OpenCode {
 }
 
 impl OpenCode {
-    /// In this folder, without a password.
+    /// Starts it in this folder, without a password.
     pub fn start(version: &str, folder: &Path) -> OpenCode {
         let home = Scratch::new();
         let mut command = Command::new(program(version));
@@ -48,7 +48,7 @@ impl OpenCode {
             .env_clear()
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
             .env("HOME", home.path())
-            // Nothing may be asked of a network that is not there.
+            // No request may go to the network, which may be missing.
             .env("OPENCODE_DISABLE_AUTOUPDATE", "1")
             .env("OPENCODE_DISABLE_MODELS_FETCH", "1")
             .env("OPENCODE_DISABLE_LSP_DOWNLOAD", "1")
@@ -64,7 +64,7 @@ impl OpenCode {
         OpenCode { child, address, _home: home }
     }
 
-    /// One that asks it directly.
+    /// A client that connects to it directly, without the proxy.
     pub fn client(&self) -> Client {
         Client::new(self.address)
     }

@@ -1,4 +1,5 @@
-//! The real OpenCode as OpenWork starts it: with a password, for any folder; `opencode_serve` starts it for one folder.
+//! The real OpenCode as OpenWork starts it: with a password, for any folder; `opencode_serve` starts it for one
+//! folder.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -16,7 +17,7 @@ use crate::server::{Printed, Setup};
 pub const USERNAME: &str = "opencode";
 pub const PASSWORD: &str = "it-opencode-3f9c1d";
 
-/// A home, and nothing that would call out.
+/// A home folder, and settings that prevent outgoing requests.
 pub fn environment(command: &mut Command, home: &Path) {
     std::fs::create_dir_all(home).unwrap();
     command
@@ -35,7 +36,8 @@ pub struct Opencode {
 }
 
 impl Opencode {
-    /// Serves with a home in `scratch`; its own folder is there, too, so nothing depends on where it was started.
+    /// Starts it with a home in `scratch` and in a separate folder, so that no result depends on its working
+    /// directory.
     #[track_caller]
     pub fn start(version: &str, scratch: &Path) -> Opencode {
         let mut command = Command::new(program(version));
@@ -58,7 +60,7 @@ impl Opencode {
         };
         let address = line.rsplit("http://").next().unwrap().trim().parse().unwrap();
         let started = Opencode { child, address, _log: log };
-        // 1.18.34 takes requests during its first start that it never answers.
+        // 1.18.34 accepts requests during its first start that it never answers.
         wait_for("OpenCode to answer", secs(90), || started.is_healthy().then_some(()));
         started
     }
@@ -72,7 +74,7 @@ impl Opencode {
                 self.authorization()
             );
             stream.write_all(head.as_bytes())?;
-            // 1.1.53 does not close when it is asked to.
+            // 1.1.53 does not exit on SIGTERM.
             let (mut reply, mut buffer) = (String::new(), [0; 1024]);
             while !reply.contains('}') {
                 let count = stream.read(&mut buffer)?;
@@ -86,7 +88,7 @@ impl Opencode {
         asked().is_ok_and(|reply| reply.contains("\"healthy\":true"))
     }
 
-    /// A server that passes requests on to it.
+    /// A server that forwards requests to it.
     pub fn named_to(&self, setup: Setup) -> Setup {
         setup
             .arg(format!("--opencode-base-url={}", self.url()))

@@ -23,8 +23,8 @@ fn orchestrator(scratch: &Scratch) -> Command {
     command
 }
 
-/// The orchestrator gives `opencode --version` four seconds, which a machine that runs all tests at once does not
-/// always keep. This asks once, with patience, and is OpenCode itself in everything else.
+/// The orchestrator gives `opencode --version` four seconds, which is too short on a machine that runs all tests at
+/// once. This wrapper determines the version once, with a longer deadline, and otherwise executes OpenCode itself.
 fn opencode(scratch: &Scratch) -> PathBuf {
     let real = program("opencode-old");
     let mut asked = Command::new(&real);
@@ -114,18 +114,18 @@ fn its_status_and_approvals_work() {
     }
 }
 
-/// The server is berth, inside the container that the orchestrator starts with Docker.
+/// The server is berth, in the container that the orchestrator starts with Docker.
 #[test]
 fn its_checks_are_ok_with_berth_in_its_docker_sandbox() {
     let docker = Docker::shared();
     let scratch = Scratch::new();
     scratch.folder("work");
     let opencode = program("opencode-new");
-    // It gives this four seconds, and the first call reads the program from the disk.
+    // The orchestrator gives this four seconds, and the first call reads the program from the disk.
     let mut asked = Command::new(&opencode);
     environment(&mut asked, &scratch.path().join("home"));
     assert_eq!(run(asked.arg("--version"), secs(90)).code, Some(0));
-    // The port that the engine publishes is in the engine's network.
+    // The port that the engine publishes is in the engine's network namespace.
     let mut command = Command::new("nsenter");
     environment(&mut command, &scratch.path().join("home"));
     command

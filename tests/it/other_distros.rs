@@ -1,6 +1,7 @@
-//! Ubuntu and Arch Linux, whose archives no machine of Debian can verify by itself: real debootstrap and real pacstrap
-//! from small archives that are made and signed here. What Ubuntu's holds are Debian's own packages, so the system that
-//! comes out is a Debian; the way there (suite, script of the family, components, keyring, signature) is Ubuntu's.
+//! Ubuntu and Arch Linux, whose archives a Debian machine cannot verify by itself: real debootstrap and real pacstrap
+//! with small archives that are built and signed here. The Ubuntu archive contains Debian's own packages, so the
+//! resulting system is a Debian; the procedure (suite, script of the family, components, keyring, signature) is that
+//! of Ubuntu.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,11 +22,11 @@ fn shell(folder: &Path, script: &str) -> String {
     done.stdout
 }
 
-/// A gnupg folder with one key that signs; `NAME.gpg` beside it is its public half.
+/// A gnupg folder with one signing key; `NAME.gpg` beside it is the public key.
 #[track_caller]
 fn key(scratch: &Scratch, name: &str) -> PathBuf {
     let home = scratch.folder(name);
-    // The agent that gpg starts goes when its folder does (gpg-agent(1)); told so, it goes at once.
+    // The agent that gpg starts exits when its folder is removed (gpg-agent(1)); this command ends it at once.
     shell(
         scratch.path(),
         &format!(
@@ -39,8 +40,8 @@ fn key(scratch: &Scratch, name: &str) -> PathBuf {
     home
 }
 
-/// An archive with what a minimal Debian consists of, signed with `key`. Some of its packages are compressed with zstd, as
-/// all of Ubuntu's are.
+/// An archive with the packages of a minimal Debian, signed with `key`. Some packages are compressed with zstd, as all
+/// packages of Ubuntu are.
 #[track_caller]
 fn ubuntu(scratch: &Scratch) {
     let archive = scratch.folder("archive");
@@ -52,7 +53,7 @@ fn ubuntu(scratch: &Scratch) {
 
 #[track_caller]
 fn packages(archive: &Path) {
-    // The names are those in the image that the other tests start from.
+    // The package names are those of the image that the other tests use.
     let image = seeded();
     let status = image_root(image.data_dir()).join("var/lib/dpkg/status");
     shell(
@@ -97,7 +98,7 @@ fn release(scratch: &Scratch, archive: &Path, suite: &str) {
     );
 }
 
-/// Starts a server that takes Ubuntu's packages from the archive.
+/// Starts a server that uses this archive for Ubuntu's packages.
 fn with_archive(scratch: &Scratch, keyring: Option<&str>) -> Setup {
     let folder = scratch.path().display();
     let mut setup = Setup::in_folder(Scratch::in_memory());
@@ -140,11 +141,11 @@ fn ubuntu_is_built_by_debootstrap_from_a_signed_archive() {
     let jammy =
         json!({"name": "jammy", "distro": "ubuntu-jammy", "init_script": "#!/bin/sh\necho by init\n"});
 
-    // An archive that another key signed: nothing of it may be used.
+    // An archive signed with a different key: no file of it may be used.
     let server = with_archive(&scratch, Some("other.gpg")).start();
     ubuntu_is_refused(&server, noble.clone());
     server.stop();
-    // Without a keyring of the host, the one that berth carries decides, and it does not know the test's key.
+    // Without a keyring on the host, berth's own keyring is used, which does not contain the test's key.
     let hide = "for file in /usr/share/keyrings/ubuntu-archive-keyring.*; do
                     [ ! -e $file ] || mount --bind /dev/null $file
                 done
@@ -161,7 +162,8 @@ fn ubuntu_is_built_by_debootstrap_from_a_signed_archive() {
     ubuntu_is_refused(&server, noble.clone());
     server.stop();
 
-    // With the weakest umask and an open data folder: no other user reaches what debootstrap is making, or has made.
+    // With the weakest umask and an open data folder: no other user reaches the files of a bootstrap, during it or
+    // afterwards.
     let setup = with_archive(&scratch, Some("good.gpg"));
     open_to_all(&[setup.scratch().path(), setup.data_dir()]);
     let stranger = Stranger::watch(&[setup.data_dir()]);
@@ -170,7 +172,7 @@ fn ubuntu_is_built_by_debootstrap_from_a_signed_archive() {
     live(&Place::ready(&server, noble));
     server.stop();
     stranger.saw_nothing();
-    // A host whose dpkg-deb cannot read zstd, or that has none: debootstrap's other extractor.
+    // A host whose dpkg-deb does not support zstd, or that has no dpkg-deb: debootstrap's other extractor.
     let hide = "mount --bind /dev/null /usr/bin/dpkg-deb; exec \"$@\"";
     let words = ["unshare", "--mount", "--propagation=private", "sh", "-ec", hide, "sh"];
     let server = with_archive(&scratch, Some("good.gpg")).start_through(&words);
@@ -181,14 +183,14 @@ fn ubuntu_is_built_by_debootstrap_from_a_signed_archive() {
 fn arch_is_built_by_pacstrap_from_signed_packages() {
     let scratch = Scratch::new();
     let good = key(&scratch, "good");
-    // Knows the signer, and does not trust it. (pacman 6.0.2 itself crashes over a signer that it does not know.)
+    // The keyring contains the signer, but does not trust it. (pacman 6.0.2 itself crashes on an unknown signer.)
     let other = key(&scratch, "other");
     shell(
         scratch.path(),
         "gpg --homedir other --batch --quiet --import good.gpg; gpgconf --homedir other --kill all",
     );
     let archive = scratch.folder("archive");
-    // One static program is enough of a system; pacstrap asks for the package `base`.
+    // One static program is enough for a system; pacstrap requests the package `base`.
     shell(
         &archive,
         "(apt-get download -qq busybox-static 2>/dev/null || { apt-get -qq update; apt-get download -qq busybox-static; }) >&2

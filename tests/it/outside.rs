@@ -1,6 +1,6 @@
-//! The outside world, for tests of networks: a network namespace behind a link of its own, with an HTTP server that
-//! says who called, on an address of a range that is reserved for tests (RFC 2544) and on the metadata address of the
-//! clouds. It ends with its process, and the link and the host's routes to it end with it.
+//! The outside world for tests of networks: a network namespace behind its own link, with an HTTP server that returns
+//! the address of its caller, on an address of a range reserved for tests (RFC 2544) and on the metadata address of
+//! clouds. The server ends with the test process, and the link and the host's routes are removed with it.
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
@@ -10,7 +10,7 @@ use std::thread;
 use crate::procs::{secs, wait_for};
 use crate::server;
 
-/// Where the metadata of a cloud's machine are.
+/// The address of the metadata service of clouds.
 pub const METADATA: &str = "169.254.169.254";
 pub const PORT: u16 = 8080;
 
@@ -29,7 +29,7 @@ with socketserver.ThreadingTCPServer(('0.0.0.0', int(sys.argv[1])), Say) as serv
 
 pub struct Outside {
     process: Child,
-    /// Where its server is.
+    /// The address of its server.
     pub address: String,
     /// The host's address on the link.
     pub host: String,
@@ -40,7 +40,7 @@ impl Outside {
     pub fn open() -> Outside {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let unique = std::process::id() * 8 + NEXT.fetch_add(1, Ordering::Relaxed) % 8;
-        // 198.18.0.0/15, in pieces of four.
+        // 198.18.0.0/15, in blocks of four.
         let first = 0xc612_0000 + (unique % (1 << 15)) * 4;
         let address = |number: u32| std::net::Ipv4Addr::from(first + number).to_string();
         let (host, there) = (address(1), address(2));
@@ -55,7 +55,7 @@ impl Outside {
         let lines = std::io::BufReader::new(process.stdout.take().unwrap());
         let first = std::io::BufRead::lines(lines).next();
         assert_eq!(first.unwrap().unwrap(), "ready");
-        // A metric of its own: tests of others may have a metadata address too.
+        // A separate metric, because other tests may have a metadata address too.
         let script = format!(
             "set -e
              ip link add {link} type veth peer name out0 netns {outside_pid}
@@ -73,7 +73,7 @@ impl Outside {
         outside
     }
 
-    /// What the host gets there: who called.
+    /// The reply that the host gets: the address of the caller.
     pub fn get(&self, address: &str) -> Option<String> {
         use std::io::{Read, Write};
         let to = format!("{address}:{PORT}").parse().unwrap();
@@ -92,7 +92,8 @@ impl Drop for Outside {
     }
 }
 
-/// A server of the host's own, on all its addresses: the port. It says `caller …` as well, until this process ends.
+/// Starts a server of the host on all its addresses, and returns its port. It also answers `caller …`, until this
+/// process ends.
 pub fn on_the_host() -> u16 {
     let listener = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = listener.local_addr().unwrap().port();

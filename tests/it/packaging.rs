@@ -1,5 +1,5 @@
-//! berth as a service and as a package: what systemd is told, secrets from files, `berth install`, the Debian package.
-//! What needs a booted systemd is in `tests/vm/package.sh`.
+//! berth as a service and as a package: notifications to systemd, secrets from files, `berth install`, the Debian
+//! package. Tests that need a booted systemd are in `tests/vm/package.sh`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -18,7 +18,7 @@ fn message(socket: &UnixDatagram) -> String {
 }
 
 #[test]
-fn the_service_manager_is_told_of_the_start_and_the_stop() {
+fn the_service_manager_is_notified_of_start_and_stop() {
     let setup = Setup::new();
     let path = setup.scratch().path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
@@ -27,7 +27,7 @@ fn the_service_manager_is_told_of_the_start_and_the_stop() {
     let ready = message(&socket);
     assert!(ready.starts_with("READY=1\nSTATUS=1 workspace, data folder "), "{ready}");
     server.anyone().get(200, "/health");
-    // What runs in a workspace cannot speak for the service.
+    // A command in a workspace cannot send notifications for the service.
     let seen = server.owner().post(
         200,
         &format!("/api/workspaces/{}/exec", server::NIL),
@@ -81,7 +81,7 @@ fn berth(args: &[&str]) -> server::Ended {
 }
 
 #[test]
-fn a_service_is_installed_below_another_folder_and_again() {
+fn a_service_is_installed_below_another_root_and_reinstalled() {
     let scratch = Scratch::new();
     let root = scratch.path().join("root");
     let root_flag = format!("--root={}", root.display());
@@ -106,7 +106,7 @@ fn a_service_is_installed_below_another_folder_and_again() {
             ["etc/berth", "etc/berth/server.json", "etc/berth/environment", "opt/bin/berth"].map(mode),
             [0o700, 0o600, 0o600, 0o755]
         );
-        // What a person has set stays.
+        // Settings of the user stay.
         fs::write(root.join("etc/berth/environment"), "OPENWORK_APPROVAL_MODE=auto\n").unwrap();
     }
     assert_eq!(
@@ -117,7 +117,7 @@ fn a_service_is_installed_below_another_folder_and_again() {
     fs::write(root.join("usr/lib/systemd/system/berth.service"), "").unwrap();
     let packaged = berth(&["install", &root_flag, "--yes"]);
     assert!(packaged.code == Some(2) && packaged.stderr.contains("package"), "{packaged:?}");
-    for (args, output) in [
+    for (args, message) in [
         (&["install", "--bin=bin", "--yes"][..], "absolute"),
         (&["install", "--root=../x", "--yes"], "absolute"),
         (&["install", "--root", "--yes"], "--root: needs a value"),
@@ -126,9 +126,9 @@ fn a_service_is_installed_below_another_folder_and_again() {
         (&["uninstall", "--no-start"], "--no-start: unknown flag"),
     ] {
         let refused = berth(args);
-        assert!(refused.code == Some(2) && refused.stderr.contains(output), "{args:?}: {refused:?}");
+        assert!(refused.code == Some(2) && refused.stderr.contains(message), "{args:?}: {refused:?}");
     }
-    // This machine has no systemd, or is not to be changed.
+    // This machine has no systemd, or must not be changed.
     if !Path::new("/run/systemd/system").exists() {
         let refused = berth(&["uninstall", "--yes"]);
         assert!(
@@ -170,7 +170,7 @@ fn the_debian_package_has_the_binary_the_units_and_settings() {
     let depends = server::run(Command::new("dpkg-deb").args(["-f", &one, "Depends"]), secs(20));
     assert_eq!(depends.stdout.trim(), "systemd-container, debootstrap");
 
-    // The package checks the data folder's format before anything of it is unpacked.
+    // The package checks the format of the data folder before it unpacks any file.
     let control = scratch.path().join("control");
     let unpacked = server::run(Command::new("dpkg-deb").args(["-e", &one]).arg(&control), secs(60));
     assert_eq!(unpacked.code, Some(0), "{unpacked:?}");
@@ -201,7 +201,7 @@ fn the_manual_page_and_completions_have_every_command_and_flag() {
     assert_eq!((lint.code, lint.stdout.as_str()), (Some(0), ""), "{lint:?}");
     let shown =
         server::run(Command::new("mandoc").args(["-T", "utf8", "-O", "width=100"]).arg(&file), secs(30));
-    // Bold is a letter struck twice.
+    // In bold text each letter is printed twice.
     let shown: String = {
         let mut plain = String::new();
         for c in shown.stdout.chars() {

@@ -1,5 +1,5 @@
-//! Pastes: up to 8 MiB in one message or body reach a program whole and in order, however slowly it reads, and cost the
-//! server a bounded amount of memory when it does not.
+//! Pastes: up to 8 MiB in one message or body reach a program completely and in order, however slowly it reads, and
+//! use a bounded amount of memory if it does not read.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -20,7 +20,7 @@ use crate::socket::{Socket, raw_socket};
 use crate::terminal::Terminal;
 use crate::terminals_limits::frame;
 
-/// Text in which every piece tells where it belongs.
+/// A text in which every piece contains its own position.
 fn text(length: usize) -> String {
     let lines = (0..).map(|n: u64| format!("{:016x}\r", n.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
     let mut text = String::with_capacity(length + 20);
@@ -38,13 +38,13 @@ fn hash(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Reads so many bytes in raw mode, with a pause before, and shows their hash.
+/// Reads `length` bytes in raw mode after a pause, and prints their hash.
 fn reader(length: usize, pause: &str) -> String {
     format!("stty raw -echo; echo ready; sleep {pause}; head -c {length} | sha256sum; sleep 60")
 }
 
 #[test]
-fn a_paste_of_megabytes_arrives_whole_in_every_form() {
+fn a_paste_of_megabytes_arrives_completely_in_every_form() {
     let server = Server::start();
     let place = Place::host(&server);
     let paste = text(5 << 20);
@@ -69,7 +69,7 @@ fn a_paste_of_megabytes_arrives_whole_in_every_form() {
                     let last = if at + 1 == pieces.len() { 0x80 } else { 0 };
                     raw.write_all(&frame(opcode | last, piece)).unwrap();
                     if at % 100 == 0 {
-                        // A control frame may stand between them.
+                        // A control frame may be between the fragments.
                         raw.write_all(&frame(0x8a, b"pong")).unwrap();
                     }
                 }
@@ -84,7 +84,7 @@ fn a_paste_of_megabytes_arrives_whole_in_every_form() {
         terminal.until(form, |text| text.contains(&expected));
         drop(socket);
     }
-    // The shell's socket, too. Behind the paste the connection is as before.
+    // The shell's socket, too. After the paste the connection works as before.
     let mut shell = Socket::open(&server, &place.path("/shell?cols=100"));
     shell.type_in(&format!("stty raw -echo; echo go-; head -c {} | sha256sum; stty sane\r", paste.len()));
     shell.until("it reads", |socket| socket.rows().iter().any(|row| row.ends_with("go-")).then_some(()));
@@ -95,7 +95,7 @@ fn a_paste_of_megabytes_arrives_whole_in_every_form() {
 }
 
 #[test]
-fn a_slow_program_gets_all_of_it_in_order() {
+fn a_slow_program_receives_the_whole_paste_in_order() {
     let server = Server::start();
     let place = Place::host(&server);
     let paste = text(400_000);
@@ -104,7 +104,7 @@ fn a_slow_program_gets_all_of_it_in_order() {
     let terminal = Terminal::start(&place, json!({"command": slow, "cols": 100}));
     terminal.shows("ready");
     let mut socket = terminal.socket("");
-    // Several large messages in a row, without waiting for any.
+    // Several large messages in a row, without waiting for any of them.
     for piece in [&paste[..150_000], &paste[150_000..150_001], &paste[150_001..]] {
         socket.send_raw(Message::binary(piece.to_owned()));
     }
@@ -112,7 +112,7 @@ fn a_slow_program_gets_all_of_it_in_order() {
 
     let terminal = Terminal::start(&place, json!({"command": slow, "cols": 100}));
     terminal.shows("ready");
-    // What others type meanwhile comes behind it, never inside.
+    // Input of other clients is queued after the paste, never inside of it.
     thread::scope(|scope| {
         let large = scope.spawn(|| {
             server.owner().send(
@@ -133,7 +133,7 @@ fn a_slow_program_gets_all_of_it_in_order() {
 }
 
 #[test]
-fn a_run_reads_its_stdin_as_slowly_as_it_likes() {
+fn a_run_may_read_its_stdin_slowly() {
     let server = Server::start();
     let place = Place::host(&server);
     let data = text(8 << 20);
@@ -153,7 +153,7 @@ fn a_run_reads_its_stdin_as_slowly_as_it_likes() {
     let fast = start("sha256sum");
     assert_eq!(put(&fast, data.as_bytes())["bytes_taken"], data.len());
     assert!(output(&fast).starts_with(&hash(data.as_bytes())));
-    // Longer in all than a command that reads nothing is given.
+    // Longer in total than the timeout for a command that reads nothing.
     let part = &data[..700_000];
     let slow = start("(for i in 1 2 3 4 5 6 7; do sleep 0.8; head -c 100000; done; cat) | sha256sum");
     assert_eq!(put(&slow, part.as_bytes())["bytes_taken"], part.len());
@@ -167,7 +167,7 @@ fn memory(server: &Server) -> u64 {
 }
 
 #[test]
-fn programs_that_do_not_read_cost_a_bounded_amount_and_nobody_else_waits() {
+fn programs_that_do_not_read_use_bounded_memory_and_delay_no_others() {
     let server = Server::start();
     let place = Place::host(&server);
     let other = Place::another_host(&server);
@@ -182,20 +182,20 @@ fn programs_that_do_not_read_cost_a_bounded_amount_and_nobody_else_waits() {
         .map(|terminal| {
             let mut socket = raw_socket(&server, &terminal.path("/ws"));
             socket.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
-            // The network takes what the server does not.
+            // The client's socket buffers hold the input that the server does not read.
             let _ = socket.write_all(&frame(0x82, &paste));
             socket
         })
         .collect();
-    // Two of them are in memory, the rest waits outside.
+    // Two of the pastes are in memory, the others wait in their sockets.
     let path = terminals[0].path("/input");
     wait_for("the workspace's share to be taken", secs(30), || {
         let reply = place.client.send("POST", &path, &[("Content-Type", "x/y")], Some(&paste[..100_000]));
         (reply.status == 503).then_some(())
     });
     let grown = memory(&server).saturating_sub(before);
-    assert!(grown < 64 << 20, "{grown} bytes for pastes that nobody reads");
-    // Small input, and another workspace, do not wait.
+    assert!(grown < 64 << 20, "{grown} bytes for pastes that no program reads");
+    // Small input, and another workspace, are not delayed.
     let small = Terminal::start(&place, json!({"command": "cat"}));
     small.type_in("small\r");
     small.shows("small");
@@ -204,7 +204,7 @@ fn programs_that_do_not_read_cost_a_bounded_amount_and_nobody_else_waits() {
     let mut socket = elsewhere.socket("");
     socket.send_raw(Message::binary(paste[..1 << 20].to_vec()));
     elsewhere.until("the hash", |text| text.contains(&hash(&paste[..1 << 20])));
-    // Who goes gives back what it had.
+    // A client that disconnects releases its memory.
     drop(sockets);
     wait_for("the share to be free", secs(30), || {
         let started = TcpStream::connect(server.address).unwrap();
@@ -215,10 +215,10 @@ fn programs_that_do_not_read_cost_a_bounded_amount_and_nobody_else_waits() {
         );
         started.write_all(head.as_bytes()).unwrap();
         started.write_all(&paste[..100_000]).unwrap();
-        // No answer: it waits for its program.
+        // No response: the request waits for its program.
         started.read(&mut [0]).is_err().then_some(())
     });
-    // The end of a terminal ends the wait for it.
+    // The end of a terminal ends the request.
     let waiting = &terminals[1];
     let started = Instant::now();
     thread::scope(|scope| {
@@ -240,7 +240,7 @@ fn programs_that_do_not_read_cost_a_bounded_amount_and_nobody_else_waits() {
 }
 
 #[test]
-fn more_than_the_most_is_refused() {
+fn a_paste_beyond_the_limit_is_refused() {
     let server = Server::start();
     let place = Place::host(&server);
     let terminal = Terminal::start(&place, json!({"command": "stty raw -echo; echo ready; cat >/dev/null"}));

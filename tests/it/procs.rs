@@ -1,4 +1,4 @@
-//! What the kernel says about processes and mounts, and waiting until it says something else.
+//! Facts about processes and mounts from the kernel, and waiting for them to change.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Asks until there is an answer; the longest wait is an argument, because a missing fact is a failure, not a hang.
+/// Polls until there is a result; the deadline is an argument, because a missing fact must fail the test instead of
+/// blocking it.
 #[track_caller]
 pub fn wait_for<T>(what: &str, longest: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + longest;
@@ -33,13 +34,13 @@ pub fn unique_secs() -> String {
     (ours + 1_000_000_000 + NEXT.fetch_add(1, Ordering::Relaxed)).to_string()
 }
 
-/// All processes of the machine; those in containers too.
+/// All processes of the machine, including those in containers.
 pub fn all() -> Vec<u32> {
     let entries = fs::read_dir("/proc").unwrap();
     entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// Its arguments; empty for a zombie, for a kernel thread and for one that is gone.
+/// Arguments of a process; empty for a zombie, for a kernel thread and for a process that has exited.
 pub fn arguments(pid: u32) -> Vec<String> {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     bytes
@@ -75,14 +76,14 @@ pub fn wait_sleep(number: &str) -> u32 {
     wait_for("a sleep to start", secs(20), || sleeps(number).first().copied())
 }
 
-/// Fails unless every such `sleep` is dead by now or within a moment: a killed process may still be on its way out
-/// when its killer's answer has arrived here.
+/// Fails unless every such `sleep` exits within a moment: a killed process may still be exiting when the response
+/// arrives here.
 #[track_caller]
 pub fn assert_dead(number: &str) {
     wait_for(&format!("sleep {number} to be dead"), secs(2), || sleeps(number).is_empty().then_some(()));
 }
 
-/// A line of `/proc/<pid>/status`, without its name.
+/// The value of a line of `/proc/<pid>/status`.
 pub fn status(pid: u32, field: &str) -> Option<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
@@ -95,7 +96,7 @@ pub fn uids(pid: u32) -> Vec<u32> {
     text.split_whitespace().map(|id| id.parse().unwrap()).collect()
 }
 
-/// The process that is number 1 where `pid` lives; `None` when that is this machine itself.
+/// The init process of the pid namespace of `pid`; `None` for the namespace of the machine itself.
 pub fn init_of(pid: u32) -> Option<u32> {
     let home = namespace(pid)?;
     if Some(&home) == namespace(std::process::id()).as_ref() {
@@ -119,12 +120,12 @@ pub fn name(pid: u32) -> String {
     status(pid, "Name").unwrap_or_default()
 }
 
-/// Whether it still runs; a zombie does not.
+/// Whether the process is running; a zombie is not.
 pub fn alive(pid: u32) -> bool {
     status(pid, "State").is_some_and(|state| !state.starts_with(['Z', 'X']))
 }
 
-/// Whether its terminal's keys are for it (proc(5): pgrp and tpgid).
+/// Whether the process is in the foreground group of its terminal (proc(5): pgrp and tpgid).
 pub fn in_foreground(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
@@ -133,7 +134,7 @@ pub fn in_foreground(pid: u32) -> bool {
 
 pub fn signal(pid: u32, signal: Signal) {
     let pid = Pid::from_raw(i32::try_from(pid).unwrap()).expect("never process 0");
-    // It may have ended by itself.
+    // The process may have exited by itself.
     let _ = kill_process(pid, signal);
 }
 
@@ -151,7 +152,7 @@ pub fn mounts_below(path: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Processes that have to do with `path`: in their arguments, their current folder, their root or their cgroup's name.
+/// Processes that refer to `path`: in their arguments, their current folder, their root or their cgroup's name.
 pub fn mentioning(path: &Path) -> Vec<(u32, Vec<String>)> {
     let needle = path.as_os_str().as_bytes();
     let of_path = |link: String| fs::read_link(link).is_ok_and(|target| target.starts_with(path));

@@ -459,7 +459,7 @@ fn commands_are_listed_written_and_removed() {
         assert_eq!(shop.client.delete(200, &shop.path(&format!("/commands/{name}"))), json!({"ok": true}));
     }
     assert!(!shop.work.join(".opencode/commands/plain.md").exists());
-    // The user's own commands are visible with the host scope only.
+    // The user's own commands are visible to owners only.
     let home = shop.server.scratch().path().join("home");
     put(&home, ".config/opencode/commands/mine.md", "---\ndescription: d\n---\n\nx\n");
     shop.refused(401, "unauthorized", "GET", "/commands?scope=global", Value::Null);

@@ -1,4 +1,4 @@
-//! A project with skills and commands of all kinds: front matters as people write them, folders and names.
+//! A project with skills and commands of all kinds: front matter as people write it, folders and names.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -10,7 +10,7 @@ pub fn put(work: &Path, rel: &str, bytes: &[u8]) {
     fs::write(path, bytes).unwrap();
 }
 
-/// Front matters as people write them, and worse; `NAME` stands for the folder's name.
+/// Valid and invalid front matter; `NAME` is replaced by the folder's name.
 const MATTERS: &[&str] = &[
     "---\nname: NAME\ndescription: plain\n---\nb\n",
     "---\nname: NAME\ndescription: Packs boxes on two axes: weight and size\n---\n",
@@ -85,17 +85,17 @@ const MATTERS: &[&str] = &[
     "",
 ];
 
-/// Which of them has a byte order mark and a colon to be repaired.
+/// Selects the cases with a byte order mark and a colon to be repaired.
 pub fn marked() -> usize {
     MATTERS.iter().position(|matter| matter.contains("byte order mark: and")).unwrap()
 }
 
-/// A project with all of it: folders and names in all their kinds.
+/// A project with all cases: every kind of folder and name.
 pub fn corpus(work: &Path) {
     for (number, matter) in MATTERS.iter().enumerate() {
         let name = format!("odd-{number}");
         put(work, &format!(".opencode/skills/{name}/SKILL.md"), matter.replace("NAME", &name).as_bytes());
-        // A command whose description is no text keeps OpenCode from starting; `project` has those.
+        // A command whose description is not a string prevents OpenCode from starting; `project` tests those.
         let typed = ["description:\n---", "  - a", ": true", "2026-01-01", ": 12\n", "1:30", "? what"];
         if typed.iter().any(|part| matter.contains(part)) {
             continue;

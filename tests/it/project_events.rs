@@ -1,5 +1,5 @@
-//! Reload events: what the server itself writes is told at once, what others change soon, and nothing twice; numbers go
-//! on after a restart.
+//! Reload events: writes of the server are reported at once, other changes soon, and no change twice; the numbers
+//! continue after a restart.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -14,7 +14,7 @@ use crate::procs::secs;
 use crate::project::{Shop, put};
 use crate::server::Setup;
 
-/// What has happened since, as `reason type action name`.
+/// The events since a cursor, as `reason type action name`.
 fn event_lines(list: &Value) -> Vec<String> {
     let word = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     let items = list["items"].as_array().unwrap().iter();
@@ -31,7 +31,7 @@ impl Shop {
         self.get("/events")["cursor"].as_u64().unwrap()
     }
 
-    /// Waits until so many things have happened since.
+    /// Waits until this many events have happened since the cursor.
     fn news(&self, since: u64, count: usize) -> Vec<String> {
         let start = Instant::now();
         loop {
@@ -46,7 +46,7 @@ impl Shop {
 }
 
 #[test]
-fn our_own_writes_are_told_at_once_and_once() {
+fn writes_of_the_server_are_reported_at_once_and_once() {
     let shop = Shop::open();
     assert_eq!(shop.get("/events"), json!({"items": [], "cursor": 0}));
     shop.patch(json!({"opencode": {"model": "a/b"}, "openwork": {"a": 1}}));
@@ -67,13 +67,13 @@ fn our_own_writes_are_told_at_once_and_once() {
     shop.client.delete(200, &shop.path("/commands/c"));
     let list = shop.get("/events");
     shop_golden(&shop, &list);
-    // The watcher finds nothing new in it.
+    // The watcher reports no further change.
     shop.write("AGENTS.md", "by hand");
     let cursor = list["cursor"].as_u64().unwrap();
     assert_eq!(shop.news(cursor, 1), ["agents agent added -"]);
     thread::sleep(Duration::from_millis(1600));
     assert_eq!(shop.cursor(), cursor + 1);
-    // Bad cursors are none, as observed.
+    // Invalid cursors are ignored, as observed.
     for since in ["", "x", "-1", "1.5"] {
         assert_eq!(shop.get(&format!("/events?since={since}")), shop.get("/events"));
     }
@@ -90,11 +90,11 @@ fn shop_golden(shop: &Shop, list: &Value) {
 }
 
 #[test]
-fn changes_by_hand_are_told() {
+fn changes_by_hand_are_reported() {
     let shop = Shop::open();
     shop.write("opencode.json", "{}");
     let path = |name: &str| shop.work.join(name);
-    // The first look may have been before or after the file above; both are right.
+    // The first scan may have been before or after the file above; both results are correct.
     thread::sleep(Duration::from_millis(1600));
     let mut since = shop.cursor();
     let mut expect = |expected: &[&str], change: &dyn Fn()| {
@@ -110,7 +110,7 @@ fn changes_by_hand_are_told() {
     expect(&["plugins plugin added p.ts"], &|| shop.write(".opencode/plugins/p.ts", "x"));
     expect(&["commands command removed c"], &|| fs::remove_file(path(".opencode/commands/c.md")).unwrap());
     expect(&["skills skill added cl"], &|| shop.write(".claude/skills/cl/SKILL.md", "x"));
-    // An editor's way, and several at once: one event for each kind.
+    // The way of an editor, and several at once: one event for each kind.
     expect(&["config config updated opencode.json"], &|| {
         shop.write("opencode.json.swp", "{\"model\": \"c/d\"}");
         fs::rename(path("opencode.json.swp"), path("opencode.json")).unwrap();
@@ -118,7 +118,7 @@ fn changes_by_hand_are_told() {
     expect(&["commands command updated -"], &|| {
         (0..50).for_each(|n| shop.write(&format!(".opencode/commands/m{n}.md"), "x"));
     });
-    // Away with all of it: the kinds that had something.
+    // Everything is removed: one event for each kind that had entries.
     expect(
         &[
             "plugins plugin removed p.ts",
@@ -131,7 +131,7 @@ fn changes_by_hand_are_told() {
         },
     );
     expect(&["commands command added again"], &|| shop.write(".opencode/commands/again.md", "x"));
-    // What nobody reads is no news.
+    // Files that OpenCode does not read cause no event.
     shop.write("notes.txt", "x");
     shop.write("elsewhere/commands/m1.md", "y");
     shop.write(".opencode/commands/notes.txt", "y");
@@ -191,7 +191,7 @@ fn the_stream_replays_and_follows() {
 }
 
 #[test]
-fn a_container_is_watched_from_the_first_call_on() {
+fn a_container_is_watched_from_the_first_call() {
     let server = seeded().arg("--approval=auto").start();
     let place = Place::ready(&server, json!({}));
     let list = server.owner().get(200, "/workspaces");

@@ -1,5 +1,5 @@
-//! The lists of skills and commands: what both tested versions of OpenCode load from the same files, and bounded time and
-//! memory whatever the programs in a workspace put there.
+//! The lists of skills and commands: the same entries that both tested versions of OpenCode load from the same files,
+//! and bounded time and memory whatever files a workspace contains.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -24,7 +24,7 @@ use crate::server::run;
 fn ask(version: &str, work: &Path, words: [&str; 2]) -> Value {
     let home = Scratch::new();
     let file = home.path().join("answer");
-    // Into a file: what it writes to a pipe is cut where the pipe is full when it ends.
+    // Into a file: OpenCode's output to a pipe is truncated at the pipe's capacity when it exits.
     let mut command = Command::new("/bin/sh");
     command
         .args(["-c", "exec \"$0\" \"$@\" >\"$ANSWER\""])
@@ -55,7 +55,7 @@ fn same(what: &str, ours: BTreeMap<String, Value>, theirs: BTreeMap<String, Valu
 }
 
 #[test]
-fn lists_are_what_opencode_loads() {
+fn lists_contain_what_opencode_loads() {
     let shop = Shop::open();
     corpus(&shop.work);
     fs::create_dir(shop.work.join(".git")).unwrap();
@@ -83,7 +83,7 @@ fn lists_are_what_opencode_loads() {
         let ours = rows(&skills, old)
             .into_iter()
             .map(|row| (row["name"].as_str().unwrap().to_owned(), described(row)));
-        // Only 1.1.53 reads UTF-16, and repairs a text with a byte order mark; the list is the newest's.
+        // Only 1.1.53 reads UTF-16, and repairs a text with a byte order mark; the list follows the newest version.
         let own = ["utf16".to_owned(), format!("odd-{}", marked()), "far".to_owned(), "far-file".to_owned()];
         for name in &own {
             let loads = their_skills.as_array().unwrap().iter().any(|row| row["name"] == **name);
@@ -135,7 +135,7 @@ fn lists_are_what_opencode_loads() {
 }
 
 #[test]
-fn delete_removes_what_the_list_shows() {
+fn delete_removes_the_entries_that_the_list_shows() {
     let shop = Shop::open();
     corpus(&shop.work);
     for (name, gone, stays) in [
@@ -152,7 +152,7 @@ fn delete_removes_what_the_list_shows() {
             .call("DELETE", &shop.path(&format!("/skills/{name}")), None)
             .expect(if name.contains(['%', 'B']) { 400 } else { 404 });
     }
-    // One that holds others leaves them.
+    // A folder that contains other skills keeps them.
     put(&shop.work, ".opencode/skills/outer/SKILL.md", b"---\nname: outer\ndescription: d\n---\n");
     put(&shop.work, ".opencode/skills/outer/inner/SKILL.md", b"---\nname: inner\ndescription: d\n---\n");
     shop.client.delete(200, &shop.path("/skills/outer"));
@@ -188,7 +188,7 @@ fn reset_peak(shop: &Shop) {
 
 const LISTS: [&str; 7] = ["/skills", "/commands", "/export", "/plugins", "/mcp", "/inbox", "/artifacts"];
 
-/// All lists, four at a time, and the health beside them; what they answered.
+/// Requests all lists, four at a time, and the health beside them; returns the responses.
 fn all_lists(shop: &Shop, what: &str, most_mb: u64) -> Vec<Value> {
     reset_peak(shop);
     let before = peak(shop);
@@ -347,7 +347,7 @@ fn hostile_trees_cost_bounded_time_and_memory() {
     );
 }
 
-/// Every file below a folder: its mode and bytes, or what it is instead.
+/// Every file below a folder: its mode and bytes, or its type.
 fn tree(work: &Path) -> BTreeMap<String, (u32, Vec<u8>)> {
     let mut all = BTreeMap::new();
     let mut folders = vec![work.to_owned()];
@@ -384,7 +384,7 @@ fn project(work: &Path) {
     put(work, ".opencode/skills/outer/inner/SKILL.md", b"---\nname: inner\ndescription: d\n---\n");
     put(work, ".opencode/skills/outer/inner/more.txt", b"y");
     fs::set_permissions(work.join(".opencode/commands/plain.md"), fs::Permissions::from_mode(0o600)).unwrap();
-    // What no document can carry.
+    // Files that an export cannot contain.
     put(work, ".opencode/skills/odd-0/large.bin", &vec![7; (1 << 20) + 1]);
     symlink("data", work.join(".opencode/skills/odd-0/link")).unwrap();
     put(work, ".opencode/commands/README.txt", b"not a command");
@@ -410,7 +410,7 @@ fn export_and_import_leave_the_tree_equal() {
         shop.post("/import", document(mode));
         assert_eq!(tree(&shop.work), before, "{mode} into itself");
     }
-    // Another workspace gets all but what was named.
+    // Another workspace gets everything except the named entries.
     let other = Shop::open();
     put(&other.work, ".opencode/skills/extra/SKILL.md", b"---\nname: extra\ndescription: d\n---\n");
     put(&other.work, ".opencode/skills/extra/data.txt", b"x");
@@ -441,7 +441,7 @@ fn export_and_import_leave_the_tree_equal() {
 }
 
 #[test]
-fn a_document_without_paths_removes_only_what_it_could_carry() {
+fn a_document_without_paths_removes_only_exportable_files() {
     let shop = Shop::open();
     project(&shop.work);
     put(&shop.work, ".opencode/skills/simple/SKILL.md", b"---\nname: simple\ndescription: d\n---\n");
@@ -458,7 +458,7 @@ fn a_document_without_paths_removes_only_what_it_could_carry() {
         let parts = path.split('/').count();
         let flat = path.starts_with(".opencode/skills/odd-") && parts == 4
             || path.starts_with(".opencode/commands/") && parts == 3;
-        assert!(after.contains_key(path) || flat || path.contains("/simple/"), "{path} is gone");
+        assert!(after.contains_key(path) || flat || path.contains("/simple/"), "{path} was removed");
     }
     assert!(
         !after.contains_key(".opencode/skills/simple/SKILL.md")

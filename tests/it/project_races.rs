@@ -1,5 +1,6 @@
-//! A second process that swaps folders and files for links, as fast as it can, while configuration, skills, commands, MCP
-//! servers and plugins are read, written and deleted: nothing outside of the workspace is ever read, written or deleted.
+//! A second process that swaps folders and files for links, as fast as it can, while configuration, skills, commands,
+//! MCP servers and plugins are read, written and deleted: no file outside of the workspace is ever read, written or
+//! deleted.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +16,7 @@ use crate::project::{Shop, put};
 use crate::scratch::Scratch;
 use crate::trays_races::{SECRET, Swapper, look};
 
-/// The files of a workspace, each with `word` where an answer would show it.
+/// The files of a workspace, each containing `word`, which would appear in a response.
 fn fill(folder: &Path, word: &str) {
     let skill = |name: &str| format!("---\nname: {name}\ndescription: {word}\n---\n# {word}\n");
     let mcp = format!("{{\"type\": \"remote\", \"url\": \"http://{word}\"}}");
@@ -51,7 +52,7 @@ fn clear(folder: &Path) {
     }
 }
 
-/// What lies outside: every entry that is swapped leads to one that looks like it.
+/// The targets outside: every swapped entry leads to a look-alike.
 fn outside() -> (Scratch, String, Vec<String>) {
     let scratch = Scratch::new();
     let folder = scratch.folder("outside");
@@ -75,7 +76,7 @@ fn outside() -> (Scratch, String, Vec<String>) {
     (scratch, path, before)
 }
 
-/// Everything that reads.
+/// Every read call; returns the number of successful ones.
 fn read(client: &Client, base: &str, check: &dyn Fn(&str, &Reply) -> bool) -> usize {
     let calls = [
         "/config",
@@ -90,7 +91,7 @@ fn read(client: &Client, base: &str, check: &dyn Fn(&str, &Reply) -> bool) -> us
     calls.iter().filter(|call| check(call, &client.call("GET", &format!("{base}{call}"), None))).count()
 }
 
-/// Everything that writes and deletes.
+/// Every write and delete call; returns the number of successful ones.
 fn write(client: &Client, base: &str, check: &dyn Fn(&str, &Reply) -> bool) -> usize {
     let server = json!({"type": "remote", "url": "http://mine"});
     let skill = json!({"name": "one", "content": "# mine", "description": "mine"});
@@ -119,7 +120,7 @@ fn write(client: &Client, base: &str, check: &dyn Fn(&str, &Reply) -> bool) -> u
 }
 
 #[test]
-fn what_agents_read_is_never_read_written_or_deleted_through_a_link() {
+fn project_files_are_never_accessed_through_a_swapped_link() {
     let shop = Shop::open();
     let (_scratch, outside, before) = outside();
     for swapped in [
@@ -129,7 +130,7 @@ fn what_agents_read_is_never_read_written_or_deleted_through_a_link() {
         vec![".opencode/skills/one", ".opencode/commands/c.md"],
         vec![".opencode/skills/one/SKILL.md", ".opencode/skills/one/more", ".claude/skills"],
     ] {
-        // As at the beginning, whatever was done to it.
+        // Restores the original state.
         clear(&shop.work);
         fill(&shop.work, "inside");
         let paths: Vec<String> =
@@ -157,7 +158,7 @@ fn what_agents_read_is_never_read_written_or_deleted_through_a_link() {
         assert!(reads > 0 && writes > 0, "{swapped:?}: {reads} reads and {writes} writes went well");
         assert_eq!(look(&outside), before, "{swapped:?}: something outside was changed");
     }
-    // Nothing stays locked or half done.
+    // No lock and no partial file remains.
     clear(&shop.work);
     wait_for("a write to work again", secs(20), || {
         let body = json!({"opencode": {"model": "a/b"}});

@@ -1,5 +1,5 @@
-//! Export and import: complete, without secrets, all or nothing, whatever happens in the middle. And the real OpenCode
-//! takes what berth has written.
+//! Export and import: complete, without secrets, all or nothing, also after a kill. And the real OpenCode accepts the
+//! files that berth has written.
 
 use std::fs;
 use std::thread;
@@ -22,7 +22,7 @@ fn import(name: &str, count: usize) -> Value {
     })
 }
 
-/// Whose import it is that is there, if it is there whole and alone.
+/// Returns the writer of the import that is present, if it is complete and alone.
 fn whole(export: &Value, count: usize) -> String {
     let name = export["opencode"]["username"].as_str().unwrap().to_owned();
     assert_eq!(export["openwork"]["name"], name);
@@ -34,7 +34,7 @@ fn whole(export: &Value, count: usize) -> String {
 }
 
 #[test]
-fn what_is_exported_is_imported_complete() {
+fn an_export_is_imported_completely() {
     let shop = Shop::open();
     shop.patch(json!({"opencode": {"model": "a/b"}, "openwork": {"a": 1}}));
     let secret =
@@ -55,7 +55,7 @@ fn what_is_exported_is_imported_complete() {
     assert_eq!(fs::read_dir(&other.work).unwrap().count(), 0, "nothing is written");
     assert_eq!(other.post("/import", full.clone()), json!({"ok": true}));
     let mut again = other.server.owner().get(200, &other.path("/export?secrets=true"));
-    // `bad.md`, with which OpenCode does not start, is named and not carried.
+    // `bad.md`, which prevents OpenCode from starting, is named and not exported.
     assert_eq!(full["omitted"], json!([".opencode/commands/bad.md"]));
     for key in ["workspaceId", "exportedAt", "omitted"] {
         again[key] = full[key].clone();
@@ -88,11 +88,11 @@ fn merge_keeps_and_replace_does_not() {
     let config = shop.get("/config");
     assert_eq!((&config["opencode"], &config["openwork"]), (&json!({"model": "a/b"}), &json!({"new": 1})));
     assert_eq!((names("skills"), names("commands")), (1, 1));
-    assert_eq!(names("openwork"), 0, "nothing is left of what was made ready");
+    assert_eq!(names("openwork"), 0, "no prepared files remain");
 }
 
 #[test]
-fn one_bad_part_and_nothing_is_written() {
+fn an_import_with_one_invalid_part_writes_nothing() {
     let shop = Shop::open();
     let good = json!({"name": "s", "content": "x", "description": "d"});
     for (status, code, body) in [
@@ -109,7 +109,7 @@ fn one_bad_part_and_nothing_is_written() {
         shop.refused(status, code, "POST", "/import", body);
     }
     assert_eq!(fs::read_dir(&shop.work).unwrap().count(), 0);
-    // What can only be seen when it is too late is taken back: a folder where a file should be.
+    // A conflict that is found only during the writes is rolled back: a folder in the place of a file.
     shop.post("/import", import("old", 3));
     fs::remove_file(shop.work.join(".opencode/openwork.json")).unwrap();
     fs::create_dir_all(shop.work.join(".opencode/openwork.json/x")).unwrap();
@@ -123,7 +123,7 @@ fn one_bad_part_and_nothing_is_written() {
 }
 
 #[test]
-fn a_kill_in_the_middle_leaves_old_or_new() {
+fn a_kill_during_an_import_leaves_the_old_or_the_new_state() {
     const COUNT: usize = 12;
     let setup = Setup::new().arg("--approval=auto");
     let mut shop = Shop::of(setup.start());
@@ -192,11 +192,11 @@ fn opencode_takes(version: &str) {
 }
 
 #[test]
-fn opencode_1_1_takes_what_was_written() {
+fn opencode_1_1_accepts_the_written_files() {
     opencode_takes("opencode-old");
 }
 
 #[test]
-fn newest_opencode_takes_what_was_written() {
+fn the_newest_opencode_accepts_the_written_files() {
     opencode_takes("opencode-new");
 }

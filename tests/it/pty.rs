@@ -1,5 +1,5 @@
-//! Pseudo-terminals below the API: a program on the host and in a real container gets one as its controlling
-//! terminal, of the right size from its first moment on.
+//! Pseudo-terminals below the API: a program on the host and in a real container gets one as its controlling terminal,
+//! with the correct size from the start.
 
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -19,7 +19,7 @@ use crate::fixture::{image_root, seeded};
 use crate::procs::{secs, wait_for};
 use crate::server::BINARY;
 
-/// Runs a shell script on a terminal of 132 × 43 and returns all that appeared there.
+/// Runs a shell script on a terminal of 132 × 43 and returns all output.
 fn on_terminal(launcher: &dyn Launcher, script: &str) -> String {
     let command = CommandSpec {
         attempts: vec![["/bin/sh", "-c", script].map(|word| word.parse_c()).to_vec()],
@@ -41,7 +41,7 @@ fn on_terminal(launcher: &dyn Launcher, script: &str) -> String {
     shown
 }
 
-/// EIO is how a terminal says that nobody has its other end any more.
+/// A terminal returns EIO when its other end has no open descriptor.
 fn read_to_the_end(master: OwnedFd) -> String {
     rustix::io::ioctl_fionbio(&master, false).unwrap();
     let mut shown = Vec::new();
@@ -60,7 +60,7 @@ impl ParseC for str {
     }
 }
 
-/// What must be true of a terminal wherever it is.
+/// Properties of every terminal.
 const SCRIPT: &str = r#"
     tty; stty size; test -c "$(tty)" && : > "$(tty)" && echo opens
     : > /dev/tty && echo controls
@@ -101,7 +101,7 @@ fn a_program_in_a_container_has_a_terminal_of_the_container() {
     let place = ContainerSpec {
         machine_name: format!("berth-it-{}", std::process::id()),
         host_name: "box".into(),
-        // The folder in which the root is named `root`, as a workspace's own is.
+        // A folder that contains the root as `root`, like a workspace's own folder.
         runtime: root.parent().unwrap().to_owned(),
         root,
         agent: Path::new(BINARY).to_owned(),
@@ -114,11 +114,11 @@ fn a_program_in_a_container_has_a_terminal_of_the_container() {
     let machine = engine.container(place).unwrap();
     let shown = on_terminal(&machine, SCRIPT);
     check(&shown);
-    // The first terminal of this devpts, so it is not one of the host's; and it belongs to root inside.
+    // The first terminal of this devpts, so not a terminal of the host; it belongs to root inside.
     assert!(shown.starts_with("/dev/pts/0\r\n"), "{shown}");
     let owner = on_terminal(&machine, "stat -c '%u %a' $(tty); exit 7");
     assert!(owner.starts_with("0 "), "{owner}");
-    // What the workload puts in its place is not opened.
+    // A replacement by the workload is not opened.
     let command = "mount -t tmpfs none /dev/pts; mkfifo /dev/pts/ptmx; ls -l /dev/pts/ptmx; exit 7";
     let shown = on_terminal(&machine, command);
     if shown.lines().last().is_some_and(|line| line.starts_with('p')) {

@@ -1,6 +1,6 @@
 //! Reads QR codes that were printed on a terminal.
 
-/// What a QR code on a terminal says: each character is two modules, one above the other.
+/// Decodes a QR code on a terminal: each character is two modules, one above the other.
 pub fn scan(shown: &str) -> String {
     let rows: Vec<Vec<char>> = shown
         .lines()

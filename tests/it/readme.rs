@@ -1,5 +1,5 @@
-//! Every example in the README is run, in order, in one shell session, against a real server: a `sh` block whose first
-//! line is `# example`. `B` is the server's address, `T` the owner's token, `D` the data folder.
+//! Every example in the README is executed, in order, in one shell session, against a real server: a `sh` block whose
+//! first line is `# example`. `B` is the server's address, `T` the owner's token, `D` the data folder.
 
 use std::fs;
 use std::os::unix::fs::symlink;

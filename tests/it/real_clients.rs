@@ -1,5 +1,5 @@
-//! HTTP clients that others wrote, with their defaults: what they send is answered, and what concerns only their own
-//! connection goes no further.
+//! Third-party HTTP clients with their default settings: their requests are answered, and hop-by-hop headers are not
+//! forwarded.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -12,7 +12,7 @@ use crate::procs::secs;
 use crate::server::{HOST_TOKEN, NIL, Server, Setup};
 use crate::upstream::Upstream;
 
-/// What Java 17's HttpClient sends first on every connection, byte by byte.
+/// The first request of Java 17's HttpClient on every connection, byte by byte.
 fn java_post(path: &str, host: &str, body: &str) -> String {
     format!(
         "POST {path} HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nContent-Length: {}\r\nHost: {host}\r\n\
@@ -28,7 +28,7 @@ fn an_offer_of_another_protocol_is_answered_in_http_1() {
     let exec = format!("/api/workspaces/{NIL}/exec");
     let mut client = TcpStream::connect(server.address).unwrap();
     client.set_read_timeout(Some(secs(30))).unwrap();
-    // The connection lives on: the offer came with each request, and each is answered.
+    // The connection stays open: each request contains the offer, and each is answered.
     for word in ["one", "two"] {
         let body = format!(r#"{{"command":"echo {word}"}}"#);
         client.write_all(java_post(&exec, "localhost", &body).as_bytes()).unwrap();
@@ -45,7 +45,7 @@ fn an_offer_of_another_protocol_is_answered_in_http_1() {
 }
 
 #[test]
-fn curl_may_offer_http_2() {
+fn curl_can_offer_http_2() {
     let server = Server::start();
     let curl = |path: &str, more: &[&str]| {
         let mut curl = Command::new("curl");
@@ -119,7 +119,7 @@ fn a_compressed_body_is_refused_by_name_but_an_opencode_gets_it() {
     for coding in ["identity", "Identity", ""] {
         owner.send("POST", &exec, &[("Content-Encoding", coding)], Some(&body)).expect(200);
     }
-    // Without a body nothing is coded; without a credential nothing is told.
+    // An empty body has no encoding to refuse; without a credential no detail is returned.
     owner.send("GET", "/status", &[("Content-Encoding", "gzip")], None).expect(200);
     server.anyone().send("POST", &exec, &[("Content-Encoding", "gzip")], Some(&body)).expect(401);
     owner.send("POST", "/opencode/x", &[("Content-Encoding", "gzip")], Some(b"\x1f\x8b")).expect(200);
@@ -130,9 +130,9 @@ fn a_compressed_body_is_refused_by_name_but_an_opencode_gets_it() {
     );
 }
 
-/// Headers of real clients that ask for something that berth does not do, and may ignore (RFC 9110).
+/// Headers of real clients that request an optional behaviour which berth does not support (RFC 9110).
 #[test]
-fn wishes_that_may_be_ignored_are() {
+fn optional_request_headers_are_ignored() {
     let server = Setup::new().start();
     let owner = server.owner();
     for (name, value) in [

@@ -1,5 +1,5 @@
-//! `{env:NAME}` and `{file:PATH}` in OpenCode's configuration: berth shows and keeps them as they were written, and viewers
-//! do not see through the proxy what OpenCode puts in their place.
+//! `{env:NAME}` and `{file:PATH}` in OpenCode's configuration: berth shows and stores them unchanged, and viewers
+//! cannot read the values through the proxy.
 
 use serde_json::{Value, json};
 
@@ -13,7 +13,7 @@ use crate::server::Setup;
 
 const SECRET: &str = "resolved-4d1c77";
 
-/// A configuration that refers to a variable of the server's and to a file outside of the workspace.
+/// A configuration that refers to a variable of the server and to a file outside of the workspace.
 fn config(outside: &str) -> Value {
     let file = format!("{{file:{outside}}}");
     json!({
@@ -28,7 +28,7 @@ fn config(outside: &str) -> Value {
 }
 
 #[test]
-fn reads_and_writes_leave_them_as_they_are() {
+fn reads_and_writes_keep_references_unchanged() {
     let scratch = Scratch::new();
     let outside = scratch.file("outside.txt", SECRET);
     let shop = Shop::of(Setup::new().arg("--approval=auto").env("BERTH_IT_SHARE", SECRET).start());
@@ -47,14 +47,14 @@ fn reads_and_writes_leave_them_as_they_are() {
     }
     let full = shop.server.owner().get(200, &shop.path("/export?secrets=true"));
     assert_eq!(full["opencode"], config);
-    // What no variable can become is still refused: it stands in quotes.
+    // A reference remains a string, so a field that needs a list still refuses it.
     let odd = json!({"opencode": {"plugin": "{env:PLUGINS}"}});
     shop.refused(422, "invalid_config", "PATCH", "/config", odd);
     assert!(!shop.server.log().contains(SECRET));
 }
 
 #[test]
-fn viewers_do_not_see_what_opencode_puts_in_their_place() {
+fn viewers_do_not_see_the_values_of_references() {
     for version in VERSIONS {
         let scratch = Scratch::new();
         let outside = scratch.file("outside.txt", SECRET);
@@ -66,8 +66,8 @@ fn viewers_do_not_see_what_opencode_puts_in_their_place() {
         shop.patch(json!({ "opencode": config }));
         let viewer = scoped_tokens::client(&shop.server, json!({"scope": "viewer"}));
         for path in ["config", "config/providers", "provider"] {
-            // It is no idle worry: this is what it tells.
-            wait_for("OpenCode to tell the secret", secs(60), || {
+            // Check of the test: OpenCode does return the secret.
+            wait_for("OpenCode to return the secret", secs(60), || {
                 let reply = shop.client.call("GET", &format!("/opencode/{path}"), None);
                 (reply.status == 200 && reply.text().contains(SECRET)).then_some(())
             });

@@ -1,5 +1,5 @@
-//! Roots: layered, shared blocks or copied, all by the same rules; what is seen of them from outside, what is left of them
-//! when the server ends, snapshots, clones.
+//! Roots: layered, with shared blocks, or copied; all follow the same rules: their view from outside, their state
+//! after the server ends, snapshots, clones.
 
 use std::fs;
 
@@ -18,7 +18,7 @@ fn folder(debug: &Value, name: &str) -> u64 {
 }
 
 #[test]
-fn a_root_is_made_used_shown_and_deleted_whatever_its_kind() {
+fn every_kind_of_root_is_created_used_shown_and_deleted() {
     on_each_backend(|server, way| {
         let script = "#!/bin/sh\necho from init; echo made > /root/made\n";
         let place = Place::ready(server, json!({"name": "one", "init_script": script}));
@@ -27,7 +27,7 @@ fn a_root_is_made_used_shown_and_deleted_whatever_its_kind() {
         assert_eq!(folder(&reply, "root"), folder(&debug(&place), "root"));
         assert!(place.init_log().contains("from init"));
 
-        // Changed from inside, seen from outside, whether it runs or not.
+        // Changed from inside, visible from outside, whether or not the container is running.
         let before = folder(&debug(&place), "root");
         place.sh("echo x > /root/new; rm /etc/hostname 2>/dev/null; chown 33:33 /root/new; sync");
         assert_eq!(folder(&debug(&place), "root"), before + 1);
@@ -39,7 +39,7 @@ fn a_root_is_made_used_shown_and_deleted_whatever_its_kind() {
             "x\nmade\n33:33\n0:0\n0:0\n"
         );
 
-        // Nothing on the host shows that it is there, but our own processes.
+        // The data folder has no mount that is visible on the host.
         assert!(procs::mounts_below(&server.data).is_empty(), "{:?}", procs::mounts_below(&server.data));
         let folder = place.root.parent().unwrap().to_owned();
         place.delete();

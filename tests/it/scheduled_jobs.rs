@@ -45,7 +45,7 @@ fn jobs_are_listed_and_deleted_with_their_units() {
     assert_eq!(viewer.get(200, &jobs), json!({"items": []}));
     put_job(&home, "standing-desk", "Standing desk");
     put_job(&home, "desk", "Another");
-    // Neither is a job, and a path in a slug is none of a unit.
+    // Neither is a job, and a path in a slug is not part of a unit's name.
     put(&home, ".config/opencode/jobs/torn.json", "{");
     put(&home, ".config/opencode/jobs/other.json", "{\"name\": \"x\"}");
     put(&home, ".config/opencode/jobs/notes.md", "x");
@@ -78,7 +78,7 @@ fn jobs_are_listed_and_deleted_with_their_units() {
     collaborator.refused(404, "workspace_not_found", "GET", "/workspace/ws_none/scheduler/jobs", None);
 }
 
-/// With a stand-in of systemctl that notes how it is called, where a user manager seems to run.
+/// With a stand-in for systemctl that records its calls, and a user manager that seems to run.
 #[test]
 fn the_timer_of_a_deleted_job_is_stopped() {
     let setup = Setup::new().arg("--approval=auto");
@@ -91,7 +91,7 @@ fn the_timer_of_a_deleted_job_is_stopped() {
     );
     put(&tools, "systemctl", &script);
     fs::set_permissions(tools.join("systemctl"), PermissionsExt::from_mode(0o755)).unwrap();
-    // Its folder is the first of the PATH in which tools are looked for.
+    // Its folder is the first of the PATH in which tools are looked up.
     let place = format!(
         "mount --bind {} /usr/local/sbin; mount -t tmpfs none /run/user
          mkdir -p /run/user/0/systemd; : > /run/user/0/systemd/private; exec \"$@\"",
@@ -119,7 +119,7 @@ fn the_timer_of_a_deleted_job_is_stopped() {
 }
 
 #[test]
-fn a_deletion_is_asked_about_and_bound_to_what_was_shown() {
+fn a_deletion_is_approved_for_the_job_that_was_shown() {
     let (server, home, jobs) = start("manual");
     put_job(&home, "desk", "Desk");
     let delete = || {
@@ -159,7 +159,7 @@ fn a_deletion_is_asked_about_and_bound_to_what_was_shown() {
     assert!(audit.to_string().contains("scheduler.delete"), "{audit}");
 }
 
-/// A container's OpenCode has its home inside; the jobs of the server's user are none of its.
+/// A container's OpenCode has its home inside; it does not see jobs of the server's user.
 #[test]
 fn a_container_has_the_jobs_of_its_own_home() {
     let server = seeded().arg("--approval=auto").start();

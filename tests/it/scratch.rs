@@ -1,5 +1,5 @@
-//! Temporary folders that go away with their owner, also when a killed server has left mounts in them, and also after
-//! a test run that was itself killed. Never removes through a mount.
+//! Temporary folders that are removed with their owner, also if a killed server has left mounts in them, and also
+//! after a test run that was itself killed. Never removes files through a mount.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::procs;
 
-/// A folder below `target/tmp`: on the disk that holds the image cache, and with a short name, for an agent's socket
-/// must fit below it into the 108 bytes of a Unix address.
+/// A folder below `target/tmp`: on the disk that holds the image cache, and with a short name, because the path of an
+/// agent's socket below it must fit into the 108 bytes of a Unix address.
 #[derive(Debug)]
 pub struct Scratch(PathBuf);
 
@@ -26,12 +26,12 @@ impl Scratch {
         Scratch(path)
     }
 
-    /// The same in a tmpfs of its own, where there is memory to spare: container tests copy a whole Debian some
-    /// hundred times, which takes four times as long on a common disk.
+    /// The same in a tmpfs, if there is enough memory: container tests copy a whole Debian some hundred times, which
+    /// takes four times as long on a disk.
     pub fn in_memory() -> Scratch {
         let scratch = Scratch::new();
         if free_memory() > 8 << 30 {
-            // A failure is no loss but time.
+            // A failure costs only time.
             let mut mount = Command::new("mount");
             mount.args(["-t", "tmpfs", "-o", "size=6g,mode=755", "it-scratch"]).arg(scratch.path());
             let _ = mount.stderr(Stdio::null()).status();
@@ -43,7 +43,7 @@ impl Scratch {
         &self.0
     }
 
-    /// Makes a folder in it.
+    /// Creates a folder in it.
     pub fn folder(&self, name: &str) -> PathBuf {
         let path = self.0.join(name);
         fs::create_dir_all(&path).unwrap();
@@ -72,7 +72,7 @@ fn free_memory() -> u64 {
     kilobytes.unwrap_or(0) << 10
 }
 
-/// Detaches what is mounted below `path`, then removes it; if a mount stays, so does the folder.
+/// Detaches the mounts below `path`, then removes it; if a mount stays, so does the folder.
 pub fn remove(path: &Path) {
     for point in procs::mounts_below(path).iter().rev() {
         let _ = Command::new("umount").arg("-l").arg(point).status();
@@ -82,7 +82,7 @@ pub fn remove(path: &Path) {
     }
 }
 
-/// Removes what test runs have left that did not live to clean up.
+/// Removes the folders of test runs that were killed before they could clean up.
 fn sweep() {
     let Ok(entries) = fs::read_dir(env!("CARGO_TARGET_TMPDIR")) else { return };
     for entry in entries.flatten() {

@@ -1,4 +1,5 @@
-//! Secrets in configuration, scripts, commands and logs: viewers see that one is there, collaborators see its value.
+//! Secrets in configuration, scripts, commands and logs: viewers see that a secret exists, collaborators see its
+//! value.
 
 use serde_json::{Value, json};
 
@@ -7,7 +8,7 @@ use crate::fixture::{Place, shared};
 use crate::project::Shop;
 use crate::server::Server;
 
-/// What each secret of these tests begins with.
+/// The prefix of each secret of these tests.
 const SECRET: &str = "S3CR3T";
 
 fn viewer(server: &Server) -> Client {
@@ -45,7 +46,7 @@ fn viewers_see_that_a_configuration_holds_secrets_but_not_their_values() {
         ["/config", "/mcp", "/plugins", "/skills", "/skills/s", "/commands", "/export", "/events", "/audit"]
     {
         let text = viewer.call("GET", &shop.path(call), None).expect(200).text();
-        // Audit lines hide them for everyone.
+        // Audit lines redact them for every token.
         assert!(call == "/audit" || !text.contains(SECRET), "{call}: {text}");
     }
     let shown = viewer.get(200, &shop.path("/config"));
@@ -55,7 +56,8 @@ fn viewers_see_that_a_configuration_holds_secrets_but_not_their_values() {
         shown["opencode"]["mcp"]["m"]["command"],
         json!(["x", "--token", "********", "--key=********"])
     );
-    // The client token has what the OpenWork app needs; what a viewer saw, sent back, destroys nothing.
+    // The client token gets what the OpenWork app needs; writing back the redacted view of a viewer destroys no
+    // secret.
     let whole = shop.get("/config");
     assert_eq!(whole["opencode"]["provider"]["x"]["options"]["apiKey"], "S3CR3T-a");
     let mut sent = shown["opencode"].clone();
@@ -100,7 +102,7 @@ fn viewers_see_no_secret_of_the_library() {
     let mcps = viewer.get(200, "/api/library/mcps");
     put("mcps", mcps);
     let kept = server.owner().get(200, "/api/library/mcps");
-    assert_eq!(kept["b"]["url"], "http://u:S3CR3T-h@h/", "what was hidden is kept: {kept}");
+    assert_eq!(kept["b"]["url"], "http://u:S3CR3T-h@h/", "redacted values are kept: {kept}");
     assert_eq!(kept["a"]["command"][2], "S3CR3T-e");
 }
 

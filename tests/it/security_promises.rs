@@ -27,7 +27,7 @@ const PROMISES: &[(&str, &[&str])] = &[
     ),
     (
         "The client token cannot: it works in containers only, unless OpenCode runs on the host.",
-        &["exec_host::only_owners_run_commands_on_the_host", "container::collaborators_may_run_in_containers", "opencode_programs::manual_mode_asks_before_opencode_runs_a_program"],
+        &["exec_host::only_owners_run_commands_on_the_host", "container::collaborators_may_run_in_containers", "opencode_programs::manual_mode_asks_before_opencode_can_run_a_program"],
     ),
     (
         "**OpenCode on the host runs programs on the host.",
@@ -35,23 +35,23 @@ const PROMISES: &[(&str, &[&str])] = &[
     ),
     (
         "Run OpenCode in a container workspace instead.**",
-        &["opencode_programs::in_a_container_the_rules_of_exec_hold"],
+        &["opencode_programs::opencode_in_a_container_follows_the_rules_of_exec"],
     ),
     (
         "In manual mode, berth asks before it passes on a collaborator's request that could make OpenCode run \
          a program of the caller's choice: shell commands, terminals, commands, MCP servers, configuration, \
          credentials, start commands, and any write that berth does not know.",
-        &["opencode_programs::manual_mode_asks_before_opencode_runs_a_program", "opencode_programs::what_a_person_allows_is_passed_on_once_and_unchanged"],
+        &["opencode_programs::manual_mode_asks_before_opencode_can_run_a_program", "opencode_programs::an_approved_request_is_forwarded_once_and_unchanged"],
     ),
     (
         "Sessions and prompts are passed on; OpenCode itself asks for what a model wants to do, as far as its \
          `permission` settings say so, and only owners can relax them for a session.",
-        &["opencode_programs::manual_mode_asks_before_opencode_runs_a_program", "opencode_programs::sessions_and_prompts_cannot_allow_tools_or_leave_the_workspace", "opencode::only_owners_answer_permission_requests"],
+        &["opencode_programs::manual_mode_asks_before_opencode_can_run_a_program", "opencode_programs::sessions_and_prompts_cannot_allow_tools_or_leave_the_workspace", "opencode::only_owners_answer_permission_requests"],
     ),
     (
         "In auto mode, terminals, shell commands and commands with shell parts (``!`…` ``) take an owner \
          (`--opencode-shell`).",
-        &["opencode_programs::automatic_mode_keeps_shells_for_owners_and_commands_without_them_open", "opencode_programs::no_spelling_starts_a_program_in_a_real_opencode"],
+        &["opencode_programs::automatic_mode_limits_commands_with_a_shell_to_owners", "opencode_programs::no_spelling_starts_a_program_in_a_real_opencode"],
     ),
     (
         "**In auto mode, MCP servers, plugins and configuration, commands among it, are code execution on the \
@@ -273,7 +273,7 @@ const PROMISES: &[(&str, &[&str])] = &[
     (
         "Files in a container's root are only ever opened with `openat2(RESOLVE_IN_ROOT)`: links to the host \
          lead nowhere.",
-        &["hostile_root::folders_that_are_links_are_not_followed", "project_races::what_agents_read_is_never_read_written_or_deleted_through_a_link"],
+        &["hostile_root::folders_that_are_links_are_not_followed", "project_races::project_files_are_never_accessed_through_a_swapped_link"],
     ),
     (
         "Commands get an environment made from nothing.",
@@ -301,7 +301,7 @@ const PROMISES: &[(&str, &[&str])] = &[
     (
         "On loopback and Unix sockets the Host must be this machine's (DNS rebinding), and a browser's Origin \
          must be its own or a configured one.",
-        &["wire_limits::allowed_hosts_and_origins_are_let_in", "system::cors"],
+        &["wire_limits::allowed_hosts_and_origins_are_accepted", "system::cors"],
     ),
     (
         "Failed logins are slowed, right ones never.",

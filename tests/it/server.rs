@@ -1,5 +1,5 @@
-//! Starts the real binary on a free port with its own data folder and its own home, with known tokens, keeps all it
-//! prints, and ends it by its pid.
+//! Starts the real binary on a free port with a separate data folder and home, with known tokens; keeps its output,
+//! and ends it by its pid.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,13 +23,13 @@ pub const HOST_TOKEN: &str = "it-host-52b09f7c6e6d4c07b3aa";
 pub const NIL: &str = "00000000-0000-0000-0000-000000000000";
 pub const BINARY: &str = env!("CARGO_BIN_EXE_berth");
 
-/// Longest wait for the line with the address. A start takes some 10 ms; a machine that builds two containers, more;
-/// with `--setup` a real package manager works before it.
+/// Deadline for the line with the address. A start takes about 10 ms; a machine that builds two containers needs more;
+/// with `--setup` a real package manager runs first.
 const START: Duration = Duration::from_secs(90);
-/// Longest wait for the end after a TERM; the server itself lets running requests go on for 10 s.
+/// Deadline for the exit after SIGTERM; the server itself gives running requests 10 s.
 const STOP: Duration = Duration::from_secs(20);
 
-/// What is decided before a start. The scratch folder holds `data`, `home` and `work`, the default host workspace.
+/// Settings of a start. The scratch folder contains `data`, `home` and `work`, the default host workspace.
 #[derive(Clone)]
 pub struct Setup {
     scratch: Arc<Scratch>,
@@ -52,7 +52,7 @@ pub struct Server {
     scratch: Arc<Scratch>,
 }
 
-/// A command that has ended.
+/// A command that has exited.
 #[derive(Debug)]
 pub struct Ended {
     pub code: Option<i32>,
@@ -61,7 +61,7 @@ pub struct Ended {
 }
 
 impl Setup {
-    /// A data folder, a home, one workspace, both tokens by environment, any free port.
+    /// A data folder, a home, one workspace, both tokens in the environment, any free port.
     pub fn new() -> Setup {
         Setup::in_folder(Scratch::new())
     }
@@ -97,7 +97,7 @@ impl Setup {
         self
     }
 
-    /// Takes back what was said before, `--port=0` too.
+    /// Removes all arguments set so far, including `--port=0`.
     pub fn only_args(mut self, args: &[&str]) -> Setup {
         self.args.clear();
         self.args(args)
@@ -108,7 +108,7 @@ impl Setup {
         self
     }
 
-    /// Another data folder than the scratch one; an empty path leaves the choice to the server.
+    /// Another data folder than the scratch one; with an empty path the server chooses.
     pub fn data(mut self, path: impl Into<PathBuf>) -> Setup {
         self.data = path.into();
         self
@@ -132,7 +132,7 @@ impl Setup {
         self.start_through(&[])
     }
 
-    /// Starts the server as the last arguments of another command, such as `setpriv`, that becomes it.
+    /// Starts the server through a command such as `setpriv` that executes its last arguments.
     #[track_caller]
     pub fn start_through(&self, wrapper: &[&str]) -> Server {
         let mut child = self.command(wrapper).spawn().unwrap();
@@ -164,7 +164,7 @@ impl Setup {
         }
     }
 
-    /// Runs it to its end, which must come by itself.
+    /// Runs it to its end; it must exit by itself.
     #[track_caller]
     pub fn run(&self) -> Ended {
         let mut command = self.command(&[]);
@@ -176,7 +176,7 @@ impl Setup {
         words.push(BINARY);
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).args(&self.args).current_dir(&self.cwd).env_clear();
-        // What any shell has, and the way to the package mirror, if this machine needs one told.
+        // The environment of any shell, and the package mirror, if this machine needs one.
         for (name, value) in std::env::vars() {
             if name == "PATH" || name.to_ascii_lowercase().ends_with("_proxy") {
                 command.env(name, value);
@@ -198,12 +198,12 @@ impl Server {
         Setup::new().start()
     }
 
-    /// Holder of the host token.
+    /// A client with the host token.
     pub fn owner(&self) -> Client {
         self.with_token(HOST_TOKEN)
     }
 
-    /// Holder of the client token.
+    /// A client with the client token.
     pub fn collaborator(&self) -> Client {
         self.with_token(CLIENT_TOKEN)
     }
@@ -212,7 +212,7 @@ impl Server {
         self.anyone().with("Authorization", &format!("Bearer {token}"))
     }
 
-    /// Without a credential.
+    /// A client without a credential.
     pub fn anyone(&self) -> Client {
         Client::new(self.address)
     }
@@ -221,12 +221,12 @@ impl Server {
         &self.scratch
     }
 
-    /// All it has printed so far.
+    /// All output so far.
     pub fn log(&self) -> String {
         format!("{}{}", self.stdout.text(), self.stderr.text())
     }
 
-    /// As the power goes: nothing of it runs on.
+    /// Simulates a power failure: kills all its processes.
     pub fn crash(mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
@@ -234,7 +234,7 @@ impl Server {
         }
     }
 
-    /// TERM, then waits for the end.
+    /// Sends SIGTERM and waits for the exit.
     #[track_caller]
     pub fn stop(mut self) -> ExitStatus {
         self.end(Signal::TERM).expect("the server did not end after SIGTERM")
@@ -259,7 +259,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // TERM first: only the server itself knows every container that it must take down.
+        // SIGTERM first, because only the server has the list of containers that it must stop.
         self.end(Signal::TERM);
         if thread::panicking() {
             let log = self.log();
@@ -270,7 +270,7 @@ impl Drop for Server {
     }
 }
 
-/// What one stream of a child has printed, line by line as it comes.
+/// The output of one stream of a child, line by line as it arrives.
 pub struct Printed {
     lines: Mutex<(Vec<String>, bool)>,
     changed: Condvar,
@@ -280,7 +280,7 @@ impl Printed {
     pub fn follow(stream: impl Read + Send + 'static) -> Arc<Printed> {
         let printed = Arc::new(Printed { lines: Mutex::new((Vec::new(), false)), changed: Condvar::new() });
         let ours = Arc::clone(&printed);
-        // Ends with the stream, that is with the last process which holds it.
+        // Ends with the stream, that is with the last process that has it open.
         thread::spawn(move || {
             let mut stream = BufReader::new(stream);
             let mut line = Vec::new();
@@ -300,7 +300,7 @@ impl Printed {
         self.lines.lock().unwrap().0.concat()
     }
 
-    /// The first line that contains `part`, once it is there.
+    /// The first line that contains `part`, as soon as it arrives.
     pub fn line_with(&self, part: &str, longest: Duration) -> Option<String> {
         let deadline = Instant::now() + longest;
         let mut lines = self.lines.lock().unwrap();
@@ -323,7 +323,7 @@ impl Printed {
     }
 }
 
-/// Runs any command to its end; fails when that takes too long.
+/// Runs any command to its end; fails at the deadline.
 #[track_caller]
 pub fn run(command: &mut Command, longest: Duration) -> Ended {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -343,7 +343,7 @@ pub fn run(command: &mut Command, longest: Duration) -> Ended {
     Ended { code: status.code(), stdout, stderr }
 }
 
-/// `berth` with these arguments, in an empty environment but for a home.
+/// Runs `berth` with these arguments, in an environment with only a home.
 #[track_caller]
 pub fn berth(scratch: &Scratch, args: &[&str], env: &[(&str, &str)]) -> Ended {
     let mut command = Command::new(BINARY);
@@ -373,7 +373,7 @@ fn listening_address(line: &str) -> SocketAddr {
     address.parse().unwrap_or_else(|_| panic!("no address in {line:?}"))
 }
 
-/// The bytes of a file that must be there.
+/// Reads a file that must exist.
 #[track_caller]
 pub fn read(path: impl AsRef<Path>) -> String {
     let path = path.as_ref();

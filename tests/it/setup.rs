@@ -1,6 +1,6 @@
-//! `--setup` with real package managers and packages made here: dnf, pacman, and apt-get behind sudo. Each runs on a
-//! machine that is this one with an overlay over its root, in a mount namespace of its own: what is installed there
-//! is gone with the test. At a terminal it asks first. Keys of Arch Linux are made from a package with a key of the test.
+//! `--setup` with real package managers and packages built here: dnf, pacman, and apt-get with sudo. Each runs on this
+//! machine with an overlay over its root, in a mount namespace: installed files disappear with the test. At a terminal
+//! it asks first. The keys of Arch Linux come from a package with a test key.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::procs::{self, secs, wait_for};
 use crate::scratch::Scratch;
 use crate::server::{BINARY, CLIENT_TOKEN, Ended, HOST_TOKEN, Server, Setup, run};
 
-/// Makes the machine in folder `$1`, changes it with the script `$2`, and becomes the rest of its arguments in it.
+/// Creates the machine in folder `$1`, changes it with the script `$2`, and executes the remaining arguments in it.
 const MACHINE: &str = r#"
     set -e
     base=$1 change=$2 bin=$3
@@ -32,12 +32,12 @@ const MACHINE: &str = r#"
     exec chroot . "$@"
 "#;
 
-/// What container workspaces need goes, and the managers that are not asked for.
+/// Removes the programs that container workspaces need, and the package managers that are not tested.
 const BARE: &str = "rm -f /usr/bin/systemd-nspawn /usr/sbin/debootstrap /usr/share/keyrings/*-archive-keyring.gpg \
                     /usr/bin/pacstrap /usr/share/keyrings/archlinux*; rm -rf /etc/pacman.d/gnupg\n";
 
-/// Writes what the package `$name` brings below the folder `$1`: its file is an empty script, or for the keys of Arch
-/// Linux a key that is made here.
+/// Writes the file of the package `$name` below the folder `$1`: an empty script, or for the keys of Arch Linux a key
+/// that is created here.
 const CONTENT: &str = r#"
     mkdir -m 700 gnupg
     gpg --homedir gnupg --batch --quiet --passphrase '' --quick-generate-key 'packager <x@y.z>' rsa2048 sign
@@ -54,7 +54,7 @@ const CONTENT: &str = r#"
     }
 "#;
 
-/// One row for each package: its name, and the file that it brings.
+/// One row for each package: its name, and its file.
 fn packages(
     systemd: &'static str,
     debian: &'static str,
@@ -70,8 +70,8 @@ fn packages(
     ]
 }
 
-/// Makes every package and then the repository, with a shell script that finds the name in `$name`, the file in
-/// `$file`, and works in the folder `repo`.
+/// Builds every package and then the repository, with a shell script that gets the name in `$name`, the file in
+/// `$file`, and runs in the folder `repo`.
 #[track_caller]
 fn repository(scratch: &Scratch, packages: &[(&str, &str)], each: &str, then: &str) -> String {
     let repo = scratch.folder("repo");
@@ -81,7 +81,7 @@ fn repository(scratch: &Scratch, packages: &[(&str, &str)], each: &str, then: &s
     }
     script += then;
     let created = run(Command::new("sh").args(["-c", &script]).current_dir(&repo), secs(120));
-    assert_eq!(created.code, Some(0), "the repository could not be made: {created:?}");
+    assert_eq!(created.code, Some(0), "the repository could not be built: {created:?}");
     repo.to_str().unwrap().to_owned()
 }
 
@@ -113,7 +113,7 @@ fn pacman(scratch: &Scratch) -> String {
     "#;
     let rows = packages("systemd", "debian-archive-keyring", "ubuntu-keyring");
     let repo = repository(scratch, &rows, package, "cd db; tar -czf ../berth.db *");
-    // A machine with pacman has its lists; berth must not refresh them without an upgrade.
+    // A machine with pacman has package lists; berth must not refresh them without an upgrade.
     format!(
         "{BARE} rm -f /usr/bin/apt-get /usr/bin/dnf
         printf '[options]\nArchitecture = auto\nSigLevel = Never\n[berth]\nServer = file://{repo}\n' > /etc/pacman.conf
@@ -130,7 +130,7 @@ fn apt(scratch: &Scratch) -> String {
         dpkg-deb --root-owner-group -b "$name" "$name.deb" >&2
     "#;
     let rows = packages("systemd-container", "debian-archive-keyring", "ubuntu-keyring");
-    // Without a Release apt sometimes asks for the Packages again and again ("Method gave a blank filename").
+    // Without a Release file apt sometimes requests the Packages file repeatedly ("Method gave a blank filename").
     let index = r#"
         dpkg-scanpackages . > Packages
         printf '%s\n' "Date: $(date -Ru)" SHA256: \
@@ -144,7 +144,7 @@ fn apt(scratch: &Scratch) -> String {
     )
 }
 
-/// The words that start a command on the changed machine.
+/// The prefix of a command that runs on the changed machine.
 fn words<'a>(base: &'a str, change: &'a str) -> Vec<&'a str> {
     let bin = Path::new(BINARY).parent().unwrap().to_str().unwrap();
     vec!["unshare", "--mount", "--propagation=private", "sh", "-c", MACHINE, "machine", base, change, bin]
@@ -174,7 +174,7 @@ fn base(setup: &Setup) -> String {
     setup.scratch().path().join("machine").to_str().unwrap().to_owned()
 }
 
-/// It has said and done this command, everything is there now, and it serves.
+/// The server has printed and executed this command, every program exists now, and it serves requests.
 #[track_caller]
 fn installed(server: &Server, commands: &[&str], manager_says: &str) {
     let log = server.log();
@@ -189,7 +189,7 @@ fn installed(server: &Server, commands: &[&str], manager_says: &str) {
     {
         assert_eq!(place.sh(&format!("cat {file}")), "#!/bin/sh\n");
     }
-    // Only a complete set of keys takes its place.
+    // Only a complete set of keys can replace the package.
     let keys = place.sh("sudo pacman-key --list-keys; ls -d /etc/pacman.d/gnupg*");
     assert!(keys.contains("[  full  ] packager <x@y.z>"), "{keys}");
     assert!(keys.ends_with("\n/etc/pacman.d/gnupg\n"), "{keys}");
@@ -215,7 +215,7 @@ fn pacman_installs_what_is_missing() {
 }
 
 #[test]
-fn without_root_it_goes_through_sudo() {
+fn setup_without_root_uses_sudo() {
     let setup = setup();
     let change = apt(setup.scratch())
         + "\necho 'nobody ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/berth; chmod 440 /etc/sudoers.d/berth";
@@ -231,7 +231,7 @@ fn without_root_it_goes_through_sudo() {
 }
 
 #[test]
-fn where_nothing_can_be_installed_it_says_what_to_do() {
+fn setup_without_a_package_manager_prints_instructions() {
     for (change, user, expected) in [
         (
             "rm /usr/bin/apt-get /usr/bin/dnf /usr/bin/pacman",
@@ -254,7 +254,7 @@ fn where_nothing_can_be_installed_it_says_what_to_do() {
     }
 }
 
-/// A berth at a terminal of its own.
+/// A berth process at its own terminal.
 struct AtTerminal {
     child: Child,
     setup: Setup,
@@ -267,7 +267,7 @@ impl AtTerminal {
         let change = dnf(setup.scratch());
         let screen = setup.scratch().path().join("screen");
         let base = base(&setup);
-        // script(1) makes the terminal; it is outside the machine, so that its record can be read here.
+        // script(1) creates the terminal; it runs outside of the machine, so that its record can be read here.
         let inner = "exec unshare --mount --propagation=private sh -c \"$MACHINE\" machine \"$BASE\" \"$CHANGE\" \"$BIN\" \
                      \"$BIN/berth\" --setup --port=0 --data-dir=/tmp/data";
         let mut command = Command::new("script");
@@ -289,7 +289,7 @@ impl AtTerminal {
         wait_for(text, secs(60), || Some(self.screen()).filter(|screen| screen.contains(text)))
     }
 
-    /// What is typed; `None` closes the terminal's input.
+    /// Types this text; `None` closes the terminal's input.
     #[track_caller]
     fn typed(&mut self, keys: Option<&str>) {
         match keys {
@@ -313,7 +313,7 @@ impl Drop for AtTerminal {
 }
 
 #[test]
-fn at_a_terminal_it_shows_the_commands_and_goes_on_after_a_yes() {
+fn setup_at_a_terminal_shows_the_commands_and_continues_after_yes() {
     let mut berth = AtTerminal::start();
     let asked = berth.wait("Go on? [y/N] ");
     let install = "dnf install --assumeyes --setopt=install_weak_deps=False systemd-container debootstrap";
@@ -329,7 +329,7 @@ fn at_a_terminal_it_shows_the_commands_and_goes_on_after_a_yes() {
 }
 
 #[test]
-fn at_a_terminal_anything_but_a_yes_installs_nothing() {
+fn setup_at_a_terminal_installs_nothing_without_yes() {
     for keys in [Some("n\n"), Some("\n"), None] {
         let mut berth = AtTerminal::start();
         berth.wait("Go on? [y/N] ");

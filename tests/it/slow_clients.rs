@@ -1,4 +1,4 @@
-//! Clients that send or read slowly, more of them than there are threads that answer: nobody else waits for them.
+//! Clients that send or read slowly, more of them than there are worker threads: they do not delay other clients.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -31,7 +31,7 @@ fn others_are_served(server: &Server) {
 }
 
 #[test]
-fn bodies_that_trickle_in_hold_up_nobody() {
+fn slow_request_bodies_do_not_delay_others() {
     let server = Setup::new().arg("--http-threads=2").start();
     let head = format!(
         "POST /api/workspaces HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {HOST_TOKEN}\r\n\
@@ -40,7 +40,7 @@ fn bodies_that_trickle_in_hold_up_nobody() {
     );
     let mut clients = all_send(&server, &head);
     others_are_served(&server);
-    // One of them goes on, and gets its answer.
+    // One of them continues, and gets its response.
     let body = format!("{{\"name\": \"late\"}}{}", " ".repeat(100_000 - 16));
     clients[0].write_all(body.as_bytes()).unwrap();
     let mut status = [0; 12];
@@ -49,7 +49,7 @@ fn bodies_that_trickle_in_hold_up_nobody() {
 }
 
 #[test]
-fn large_answers_that_nobody_reads_hold_up_nobody() {
+fn large_unread_responses_do_not_delay_others() {
     let server = Setup::new().arg("--http-threads=2").start();
     for number in 0..8 {
         let script = "#".repeat(1 << 20);
@@ -63,7 +63,7 @@ fn large_answers_that_nobody_reads_hold_up_nobody() {
         "GET /api/workspaces HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {HOST_TOKEN}\r\nConnection: close\r\n\r\n"
     );
     let mut clients = all_send(&server, &request);
-    // Its answer has begun, so it stands before what nobody reads.
+    // Its response has begun, so it comes before the unread data.
     for client in &clients {
         assert!(client.peek(&mut [0; 12]).unwrap() > 0);
     }
@@ -73,7 +73,7 @@ fn large_answers_that_nobody_reads_hold_up_nobody() {
     assert!(answer.starts_with(b"HTTP/1.1 200") && answer.len() > 8 << 20 && answer.ends_with(b"]"));
 }
 
-/// A command with 50 MB of output, asked for by a client that has taken the first bytes of the answer.
+/// A command with 50 MB of output, requested by a client that has read the first bytes of the response.
 fn large_answer(server: &Server) -> TcpStream {
     let body = json!({"command": "head -c 50000000 /dev/zero | tr '\\0' x"}).to_string();
     let mut stream = connect(server);
@@ -89,7 +89,7 @@ fn large_answer(server: &Server) -> TcpStream {
     stream
 }
 
-/// Whether the server cuts it within this time. Not a byte is read for that.
+/// Whether the server disconnects it within this time. The client reads no byte meanwhile.
 fn is_cut(stream: &TcpStream, longest: Duration) -> bool {
     let longest = Timespec { tv_sec: longest.as_secs() as i64, tv_nsec: 0 };
     poll(&mut [PollFd::new(stream, PollFlags::empty())], Some(&longest)).unwrap() > 0
@@ -115,8 +115,8 @@ fn readers_may_be_slow_but_must_read() {
             assert!(is_cut(&stream, secs(40)), "it is still there 40 s after its last byte");
             stopped.elapsed()
         });
-        // The kernel has some MB in its buffers; at this speed their third, which it wants free before it calls a socket
-        // writable again, takes longer than the stall.
+        // The kernel buffers some MB, and reports a socket as writable only when a third of them is free; at this
+        // speed that takes longer than the stall timeout.
         let steady = scope.spawn(move || {
             let (mut stream, start, mut piece) = (large_answer(server), Instant::now(), [0; 2000]);
             let mut answer = Vec::new();
@@ -125,7 +125,7 @@ fn readers_may_be_slow_but_must_read() {
                 answer.extend_from_slice(&piece);
                 thread::sleep(Duration::from_millis(100));
             }
-            // Then it hurries, and has all of it.
+            // Then it reads at full speed, and receives everything.
             stream.shutdown(Shutdown::Write).unwrap();
             if let Err(error) = stream.read_to_end(&mut answer) {
                 panic!("a client that read 20 kB a second was cut, {} bytes came: {error}", answer.len());
@@ -146,7 +146,7 @@ fn readers_may_be_slow_but_must_read() {
             "cut {stops:?} after the start, {one_byte:?} after the last of ten bytes; others waited {longest:?} at most"
         );
         assert!(stops >= secs(29) && stops <= secs(36), "{stops:?}");
-        // To TCP, which opens its window in large steps, those ten bytes were none.
+        // For TCP, which opens its window in large steps, those ten bytes made no difference.
         assert!(one_byte >= secs(15) && one_byte <= secs(36), "{one_byte:?}");
         assert!(longest < secs(2), "{longest:?}");
     });

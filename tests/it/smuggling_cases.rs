@@ -1,5 +1,5 @@
-//! Connections full of requests for `smuggling`: right ones, odd ones and broken ones, made from a number so that any of
-//! them can be made again, and the pieces in which they are sent.
+//! Connections full of requests for `smuggling`: valid, unusual and broken ones, generated from a number so that each
+//! can be reproduced, and the pieces in which they are sent.
 
 use std::fmt::Write as _;
 
@@ -30,7 +30,7 @@ impl Dice {
     }
 }
 
-/// One connection: every path and every request id in it has its number, so that each request can be found again.
+/// One connection: every path and every request id in it contains its number, so that each request can be identified.
 pub fn connection(number: u64, dice: &mut Dice) -> Vec<u8> {
     let (mut bytes, mut commands) = (Vec::new(), false);
     for at in 0..1 + dice.below(6) {
@@ -45,7 +45,7 @@ pub fn connection(number: u64, dice: &mut Dice) -> Vec<u8> {
             _ => bytes.extend(broken(&name, dice)),
         }
     }
-    // A command that somebody has changed might do anything.
+    // A randomly changed command could do anything.
     if !commands && dice.one_in(3) {
         for _ in 0..1 + dice.below(3) {
             change(&mut bytes, dice);
@@ -54,7 +54,7 @@ pub fn connection(number: u64, dice: &mut Dice) -> Vec<u8> {
     bytes
 }
 
-/// A request that must never be seen, for it is somebody's body.
+/// A request that must never be seen, because it is the body of another.
 fn hidden(name: &str) -> String {
     format!("GET /hidden/{name} HTTP/1.1\r\nHost: localhost\r\n\r\n")
 }
@@ -72,7 +72,7 @@ fn body(name: &str, dice: &mut Dice) -> String {
     }
 }
 
-/// `body` in chunks, as a tidy sender makes them, or with all that RFC 9112 allows.
+/// Encodes `body` in chunks, either plainly or with everything that RFC 9112 permits.
 fn chunks(body: &str, dice: &mut Dice) -> String {
     let (mut text, mut rest) = (String::new(), body);
     let tidy = dice.one_in(2);
@@ -94,7 +94,7 @@ fn chunks(body: &str, dice: &mut Dice) -> String {
     text
 }
 
-/// `cat`, which answers with what it was given: the body as the handler had it.
+/// `cat`, which returns the body as the handler received it.
 fn command(name: &str, dice: &mut Dice) -> Vec<u8> {
     let stdin = format!("{name} {}", hidden(name).repeat(dice.below(20)));
     let body = serde_json::json!({"command": "cat", "stdin": stdin}).to_string();
@@ -134,7 +134,7 @@ fn right(name: &str, dice: &mut Dice) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Right as well, but seldom seen.
+/// Valid as well, but rare.
 fn odd(name: &str, dice: &mut Dice) -> Vec<u8> {
     let get = |target: &str, lines: &str| {
         format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n{}{lines}\r\n", id(name))
@@ -198,7 +198,7 @@ fn odd(name: &str, dice: &mut Dice) -> Vec<u8> {
     .into_bytes()
 }
 
-/// What readers are known to disagree about.
+/// Constructs on which readers are known to disagree.
 fn broken(name: &str, dice: &mut Dice) -> Vec<u8> {
     let hidden = hidden(name);
     let path = format!("/broken/{name}");
@@ -334,12 +334,12 @@ fn change(bytes: &mut Vec<u8>, dice: &mut Dice) {
     }
 }
 
-/// Where the bytes are cut for sending.
+/// The offsets at which the bytes are cut for sending.
 pub fn cuts(bytes: &[u8], dice: &mut Dice) -> Vec<usize> {
     let mut ends = match dice.roll(5) {
         0 => Vec::new(),
         1 if bytes.len() < 500 => (1..bytes.len()).collect(),
-        // Where readers change from one thing to the next.
+        // Offsets at which a reader changes its state.
         2 => (1..bytes.len()).filter(|at| bytes[at - 1] == b'\n' && dice.one_in(2)).collect(),
         3 => (1..bytes.len()).filter(|at| bytes[at - 1] == b'\r' && dice.one_in(2)).collect(),
         _ => (0..dice.below(12)).map(|_| dice.below(bytes.len().max(1))).collect(),

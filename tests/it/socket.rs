@@ -1,5 +1,5 @@
-//! A WebSocket client with a terminal behind it, as a browser is one: another screen model than the server's shows what
-//! came. Every wait has an end.
+//! A WebSocket client with a terminal behind it, like a browser: a screen model independent of the server's shows the
+//! output. Every wait has a deadline.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -12,7 +12,7 @@ use tungstenite::{HandshakeError, Message, WebSocket};
 use crate::client::Reply;
 use crate::server::{HOST_TOKEN, Server};
 
-/// How a terminal's socket was closed.
+/// The close of a terminal's socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Closed {
     pub code: u16,
@@ -32,9 +32,9 @@ pub struct Socket {
     pub protocol: Option<String>,
     /// All output so far.
     pub text: String,
-    /// The messages that it came in.
+    /// The messages that contained it.
     pub pieces: Vec<String>,
-    /// News of `…/terminals/:t/ws`.
+    /// Control messages of `…/terminals/:t/ws`.
     pub news: Vec<Value>,
     pub screen: vt100::Parser,
     pub closed: Option<Closed>,
@@ -42,7 +42,7 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// With the owner's token as browsers offer it.
+    /// With the owner's token in the subprotocol, as browsers send it.
     #[track_caller]
     pub fn open(server: &Server, path: &str) -> Socket {
         let protocol = format!("sandboxed, jwt.{HOST_TOKEN}");
@@ -50,7 +50,7 @@ impl Socket {
             .unwrap_or_else(|reply| panic!("{path}: {reply}"))
     }
 
-    /// The answer when it was not 101.
+    /// Returns the response if it is not 101.
     pub fn try_open(server: &Server, path: &str, headers: &[(&str, &str)]) -> Result<Socket, Reply> {
         let stream = TcpStream::connect(server.address).unwrap();
         stream.set_nodelay(true).unwrap();
@@ -105,7 +105,7 @@ impl Socket {
         self.send(json!({"t": "r", "c": cols, "r": rows}));
     }
 
-    /// Reads on until `ready` says so.
+    /// Reads until `ready` returns true.
     #[track_caller]
     pub fn until<T>(&mut self, what: &str, mut ready: impl FnMut(&mut Socket) -> Option<T>) -> T {
         let deadline = Instant::now() + Duration::from_secs(30);
@@ -129,11 +129,11 @@ impl Socket {
         }
     }
 
-    /// Takes what has come within a moment; `false` at the end of the connection.
+    /// Processes the data that arrives within a moment; `false` at the end of the connection.
     pub fn step(&mut self) -> bool {
         match self.ws.read() {
             Ok(Message::Text(text)) => match serde_json::from_str::<Value>(&text) {
-                // Output of a shell may be JSON as well, but none of ours has a "t".
+                // Output of a shell may be JSON as well, but no control message of it has a "t".
                 Ok(value) if value.get("t").is_some() => self.news.push(value),
                 _ => self.show(&text),
             },
@@ -157,19 +157,19 @@ impl Socket {
         self.pieces.push(text.to_owned());
     }
 
-    /// Until a row of the screen satisfies the test.
+    /// Waits until a row of the screen satisfies the test.
     #[track_caller]
     pub fn row(&mut self, what: &str, is: impl Fn(&str) -> bool) -> String {
         self.until(what, |socket| socket.rows().into_iter().find(|row| is(row)))
     }
 
-    /// Until a row of the screen is this.
+    /// Waits until a row of the screen equals this text.
     #[track_caller]
     pub fn shows(&mut self, expected: &str) {
         self.row(expected, |row| row == expected);
     }
 
-    /// The rows of the client's own screen, without blanks at the end.
+    /// The rows of the client's own screen, without trailing blanks.
     pub fn rows(&self) -> Vec<String> {
         let (_, cols) = self.screen.screen().size();
         self.screen.screen().rows(0, cols.get()).map(|row| row.trim_end().to_owned()).collect()
@@ -181,7 +181,7 @@ impl Socket {
     }
 }
 
-/// A handshake without a client library, for peers that break the protocol.
+/// A handshake without a client library, for peers that violate the protocol.
 #[track_caller]
 pub fn raw_socket(server: &Server, path: &str) -> TcpStream {
     let mut stream = TcpStream::connect(server.address).unwrap();

@@ -1,4 +1,5 @@
-//! The agents' own configuration in a workspace: what berth adds to people's files, and that nothing of theirs is lost.
+//! The agents' own configuration in a workspace: what berth adds to the user's files, and that no content of the user
+//! is lost.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, symlink};
@@ -14,7 +15,7 @@ fn put(server: &Server, path: &str, body: Value) {
     server.owner().call("PUT", &format!("/api/library/{path}"), Some(&body)).expect(200);
 }
 
-/// A library with one of everything.
+/// A library with one entry of each kind.
 fn fill(server: &Server) {
     put(server, "skill/py", json!({"content": "---\ndescription: Python\n---\n# Py\n"}));
     put(server, "command/ship", json!({"content": "---\ndescription: Ship it\n---\nShip $ARGUMENTS\n"}));
@@ -53,11 +54,11 @@ fn parsed(folder: &Path, path: &str) -> Value {
 }
 
 #[test]
-fn agents_are_configured_where_it_is_asked_for() {
+fn agents_are_configured_only_on_request() {
     let server = Server::start();
     fill(&server);
     let (plain, _) = workspace(&server, json!({}));
-    assert_eq!(fs::read_dir(&plain).unwrap().count(), 0, "nobody asked for anything here");
+    assert_eq!(fs::read_dir(&plain).unwrap().count(), 0, "this workspace requests no configuration");
     let (folder, url) = workspace(&server, json!({"skills": ["py"], "plugins": ["notify", "unknown"]}));
     let config = parsed(&folder, "opencode.json");
     assert_eq!(config, parsed(&folder, ".opencode/opencode.json"));
@@ -86,7 +87,7 @@ fn agents_are_configured_where_it_is_asked_for() {
     for place in [".opencode/agent/critic.md", ".claude/agents/critic.md"] {
         assert!(read(&folder, place).unwrap().ends_with("Be strict.\n"), "{place}");
     }
-    // What only Claude Code understands does not stop OpenCode.
+    // An entry that only Claude Code supports does not prevent the sync for OpenCode.
     put(
         &server,
         "agent/reader",
@@ -94,7 +95,7 @@ fn agents_are_configured_where_it_is_asked_for() {
     );
     assert!(read(&folder, ".claude/agents/reader.md").is_some());
     assert_eq!(read(&folder, ".opencode/agent/reader.md"), None);
-    // Named ones only; and when nothing is named any more, nothing is left.
+    // Only the named entries; and with no entry named, no file remains.
     server.owner().put(200, &url, json!({"mcps": ["docs"]}));
     assert_eq!(parsed(&folder, "opencode.json")["mcp"], json!({"docs": docs}));
     server.owner().put(200, &url, json!({"mcps": [], "skills": [], "plugins": []}));
@@ -105,7 +106,7 @@ fn agents_are_configured_where_it_is_asked_for() {
 }
 
 #[test]
-fn what_people_have_there_stays_theirs() {
+fn files_of_the_user_are_kept() {
     let server = Server::start();
     fill(&server);
     let (folder, url) = workspace(&server, json!({}));
@@ -130,7 +131,7 @@ fn what_people_have_there_stays_theirs() {
     assert_eq!(read(&folder, ".opencode/skill/py/SKILL.md").unwrap(), "my own python\n");
     assert_eq!(read(&folder, ".claude/settings.local.json").unwrap(), "{ not json");
     assert!(server.log().contains("settings.local.json was not changed"), "{}", server.log());
-    // Changed behind our back, between two syncs: that counts from now on.
+    // Changed by hand between two syncs: the change takes effect at the next one.
     fs::write(folder.join("opencode.json"), text.replace("\"LEVEL\": \"1\"", "\"LEVEL\": \"2\"")).unwrap();
     server.owner().post(200, &format!("{url}/sync"), json!({}));
     assert!(read(&folder, "opencode.json").unwrap().contains("\"LEVEL\": \"2\""));
@@ -171,7 +172,7 @@ fn a_second_sync_writes_nothing() {
 }
 
 #[test]
-fn a_link_where_configuration_belongs_is_left_alone() {
+fn a_link_in_the_place_of_configuration_is_not_followed() {
     let server = Server::start();
     fill(&server);
     let (folder, url) = workspace(&server, json!({}));
@@ -218,7 +219,7 @@ fn the_real_opencode_accepts_what_berth_writes() {
     let (folder, url) = workspace(&server, json!({}));
     fs::write(folder.join("opencode.jsonc"), "{\n  // mine\n  \"username\": \"me\",\n}\n").unwrap();
     server.owner().put(200, &url, json!({"skills": ["py"], "mcps": ["docs", "My-Files"]}));
-    // What berth allows itself in containers, in a folder where OpenCode can be started.
+    // The permissions that berth sets in containers, in a folder where OpenCode can be started.
     let boxed =
         server.owner().post(200, "/api/workspaces", json!({"name": "b", "workspace_type": "container"}));
     let boxed_folder = PathBuf::from(boxed["path"].as_str().unwrap());
@@ -237,7 +238,7 @@ fn the_real_opencode_accepts_what_berth_writes() {
             assert_eq!(config["mcp"]["docs"]["url"], "http://127.0.0.1:9/mcp", "{version}: {config}");
             assert_eq!(config["mcp"]["my_files"]["command"], json!(["npx", "files", "--ro"]), "{version}");
             if config["permission"]["bash"] != "allow" {
-                assert_eq!(config["username"], "me", "{version}: what people set is there as well");
+                assert_eq!(config["username"], "me", "{version}: the user's settings are present as well");
                 assert_eq!(config["permission"]["skill"], json!({"*": "deny", "py": "allow"}), "{version}");
             }
             for (list, name, description) in

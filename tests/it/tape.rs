@@ -1,21 +1,21 @@
-//! tar archives for tests, header by header, so that they can lie.
+//! tar archives for tests, built header by header, so that headers can be invalid.
 
 use std::io::Write as _;
 use std::path::Path;
 
 use tar::{EntryType, Header};
 
-/// An archive in the making.
+/// An archive under construction.
 #[derive(Clone, Default)]
 pub struct Tape(pub Vec<u8>);
 
 impl Tape {
-    /// One with a shell, so that only what comes on top of it can be wrong.
+    /// An archive with a shell, so that only the entries added to it can be invalid.
     pub fn system() -> Tape {
         Tape::default().folder("bin", 0o755).file("bin/sh", 0o755, b"#!")
     }
 
-    /// A member whose header says exactly this; `data` follows as it is, filled up to a block.
+    /// A member with exactly this header; `data` follows, padded to a block.
     pub fn raw(mut self, header: &Header, data: &[u8]) -> Tape {
         self.0.extend_from_slice(header.as_bytes());
         self.0.extend_from_slice(data);

@@ -1,4 +1,4 @@
-//! A terminal as tests use it: started, typed into, looked at over HTTP, and gone in the end.
+//! A terminal as tests use it: started, typed into, read over HTTP, and deleted at the end.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use crate::fixture::Place;
 use crate::procs::{secs, wait_for};
 use crate::socket::Socket;
 
-/// A terminal that is deleted with its owner.
+/// A terminal that is deleted when dropped.
 pub struct Terminal<'a> {
     pub place: &'a Place<'a>,
     pub id: String,
@@ -64,7 +64,7 @@ impl<'a> Terminal<'a> {
         assert_eq!(reply.expect(200).value()["bytes"], text.len());
     }
 
-    /// The screen, once it is so.
+    /// Waits until the screen satisfies the test, and returns it.
     #[track_caller]
     pub fn until(&self, what: &str, is: impl Fn(&str) -> bool) -> String {
         let deadline = Instant::now() + secs(30);
@@ -78,7 +78,7 @@ impl<'a> Terminal<'a> {
         }
     }
 
-    /// Until a line of the screen is this.
+    /// Waits until a line of the screen equals this text.
     #[track_caller]
     pub fn shows(&self, line: &str) -> String {
         self.until(line, |text| text.lines().any(|shown| shown == line))
@@ -96,7 +96,7 @@ impl<'a> Terminal<'a> {
         Socket::open(self.place.server, &self.path(&format!("/ws{query}")))
     }
 
-    /// Leaves it to somebody else to end it.
+    /// Leaves the deletion to another owner.
     pub fn keep(&mut self) {
         self.gone = true;
     }

@@ -1,5 +1,5 @@
-//! Real programs on terminals, their screens compared with those of another model than ours; and a real client that we
-//! did not write (`websockets_client.py`).
+//! Real programs on terminals, with screens compared to an independent model; and a third-party client
+//! (`websockets_client.py`).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ fn lines(view: &Value) -> Vec<String> {
     serde_json::from_value(view["lines"].clone()).unwrap()
 }
 
-/// Until the client's own screen, its cursor and the colours of its cells are those that the server tells.
+/// Waits until the client's screen, its cursor and the colours of its cells equal those that the server reports.
 #[track_caller]
 fn assert_same_screen(client: &mut Socket, terminal: &Terminal<'_>) {
     client.until("the same screen as the server's", |socket| {
@@ -56,7 +56,7 @@ fn same_styles(socket: &Socket, view: &Value) -> bool {
     })
 }
 
-/// Writes a file, pages through it and edits it, with clients that come, go and change their size meanwhile.
+/// Writes a file, pages through it and edits it, with clients that connect, disconnect and resize.
 fn edits_and_pages(place: &Place<'_>, file: &Path, inside: &str) {
     let text: String = (1..=500).map(|n| format!("line {n} of the täxt\n")).collect();
     fs::write(file, text).unwrap();
@@ -72,7 +72,7 @@ fn edits_and_pages(place: &Place<'_>, file: &Path, inside: &str) {
     assert_same_screen(&mut client, &less);
     client.type_in("/line 25 \r");
     client.type_in("?line 250\r");
-    less.until("what it found", |text| text.starts_with("line 250 of"));
+    less.until("the search result", |text| text.starts_with("line 250 of"));
     client.resize(60, 12);
     less.until("the smaller page", |text| text.lines().count() == 12 && text.starts_with("line 250 of"));
     assert_same_screen(&mut client, &less);
@@ -93,7 +93,7 @@ fn edits_and_pages(place: &Place<'_>, file: &Path, inside: &str) {
     client.type_in("ggOtyped € first\x1b");
     client.shows("typed € first");
     drop(client);
-    // Nobody watches while it goes on.
+    // It continues without clients.
     vim.type_in(":%s/täxt/text/\r");
     vim.until("the change", |text| {
         text.contains("line 1 of the text\n") || text.contains("line 500 of the text")
@@ -126,7 +126,8 @@ fn an_editor_and_a_pager_on_the_host() {
 fn an_editor_and_a_pager_in_a_container() {
     let place = Place::ready(shared(), json!({"name": "editing"}));
     place.sh("true");
-    // The container is of this machine's own family as a rule, so its programs run there, without the network.
+    // The container usually has the distribution of this machine, so the machine's programs run in it, without the
+    // network.
     for program in ["less", "vim.tiny"] {
         let inside = place.inside(&format!("usr/local/bin/{program}"));
         fs::copy(Path::new("/usr/bin").join(program), inside).unwrap();
@@ -162,7 +163,7 @@ fn a_program_that_draws_all_the_time() {
 }
 
 #[test]
-fn a_client_that_others_wrote() {
+fn a_third_party_client_works() {
     let mut folders = Path::new(env!("CARGO_TARGET_TMPDIR")).ancestors().map(|up| up.join("it-python"));
     let packages = folders.find(|folder| folder.join("websockets").is_dir() && folder.join("pyte").is_dir());
     let packages = packages.expect("websockets and pyte are missing: tests/run installs them");
@@ -173,7 +174,7 @@ fn a_client_that_others_wrote() {
         python.args([&place.server.address.to_string(), HOST_TOKEN, &place.id]);
         let ended = run(&mut python, secs(150));
         assert_eq!((ended.code, ended.stdout.trim()), (Some(0), "ok"), "{}", ended.stderr);
-        wait_for("its terminals to be gone", secs(10), || {
+        wait_for("its terminals to be removed", secs(10), || {
             let list = place.client.get(200, &place.path("/terminals"));
             list.as_array().unwrap().iter().all(|shown| shown["status"] == "ended").then_some(())
         });

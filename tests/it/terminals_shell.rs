@@ -1,5 +1,5 @@
-//! The shell behind `/shell`, on the host and in a container. Numbers in comments are reports
-//! of `assets/docs/field-reports.md`.
+//! The shell behind `/shell`, on the host and in a container. Numbers in comments are reports of
+//! `assets/docs/field-reports.md`.
 
 use serde_json::json;
 
@@ -9,12 +9,12 @@ use crate::socket::Socket;
 use crate::terminals::promises;
 
 promises! {
-    a_shell_comes_back_to_its_owner
-    the_shell_speaks_as_sandboxed_sh_does
+    a_shell_is_kept_for_a_reconnecting_client
+    the_shell_uses_the_protocol_of_sandboxed_sh
 }
 
-/// 7, 14, 16: a socket that breaks does not take the shell with it.
-fn a_shell_comes_back_to_its_owner(place: &Place<'_>) {
+/// 7, 14, 16: a socket that disconnects does not end the shell.
+fn a_shell_is_kept_for_a_reconnecting_client(place: &Place<'_>) {
     let path = place.path("/shell");
     let mut first = Socket::open(place.server, &path);
     first.type_in("PS1='$ '; clear; echo pid $$ end\r");
@@ -24,12 +24,12 @@ fn a_shell_comes_back_to_its_owner(place: &Place<'_>) {
     second.row("the same shell", |row| row == pid);
     let mut third = Socket::open(place.server, &path);
     third.row("the same shell", |row| row == pid);
-    // Both may type.
+    // Both clients may type.
     third.type_in("echo from the third\r");
     second.shows("from the third");
     second.type_in("echo from the second\r");
     third.shows("from the second");
-    // What one's terminal has answered, the other's does not answer again.
+    // A query that the terminal of one client has answered is not answered by the other again.
     second.type_in("stty -echo; printf '\\033[6n'; read -r -s -d R -t 20 answer; read -r -s -n 20 -t 1 more; stty echo; echo \"got ${answer#*[} and '$more'\"\r");
     for socket in [&mut third, &mut second] {
         socket.until("the question", |socket| socket.text.contains("\x1b[6n").then_some(()));
@@ -55,15 +55,15 @@ fn a_shell_comes_back_to_its_owner(place: &Place<'_>) {
     next.until_closed();
 }
 
-fn the_shell_speaks_as_sandboxed_sh_does(place: &Place<'_>) {
-    // A shell belongs to a workspace and a token: not those of the test above.
+fn the_shell_uses_the_protocol_of_sandboxed_sh(place: &Place<'_>) {
+    // A shell belongs to a workspace and a token, so these differ from those of the test above.
     let another = (place.id == NIL).then(|| Place::another_host(place.server));
     let (place, token) = another.as_ref().map_or((place, CLIENT_TOKEN), |another| (another, HOST_TOKEN));
     let bearer = format!("Bearer {token}");
     let headers = [("Authorization", bearer.as_str()), ("Sec-WebSocket-Protocol", "sandboxed.sh")];
     let path = place.path("/shell?cols=111&rows=22");
     let mut shell = Socket::try_open(place.server, &path, &headers).unwrap();
-    // The size that its first program sees; a client without a size gets 80 × 24.
+    // The size that its first program sees; without a size from the client it is 80 × 24.
     shell.type_in("clear; stty size; echo $TERM\r");
     shell.shows("22 111");
     shell.shows("xterm-256color");
@@ -73,7 +73,7 @@ fn the_shell_speaks_as_sandboxed_sh_does(place: &Place<'_>) {
     shell.resize(120, 40);
     shell.type_in("clear; stty size\r");
     shell.shows("40 120");
-    // What it does not know it ignores.
+    // Unknown messages are ignored.
     for ignored in [
         "",
         "{",

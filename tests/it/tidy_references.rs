@@ -1,19 +1,19 @@
-//! References that lead nowhere, as checks: each file, section and document that a comment, a script or a page names is
-//! in this repository. [`sections`] is for the tables of promises, which name sections of `assets/docs`.
+//! Dangling references, as checks: each file, section and document that a comment, a script or a page names is in this
+//! repository. [`sections`] serves the tables of promises, which name sections of `assets/docs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-/// Names that look like files of this repository, and are something else.
+/// Names that look like files of this repository, but are not.
 const ALLOWED: [(&str, &str); 14] = [
     ("sandboxed.sh", "the name of a server"),
     ("SKILL.md", "a skill, in a workspace or in the library"),
     ("Skill.md", "a spelling of it that is no skill"),
     ("CLAUDE.md", "a file for Claude Code, in a workspace"),
-    ("NAME.md", "stands for a name"),
-    ("NAME.json", "stands for a name"),
-    ("SCRIPT.sh", "stands for a name"),
+    ("NAME.md", "placeholder"),
+    ("NAME.json", "placeholder"),
+    ("SCRIPT.sh", "placeholder"),
     ("greet.md", "an example of the README makes it"),
     ("bad.md", "a test makes it"),
     ("Cargo.lock", "cargo makes it"),
@@ -23,12 +23,12 @@ const ALLOWED: [(&str, &str); 14] = [
     ("UIDS-GIDS.md", "a page of systemd"),
 ];
 
-/// Documents that the project was built from and that are not part of it. Each stands here in two parts, so that this
+/// Documents that the project was built from and that are not part of it. Each is written in two parts, so that this
 /// file does not name them.
 const OUTSIDE: [(&str, &str); 5] =
     [("DES", "IGN"), ("field", "-survey"), ("field ", "survey"), ("vm-", "run"), ("VM_", "RUN")];
 
-/// Folders whose files are data, not text that people write.
+/// Folders whose files are data, not prose.
 const DATA: [&str; 5] = [".git", "target", "assets/keyrings", "assets/opencode", "tests/golden"];
 
 const ENDINGS: [&str; 7] = ["rs", "md", "sh", "py", "mjs", "toml", "service"];
@@ -37,7 +37,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Every file of the repository below its root, and the text of those that have one.
+/// Every file of the repository below its root, and its text if it has one.
 fn files() -> BTreeMap<String, Option<String>> {
     let mut found = BTreeMap::new();
     let mut folders = vec![root().to_owned()];
@@ -62,8 +62,8 @@ fn files() -> BTreeMap<String, Option<String>> {
     found
 }
 
-/// What people wrote about the code: for Rust and its like the comments; for scripts the comments, with `true`, and the
-/// rest, with `false`; of a page all but its blocks of code.
+/// The prose about the code: for Rust and similar languages the comments; for scripts the comments, with `true`, and
+/// the rest, with `false`; for a page everything except its blocks of code.
 fn prose<'a>(file: &str, text: &'a str) -> Vec<(usize, &'a str, bool)> {
     let mut fenced = false;
     let mut found = Vec::new();
@@ -125,7 +125,7 @@ pub fn sections(page: &str) -> BTreeSet<String> {
     anchors.into_iter().filter(|(level, _)| *level == lowest).map(|(_, anchor)| anchor).collect()
 }
 
-/// Says which of `named` the page does not have, and which of its sections are not in `named`.
+/// Returns the `named` sections that the page does not have, and its sections that are not in `named`.
 #[track_caller]
 pub fn covered<'a>(page: &str, named: impl Iterator<Item = &'a str>) {
     let named: BTreeSet<String> = named.map(str::to_owned).collect();
@@ -136,7 +136,7 @@ pub fn covered<'a>(page: &str, named: impl Iterator<Item = &'a str>) {
     assert!(unproven.is_empty(), "no test proves these sections of assets/docs/{page}: {unproven:?}");
 }
 
-/// Says which of the tests of a promise, `file::function`, does not exist; `vm::name` is a script in `tests/vm`.
+/// Returns the tests of a promise, `file::function`, that do not exist; `vm::name` is a script in `tests/vm`.
 #[track_caller]
 pub fn tests_exist(promise: &str, tests: &[&str]) {
     assert!(!tests.is_empty(), "{promise}: shown by no test");
@@ -205,7 +205,7 @@ fn no_document_outside_of_the_repository_is_named() {
                     wrong.push(format!("{file}:{}: {start}{end} is not in the repository", number + 1));
                 }
             }
-            // Sections by number are those of standards; our own have names.
+            // Numbered sections are those of standards; the project's own sections have names.
             if line.contains('§') && !line.contains("RFC") && !line.contains("'§'") {
                 wrong.push(format!("{file}:{}: a section of which document?", number + 1));
             }

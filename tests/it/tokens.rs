@@ -1,4 +1,4 @@
-//! Generated tokens: kept, private, printed once; `berth token show` prints them again.
+//! Generated tokens: stored, private, printed once; `berth token show` prints them again.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -56,7 +56,7 @@ fn token_show_without_a_data_folder_says_so() {
     let ended = berth(&scratch, &["token", "show", "--data-dir", nowhere.to_str().unwrap()], &[]);
     assert_ne!(ended.code, Some(0), "{ended:?}");
     assert!(ended.stderr.contains("nowhere"), "{ended:?}");
-    assert!(!nowhere.exists(), "asking made the folder");
+    assert!(!nowhere.exists(), "the command created the folder");
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn an_empty_token_is_an_error() {
     }
 }
 
-/// Tokens are for the person at the terminal: on stderr, so that no log ever has them.
+/// Tokens are for the person at the terminal: on stderr, so that no log contains them.
 #[track_caller]
 fn token_line(server: &Server, start: &str) -> String {
     let line =
@@ -113,7 +113,7 @@ fn token_line(server: &Server, start: &str) -> String {
     token
 }
 
-/// Viewers read the audit log; a token that a person chose could be found by hashing guesses.
+/// Viewers read the audit log; the token that a person chose could be found by hashing guesses.
 #[test]
 fn the_audit_log_names_configured_tokens_by_a_keyed_hash_that_stays() {
     use sha2::Digest as _;

@@ -1,5 +1,5 @@
-//! An upstream that does what a test tells it, byte by byte, and remembers what it was asked. Real OpenCode is in
-//! `opencode_real`; this one does what OpenCode does only on bad days.
+//! An upstream that follows a test's script, byte by byte, and records its requests. Real OpenCode is in
+//! `opencode_real`; this one reproduces its rare failures.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::server::Setup;
 
-/// What one request looked like on the wire.
+/// One request as received.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
     /// The connection, counted from 1.
@@ -43,7 +43,7 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Answers each request with `script`, which tells whether the connection lives on.
+    /// Answers each request with `script`, which returns whether the connection stays open.
     pub fn start(script: impl Fn(&Seen, &mut TcpStream) -> bool + Send + Sync + 'static) -> Upstream {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -59,12 +59,12 @@ impl Upstream {
         Upstream { address, seen: Mutex::new(seen) }
     }
 
-    /// Always this answer.
+    /// Always answers with this response.
     pub fn saying(answer: &'static str) -> Upstream {
         Upstream::start(move |_, stream| stream.write_all(answer.as_bytes()).is_ok())
     }
 
-    /// The next request.
+    /// Waits for the next request.
     #[track_caller]
     pub fn seen(&self) -> Seen {
         let seen = self.seen.lock().unwrap();
@@ -133,7 +133,7 @@ fn line(reader: &mut BufReader<TcpStream>) -> Option<String> {
     Some(text.trim_end().to_owned())
 }
 
-/// Waits until the peer has hung up.
+/// Waits until the peer has disconnected.
 #[track_caller]
 pub fn expect_end(stream: &mut TcpStream) {
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();

@@ -1,5 +1,5 @@
-//! What may stand on the wire and what may not: raw requests with the exact status that each must get, and after each
-//! one proof that the server still serves.
+//! Valid and invalid bytes on the wire: raw requests with the exact status that each must get, and after each one
+//! proof that the server still serves.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use crate::procs::secs;
 use crate::server::Server;
 
-/// A raw conversation: what is sent, the statuses that must come back, and whether the connection lives on.
+/// A raw conversation: the bytes sent, the expected statuses, and whether the connection stays open.
 struct Case {
     send: Vec<u8>,
     want: &'static [u16],
@@ -18,12 +18,12 @@ fn case(send: impl AsRef<[u8]>, want: &'static [u16], lives: bool) -> Case {
     Case { send: send.as_ref().to_vec(), want, lives }
 }
 
-/// Must be refused with this status, and the connection must end.
+/// Must be refused with this status, and the connection must close.
 fn no(status: &'static [u16], send: impl AsRef<[u8]>) -> Case {
     case(send, status, false)
 }
 
-/// Must be answered, and the connection must live on.
+/// Must be answered, and the connection must stay open.
 fn yes(statuses: &'static [u16], send: impl AsRef<[u8]>) -> Case {
     case(send, statuses, true)
 }
@@ -33,17 +33,17 @@ pub fn get(lines: &str) -> String {
     format!("GET /health HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n")
 }
 
-/// POST to nowhere: 404 says that the gate let it in. (A 401 would be slowed down after a few.)
+/// POST to an unknown path: 404 shows that the gate accepted it. (A 401 would be delayed after a few.)
 pub fn post(lines: &str, body: &str) -> String {
     format!("POST /api/nothing HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n{body}")
 }
 
-/// POST to a route that is known to take 2 MiB; without a credential, so that it does nothing.
+/// POST to a route that accepts 2 MiB; without a credential, so that it has no effect.
 fn post_known(lines: &str, body: &str) -> String {
     format!("POST /api/workspaces HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n{body}")
 }
 
-/// What must never be seen inside, hidden in something that is refused.
+/// A request that must never be seen, hidden in a refused one.
 const HIDDEN: &str = "GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 fn request_lines() -> Vec<Case> {
@@ -242,7 +242,7 @@ fn codings() -> Vec<Case> {
         yes(&[404], coded("Chunked", "2\r\n{}\r\n0\r\n\r\n")),
         yes(&[404], chunks("1;x=y\r\n{\r\n01\r\n}\r\n000\r\nA: b\r\nTransfer-Encoding: x\r\n\r\n")),
         yes(&[404, 200], chunks(&format!("2\r\n{{}}\r\n0\r\n\r\n{}", get("")))),
-        // Answered before its end has come: then nothing behind it can be told apart.
+        // Answered before its end has arrived: the next request cannot be separated from it.
         no(&[404], chunks(&endless)),
         no(
             &[400],
@@ -289,7 +289,7 @@ fn the_rest() -> Vec<Case> {
         no(&[417], post("Expect: 200-ok\r\nContent-Length: 2\r\n", "{}")),
         no(&[417], post("Expect: 100-continue, x\r\nContent-Length: 2\r\n", "{}")),
         no(&[400], post("Expect: 100-continue\r\nExpect: 100-continue\r\nContent-Length: 2\r\n", "{}")),
-        // Sent without waiting for the interim answer.
+        // Sent without waiting for the interim response.
         yes(&[404], post("Expect: 100-continue\r\nContent-Length: 2\r\n", "{}")),
         yes(&[404], post("Origin: http://localhost\r\nContent-Length: 2\r\n", "{}")),
         no(&[403], post("Origin: http://evil.test\r\nContent-Length: 2\r\n", "{}")),
@@ -319,7 +319,7 @@ fn every_request_gets_the_status_it_deserves() {
         ("the rest", the_rest()),
     ] {
         for (number, case) in cases.iter().enumerate() {
-            // At once, and in pieces that fall where they like.
+            // At once, and in pieces of random size.
             for piece in [case.send.len(), 1 + (number * 7 + count) % 41] {
                 let shown = String::from_utf8_lossy(&case.send).chars().take(160).collect::<String>();
                 let what = format!("{group} {number} in pieces of {piece}: {shown:?}");
@@ -338,7 +338,7 @@ fn every_request_gets_the_status_it_deserves() {
 fn converse(server: &Server, case: &Case, piece: usize, what: &str) {
     let mut stream = connect(server);
     for part in case.send.chunks(piece.max(1)) {
-        // A refusal may come before everything was sent.
+        // A refusal may arrive before all bytes were sent.
         if stream.write_all(part).is_err() {
             break;
         }
@@ -361,9 +361,9 @@ fn converse(server: &Server, case: &Case, piece: usize, what: &str) {
         assert_eq!(Raw::read(&mut stream).unwrap().status, 200, "{what}: the connection should live on");
     } else {
         let mut rest = Vec::new();
-        // A reset is an end as well, when we were still sending.
+        // A reset is an end as well, if bytes were still being sent.
         let _ = stream.read_to_end(&mut rest);
-        assert!(rest.is_empty(), "{what}: more came: {}", String::from_utf8_lossy(&rest));
+        assert!(rest.is_empty(), "{what}: more responses came: {}", String::from_utf8_lossy(&rest));
     }
 }
 
@@ -428,7 +428,7 @@ pub fn connect(server: &Server) -> TcpStream {
     stream
 }
 
-/// One answer with a Content-Length, byte for byte.
+/// Reads one response with a Content-Length, byte for byte.
 pub struct Raw {
     pub status: u16,
     pub text: String,
@@ -438,7 +438,7 @@ pub struct Raw {
 impl Raw {
     pub fn read(stream: &mut impl Read) -> io::Result<Raw> {
         let mut head = Raw::read_head(stream)?;
-        // Whether an interim answer comes depends on how the packets fell.
+        // Whether an interim response arrives depends on the packet boundaries.
         if head == "HTTP/1.1 100 Continue\r\n\r\n" {
             head = Raw::read_head(stream)?;
         }
@@ -451,7 +451,7 @@ impl Raw {
         Ok(Raw { status, text: format!("{head}{body}"), body })
     }
 
-    /// Byte by byte, so that nothing of the next answer is lost.
+    /// Byte by byte, so that no byte of the next response is lost.
     fn read_head(stream: &mut impl Read) -> io::Result<String> {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {

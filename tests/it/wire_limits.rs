@@ -1,5 +1,5 @@
-//! The gate's deadlines, caps and listeners, on the real binary: who comes too slowly, too often, or through another
-//! door.
+//! The gate's deadlines, limits and listeners, on the real binary: clients that are too slow or too many, and the
+//! other listeners.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -18,7 +18,7 @@ use crate::wire::{Raw, assert_served, connect, get};
 #[test]
 fn deadlines() {
     let server = Server::start();
-    // Each waits for its own deadline; side by side they take as long as the longest.
+    // Each waits for its own deadline; concurrently they take as long as the longest.
     thread::scope(|scope| {
         let ends = |send: &'static str, want: Option<u16>, low: u64, high: u64| {
             let server = &server;
@@ -41,7 +41,7 @@ fn deadlines() {
             34,
         );
         ends("", None, 59, 65);
-        // One byte a second is not faster: the head as a whole has a deadline.
+        // One byte a second is too slow: the deadline covers the whole head.
         let server = &server;
         scope.spawn(move || {
             let (mut stream, start) = (connect(server), Instant::now());
@@ -83,9 +83,9 @@ fn held(server: &Server) -> (usize, usize) {
 }
 
 #[test]
-fn ten_thousand_resets_leave_no_trace() {
+fn ten_thousand_resets_leave_no_thread_or_descriptor() {
     let server = Server::start();
-    // It says where it listens before all of its threads are there.
+    // The server prints its address before all of its threads have started.
     let (mut before, mut same) = (held(&server), 0);
     wait_for("the start to be over", secs(10), || {
         let now = held(&server);
@@ -107,7 +107,7 @@ fn ten_thousand_resets_leave_no_trace() {
     assert_served(&server);
     assert!(start.elapsed() < secs(1), "served only after {:?}", start.elapsed());
     assert!(!server.log().contains("panicked"), "{}", server.log());
-    // Threads and connections to the inside are kept for the next client for 10 s.
+    // Threads and internal connections are kept for the next client for 10 s.
     let now = wait_for(&format!("{before:?} open files and threads"), secs(40), || {
         let now = held(&server);
         (now.0 <= before.0 && now.1 <= before.1).then_some(now)
@@ -117,7 +117,7 @@ fn ten_thousand_resets_leave_no_trace() {
 }
 
 #[test]
-fn few_descriptors_cost_connections_and_nothing_else() {
+fn few_descriptors_limit_only_the_connections() {
     let server = Setup::new().start_through(&["prlimit", "--nofile=64:64"]);
     for _ in 0..3 {
         let streams: Vec<TcpStream> = (0..200)
@@ -143,7 +143,7 @@ fn few_descriptors_cost_connections_and_nothing_else() {
 }
 
 #[test]
-fn unix_sockets_have_their_mode_and_go_with_the_server() {
+fn unix_sockets_have_their_mode_and_are_removed_with_the_server() {
     let setup = Setup::new();
     let path = setup.scratch().path().join("b.sock");
     let server =
@@ -164,7 +164,7 @@ fn unix_sockets_have_their_mode_and_go_with_the_server() {
 }
 
 #[test]
-fn allowed_hosts_and_origins_are_let_in() {
+fn allowed_hosts_and_origins_are_accepted() {
     let server = Setup::new().arg("--allowed-host=box.example").arg("--cors=http://app.test").start();
     for (head, want) in [
         ("GET /health HTTP/1.1\r\nHost: Box.Example.:8787\r\n\r\n", 200),
@@ -185,7 +185,7 @@ fn allowed_hosts_and_origins_are_let_in() {
 }
 
 #[test]
-fn idle_connections_do_not_hold_up_the_end() {
+fn idle_connections_do_not_delay_the_shutdown() {
     let server = Server::start();
     let mut idle: Vec<TcpStream> = (0..20).map(|_| connect(&server)).collect();
     idle[0].write_all(get("").as_bytes()).unwrap();

@@ -1,4 +1,4 @@
-//! What the workspace API refuses, with which code, and that a refusal changes nothing.
+//! Requests that the workspace API refuses, with their codes; a refusal changes nothing.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -7,12 +7,16 @@ use serde_json::{Value, json};
 
 use crate::server::{NIL, Server, Setup};
 
-/// Refuses `body` for create, and what of it PUT takes for PUT too.
+/// Expects a refusal of `body` for create, and of its fields that PUT accepts also for PUT.
 #[track_caller]
 fn refused(server: &Server, code: &str, body: Value) {
     let before = server.owner().get(200, "/api/workspaces");
     server.owner().refused(400, code, "POST", "/api/workspaces", Some(body));
-    assert_eq!(server.owner().get(200, "/api/workspaces"), before, "a refused create has left something");
+    assert_eq!(
+        server.owner().get(200, "/api/workspaces"),
+        before,
+        "a refused create has left files or records"
+    );
 }
 
 #[track_caller]
@@ -100,7 +104,7 @@ fn shapes() {
     server.anyone().get(200, "/health");
 }
 
-/// A list whose elements happen to fit an object's fields is no such object.
+/// A list whose elements fit the fields of an object is not such an object.
 #[test]
 fn a_list_where_an_object_belongs() {
     let server = Server::start();
@@ -228,11 +232,11 @@ fn container_folders() {
         refused(&server, "invalid_path", json!({"name": "a", "workspace_type": "container", "path": path}));
     }
     assert!(work.join("existing").is_dir());
-    // A folder that does not exist yet, where the operator has allowed it.
+    // A folder that does not exist yet, at a path that the operator has allowed.
     let body = json!({"name": "a", "workspace_type": "container", "path": work.join("new")});
     let created = server.owner().post(200, "/api/workspaces", body.clone());
     assert_eq!(created["path"], work.join("new").to_str().unwrap());
-    // It is taken now, also while nothing has been built in it.
+    // The path is in use now, also before the first build.
     refused(&server, "invalid_path", body);
 }
 
