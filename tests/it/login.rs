@@ -102,7 +102,7 @@ fn wrong_passwords_and_tokens_are_refused_and_delayed() {
     server.with_token(&fine).get(200, "/whoami");
     let mut bad = vec![
         token("default", n - 100, n - 1),
-        token("someone", n, n + 60),
+        token("unknown", n, n + 60),
         token("default", n + 1000, n + 2000),
         signed("another secret", &json!({"typ": "JWT", "alg": "HS256"}), &good),
         signed(SECRET, &json!({"typ": "JWT", "alg": "none"}), &good),
@@ -214,7 +214,7 @@ fn removed_users_and_changed_secrets_invalidate_tokens() {
 
 #[test]
 fn an_incomplete_login_configuration_stops_the_start() {
-    let says = |setup: Setup, words: &[&str]| {
+    let refuses_to_start = |setup: Setup, words: &[&str]| {
         let ended = setup.run();
         assert_ne!(ended.code, Some(0));
         let text = format!("{}{}", ended.stdout, ended.stderr);
@@ -222,12 +222,12 @@ fn an_incomplete_login_configuration_stops_the_start() {
         assert!(!text.contains(PASSWORD) && !text.contains(SECRET), "{text}");
     };
     let new = Setup::new;
-    says(new().env("DASHBOARD_PASSWORD", PASSWORD), &["JWT_SECRET", "DASHBOARD_PASSWORD"]);
-    says(new().env("JWT_SECRET", SECRET), &["JWT_SECRET", "DASHBOARD_PASSWORD"]);
-    says(setup().env("JWT_SECRET", ""), &["JWT_SECRET"]);
-    says(setup().env("DASHBOARD_PASSWORD", ""), &["DASHBOARD_PASSWORD"]);
-    says(setup().env("JWT_TTL_DAYS", "0"), &["JWT_TTL_DAYS"]);
-    says(setup().env("JWT_TTL_DAYS", "99999999999999999999"), &["JWT_TTL_DAYS"]);
+    refuses_to_start(new().env("DASHBOARD_PASSWORD", PASSWORD), &["JWT_SECRET", "DASHBOARD_PASSWORD"]);
+    refuses_to_start(new().env("JWT_SECRET", SECRET), &["JWT_SECRET", "DASHBOARD_PASSWORD"]);
+    refuses_to_start(setup().env("JWT_SECRET", ""), &["JWT_SECRET"]);
+    refuses_to_start(setup().env("DASHBOARD_PASSWORD", ""), &["DASHBOARD_PASSWORD"]);
+    refuses_to_start(setup().env("JWT_TTL_DAYS", "0"), &["JWT_TTL_DAYS"]);
+    refuses_to_start(setup().env("JWT_TTL_DAYS", "99999999999999999999"), &["JWT_TTL_DAYS"]);
     for users in [
         "nonsense",
         "[]",
@@ -238,7 +238,7 @@ fn an_incomplete_login_configuration_stops_the_start() {
         r#"[{"username":"a","password":"x"},{"username":"a","password":"y"}]"#,
         r#"[{"username":"a","password":"correct horse battery staple","x":1}]"#,
     ] {
-        says(new().env("SANDBOXED_USERS", users).env("JWT_SECRET", SECRET), &["SANDBOXED_USERS"]);
+        refuses_to_start(new().env("SANDBOXED_USERS", users).env("JWT_SECRET", SECRET), &["SANDBOXED_USERS"]);
     }
     // Without these settings there is no login, and health reports the same as before.
     let server = Server::start();

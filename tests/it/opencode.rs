@@ -254,7 +254,7 @@ fn requests_beyond_the_queue_limit_are_all_answered() {
 
 #[test]
 fn upstream_failures_are_reported() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let silent = Upstream::start(|_, stream| {
         crate::upstream::expect_end(stream);
         false
@@ -262,7 +262,7 @@ fn upstream_failures_are_reported() {
     let rude = Upstream::saying("SSH-2.0-x\r\n\r\n");
     let gone = Upstream::start(|_, _| false);
     for (address, status, code) in [
-        (nobody, 502, "opencode_unreachable"),
+        (unused, 502, "opencode_unreachable"),
         (silent.address, 504, "opencode_timeout"),
         (rude.address, 502, "opencode_unreachable"),
         (gone.address, 502, "opencode_unreachable"),

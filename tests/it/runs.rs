@@ -12,6 +12,9 @@ use crate::fixture::{Place, shared_box};
 use crate::procs::{self, secs, unique_secs, wait_for};
 use crate::server::{NIL, Server, Setup};
 
+/// The unprivileged user of Debian, uid 65534.
+pub const UNPRIVILEGED: &str = "nobody";
+
 /// Both kinds of workspace.
 macro_rules! in_both {
     ($($name:ident)*) => {
@@ -397,36 +400,37 @@ fn args_are_executed_without_a_shell(place: &Place<'_>) {
 }
 
 fn a_run_can_execute_as_another_user(place: &Place<'_>) {
-    let who = "id -un; id -u; id -g; id -G; echo $USER $LOGNAME $HOME; grep -E '^Cap(Prm|Eff)' /proc/self/status; \
+    let script = "id -un; id -u; id -g; id -G; echo $USER $LOGNAME $HOME; grep -E '^Cap(Prm|Eff)' /proc/self/status; \
                echo seen >/dev/stdout";
-    let body = |user: &str| json!({"command": who, "user": user, "cwd": "/"});
+    let body = |user: &str| json!({"command": script, "user": user, "cwd": "/"});
     let none = "CapPrm:\t0000000000000000\nCapEff:\t0000000000000000\nseen\n";
-    let nobody = format!("nobody\n65534\n65534\n65534\nnobody nobody /nonexistent\n{none}");
-    assert_eq!(place.exec(body("nobody"))["stdout"], nobody);
-    assert_eq!(place.exec(body("65534"))["stdout"], nobody);
-    let run = start(place, body("nobody"));
+    let names = format!("{UNPRIVILEGED} {UNPRIVILEGED} /nonexistent");
+    let expected = format!("{UNPRIVILEGED}\n65534\n65534\n65534\n{names}\n{none}");
+    assert_eq!(place.exec(body(UNPRIVILEGED))["stdout"], expected);
+    assert_eq!(place.exec(body("65534"))["stdout"], expected);
+    let run = start(place, body(UNPRIVILEGED));
     ended(place, &run);
-    assert_eq!(output(place, &run, "").text(), nobody);
-    assert_eq!(place.client.get(200, &run)["user"], "nobody");
+    assert_eq!(output(place, &run, "").text(), expected);
+    assert_eq!(place.client.get(200, &run)["user"], UNPRIVILEGED);
     let reply =
         place.exec(json!({"command": "id -u; id -g; id -G; echo $HOME", "user": "4711:daemon", "cwd": "/"}));
     assert_eq!(reply["stdout"], "4711\n1\n1\n/\n", "{reply}");
     let run = start(
         place,
-        json!({"command": "tty >/dev/tty; stat -c %u $(tty)", "user": "nobody", "cwd": "/",
+        json!({"command": "tty >/dev/tty; stat -c %u $(tty)", "user": UNPRIVILEGED, "cwd": "/",
         "pty": {"cols": 80, "rows": 24}}),
     );
     ended(place, &run);
     assert!(output(place, &run, "").text().ends_with("\r\n65534\r\n"), "{}", output(place, &run, "").text());
     // The command has only the permissions of the user, also for its working directory.
     assert_eq!(
-        place.exec(json!({"command": "cat /etc/shadow", "user": "nobody", "cwd": "/"}))["exit_code"],
+        place.exec(json!({"command": "cat /etc/shadow", "user": UNPRIVILEGED, "cwd": "/"}))["exit_code"],
         1
     );
     place.sh("mkdir -p -m 700 /tmp/it-only-root");
     place.exec_refused(
         "invalid_cwd",
-        json!({"command": "true", "user": "nobody", "cwd": "/tmp/it-only-root"}),
+        json!({"command": "true", "user": UNPRIVILEGED, "cwd": "/tmp/it-only-root"}),
     );
     for user in ["no-such-user", "", "root:no-such-group", "-1", "root\n"] {
         place.exec_refused("invalid_user", json!({"command": "true", "user": user}));

@@ -347,11 +347,11 @@ fn unreachable() -> Vec<String> {
     let (client, path) = (all.desk.server.collaborator(), format!("{}/engine/reload", all.desk.path));
     let reply = client.refused(502, "opencode_reload_failed", "POST", &path, None);
     all.shape("engine_reload_failed", "POST /workspace/:id/engine/reload", &reply);
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let mut gone = Shapes::new(Setup::new().arg(format!("--opencode-base-url=http://{nobody}")));
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut gone = Shapes::new(Setup::new().arg(format!("--opencode-base-url=http://{unused}")));
     let reply =
         gone.desk.server.collaborator().refused(502, "opencode_unreachable", "GET", "/opencode/x", None);
-    let reply = serde_json::from_str(&reply.to_string().replace(&nobody.to_string(), "{upstream}")).unwrap();
+    let reply = serde_json::from_str(&reply.to_string().replace(&unused.to_string(), "{upstream}")).unwrap();
     gone.shape("opencode_unreachable", "GET /opencode/*", &reply);
     all.seen.into_iter().chain(gone.seen).collect()
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::fixture::Place;
 use crate::procs::{self, secs, unique_secs, wait_for};
+use crate::runs::UNPRIVILEGED;
 use crate::server::{HOST_TOKEN, NIL, Server, Setup};
 use crate::socket::Socket;
 use crate::terminal::Terminal;
@@ -533,12 +534,13 @@ fn the_workspace_lists_its_terminals(place: &Place<'_>) {
 }
 
 fn the_program_of_a_terminal_can_run_as_another_user(place: &Place<'_>) {
-    let who =
+    let script =
         "id -u; id -g; echo $USER $LOGNAME $HOME; echo mine > $(tty); stat -c %u $(tty); cat /etc/shadow";
-    let body = json!({"command": who, "user": "nobody", "cwd": "/"});
+    let body = json!({"command": script, "user": UNPRIVILEGED, "cwd": "/"});
     let terminal = Terminal::start(place, body);
-    assert_eq!(terminal.ended()["user"], "nobody");
-    let seen = "65534\n65534\nnobody nobody /nonexistent\nmine\n65534\ncat: /etc/shadow: Permission denied\n";
+    assert_eq!(terminal.ended()["user"], UNPRIVILEGED);
+    let names = format!("{UNPRIVILEGED} {UNPRIVILEGED} /nonexistent");
+    let seen = format!("65534\n65534\n{names}\nmine\n65534\ncat: /etc/shadow: Permission denied\n");
     assert_eq!(terminal.text(), seen);
     let another =
         Terminal::start(place, json!({"command": "id -u; id -g", "user": "4711:daemon", "cwd": "/"}));
@@ -548,7 +550,7 @@ fn the_program_of_a_terminal_can_run_as_another_user(place: &Place<'_>) {
     let refused = |code: &str, body: Value| {
         place.client.refused(400, code, "POST", &place.path("/terminals"), Some(body));
     };
-    refused("invalid_cwd", json!({"user": "nobody", "cwd": "/tmp/it-only-root"}));
+    refused("invalid_cwd", json!({"user": UNPRIVILEGED, "cwd": "/tmp/it-only-root"}));
     for user in ["no-such-user", "", "root:no-such-group", "-1", "root\n"] {
         refused("invalid_user", json!({"user": user}));
     }
