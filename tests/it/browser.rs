@@ -8,7 +8,7 @@ use crate::opencode_server::Opencode;
 use crate::procs::secs;
 use crate::scratch::Scratch;
 use crate::server::{CLIENT_TOKEN, HOST_TOKEN, Server, Setup, run};
-use crate::trays::Desk;
+use crate::trays::Trays;
 
 /// A name that contains markup, another script and quotes.
 const ARTIFACT: &str = "Bücher/<img src=x onerror=alert(1)> 'ж'.txt";
@@ -67,21 +67,21 @@ fn modules() -> PathBuf {
 }
 
 /// Runs the browser script against a server; `env` describes its other inputs.
-fn browse(desk: &Desk, env: &[(&str, &str)]) {
+fn browse(trays: &Trays, env: &[(&str, &str)]) {
     assert!(
         Path::new("/usr/bin/chromium").exists(),
         "the page's test needs chromium: apt-get install chromium"
     );
-    let scratch = desk.server.scratch();
+    let scratch = trays.server.scratch();
     let file = scratch.file("upload.txt", "from a browser\n");
-    desk.offer(ARTIFACT, b"an artifact\n");
+    trays.offer(ARTIFACT, b"an artifact\n");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/browser.mjs");
     let mut command = Command::new("node");
     command.arg(script).current_dir(scratch.path()).env_clear();
     command.env("PATH", std::env::var("PATH").unwrap()).env("HOME", scratch.folder("browser"));
-    command.env("NODE_MODULES", modules()).env("BASE", format!("http://{}", desk.server.address));
+    command.env("NODE_MODULES", modules()).env("BASE", format!("http://{}", trays.server.address));
     command.env("CLIENT_TOKEN", CLIENT_TOKEN).env("HOST_TOKEN", HOST_TOKEN);
-    command.env("SCRATCH", scratch.path()).env("FOLDER", &desk.work).env("FILE", &file);
+    command.env("SCRATCH", scratch.path()).env("FOLDER", &trays.work).env("FILE", &file);
     command.env("ARTIFACT", ARTIFACT).env("ARTIFACT_TEXT", "an artifact\n");
     if let Ok(folder) = std::env::var("BERTH_TEST_SHOTS") {
         command.env("SHOTS", folder);
@@ -89,14 +89,14 @@ fn browse(desk: &Desk, env: &[(&str, &str)]) {
     command.envs(env.iter().copied());
     let ended = run(&mut command, secs(300));
     assert_eq!(ended.code, Some(0), "--- stdout\n{}\n--- stderr\n{}", ended.stdout, ended.stderr);
-    let inbox = desk.work.join(".opencode/openwork/inbox");
+    let inbox = trays.work.join(".opencode/openwork/inbox");
     assert_eq!(fs::read(inbox.join("from/browser.txt")).unwrap(), b"from a browser\n");
     assert!(!inbox.join("denied.txt").exists());
 }
 
 #[test]
 fn a_browser_uploads_downloads_and_answers_approvals() {
-    browse(&Desk::new(Setup::new().args(&["--approval=manual", "--approval-timeout=60000"])), &[]);
+    browse(&Trays::new(Setup::new().args(&["--approval=manual", "--approval-timeout=60000"])), &[]);
 }
 
 #[test]
@@ -105,6 +105,6 @@ fn a_browser_uses_the_real_opencode() {
         let scratch = Scratch::new();
         let opencode = Opencode::start(version, scratch.path());
         let setup = opencode.named_to(Setup::new()).args(&["--approval=manual", "--approval-timeout=60000"]);
-        browse(&Desk::new(setup), &[("OPENCODE", version)]);
+        browse(&Trays::new(setup), &[("OPENCODE", version)]);
     }
 }

@@ -7,7 +7,7 @@ use berth::http::{Auth, Method};
 
 use crate::server::Setup;
 use crate::tidy_references::{covered, tests_exist};
-use crate::trays::Desk;
+use crate::trays::Trays;
 
 /// A promise, and its tests as `file::function`.
 type Promise = (&'static str, &'static [&'static str]);
@@ -291,9 +291,9 @@ fn every_section_and_promise_names_existing_tests() {
 /// Any JSON, or none, sent to a write with an existing id is a client error, not an internal one.
 #[test]
 fn no_body_causes_an_internal_error() {
-    let desk = Desk::new(Setup::new().arg("--approval=auto"));
-    let id = desk.path.trim_start_matches("/workspace/").to_owned();
-    let client = desk.server.owner();
+    let trays = Trays::new(Setup::new().arg("--approval=auto"));
+    let id = trays.path.trim_start_matches("/workspace/").to_owned();
+    let client = trays.server.owner();
     let bodies: [&[u8]; 12] = [
         b"null",
         b"[]",
@@ -342,6 +342,6 @@ fn no_body_causes_an_internal_error() {
     }
     assert!(request > 150, "{request}");
     // No invalid body was written: the configuration is unchanged.
-    let config = client.get(200, &format!("{}/config", desk.path));
+    let config = client.get(200, &format!("{}/config", trays.path));
     assert_eq!(config["opencode"], serde_json::json!({}));
 }

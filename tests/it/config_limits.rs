@@ -9,7 +9,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use crate::procs::secs;
-use crate::project::Shop;
+use crate::project::ProjectServer;
 
 /// Files that once made one edit take a minute, and similar ones.
 fn hostile() -> Vec<(&'static str, Vec<u8>)> {
@@ -38,10 +38,10 @@ fn hostile() -> Vec<(&'static str, Vec<u8>)> {
 
 #[test]
 fn no_configuration_makes_an_edit_slow() {
-    let shop = Shop::open();
+    let project = ProjectServer::open();
     let longest = secs(5);
     for (name, bytes) in hostile() {
-        fs::write(shop.work.join("opencode.json"), bytes).unwrap();
+        fs::write(project.work.join("opencode.json"), bytes).unwrap();
         let calls: [(&str, &str, Option<Value>); 8] = [
             ("GET", "/config", None),
             ("PATCH", "/config", Some(json!({"opencode": {"model": "x/y"}}))),
@@ -54,53 +54,58 @@ fn no_configuration_makes_an_edit_slow() {
         ];
         for (method, call, body) in calls {
             let begun = Instant::now();
-            let reply = shop.client.call(method, &shop.path(call), body.as_ref());
+            let reply = project.client.call(method, &project.path(call), body.as_ref());
             assert!(begun.elapsed() < longest, "{name}: {method} {call} took {:?}", begun.elapsed());
             assert!(reply.status < 500, "{name}: {method} {call}: {reply}");
         }
     }
-    fs::write(shop.work.join("opencode.json"), format!("[{}]", vec!["1"; 30_000].join(","))).unwrap();
-    let reply = shop.refused(422, "invalid_jsonc", "PATCH", "/config", json!({"opencode": {"model": "x/y"}}));
+    fs::write(project.work.join("opencode.json"), format!("[{}]", vec!["1"; 30_000].join(","))).unwrap();
+    let reply =
+        project.refused(422, "invalid_jsonc", "PATCH", "/config", json!({"opencode": {"model": "x/y"}}));
     assert!(reply["message"].as_str().unwrap().contains("limit is 20000"), "{reply}");
-    fs::write(shop.work.join("opencode.json"), "{}").unwrap();
+    fs::write(project.work.join("opencode.json"), "{}").unwrap();
     let many: serde_json::Map<String, Value> = (0..30_000).map(|n| (format!("k{n}"), json!("x"))).collect();
     let body = json!({"opencode": {"provider": {"p": {"options": many}}}});
-    let reply = shop.refused(422, "invalid_config", "PATCH", "/config", body);
+    let reply = project.refused(422, "invalid_config", "PATCH", "/config", body);
     assert_eq!(reply["details"]["limit"], "TooManyEntries");
-    assert_eq!(shop.read("opencode.json"), "{}", "a configuration that could not be read back was written");
+    assert_eq!(
+        project.read("opencode.json"),
+        "{}",
+        "a configuration that could not be read back was written"
+    );
 }
 
 #[test]
 fn a_hostile_configuration_does_not_delay_other_requests() {
-    let shop = Shop::open();
+    let project = ProjectServer::open();
     let items = vec!["\"a\""; 19_000].join(",");
-    fs::write(shop.work.join("opencode.json"), format!("{{\"plugin\":[{items}]}}")).unwrap();
-    let other = shop.server.owner().post(200, "/api/workspaces", json!({"name": "o", "mcps": ["a"]}));
+    fs::write(project.work.join("opencode.json"), format!("{{\"plugin\":[{items}]}}")).unwrap();
+    let other = project.server.owner().post(200, "/api/workspaces", json!({"name": "o", "mcps": ["a"]}));
     let sync = format!("/api/workspaces/{}/sync", other["id"].as_str().unwrap());
     let nil = "/api/workspaces/00000000-0000-0000-0000-000000000000";
-    shop.server.owner().put(200, nil, json!({"mcps": ["a"]}));
+    project.server.owner().put(200, nil, json!({"mcps": ["a"]}));
     thread::scope(|scope| {
         for _ in 0..16 {
-            scope.spawn(|| shop.client.call("DELETE", &shop.path("/plugins/b"), None).expect(200));
+            scope.spawn(|| project.client.call("DELETE", &project.path("/plugins/b"), None).expect(200));
         }
         let begun = Instant::now();
         let server = json!({"a": {"type": "remote", "url": "http://h/1"}});
-        shop.server.owner().call("PUT", "/api/library/mcps", Some(&server)).expect(200);
-        shop.server.owner().post(200, &sync, json!({}));
-        shop.server.owner().get(200, "/health");
+        project.server.owner().call("PUT", "/api/library/mcps", Some(&server)).expect(200);
+        project.server.owner().post(200, &sync, json!({}));
+        project.server.owner().get(200, "/health");
         assert!(begun.elapsed() < secs(10), "{:?}", begun.elapsed());
     });
 }
 
 #[test]
 fn a_reference_to_a_missing_file_is_refused() {
-    let shop = Shop::open();
-    shop.write("here.txt", "x");
-    shop.write("sub/there.txt", "x");
-    let outside = shop.server.scratch().path().join("outside.txt");
+    let project = ProjectServer::open();
+    project.write("here.txt", "x");
+    project.write("sub/there.txt", "x");
+    let outside = project.server.scratch().path().join("outside.txt");
     fs::write(&outside, "x").unwrap();
-    symlink(&outside, shop.work.join("out")).unwrap();
-    symlink(outside.with_extension("none"), shop.work.join("out-none")).unwrap();
+    symlink(&outside, project.work.join("out")).unwrap();
+    symlink(outside.with_extension("none"), project.work.join("out-none")).unwrap();
     let prompt = |text: &str| json!({"opencode": {"agent": {"helper": {"prompt": text}}}});
     for text in [
         "{file:./none.md}",
@@ -110,13 +115,13 @@ fn a_reference_to_a_missing_file_is_refused() {
         "{file:here.txt/x}",
         "{file:sub/../../work/../none}{file:none}",
     ] {
-        let reply = shop.refused(422, "invalid_config", "PATCH", "/config", prompt(text));
+        let reply = project.refused(422, "invalid_config", "PATCH", "/config", prompt(text));
         assert_eq!(reply["details"]["path"], "agent.helper.prompt", "{text}");
-        shop.refused(422, "invalid_config", "POST", "/import", prompt(text));
+        project.refused(422, "invalid_config", "POST", "/import", prompt(text));
     }
-    assert!(!shop.work.join("opencode.jsonc").exists());
+    assert!(!project.work.join("opencode.jsonc").exists());
     let mcp = |path: &str| json!({"name": "m", "config": {"type": "local", "command": ["x", format!("{{file:{path}}}")]}});
-    let reply = shop.refused(422, "invalid_config", "POST", "/mcp", mcp("none"));
+    let reply = project.refused(422, "invalid_config", "POST", "/mcp", mcp("none"));
     assert_eq!(reply["details"]["path"], "mcp.m.command.1");
     // A path outside the workspace is not looked up: the response is the same whether it exists or not.
     let (there, none) = (outside.to_str().unwrap(), "/none");
@@ -134,16 +139,16 @@ fn a_reference_to_a_missing_file_is_refused() {
         "out-none",
         "",
     ] {
-        shop.patch(prompt(&format!("{{file:{text}}}")));
-        shop.post("/mcp", mcp(text));
+        project.patch(prompt(&format!("{{file:{text}}}")));
+        project.post("/mcp", mcp(text));
     }
-    shop.patch(prompt("{env:NONE}{env:}{file:"));
+    project.patch(prompt("{env:NONE}{env:}{file:"));
 }
 
 #[test]
 fn library_files_may_have_a_byte_order_mark_and_comments() {
-    let shop = Shop::open();
-    let library = shop.server.data.join("library");
+    let project = ProjectServer::open();
+    let library = project.server.data.join("library");
     let put = |name: &str, text: &str| {
         let path = library.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -155,7 +160,7 @@ fn library_files_may_have_a_byte_order_mark_and_comments() {
     );
     put("plugins.json", "\u{feff}{/* none */ \"p\": {\"package\": \"a\"}}");
     put("mcp/servers.json", "// ours\n{\"m\": {\"type\": \"remote\", \"url\": \"http://h\"},}");
-    let owner = shop.server.owner();
+    let owner = project.server.owner();
     assert_eq!(owner.get(200, "/api/library/workspace-template")[0]["distro"], "debian-bookworm");
     assert_eq!(owner.get(200, "/api/library/plugins")["p"]["package"], "a");
     assert_eq!(owner.get(200, "/api/library/mcps")["m"]["type"], "remote");
@@ -163,15 +168,15 @@ fn library_files_may_have_a_byte_order_mark_and_comments() {
 
 #[test]
 fn plugins_from_repositories_are_distinguished() {
-    let shop = Shop::open();
+    let project = ProjectServer::open();
     for name in ["a", "b"] {
-        shop.post("/plugins", json!({"spec": format!("git+ssh://git@h.example/t/{name}.git")}));
+        project.post("/plugins", json!({"spec": format!("git+ssh://git@h.example/t/{name}.git")}));
     }
-    let list = shop.post("/plugins", json!({"spec": "git+ssh://git@h.example/t/a.git"}));
+    let list = project.post("/plugins", json!({"spec": "git+ssh://git@h.example/t/a.git"}));
     let specs = |list: &Value| list["items"].as_array().unwrap().len();
     assert_eq!(specs(&list), 2, "{list}");
     let one = "/plugins/git%2Bssh%3A%2F%2Fgit%40h.example%2Ft%2Fa.git";
-    let remaining = shop.client.call("DELETE", &shop.path(one), None).expect(200).value();
+    let remaining = project.client.call("DELETE", &project.path(one), None).expect(200).value();
     assert_eq!(remaining["items"][0]["spec"], "git+ssh://git@h.example/t/b.git");
     assert_eq!(specs(&remaining), 1);
 }

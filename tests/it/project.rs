@@ -17,22 +17,22 @@ use crate::procs::secs;
 use crate::server::{Server, Setup};
 
 /// A server with one workspace, and calls of its project API.
-pub struct Shop {
+pub struct ProjectServer {
     pub server: Server,
     pub client: Client,
     pub base: String,
     pub work: PathBuf,
 }
 
-impl Shop {
-    pub fn open() -> Shop {
-        Shop::of(Setup::new().arg("--approval=auto").start())
+impl ProjectServer {
+    pub fn open() -> ProjectServer {
+        ProjectServer::of(Setup::new().arg("--approval=auto").start())
     }
 
-    pub fn of(server: Server) -> Shop {
+    pub fn of(server: Server) -> ProjectServer {
         let client = server.collaborator();
         let id = client.get(200, "/workspaces")["activeId"].as_str().unwrap().to_owned();
-        Shop { client, base: format!("/workspace/{id}"), work: server.work.clone(), server }
+        ProjectServer { client, base: format!("/workspace/{id}"), work: server.work.clone(), server }
     }
 
     pub fn path(&self, call: &str) -> String {
@@ -90,16 +90,16 @@ fn skill(name: &str, rest: &str) -> String {
 
 #[test]
 fn config_is_read_and_changed_key_by_key() {
-    let shop = Shop::open();
-    shop.golden("config_empty", &shop.get("/config"));
+    let project = ProjectServer::open();
+    project.golden("config_empty", &project.get("/config"));
     let text = "{\n  // who answers\n  \"model\": \"a/b\", // for now\n  \"mine\": [1,2 , 3],\n  \"theme\": \"dark\",\n}\n";
-    shop.write("opencode.json", text);
-    let changed = shop.patch(json!({
+    project.write("opencode.json", text);
+    let changed = project.patch(json!({
         "opencode": {"model": "c/d", "permission": {"bash": {"*": "ask", "git *": "allow", "a*": "deny"}}},
         "openwork": {"b": null, "a": [1]},
     }));
     assert!(changed["updatedAt"].as_u64().is_some_and(|time| time > 1_700_000_000_000), "{changed}");
-    let now = shop.read("opencode.json");
+    let now = project.read("opencode.json");
     for kept in
         ["// who answers", "// for now", "\"mine\": [1,2 , 3]", "\"theme\": \"dark\",", "\"model\": \"c/d\""]
     {
@@ -108,21 +108,21 @@ fn config_is_read_and_changed_key_by_key() {
     // OpenCode applies the last matching rule, so the order of rules matters.
     let at = |word: &str| now.find(word).unwrap();
     assert!(at("\"*\"") < at("git *") && at("git *") < at("a*"), "{now}");
-    assert!(!shop.work.join("opencode.jsonc").exists());
-    shop.golden("config", &shop.get("/config"));
-    shop.patch(json!({"openwork": {"a": 2}}));
-    assert_eq!(shop.get("/config")["openwork"], json!({"b": null, "a": 2}));
+    assert!(!project.work.join("opencode.jsonc").exists());
+    project.golden("config", &project.get("/config"));
+    project.patch(json!({"openwork": {"a": 2}}));
+    assert_eq!(project.get("/config")["openwork"], json!({"b": null, "a": 2}));
     // The newer name wins once it exists.
-    shop.write("opencode.jsonc", "{}");
-    shop.patch(json!({"opencode": {"model": "e/f"}}));
-    assert_eq!(shop.read("opencode.jsonc"), "{\n  \"model\": \"e/f\"\n}\n");
+    project.write("opencode.jsonc", "{}");
+    project.patch(json!({"opencode": {"model": "e/f"}}));
+    assert_eq!(project.read("opencode.jsonc"), "{\n  \"model\": \"e/f\"\n}\n");
 }
 
 #[test]
 fn configuration_that_opencode_rejects_is_refused_and_not_written() {
-    let shop = Shop::open();
-    shop.patch(json!({"opencode": {"model": "a/b"}}));
-    let before = shop.read("opencode.jsonc");
+    let project = ProjectServer::open();
+    project.patch(json!({"opencode": {"model": "a/b"}}));
+    let before = project.read("opencode.jsonc");
     for (keys, place) in [
         (json!({"model": null}), "model"),
         (json!({"nonsense": 1}), "nonsense"),
@@ -130,7 +130,7 @@ fn configuration_that_opencode_rejects_is_refused_and_not_written() {
         (json!({"small_model": "x/y", "plugin": [1]}), "plugin.0"),
         (json!({"agent": {"a": {"mode": "boss"}}}), "agent.a.mode"),
     ] {
-        let reply = shop.refused(
+        let reply = project.refused(
             422,
             "invalid_config",
             "PATCH",
@@ -139,22 +139,22 @@ fn configuration_that_opencode_rejects_is_refused_and_not_written() {
         );
         assert_eq!(reply["details"]["path"], place, "{reply}");
     }
-    shop.golden(
+    project.golden(
         "config_refused",
-        &shop.refused(422, "invalid_config", "PATCH", "/config", json!({"opencode": {"model": null}})),
+        &project.refused(422, "invalid_config", "PATCH", "/config", json!({"opencode": {"model": null}})),
     );
     for body in [json!({}), json!([]), json!({"opencode": []}), json!({"opencode": "x"})] {
-        shop.refused(400, "invalid_payload", "PATCH", "/config", body);
+        project.refused(400, "invalid_payload", "PATCH", "/config", body);
     }
-    assert_eq!(shop.read("opencode.jsonc"), before);
-    assert!(!shop.work.join(".opencode").exists());
+    assert_eq!(project.read("opencode.jsonc"), before);
+    assert!(!project.work.join(".opencode").exists());
 }
 
 #[test]
 fn a_damaged_file_is_reported_with_its_line_and_never_overwritten() {
-    let shop = Shop::open();
-    shop.write("opencode.jsonc", "{\n  \"model\": }\n");
-    shop.golden("config_damaged", &shop.refused(422, "invalid_jsonc", "GET", "/config", Value::Null));
+    let project = ProjectServer::open();
+    project.write("opencode.jsonc", "{\n  \"model\": }\n");
+    project.golden("config_damaged", &project.refused(422, "invalid_jsonc", "GET", "/config", Value::Null));
     for (method, call, body) in [
         ("PATCH", "/config", json!({"opencode": {"model": "a/b"}})),
         ("PATCH", "/config", json!({"openwork": {"a": 1}})),
@@ -164,61 +164,61 @@ fn a_damaged_file_is_reported_with_its_line_and_never_overwritten() {
         ("GET", "/plugins", Value::Null),
         ("GET", "/mcp", Value::Null),
     ] {
-        shop.refused(422, "invalid_jsonc", method, call, body);
+        project.refused(422, "invalid_jsonc", method, call, body);
     }
-    assert_eq!(shop.read("opencode.jsonc"), "{\n  \"model\": }\n");
-    assert!(!shop.work.join(".opencode").exists());
-    shop.write("opencode.jsonc", "{}");
-    shop.write(".opencode/openwork.json", "{");
-    shop.refused(422, "invalid_json", "GET", "/config", Value::Null);
+    assert_eq!(project.read("opencode.jsonc"), "{\n  \"model\": }\n");
+    assert!(!project.work.join(".opencode").exists());
+    project.write("opencode.jsonc", "{}");
+    project.write(".opencode/openwork.json", "{");
+    project.refused(422, "invalid_json", "GET", "/config", Value::Null);
     // If one file cannot be written, neither is.
-    shop.refused(
+    project.refused(
         422,
         "invalid_json",
         "PATCH",
         "/config",
         json!({"opencode": {"model": "a/b"}, "openwork": {"a": 1}}),
     );
-    assert_eq!(shop.read("opencode.jsonc"), "{}");
+    assert_eq!(project.read("opencode.jsonc"), "{}");
     for text in ["[]", "null", "\"x\"", &"[".repeat(100_000)] {
-        shop.write("opencode.jsonc", text);
-        shop.refused(422, "invalid_jsonc", "GET", "/mcp", Value::Null);
+        project.write("opencode.jsonc", text);
+        project.refused(422, "invalid_jsonc", "GET", "/mcp", Value::Null);
     }
-    fs::write(shop.work.join("opencode.jsonc"), b"{\"model\": \"\xff\"}").unwrap();
-    shop.refused(400, "invalid_path", "GET", "/mcp", Value::Null);
+    fs::write(project.work.join("opencode.jsonc"), b"{\"model\": \"\xff\"}").unwrap();
+    project.refused(400, "invalid_path", "GET", "/mcp", Value::Null);
 }
 
 #[test]
 fn forty_concurrent_writers_lose_no_change() {
-    let shop = Shop::open();
-    shop.write("opencode.jsonc", "{\n  // mine\n  \"theme\": \"x\",\n}\n");
+    let project = ProjectServer::open();
+    project.write("opencode.jsonc", "{\n  // mine\n  \"theme\": \"x\",\n}\n");
     thread::scope(|scope| {
         for n in 0..40 {
-            let (shop, client) = (&shop, shop.server.collaborator());
+            let (project, client) = (&project, project.server.collaborator());
             scope.spawn(move || {
                 let server = json!({"type": "remote", "url": format!("http://h/{n}")});
-                client.post(200, &shop.path("/mcp"), json!({"name": format!("m{n}"), "config": server}));
-                client.post(200, &shop.path("/plugins"), json!({"spec": format!("p{n}@1")}));
+                client.post(200, &project.path("/mcp"), json!({"name": format!("m{n}"), "config": server}));
+                client.post(200, &project.path("/plugins"), json!({"spec": format!("p{n}@1")}));
                 let body = json!({"openwork": {format!("k{n}"): n}});
-                client.call("PATCH", &shop.path("/config"), Some(&body)).expect(200);
+                client.call("PATCH", &project.path("/config"), Some(&body)).expect(200);
             });
         }
     });
-    let config = shop.get("/config");
+    let config = project.get("/config");
     for (what, count) in [("mcp", 40), ("plugin", 40)] {
         let there = &config["opencode"][what];
         assert_eq!(there.as_object().map_or_else(|| there.as_array().unwrap().len(), |all| all.len()), count);
     }
     assert_eq!(config["openwork"].as_object().unwrap().len(), 40);
-    assert!(shop.read("opencode.jsonc").contains("// mine"));
-    assert_eq!(shop.get("/mcp")["items"].as_array().unwrap().len(), 40);
+    assert!(project.read("opencode.jsonc").contains("// mine"));
+    assert_eq!(project.get("/mcp")["items"].as_array().unwrap().len(), 40);
 }
 
 /// An editor that saves by replacing the file while berth writes: the changes of both are present at the end.
 #[test]
 fn a_concurrent_editor_and_berth_lose_no_change() {
-    let shop = Shop::open();
-    let path = shop.work.join("opencode.jsonc");
+    let project = ProjectServer::open();
+    let path = project.work.join("opencode.jsonc");
     fs::write(&path, "{}\n").unwrap();
     let (done, started) = (AtomicBool::new(false), Instant::now());
     let saved = thread::scope(|scope| {
@@ -228,7 +228,7 @@ fn a_concurrent_editor_and_berth_lose_no_change() {
             while !done.load(Ordering::SeqCst) && saved < 1000 && started.elapsed() < secs(60) {
                 let text = fs::read_to_string(&path).unwrap();
                 let next = text.replacen('{', &format!("{{\n  // hand {saved}\n"), 1);
-                let temp = shop.work.join("opencode.jsonc.swp");
+                let temp = project.work.join("opencode.jsonc.swp");
                 fs::write(&temp, next).unwrap();
                 // An editor checks whether the file is still the one that it read.
                 if fs::read_to_string(&path).unwrap() == text {
@@ -243,7 +243,7 @@ fn a_concurrent_editor_and_berth_lose_no_change() {
         let mut kept = 0;
         for n in 0..150 {
             let server = json!({"name": format!("m{n}"), "config": {"type": "remote", "url": "u"}});
-            let reply = shop.client.call("POST", &shop.path("/mcp"), Some(&server));
+            let reply = project.client.call("POST", &project.path("/mcp"), Some(&server));
             assert!([200, 409].contains(&reply.status), "{reply}");
             if reply.status == 409 {
                 assert_eq!(reply.value()["code"], "conflict");
@@ -256,76 +256,76 @@ fn a_concurrent_editor_and_berth_lose_no_change() {
     });
     // The editor's check and its rename are two steps, so it may have overwritten a change of berth; berth must not
     // have overwritten one of the editor.
-    let text = shop.read("opencode.jsonc");
+    let text = project.read("opencode.jsonc");
     let lost: Vec<u32> = (0..saved).filter(|n| !text.contains(&format!("// hand {n}\n"))).collect();
     assert!(lost.is_empty(), "{} of {saved} lost: {lost:?}", lost.len());
 }
 
 #[test]
 fn plugins_can_be_packages_or_files() {
-    let shop = Shop::open();
-    shop.write("opencode.json", "{\n  \"plugin\": \"first@1\" // one\n}\n");
-    shop.write(".opencode/plugins/b.ts", "");
-    shop.write(".opencode/plugins/a.js", "");
-    shop.write(".opencode/plugins/no.txt", "");
-    put(&shop.server.scratch().path().join("home"), ".config/opencode/plugins/g.ts", "");
-    shop.golden("plugins", &shop.get("/plugins?includeGlobal=true"));
-    assert_eq!(shop.get("/plugins")["items"].as_array().unwrap().len(), 3);
+    let project = ProjectServer::open();
+    project.write("opencode.json", "{\n  \"plugin\": \"first@1\" // one\n}\n");
+    project.write(".opencode/plugins/b.ts", "");
+    project.write(".opencode/plugins/a.js", "");
+    project.write(".opencode/plugins/no.txt", "");
+    put(&project.server.scratch().path().join("home"), ".config/opencode/plugins/g.ts", "");
+    project.golden("plugins", &project.get("/plugins?includeGlobal=true"));
+    assert_eq!(project.get("/plugins")["items"].as_array().unwrap().len(), 3);
     // The same plugin in another version replaces it.
-    assert_eq!(shop.post("/plugins", json!({"spec": "first@2"})), shop.get("/plugins"));
+    assert_eq!(project.post("/plugins", json!({"spec": "first@2"})), project.get("/plugins"));
     let specs = |reply: &Value| -> Vec<String> {
         let items = reply["items"].as_array().unwrap().iter().filter(|item| item["source"] == "config");
         items.map(|item| item["spec"].as_str().unwrap().to_owned()).collect()
     };
     assert_eq!(
-        specs(&shop.post("/plugins", json!({"spec": "@scope/two@1.0"}))),
+        specs(&project.post("/plugins", json!({"spec": "@scope/two@1.0"}))),
         ["first@1", "@scope/two@1.0"]
     );
     // OpenCode accepts only a list.
     assert!(
-        shop.read("opencode.json").contains("[\"first@1\", \"@scope/two@1.0\"]"),
+        project.read("opencode.json").contains("[\"first@1\", \"@scope/two@1.0\"]"),
         "{}",
-        shop.read("opencode.json")
+        project.read("opencode.json")
     );
     for spec in [json!({"spec": " "}), json!({})] {
-        shop.refused(400, "invalid_plugin_spec", "POST", "/plugins", spec);
+        project.refused(400, "invalid_plugin_spec", "POST", "/plugins", spec);
     }
-    let gone = shop.client.delete(200, &shop.path("/plugins/%40scope%2Ftwo"));
+    let gone = project.client.delete(200, &project.path("/plugins/%40scope%2Ftwo"));
     assert_eq!(specs(&gone), ["first@1"]);
-    assert_eq!(specs(&shop.client.delete(200, &shop.path("/plugins/unknown"))), ["first@1"]);
-    assert!(specs(&shop.client.delete(200, &shop.path("/plugins/first@9"))).is_empty());
+    assert_eq!(specs(&project.client.delete(200, &project.path("/plugins/unknown"))), ["first@1"]);
+    assert!(specs(&project.client.delete(200, &project.path("/plugins/first@9"))).is_empty());
 }
 
 #[test]
 fn mcp_servers_are_added_checked_and_removed() {
-    let shop = Shop::open();
-    assert_eq!(shop.get("/mcp"), json!({"items": []}));
-    shop.write(
+    let project = ProjectServer::open();
+    assert_eq!(project.get("/mcp"), json!({"items": []}));
+    project.write(
         "opencode.jsonc",
         "{\n  \"mcp\": {\n    // by hand\n    \"z\": {\"type\": \"local\", \"command\": [\"x\"]}\n  }\n}\n",
     );
-    shop.post(
+    project.post(
         "/mcp",
         json!({"name": "a", "config": {"type": "remote", "url": "http://h", "enabled": false}}),
     );
-    assert!(shop.read("opencode.jsonc").contains("// by hand"));
-    shop.post(
+    assert!(project.read("opencode.jsonc").contains("// by hand"));
+    project.post(
         "/mcp",
         json!({"name": "a", "config": {"type": "local", "command": ["y", "z"], "environment": {"A": "b"}}}),
     );
     // By hand only: OpenCode would not start with it.
-    shop.write(
+    project.write(
         "opencode.jsonc",
-        &shop.read("opencode.jsonc").replacen('{', "{\n  \"tools\": {\"deny\": [\"mcp.a*\"]},", 1),
+        &project.read("opencode.jsonc").replacen('{', "{\n  \"tools\": {\"deny\": [\"mcp.a*\"]},", 1),
     );
-    shop.golden("mcp", &shop.get("/mcp"));
+    project.golden("mcp", &project.get("/mcp"));
     let ok = json!({"type": "remote", "url": "u"});
-    shop.refused(400, "invalid_mcp_name", "POST", "/mcp", json!({"name": "-x", "config": ok}));
-    shop.refused(400, "invalid_mcp_name", "POST", "/mcp", json!({"name": "a/b", "config": ok}));
-    shop.refused(400, "invalid_payload", "POST", "/mcp", json!({"name": "x"}));
-    shop.golden(
+    project.refused(400, "invalid_mcp_name", "POST", "/mcp", json!({"name": "-x", "config": ok}));
+    project.refused(400, "invalid_mcp_name", "POST", "/mcp", json!({"name": "a/b", "config": ok}));
+    project.refused(400, "invalid_payload", "POST", "/mcp", json!({"name": "x"}));
+    project.golden(
         "mcp_refused",
-        &shop.refused(
+        &project.refused(
             400,
             "invalid_mcp_config",
             "POST",
@@ -339,36 +339,36 @@ fn mcp_servers_are_added_checked_and_removed() {
         json!({"type": "remote"}),
         json!({"type": "remote", "url": "u", "extra": 1}),
     ] {
-        shop.refused(400, "invalid_mcp_config", "POST", "/mcp", json!({"name": "x", "config": config}));
+        project.refused(400, "invalid_mcp_config", "POST", "/mcp", json!({"name": "x", "config": config}));
     }
-    let left = shop.client.delete(200, &shop.path("/mcp/a"));
+    let left = project.client.delete(200, &project.path("/mcp/a"));
     assert_eq!(left["items"].as_array().unwrap().len(), 1);
-    assert_eq!(shop.client.delete(200, &shop.path("/mcp/a")), left);
-    shop.write("opencode.jsonc", "{\"mcp\": []}");
-    shop.refused(422, "invalid_config", "POST", "/mcp", json!({"name": "x", "config": ok}));
+    assert_eq!(project.client.delete(200, &project.path("/mcp/a")), left);
+    project.write("opencode.jsonc", "{\"mcp\": []}");
+    project.refused(422, "invalid_config", "POST", "/mcp", json!({"name": "x", "config": ok}));
 }
 
 #[test]
 fn skills_are_listed_from_all_their_folders() {
-    let shop = Shop::open();
-    shop.write(".opencode/skills/one/SKILL.md", &skill("one", "trigger: a word\n"));
-    shop.write(".opencode/skills/three/SKILL.md", &(skill("three", "") + "## When to use\n- for three\n"));
-    shop.write(".opencode/skills/other/SKILL.md", &skill("not-other", ""));
-    shop.write(".opencode/skills/bad/SKILL.md", "---\nname: bad\ndescription: [\n---\n");
-    shop.write(".opencode/skills/nameless/SKILL.md", "---\ndescription: has its folder's name\n---\n");
-    shop.write(".opencode/skills/plain/SKILL.md", "no description\n");
-    shop.write(".opencode/skills/Upper/SKILL.md", &skill("Upper", ""));
-    shop.write(".opencode/skill/two/SKILL.md", &skill("two", "when: at two\n"));
-    shop.write(".claude/skills/one/SKILL.md", &skill("one", "trigger: not the first\n"));
-    shop.write(".claude/skills/four/SKILL.md", &skill("four", ""));
-    fs::create_dir_all(shop.work.join(".opencode/skills/folder/SKILL.md")).unwrap();
-    let above = shop.server.scratch().path().to_owned();
+    let project = ProjectServer::open();
+    project.write(".opencode/skills/one/SKILL.md", &skill("one", "trigger: a word\n"));
+    project.write(".opencode/skills/three/SKILL.md", &(skill("three", "") + "## When to use\n- for three\n"));
+    project.write(".opencode/skills/other/SKILL.md", &skill("not-other", ""));
+    project.write(".opencode/skills/bad/SKILL.md", "---\nname: bad\ndescription: [\n---\n");
+    project.write(".opencode/skills/nameless/SKILL.md", "---\ndescription: has its folder's name\n---\n");
+    project.write(".opencode/skills/plain/SKILL.md", "no description\n");
+    project.write(".opencode/skills/Upper/SKILL.md", &skill("Upper", ""));
+    project.write(".opencode/skill/two/SKILL.md", &skill("two", "when: at two\n"));
+    project.write(".claude/skills/one/SKILL.md", &skill("one", "trigger: not the first\n"));
+    project.write(".claude/skills/four/SKILL.md", &skill("four", ""));
+    fs::create_dir_all(project.work.join(".opencode/skills/folder/SKILL.md")).unwrap();
+    let above = project.server.scratch().path().to_owned();
     put(&above, ".opencode/skills/above/SKILL.md", &skill("above", ""));
     put(&above, ".opencode/skills/bad/SKILL.md", &skill("bad", ""));
     fs::create_dir(above.join(".git")).unwrap();
     put(&above.join("home"), ".config/opencode/skills/mine/SKILL.md", &skill("mine", ""));
     put(&above.join("home"), ".claude/skills/one/SKILL.md", &skill("one", ""));
-    shop.golden("skills", &shop.get("/skills?includeGlobal=true"));
+    project.golden("skills", &project.get("/skills?includeGlobal=true"));
     let names = |reply: &Value| {
         reply["items"]
             .as_array()
@@ -377,34 +377,34 @@ fn skills_are_listed_from_all_their_folders() {
             .map(|item| item["name"].as_str().unwrap().to_owned())
             .collect::<Vec<_>>()
     };
-    assert!(!names(&shop.get("/skills")).contains(&"mine".to_owned()));
-    shop.golden("skill", &shop.get("/skills/one"));
+    assert!(!names(&project.get("/skills")).contains(&"mine".to_owned()));
+    project.golden("skill", &project.get("/skills/one"));
     assert_eq!(
-        shop.client.get(200, &shop.path("/skills/mine?includeGlobal=true"))["item"]["scope"],
+        project.client.get(200, &project.path("/skills/mine?includeGlobal=true"))["item"]["scope"],
         "global"
     );
     for name in ["nothing", "mine", "folder", "..", "%2e%2e%2fx"] {
-        let found = shop.refused(404, "skill_not_found", "GET", &format!("/skills/{name}"), Value::Null);
+        let found = project.refused(404, "skill_not_found", "GET", &format!("/skills/{name}"), Value::Null);
         assert_eq!(found["message"], "Skill not found");
     }
     // Folders above the project's root are ignored.
-    fs::create_dir(shop.work.join(".git")).unwrap();
-    assert!(!names(&shop.get("/skills")).contains(&"above".to_owned()));
+    fs::create_dir(project.work.join(".git")).unwrap();
+    assert!(!names(&project.get("/skills")).contains(&"above".to_owned()));
 }
 
 #[test]
 fn skills_are_written_and_removed() {
-    let shop = Shop::open();
-    let created =
-        shop.post("/skills", json!({"name": "new-one", "content": "Do it.", "description": "what: it does"}));
-    shop.golden("skill_put", &created);
+    let project = ProjectServer::open();
+    let created = project
+        .post("/skills", json!({"name": "new-one", "content": "Do it.", "description": "what: it does"}));
+    project.golden("skill_put", &created);
     assert_eq!(
-        shop.read(".opencode/skills/new-one/SKILL.md"),
+        project.read(".opencode/skills/new-one/SKILL.md"),
         "---\nname: new-one\ndescription: \"what: it does\"\n---\nDo it.\n"
     );
     let own = "---\nname: new-one\n# kept\ndescription: own\n---\n\nBody";
-    assert_eq!(shop.post("/skills", json!({"name": "new-one", "content": own}))["description"], "");
-    assert_eq!(shop.read(".opencode/skills/new-one/SKILL.md"), format!("{own}\n"));
+    assert_eq!(project.post("/skills", json!({"name": "new-one", "content": own}))["description"], "");
+    assert_eq!(project.read(".opencode/skills/new-one/SKILL.md"), format!("{own}\n"));
     for (status, code, body) in [
         (400, "invalid_skill_name", json!({"name": "New", "content": "x", "description": "d"})),
         (400, "invalid_skill_name", json!({"name": "../x", "content": "x", "description": "d"})),
@@ -422,112 +422,115 @@ fn skills_are_written_and_removed() {
         (422, "invalid_description", json!({"name": "x", "content": "y"})),
         (422, "invalid_description", json!({"name": "x", "content": "y", "description": "d".repeat(1025)})),
     ] {
-        shop.refused(status, code, "POST", "/skills", body);
+        project.refused(status, code, "POST", "/skills", body);
     }
-    shop.write(".opencode/skills/new-one/more/file.txt", "x");
-    shop.golden("skill_delete", &shop.client.delete(200, &shop.path("/skills/new-one")));
-    assert!(!shop.work.join(".opencode/skills/new-one").exists());
-    shop.refused(404, "skill_not_found", "DELETE", "/skills/new-one", Value::Null);
-    shop.refused(400, "invalid_skill_name", "DELETE", "/skills/..", Value::Null);
+    project.write(".opencode/skills/new-one/more/file.txt", "x");
+    project.golden("skill_delete", &project.client.delete(200, &project.path("/skills/new-one")));
+    assert!(!project.work.join(".opencode/skills/new-one").exists());
+    project.refused(404, "skill_not_found", "DELETE", "/skills/new-one", Value::Null);
+    project.refused(400, "invalid_skill_name", "DELETE", "/skills/..", Value::Null);
 }
 
 #[test]
 fn commands_are_listed_written_and_removed() {
-    let shop = Shop::open();
-    assert_eq!(shop.get("/commands"), json!({"items": []}));
-    shop.post("/commands", json!({"name": "/plain", "template": "do $ARGUMENTS"}));
-    assert_eq!(shop.read(".opencode/commands/plain.md"), "---\nname: plain\n---\n\ndo $ARGUMENTS\n");
+    let project = ProjectServer::open();
+    assert_eq!(project.get("/commands"), json!({"items": []}));
+    project.post("/commands", json!({"name": "/plain", "template": "do $ARGUMENTS"}));
+    assert_eq!(project.read(".opencode/commands/plain.md"), "---\nname: plain\n---\n\ndo $ARGUMENTS\n");
     // This defect prevented a whole project from loading: a command without a model must have no model field.
-    shop.post("/commands", json!({"name": "null", "template": "x", "model": null}));
-    assert!(!shop.read(".opencode/commands/null.md").contains("model"));
-    shop.post("/commands", json!({"name": "full", "template": "t", "description": "d", "agent": "build", "model": "a/b", "subtask": true}));
-    shop.write(".opencode/commands/bad.md", "---\ndescription: [\n---\n\nx\n");
-    shop.write(".opencode/commands/stops.md", "---\nmodel: null\n---\n\nx\n");
-    shop.write(".opencode/commands/bare.md", "only text\n");
-    shop.write(".opencode/commands/no name.md", "x\n");
-    fs::create_dir(shop.work.join(".opencode/commands/folder.md")).unwrap();
-    shop.golden("commands", &shop.get("/commands"));
+    project.post("/commands", json!({"name": "null", "template": "x", "model": null}));
+    assert!(!project.read(".opencode/commands/null.md").contains("model"));
+    project.post("/commands", json!({"name": "full", "template": "t", "description": "d", "agent": "build", "model": "a/b", "subtask": true}));
+    project.write(".opencode/commands/bad.md", "---\ndescription: [\n---\n\nx\n");
+    project.write(".opencode/commands/stops.md", "---\nmodel: null\n---\n\nx\n");
+    project.write(".opencode/commands/bare.md", "only text\n");
+    project.write(".opencode/commands/no name.md", "x\n");
+    fs::create_dir(project.work.join(".opencode/commands/folder.md")).unwrap();
+    project.golden("commands", &project.get("/commands"));
     for (code, body) in [
         ("invalid_command_template", json!({"name": "x"})),
         ("invalid_command_template", json!({"name": "x", "template": " \n"})),
         ("invalid_command_name", json!({"name": "a/b", "template": "t"})),
         ("invalid_command_name", json!({"template": "t"})),
     ] {
-        shop.refused(400, code, "POST", "/commands", body);
+        project.refused(400, code, "POST", "/commands", body);
     }
     for name in ["full", "full", "%2Fplain"] {
-        assert_eq!(shop.client.delete(200, &shop.path(&format!("/commands/{name}"))), json!({"ok": true}));
+        assert_eq!(
+            project.client.delete(200, &project.path(&format!("/commands/{name}"))),
+            json!({"ok": true})
+        );
     }
-    assert!(!shop.work.join(".opencode/commands/plain.md").exists());
+    assert!(!project.work.join(".opencode/commands/plain.md").exists());
     // The user's own commands are visible to owners only.
-    let home = shop.server.scratch().path().join("home");
+    let home = project.server.scratch().path().join("home");
     put(&home, ".config/opencode/commands/mine.md", "---\ndescription: d\n---\n\nx\n");
-    shop.refused(401, "unauthorized", "GET", "/commands?scope=global", Value::Null);
-    let mine = shop.server.owner().get(200, &shop.path("/commands?scope=global"));
+    project.refused(401, "unauthorized", "GET", "/commands?scope=global", Value::Null);
+    let mine = project.server.owner().get(200, &project.path("/commands?scope=global"));
     assert_eq!((&mine["items"][0]["name"], &mine["items"][0]["scope"]), (&json!("mine"), &json!("global")));
 }
 
 #[test]
 fn links_out_of_the_workspace_are_neither_read_nor_written() {
-    let shop = Shop::open();
-    let outside = shop.server.scratch().folder("outside");
+    let project = ProjectServer::open();
+    let outside = project.server.scratch().folder("outside");
     put(&outside, "opencode.jsonc", "{\"model\": \"secret/secret\"}");
     put(&outside, "SKILL.md", &skill("leak", ""));
     put(&outside, "c.md", "secret\n");
     let up = Path::new("../outside");
-    symlink(outside.join("opencode.jsonc"), shop.work.join("opencode.jsonc")).unwrap();
-    fs::create_dir_all(shop.work.join(".opencode/skills/leak")).unwrap();
-    symlink("../../../../outside/SKILL.md", shop.work.join(".opencode/skills/leak/SKILL.md")).unwrap();
-    fs::create_dir_all(shop.work.join(".opencode/commands")).unwrap();
-    symlink(outside.join("c.md"), shop.work.join(".opencode/commands/c.md")).unwrap();
-    symlink(up, shop.work.join(".claude")).unwrap();
+    symlink(outside.join("opencode.jsonc"), project.work.join("opencode.jsonc")).unwrap();
+    fs::create_dir_all(project.work.join(".opencode/skills/leak")).unwrap();
+    symlink("../../../../outside/SKILL.md", project.work.join(".opencode/skills/leak/SKILL.md")).unwrap();
+    fs::create_dir_all(project.work.join(".opencode/commands")).unwrap();
+    symlink(outside.join("c.md"), project.work.join(".opencode/commands/c.md")).unwrap();
+    symlink(up, project.work.join(".claude")).unwrap();
     fs::create_dir_all(outside.join("skills/out")).unwrap();
     put(&outside, "skills/out/SKILL.md", &skill("out", ""));
     for call in ["/config", "/skills", "/commands", "/mcp", "/plugins"] {
-        let reply = shop.client.call("GET", &shop.path(call), None);
+        let reply = project.client.call("GET", &project.path(call), None);
         assert!(!reply.text().contains("secret") && !reply.text().contains("\"out\""), "{call}: {reply}");
     }
-    shop.refused(404, "skill_not_found", "GET", "/skills/leak", Value::Null);
+    project.refused(404, "skill_not_found", "GET", "/skills/leak", Value::Null);
     // Their names are listed with the reason only; for a folder behind a link, the name of the folder.
-    symlink("/etc", shop.work.join(".opencode/skills/far")).unwrap();
-    put(&shop.work, ".opencode/skills/near/SKILL.md", &skill("near", ""));
+    symlink("/etc", project.work.join(".opencode/skills/far")).unwrap();
+    put(&project.work, ".opencode/skills/near/SKILL.md", &skill("near", ""));
     for (name, target) in [("data", "/etc"), ("notes.txt", "/etc/passwd")] {
-        symlink(target, shop.work.join(".opencode/skills/near").join(name)).unwrap();
+        symlink(target, project.work.join(".opencode/skills/near").join(name)).unwrap();
     }
-    symlink("nothing", shop.work.join(".opencode/skills/dangling")).unwrap();
+    symlink("nothing", project.work.join(".opencode/skills/dangling")).unwrap();
     let rows = |list: &str| -> Vec<(String, bool)> {
         let row = |row: &Value| {
             let why = row["error"].as_str().unwrap_or_default();
             assert!(why.is_empty() || why.contains("OpenCode follows it"), "{row}");
             (row["name"].as_str().unwrap().to_owned(), why.is_empty())
         };
-        shop.get(list)["items"].as_array().unwrap().iter().map(row).collect()
+        project.get(list)["items"].as_array().unwrap().iter().map(row).collect()
     };
     let want = [("near", true), ("far", false), ("leak", false), (".claude/skills", false)];
     assert_eq!(rows("/skills"), want.map(|(name, loads)| (name.to_owned(), loads)));
     assert_eq!(rows("/commands"), [("c".to_owned(), false)]);
-    let export = shop.get("/export");
+    let export = project.get("/export");
     assert!(export["omitted"].to_string().contains(".opencode/skills/far"), "{export}");
-    shop.client.delete(200, &shop.path("/skills/far"));
-    assert!(!shop.work.join(".opencode/skills/far").is_symlink() && Path::new("/etc/passwd").exists());
+    project.client.delete(200, &project.path("/skills/far"));
+    assert!(!project.work.join(".opencode/skills/far").is_symlink() && Path::new("/etc/passwd").exists());
     let response =
-        shop.refused(400, "invalid_path", "PATCH", "/config", json!({"opencode": {"model": "a/b"}}));
+        project.refused(400, "invalid_path", "PATCH", "/config", json!({"opencode": {"model": "a/b"}}));
     assert!(response["message"].as_str().unwrap().contains("symbolic link"), "{response}");
-    shop.post("/commands", json!({"name": "c", "template": "mine"}));
-    shop.post("/skills", json!({"name": "leak", "content": "mine", "description": "d"}));
+    project.post("/commands", json!({"name": "c", "template": "mine"}));
+    project.post("/skills", json!({"name": "leak", "content": "mine", "description": "d"}));
     assert_eq!(fs::read_to_string(outside.join("c.md")).unwrap(), "secret\n");
     assert_eq!(fs::read_to_string(outside.join("SKILL.md")).unwrap(), skill("leak", ""));
     assert_eq!(fs::read_to_string(outside.join("opencode.jsonc")).unwrap(), "{\"model\": \"secret/secret\"}");
-    assert!(!shop.work.join(".opencode/commands/c.md").is_symlink());
+    assert!(!project.work.join(".opencode/commands/c.md").is_symlink());
 }
 
 #[test]
 fn writes_wait_for_the_host_in_manual_mode() {
-    let shop = Shop::of(Setup::new().arg("--approval=manual").start());
-    let owner = shop.server.owner();
+    let project = ProjectServer::of(Setup::new().arg("--approval=manual").start());
+    let owner = project.server.owner();
     thread::scope(|scope| {
-        let write =
-            scope.spawn(|| shop.post("/mcp", json!({"name": "a", "config": {"type": "remote", "url": "u"}})));
+        let write = scope
+            .spawn(|| project.post("/mcp", json!({"name": "a", "config": {"type": "remote", "url": "u"}})));
         let asked = loop {
             let list = owner.get(200, "/approvals");
             if let Some(item) = list["items"].get(0) {
@@ -536,13 +539,13 @@ fn writes_wait_for_the_host_in_manual_mode() {
             thread::yield_now();
         };
         assert_eq!(asked["action"], "mcp.add");
-        assert_eq!(asked["paths"], json!([shop.work.join("opencode.jsonc")]));
-        assert!(!shop.work.join("opencode.jsonc").exists(), "nothing is written before");
+        assert_eq!(asked["paths"], json!([project.work.join("opencode.jsonc")]));
+        assert!(!project.work.join("opencode.jsonc").exists(), "nothing is written before");
         owner.post(200, &format!("/approvals/{}", asked["id"].as_str().unwrap()), json!({"reply": "allow"}));
         assert_eq!(write.join().unwrap()["items"][0]["name"], "a");
     });
     // Invalid requests are refused before a person is asked.
-    shop.refused(400, "invalid_mcp_config", "POST", "/mcp", json!({"name": "a", "config": {"type": "x"}}));
+    project.refused(400, "invalid_mcp_config", "POST", "/mcp", json!({"name": "a", "config": {"type": "x"}}));
     assert_eq!(owner.get(200, "/approvals")["items"], json!([]));
 }
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::events::Events;
 use crate::fixture::{Place, seeded};
 use crate::procs::secs;
-use crate::project::{Shop, put};
+use crate::project::{ProjectServer, put};
 use crate::server::Setup;
 
 /// The events since a cursor, as `reason type action name`.
@@ -26,7 +26,7 @@ fn event_lines(list: &Value) -> Vec<String> {
         .collect()
 }
 
-impl Shop {
+impl ProjectServer {
     fn cursor(&self) -> u64 {
         self.get("/events")["cursor"].as_u64().unwrap()
     }
@@ -47,76 +47,78 @@ impl Shop {
 
 #[test]
 fn writes_of_the_server_are_reported_at_once_and_once() {
-    let shop = Shop::open();
-    assert_eq!(shop.get("/events"), json!({"items": [], "cursor": 0}));
-    shop.patch(json!({"opencode": {"model": "a/b"}, "openwork": {"a": 1}}));
-    shop.patch(json!({"openwork": {"a": 2}}));
-    shop.post("/plugins", json!({"spec": "p@1"}));
-    shop.post("/plugins", json!({"spec": "p@2"}));
-    shop.client.delete(200, &shop.path("/plugins/p"));
-    shop.client.delete(200, &shop.path("/plugins/p"));
+    let project = ProjectServer::open();
+    assert_eq!(project.get("/events"), json!({"items": [], "cursor": 0}));
+    project.patch(json!({"opencode": {"model": "a/b"}, "openwork": {"a": 1}}));
+    project.patch(json!({"openwork": {"a": 2}}));
+    project.post("/plugins", json!({"spec": "p@1"}));
+    project.post("/plugins", json!({"spec": "p@2"}));
+    project.client.delete(200, &project.path("/plugins/p"));
+    project.client.delete(200, &project.path("/plugins/p"));
     let server = json!({"name": "m", "config": {"type": "remote", "url": "u"}});
-    shop.post("/mcp", server.clone());
-    shop.post("/mcp", server);
-    shop.client.delete(200, &shop.path("/mcp/m"));
-    shop.client.delete(200, &shop.path("/mcp/m"));
-    shop.post("/skills", json!({"name": "s", "content": "x", "description": "d"}));
-    shop.post("/skills", json!({"name": "s", "content": "y", "description": "d"}));
-    shop.client.delete(200, &shop.path("/skills/s"));
-    shop.post("/commands", json!({"name": "c", "template": "t"}));
-    shop.client.delete(200, &shop.path("/commands/c"));
-    let list = shop.get("/events");
-    shop_golden(&shop, &list);
+    project.post("/mcp", server.clone());
+    project.post("/mcp", server);
+    project.client.delete(200, &project.path("/mcp/m"));
+    project.client.delete(200, &project.path("/mcp/m"));
+    project.post("/skills", json!({"name": "s", "content": "x", "description": "d"}));
+    project.post("/skills", json!({"name": "s", "content": "y", "description": "d"}));
+    project.client.delete(200, &project.path("/skills/s"));
+    project.post("/commands", json!({"name": "c", "template": "t"}));
+    project.client.delete(200, &project.path("/commands/c"));
+    let list = project.get("/events");
+    shop_golden(&project, &list);
     // The watcher reports no further change.
-    shop.write("AGENTS.md", "by hand");
+    project.write("AGENTS.md", "by hand");
     let cursor = list["cursor"].as_u64().unwrap();
-    assert_eq!(shop.news(cursor, 1), ["agents agent added -"]);
+    assert_eq!(project.news(cursor, 1), ["agents agent added -"]);
     thread::sleep(Duration::from_millis(1600));
-    assert_eq!(shop.cursor(), cursor + 1);
+    assert_eq!(project.cursor(), cursor + 1);
     // Invalid cursors are ignored, as observed.
     for since in ["", "x", "-1", "1.5"] {
-        assert_eq!(shop.get(&format!("/events?since={since}")), shop.get("/events"));
+        assert_eq!(project.get(&format!("/events?since={since}")), project.get("/events"));
     }
-    assert_eq!(event_lines(&shop.get(&format!("/events?since={cursor}"))).len(), 1);
+    assert_eq!(event_lines(&project.get(&format!("/events?since={cursor}"))).len(), 1);
 }
 
-fn shop_golden(shop: &Shop, list: &Value) {
+fn shop_golden(project: &ProjectServer, list: &Value) {
     let mut list = list.clone();
     for item in list["items"].as_array_mut().unwrap() {
         assert!(uuid::Uuid::try_parse(item["id"].as_str().unwrap()).is_ok(), "{item}");
         item["id"] = json!("{uuid}");
     }
-    shop.golden("events", &list);
+    project.golden("events", &list);
 }
 
 #[test]
 fn changes_by_hand_are_reported() {
-    let shop = Shop::open();
-    shop.write("opencode.json", "{}");
-    let path = |name: &str| shop.work.join(name);
+    let project = ProjectServer::open();
+    project.write("opencode.json", "{}");
+    let path = |name: &str| project.work.join(name);
     // The first scan may have been before or after the file above; both results are correct.
     thread::sleep(Duration::from_millis(1600));
-    let mut since = shop.cursor();
+    let mut since = project.cursor();
     let mut expect = |expected: &[&str], change: &dyn Fn()| {
         change();
-        assert_eq!(shop.news(since, expected.len()), expected);
-        since = shop.cursor();
+        assert_eq!(project.news(since, expected.len()), expected);
+        since = project.cursor();
     };
-    expect(&["config config updated opencode.json"], &|| shop.write("opencode.json", "{\"model\": \"a/b\"}"));
-    expect(&["skills skill added new"], &|| shop.write(".opencode/skills/new/SKILL.md", "x"));
-    expect(&["skills skill updated new"], &|| shop.write(".opencode/skills/new/SKILL.md", "y"));
-    expect(&["commands command added c"], &|| shop.write(".opencode/commands/c.md", "x"));
-    expect(&["agents agent added a"], &|| shop.write(".opencode/agent/a.md", "x"));
-    expect(&["plugins plugin added p.ts"], &|| shop.write(".opencode/plugins/p.ts", "x"));
+    expect(&["config config updated opencode.json"], &|| {
+        project.write("opencode.json", "{\"model\": \"a/b\"}")
+    });
+    expect(&["skills skill added new"], &|| project.write(".opencode/skills/new/SKILL.md", "x"));
+    expect(&["skills skill updated new"], &|| project.write(".opencode/skills/new/SKILL.md", "y"));
+    expect(&["commands command added c"], &|| project.write(".opencode/commands/c.md", "x"));
+    expect(&["agents agent added a"], &|| project.write(".opencode/agent/a.md", "x"));
+    expect(&["plugins plugin added p.ts"], &|| project.write(".opencode/plugins/p.ts", "x"));
     expect(&["commands command removed c"], &|| fs::remove_file(path(".opencode/commands/c.md")).unwrap());
-    expect(&["skills skill added cl"], &|| shop.write(".claude/skills/cl/SKILL.md", "x"));
+    expect(&["skills skill added cl"], &|| project.write(".claude/skills/cl/SKILL.md", "x"));
     // The way of an editor, and several at once: one event for each kind.
     expect(&["config config updated opencode.json"], &|| {
-        shop.write("opencode.json.swp", "{\"model\": \"c/d\"}");
+        project.write("opencode.json.swp", "{\"model\": \"c/d\"}");
         fs::rename(path("opencode.json.swp"), path("opencode.json")).unwrap();
     });
     expect(&["commands command updated -"], &|| {
-        (0..50).for_each(|n| shop.write(&format!(".opencode/commands/m{n}.md"), "x"));
+        (0..50).for_each(|n| project.write(&format!(".opencode/commands/m{n}.md"), "x"));
     });
     // Everything is removed: one event for each kind that had entries.
     expect(
@@ -130,64 +132,64 @@ fn changes_by_hand_are_reported() {
             fs::rename(path(".opencode"), path("elsewhere")).unwrap();
         },
     );
-    expect(&["commands command added again"], &|| shop.write(".opencode/commands/again.md", "x"));
+    expect(&["commands command added again"], &|| project.write(".opencode/commands/again.md", "x"));
     // Files that OpenCode does not read cause no event.
-    shop.write("notes.txt", "x");
-    shop.write("elsewhere/commands/m1.md", "y");
-    shop.write(".opencode/commands/notes.txt", "y");
+    project.write("notes.txt", "x");
+    project.write("elsewhere/commands/m1.md", "y");
+    project.write(".opencode/commands/notes.txt", "y");
     thread::sleep(Duration::from_millis(1600));
-    assert_eq!(shop.cursor(), since);
+    assert_eq!(project.cursor(), since);
 }
 
 #[test]
 fn links_out_of_the_workspace_are_not_watched() {
-    let shop = Shop::open();
-    let outside = shop.server.scratch().folder("outside");
+    let project = ProjectServer::open();
+    let outside = project.server.scratch().folder("outside");
     fs::create_dir_all(outside.join("commands")).unwrap();
-    symlink(&outside, shop.work.join(".opencode")).unwrap();
-    symlink("../outside", shop.work.join(".claude")).unwrap();
-    shop.write("AGENTS.md", "x");
-    shop.news(0, 1);
-    let since = shop.cursor();
+    symlink(&outside, project.work.join(".opencode")).unwrap();
+    symlink("../outside", project.work.join(".claude")).unwrap();
+    project.write("AGENTS.md", "x");
+    project.news(0, 1);
+    let since = project.cursor();
     put(&outside, "commands/c.md", "x");
     put(&outside, "skills/s/SKILL.md", "x");
     thread::sleep(Duration::from_millis(1600));
-    assert_eq!(shop.cursor(), since);
+    assert_eq!(project.cursor(), since);
 }
 
 #[test]
 fn numbers_and_events_survive_a_restart_and_a_crash() {
     let setup = Setup::new().arg("--approval=auto");
-    let shop = Shop::of(setup.start());
+    let project = ProjectServer::of(setup.start());
     for n in 0..3 {
-        shop.post("/commands", json!({"name": format!("c{n}"), "template": "t"}));
+        project.post("/commands", json!({"name": format!("c{n}"), "template": "t"}));
     }
-    let before = shop.get("/events");
-    let Shop { server, .. } = shop;
+    let before = project.get("/events");
+    let ProjectServer { server, .. } = project;
     server.crash();
-    let shop = Shop::of(setup.start());
-    assert_eq!(shop.get("/events"), before);
-    assert_eq!(shop.get("/events?since=2"), json!({"items": [before["items"][2]], "cursor": 3}));
-    shop.post("/commands", json!({"name": "c", "template": "t"}));
-    assert_eq!(shop.cursor(), 4);
+    let project = ProjectServer::of(setup.start());
+    assert_eq!(project.get("/events"), before);
+    assert_eq!(project.get("/events?since=2"), json!({"items": [before["items"][2]], "cursor": 3}));
+    project.post("/commands", json!({"name": "c", "template": "t"}));
+    assert_eq!(project.cursor(), 4);
 }
 
 #[test]
 fn the_stream_replays_and_follows() {
-    let shop = Shop::open();
-    shop.post("/commands", json!({"name": "one", "template": "t"}));
-    shop.post("/commands", json!({"name": "two", "template": "t"}));
-    let head = format!("GET {} HTTP/1.1\r\nLast-Event-ID: 1\r\n", shop.path("/events/stream"));
-    let mut stream = Events::ask(&shop.server, &head, None);
+    let project = ProjectServer::open();
+    project.post("/commands", json!({"name": "one", "template": "t"}));
+    project.post("/commands", json!({"name": "two", "template": "t"}));
+    let head = format!("GET {} HTTP/1.1\r\nLast-Event-ID: 1\r\n", project.path("/events/stream"));
+    let mut stream = Events::ask(&project.server, &head, None);
     let event = stream.wait("reload").data;
     assert_eq!((&event["seq"], &event["trigger"]["name"]), (&json!(2), &json!("two")));
-    shop.write("AGENTS.md", "by hand");
+    project.write("AGENTS.md", "by hand");
     let event = stream.wait("reload").data;
     assert_eq!(
         (&event["reason"], &event["workspaceId"]),
-        (&json!("agents"), &json!(shop.base.trim_start_matches("/workspace/")))
+        (&json!("agents"), &json!(project.base.trim_start_matches("/workspace/")))
     );
-    assert_eq!(shop.cursor(), 3);
+    assert_eq!(project.cursor(), 3);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::opencode_serve::{VERSIONS, program};
 use crate::procs::secs;
-use crate::project::Shop;
+use crate::project::ProjectServer;
 use crate::project_corpus::{corpus, marked, put};
 use crate::scratch::Scratch;
 use crate::server::run;
@@ -56,21 +56,21 @@ fn same(what: &str, ours: BTreeMap<String, Value>, theirs: BTreeMap<String, Valu
 
 #[test]
 fn lists_contain_what_opencode_loads() {
-    let shop = Shop::open();
-    corpus(&shop.work);
-    fs::create_dir(shop.work.join(".git")).unwrap();
-    let outside = shop.server.scratch().folder("outside");
+    let project = ProjectServer::open();
+    corpus(&project.work);
+    fs::create_dir(project.work.join(".git")).unwrap();
+    let outside = project.server.scratch().folder("outside");
     put(&outside, "far/SKILL.md", b"---\nname: far\ndescription: x\n---\n");
     put(&outside, "file.md", b"---\nname: far-file\ndescription: x\n---\n");
-    symlink(outside.join("far"), shop.work.join(".opencode/skills/far")).unwrap();
-    fs::create_dir(shop.work.join(".opencode/skills/far-file")).unwrap();
-    symlink(outside.join("file.md"), shop.work.join(".opencode/skills/far-file/SKILL.md")).unwrap();
-    symlink(outside.join("file.md"), shop.work.join(".opencode/commands/far-command.md")).unwrap();
-    let (skills, commands) = (shop.get("/skills"), shop.get("/commands"));
+    symlink(outside.join("far"), project.work.join(".opencode/skills/far")).unwrap();
+    fs::create_dir(project.work.join(".opencode/skills/far-file")).unwrap();
+    symlink(outside.join("file.md"), project.work.join(".opencode/skills/far-file/SKILL.md")).unwrap();
+    symlink(outside.join("file.md"), project.work.join(".opencode/commands/far-command.md")).unwrap();
+    let (skills, commands) = (project.get("/skills"), project.get("/commands"));
     let theirs = thread::scope(|scope| {
         VERSIONS
             .map(|version| {
-                let work = &shop.work;
+                let work = &project.work;
                 scope.spawn(move || {
                     (ask(version, work, ["debug", "skill"]), ask(version, work, ["debug", "config"]))
                 })
@@ -136,8 +136,8 @@ fn lists_contain_what_opencode_loads() {
 
 #[test]
 fn delete_removes_the_entries_that_the_list_shows() {
-    let shop = Shop::open();
-    corpus(&shop.work);
+    let project = ProjectServer::open();
+    corpus(&project.work);
     for (name, gone, stays) in [
         ("nested-one", ".opencode/skills/group/nested-one", ".opencode/skills/group"),
         ("agents-only", ".agents/skills/agents-only", ".agents/skills"),
@@ -145,19 +145,20 @@ fn delete_removes_the_entries_that_the_list_shows() {
         ("a%2Fb", ".opencode/skills/slash", ".opencode/skills"),
         ("on-top", ".opencode/skills/SKILL.md", ".opencode/skills/odd-0/SKILL.md"),
     ] {
-        let answer = shop.client.delete(200, &shop.path(&format!("/skills/{name}")));
+        let answer = project.client.delete(200, &project.path(&format!("/skills/{name}")));
         assert!(answer["path"].as_str().unwrap().ends_with(gone), "{answer}");
-        assert!(!shop.work.join(gone).exists() && shop.work.join(stays).exists(), "{name}");
-        shop.client
-            .call("DELETE", &shop.path(&format!("/skills/{name}")), None)
+        assert!(!project.work.join(gone).exists() && project.work.join(stays).exists(), "{name}");
+        project
+            .client
+            .call("DELETE", &project.path(&format!("/skills/{name}")), None)
             .expect(if name.contains(['%', 'B']) { 400 } else { 404 });
     }
     // A folder that contains other skills keeps them.
-    put(&shop.work, ".opencode/skills/outer/SKILL.md", b"---\nname: outer\ndescription: d\n---\n");
-    put(&shop.work, ".opencode/skills/outer/inner/SKILL.md", b"---\nname: inner\ndescription: d\n---\n");
-    shop.client.delete(200, &shop.path("/skills/outer"));
-    assert!(!shop.work.join(".opencode/skills/outer/SKILL.md").exists());
-    assert!(shop.work.join(".opencode/skills/outer/inner/SKILL.md").exists());
+    put(&project.work, ".opencode/skills/outer/SKILL.md", b"---\nname: outer\ndescription: d\n---\n");
+    put(&project.work, ".opencode/skills/outer/inner/SKILL.md", b"---\nname: inner\ndescription: d\n---\n");
+    project.client.delete(200, &project.path("/skills/outer"));
+    assert!(!project.work.join(".opencode/skills/outer/SKILL.md").exists());
+    assert!(project.work.join(".opencode/skills/outer/inner/SKILL.md").exists());
     for (name, file) in [
         ("git%2Fcommit", ".opencode/commands/git/commit.md"),
         ("git/deep/er", ".opencode/commands/git/deep/er.md"),
@@ -168,43 +169,47 @@ fn delete_removes_the_entries_that_the_list_shows() {
         ("%2Fplain", ".opencode/commands/plain.md"),
         ("odd-6", ".opencode/commands/odd-6.md"),
     ] {
-        assert!(shop.work.join(file).exists());
-        shop.client.delete(200, &shop.path(&format!("/commands/{name}")));
-        assert!(!shop.work.join(file).exists(), "{name}");
+        assert!(project.work.join(file).exists());
+        project.client.delete(200, &project.path(&format!("/commands/{name}")));
+        assert!(!project.work.join(file).exists(), "{name}");
     }
-    assert_eq!(shop.client.delete(200, &shop.path("/commands/plain")), json!({"ok": true}), "as observed");
+    assert_eq!(
+        project.client.delete(200, &project.path("/commands/plain")),
+        json!({"ok": true}),
+        "as observed"
+    );
 }
 
 /// Peak resident memory of the server since [`reset_peak`], in MB.
-fn peak(shop: &Shop) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", shop.server.pid)).unwrap();
+fn peak(project: &ProjectServer) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", project.server.pid)).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() >> 10
 }
 
-fn reset_peak(shop: &Shop) {
-    fs::write(format!("/proc/{}/clear_refs", shop.server.pid), "5").unwrap();
+fn reset_peak(project: &ProjectServer) {
+    fs::write(format!("/proc/{}/clear_refs", project.server.pid), "5").unwrap();
 }
 
 const LISTS: [&str; 7] = ["/skills", "/commands", "/export", "/plugins", "/mcp", "/inbox", "/artifacts"];
 
 /// Requests all lists, four at a time, and the health beside them; returns the responses.
-fn all_lists(shop: &Shop, what: &str, most_mb: u64) -> Vec<Value> {
-    reset_peak(shop);
-    let before = peak(shop);
+fn all_lists(project: &ProjectServer, what: &str, most_mb: u64) -> Vec<Value> {
+    reset_peak(project);
+    let before = peak(project);
     let started = Instant::now();
     let answers = thread::scope(|scope| {
         let calls: Vec<_> = LISTS
             .iter()
             .flat_map(|list| [list, list])
-            .map(|list| scope.spawn(move || shop.server.collaborator().get(200, &shop.path(list))))
+            .map(|list| scope.spawn(move || project.server.collaborator().get(200, &project.path(list))))
             .collect();
         let asked = Instant::now();
-        shop.server.owner().get(200, "/health");
+        project.server.owner().get(200, "/health");
         assert!(asked.elapsed() < secs(2), "{what}: /health took {:?} beside lists", asked.elapsed());
         calls.into_iter().map(|call| call.join().unwrap()).collect::<Vec<_>>()
     });
-    let (took, grown) = (started.elapsed(), peak(shop).saturating_sub(before));
+    let (took, grown) = (started.elapsed(), peak(project).saturating_sub(before));
     println!("{what}: {took:?}, {grown} MB more at most");
     assert!(took < secs(60), "{what}: {took:?}");
     assert!(grown < most_mb, "{what}: {grown} MB");
@@ -213,8 +218,8 @@ fn all_lists(shop: &Shop, what: &str, most_mb: u64) -> Vec<Value> {
 
 #[test]
 fn hostile_trees_cost_bounded_time_and_memory() {
-    let shop = Shop::open();
-    let work = &shop.work;
+    let project = ProjectServer::open();
+    let work = &project.work;
     let fresh = || {
         for folder in [".opencode", ".claude", ".agents"] {
             let _ = fs::remove_dir_all(work.join(folder));
@@ -233,7 +238,7 @@ fn hostile_trees_cost_bounded_time_and_memory() {
         fs::hard_link(work.join("big"), folder.join("SKILL.md")).unwrap();
         fs::hard_link(work.join("nameless"), work.join(format!(".opencode/commands/c{n}.md"))).unwrap();
     }
-    let answers = all_lists(&shop, "1,990 hard links", 128);
+    let answers = all_lists(&project, "1,990 hard links", 128);
     assert_eq!(answers[2]["truncated"], true, "templates were cut");
     let cut = answers[2]["items"].as_array().unwrap().iter().filter(|row| row["truncated"] == true);
     assert!(cut.count() > 1000);
@@ -248,7 +253,7 @@ fn hostile_trees_cost_bounded_time_and_memory() {
             fs::create_dir(work.join(format!(".opencode/{folder}/f{n}.js"))).unwrap();
         }
     }
-    assert_eq!(all_lists(&shop, "many entries", 64)[2]["truncated"], true);
+    assert_eq!(all_lists(&project, "many entries", 64)[2]["truncated"], true);
 
     fresh();
     for path in [
@@ -263,17 +268,17 @@ fn hostile_trees_cost_bounded_time_and_memory() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::File::create(path).unwrap().set_len(60 << 30).unwrap();
     }
-    reset_peak(&shop);
+    reset_peak(&project);
     for list in ["/skills", "/commands", "/plugins", "/artifacts", "/inbox"] {
-        shop.client.call("GET", &shop.path(list), None);
+        project.client.call("GET", &project.path(list), None);
     }
     for list in ["/config", "/mcp", "/export"] {
-        let refused = shop.client.call("GET", &shop.path(list), None);
+        let refused = project.client.call("GET", &project.path(list), None);
         assert!((400..500).contains(&refused.status), "{refused}");
     }
     fs::remove_file(work.join("opencode.jsonc")).unwrap();
     fs::remove_file(work.join(".opencode/openwork.json")).unwrap();
-    let answers = all_lists(&shop, "60 GB", 64);
+    let answers = all_lists(&project, "60 GB", 64);
     assert_eq!(answers[2]["items"][0]["truncated"], true);
 
     fresh();
@@ -284,7 +289,7 @@ fn hostile_trees_cost_bounded_time_and_memory() {
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join("SKILL.md"), format!("---\nname: n{byte}\ndescription: d\n---\n")).unwrap();
     }
-    let answers = all_lists(&shop, "all bytes", 64);
+    let answers = all_lists(&project, "all bytes", 64);
     assert_eq!(answers[2]["items"].as_array().unwrap().len(), 126, "names that are text");
     assert_eq!(answers[0]["items"].as_array().unwrap().len(), 126);
 
@@ -314,7 +319,7 @@ fn hostile_trees_cost_bounded_time_and_memory() {
         }
     }
     symlink("/dev/zero", work.join(".opencode/commands/out.md")).unwrap();
-    all_lists(&shop, "deep, loops and devices", 64);
+    all_lists(&project, "deep, loops and devices", 64);
 
     fresh();
     let matter = |body: String| format!("---\nname: x\n{body}\n---\nbody\n");
@@ -331,19 +336,19 @@ fn hostile_trees_cost_bounded_time_and_memory() {
         put(work, &format!(".opencode/skills/{name}/SKILL.md"), matter(body.clone()).as_bytes());
         put(work, &format!(".opencode/commands/{name}.md"), matter(body).as_bytes());
     }
-    reset_peak(&shop);
-    let (before, started) = (peak(&shop), Instant::now());
+    reset_peak(&project);
+    let (before, started) = (peak(&project), Instant::now());
     thread::scope(|scope| {
         for list in ["/skills", "/commands", "/export"] {
-            let shop = &shop;
-            scope.spawn(move || shop.get(list));
+            let project = &project;
+            scope.spawn(move || project.get(list));
         }
     });
     assert!(
-        started.elapsed() < secs(60) && peak(&shop) - before < 160,
+        started.elapsed() < secs(60) && peak(&project) - before < 160,
         "{:?}, {} MB",
         started.elapsed(),
-        peak(&shop)
+        peak(&project)
     );
 }
 
@@ -371,7 +376,7 @@ fn tree(work: &Path) -> BTreeMap<String, (u32, Vec<u8>)> {
     all
 }
 
-fn project(work: &Path) {
+fn write_project(work: &Path) {
     corpus(work);
     put(work, ".opencode/skills/odd-0/scripts/x.sh", b"#!/bin/sh\necho hi\n");
     fs::set_permissions(work.join(".opencode/skills/odd-0/scripts/x.sh"), fs::Permissions::from_mode(0o755))
@@ -392,10 +397,10 @@ fn project(work: &Path) {
 
 #[test]
 fn export_and_import_leave_the_tree_equal() {
-    let shop = Shop::open();
-    project(&shop.work);
-    let before = tree(&shop.work);
-    let export = shop.get("/export");
+    let project = ProjectServer::open();
+    write_project(&project.work);
+    let before = tree(&project.work);
+    let export = project.get("/export");
     let omitted: Vec<&str> =
         export["omitted"].as_array().unwrap().iter().map(|path| path.as_str().unwrap()).collect();
     for path in [
@@ -407,11 +412,11 @@ fn export_and_import_leave_the_tree_equal() {
     }
     let document = |mode: &str| json!({"skills": export["skills"], "commands": export["commands"], "mode": {"skills": mode, "commands": mode}});
     for mode in ["replace", "merge", "replace"] {
-        shop.post("/import", document(mode));
-        assert_eq!(tree(&shop.work), before, "{mode} into itself");
+        project.post("/import", document(mode));
+        assert_eq!(tree(&project.work), before, "{mode} into itself");
     }
     // Another workspace gets everything except the named entries.
-    let other = Shop::open();
+    let other = ProjectServer::open();
     put(&other.work, ".opencode/skills/extra/SKILL.md", b"---\nname: extra\ndescription: d\n---\n");
     put(&other.work, ".opencode/skills/extra/data.txt", b"x");
     put(&other.work, ".opencode/skills/odd-0/stale.txt", b"x");
@@ -442,18 +447,18 @@ fn export_and_import_leave_the_tree_equal() {
 
 #[test]
 fn a_document_without_paths_removes_only_exportable_files() {
-    let shop = Shop::open();
-    project(&shop.work);
-    put(&shop.work, ".opencode/skills/simple/SKILL.md", b"---\nname: simple\ndescription: d\n---\n");
-    let before = tree(&shop.work);
-    shop.post(
+    let project = ProjectServer::open();
+    write_project(&project.work);
+    put(&project.work, ".opencode/skills/simple/SKILL.md", b"---\nname: simple\ndescription: d\n---\n");
+    let before = tree(&project.work);
+    project.post(
         "/import",
         json!({
             "skills": [{"name": "odd-0", "content": "new", "description": "d"}], "commands": [{"name": "plain", "template": "t"}],
             "mode": {"skills": "replace", "commands": "replace"},
         }),
     );
-    let after = tree(&shop.work);
+    let after = tree(&project.work);
     for path in before.keys() {
         let parts = path.split('/').count();
         let flat = path.starts_with(".opencode/skills/odd-") && parts == 4
@@ -465,12 +470,12 @@ fn a_document_without_paths_removes_only_exportable_files() {
             && !after.contains_key(".opencode/commands/full.md")
     );
     assert!(after.contains_key(".opencode/skills/odd-0/scripts/x.sh"));
-    assert!(shop.read(".opencode/skills/odd-0/SKILL.md").ends_with("new\n"));
+    assert!(project.read(".opencode/skills/odd-0/SKILL.md").ends_with("new\n"));
 }
 
 #[test]
 fn bad_files_in_a_document_are_refused() {
-    let shop = Shop::open();
+    let project = ProjectServer::open();
     let skill = |path: &str, files: Value| json!({"skills": [{"name": "s", "content": "x", "description": "d", "path": path, "files": files}]});
     for body in [
         skill("../out", json!([])),
@@ -488,18 +493,18 @@ fn bad_files_in_a_document_are_refused() {
         json!({"commands": [{"name": "c", "template": "t", "file": {"path": ".opencode/commands/c.sh", "content": "x"}}]}),
         json!({"commands": [{"name": "c", "template": "t", "file": {"path": "c.md", "content": "x"}}]}),
     ] {
-        shop.refused(400, "invalid_payload", "POST", "/import", body);
+        project.refused(400, "invalid_payload", "POST", "/import", body);
     }
-    assert_eq!(fs::read_dir(&shop.work).unwrap().count(), 0, "nothing is written");
+    assert_eq!(fs::read_dir(&project.work).unwrap().count(), 0, "nothing is written");
     // A link is neither followed nor replaced.
-    fs::create_dir_all(shop.work.join(".opencode/skills/a")).unwrap();
-    symlink("/etc/hostname", shop.work.join(".opencode/skills/a/SKILL.md")).unwrap();
-    shop.refused(
+    fs::create_dir_all(project.work.join(".opencode/skills/a")).unwrap();
+    symlink("/etc/hostname", project.work.join(".opencode/skills/a/SKILL.md")).unwrap();
+    project.refused(
         400,
         "invalid_path",
         "POST",
         "/import",
         skill(".opencode/skills/a", json!([{"path": "b", "content": "x"}])),
     );
-    assert!(!shop.work.join(".opencode/skills/a/b").exists());
+    assert!(!project.work.join(".opencode/skills/a/b").exists());
 }

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::client::{Client, Reply};
 use crate::procs::{secs, wait_for};
-use crate::project::{Shop, put};
+use crate::project::{ProjectServer, put};
 use crate::scratch::Scratch;
 use crate::trays_races::{SECRET, Swapper, look};
 
@@ -121,7 +121,7 @@ fn write(client: &Client, base: &str, check: &dyn Fn(&str, &Reply) -> bool) -> u
 
 #[test]
 fn project_files_are_never_accessed_through_a_swapped_link() {
-    let shop = Shop::open();
+    let project = ProjectServer::open();
     let (_scratch, outside, before) = outside();
     for swapped in [
         vec!["opencode.jsonc", ".opencode/openwork.json"],
@@ -131,10 +131,10 @@ fn project_files_are_never_accessed_through_a_swapped_link() {
         vec![".opencode/skills/one/SKILL.md", ".opencode/skills/one/more", ".claude/skills"],
     ] {
         // Restores the original state.
-        clear(&shop.work);
-        fill(&shop.work, "inside");
+        clear(&project.work);
+        fill(&project.work, "inside");
         let paths: Vec<String> =
-            swapped.iter().map(|rel| shop.work.join(rel).to_str().unwrap().to_owned()).collect();
+            swapped.iter().map(|rel| project.work.join(rel).to_str().unwrap().to_owned()).collect();
         let check = |call: &str, reply: &Reply| {
             assert!(!reply.text().contains(SECRET), "{swapped:?} {call}: {reply}");
             let in_order = reply.status < 500 || reply.value()["code"] == "busy";
@@ -146,9 +146,10 @@ fn project_files_are_never_accessed_through_a_swapped_link() {
         let (mut reads, mut writes, mut rounds) = (0, 0, 0);
         while Instant::now() < end || rounds < 3 {
             thread::scope(|scope| {
-                let writer = scope
-                    .spawn(|| write(&shop.server.owner(), &shop.base, &|call, reply| check(call, reply)));
-                reads += read(&shop.server.owner(), &shop.base, &check);
+                let writer = scope.spawn(|| {
+                    write(&project.server.owner(), &project.base, &|call, reply| check(call, reply))
+                });
+                reads += read(&project.server.owner(), &project.base, &check);
                 writes += writer.join().unwrap();
             });
             rounds += 1;
@@ -159,9 +160,9 @@ fn project_files_are_never_accessed_through_a_swapped_link() {
         assert_eq!(look(&outside), before, "{swapped:?}: something outside was changed");
     }
     // No lock and no partial file remains.
-    clear(&shop.work);
+    clear(&project.work);
     wait_for("a write to work again", secs(20), || {
         let body = json!({"opencode": {"model": "a/b"}});
-        (shop.client.call("PATCH", &shop.path("/config"), Some(&body)).status == 200).then_some(())
+        (project.client.call("PATCH", &project.path("/config"), Some(&body)).status == 200).then_some(())
     });
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::opencode_serve::OpenCode;
-use crate::project::Shop;
+use crate::project::ProjectServer;
 use crate::server::Setup;
 
 fn import(name: &str, count: usize) -> Value {
@@ -35,21 +35,21 @@ fn whole(export: &Value, count: usize) -> String {
 
 #[test]
 fn an_export_is_imported_completely() {
-    let shop = Shop::open();
-    shop.patch(json!({"opencode": {"model": "a/b"}, "openwork": {"a": 1}}));
+    let project = ProjectServer::open();
+    project.patch(json!({"opencode": {"model": "a/b"}, "openwork": {"a": 1}}));
     let secret =
         json!({"type": "local", "command": ["x"], "environment": {"KEY": "hidden", "REF": "{env:KEY}"}});
-    shop.post("/mcp", json!({"name": "m", "config": secret}));
-    shop.post("/skills", json!({"name": "s", "content": "do", "description": "d"}));
-    shop.post("/commands", json!({"name": "c", "template": "t", "agent": "build", "model": "a/b", "subtask": true, "description": "d"}));
-    shop.write(".opencode/commands/bad.md", "---\nmodel: null\n---\nx\n");
-    let export = shop.get("/export");
-    shop.golden("export", &export);
+    project.post("/mcp", json!({"name": "m", "config": secret}));
+    project.post("/skills", json!({"name": "s", "content": "do", "description": "d"}));
+    project.post("/commands", json!({"name": "c", "template": "t", "agent": "build", "model": "a/b", "subtask": true, "description": "d"}));
+    project.write(".opencode/commands/bad.md", "---\nmodel: null\n---\nx\n");
+    let export = project.get("/export");
+    project.golden("export", &export);
     assert!(!export.to_string().contains("hidden"));
-    shop.refused(403, "forbidden", "GET", "/export?secrets=true", Value::Null);
-    let full = shop.server.owner().get(200, &shop.path("/export?secrets=true"));
+    project.refused(403, "forbidden", "GET", "/export?secrets=true", Value::Null);
+    let full = project.server.owner().get(200, &project.path("/export?secrets=true"));
     assert_eq!(full["opencode"]["mcp"]["m"]["environment"]["KEY"], "hidden");
-    let other = Shop::open();
+    let other = ProjectServer::open();
     let dry = other.post("/import?dryRun=true", full.clone());
     assert_eq!((&dry["dryRun"], dry["paths"].as_array().unwrap().len()), (&json!(true), 4));
     assert_eq!(fs::read_dir(&other.work).unwrap().count(), 0, "nothing is written");
@@ -66,26 +66,26 @@ fn an_export_is_imported_completely() {
 
 #[test]
 fn merge_keeps_and_replace_does_not() {
-    let shop = Shop::open();
-    shop.write("opencode.jsonc", "{\n  // mine\n  \"theme\": \"x\"\n}\n");
-    shop.write(".opencode/skills/old/SKILL.md", "---\nname: old\ndescription: d\n---\n");
-    shop.write(".opencode/commands/old.md", "x\n");
+    let project = ProjectServer::open();
+    project.write("opencode.jsonc", "{\n  // mine\n  \"theme\": \"x\"\n}\n");
+    project.write(".opencode/skills/old/SKILL.md", "---\nname: old\ndescription: d\n---\n");
+    project.write(".opencode/commands/old.md", "x\n");
     let body = json!({
         "opencode": {"model": "a/b"}, "skills": [{"name": "new", "content": "x", "description": "d"}],
         "commands": [{"name": "c", "content": "---\nagent: build\nmodel: a/b\n---\n\ntext\n"}],
     });
-    shop.post("/import", body.clone());
-    assert!(shop.read("opencode.jsonc").contains("// mine"));
-    let names = |what: &str| fs::read_dir(shop.work.join(".opencode").join(what)).unwrap().count();
+    project.post("/import", body.clone());
+    assert!(project.read("opencode.jsonc").contains("// mine"));
+    let names = |what: &str| fs::read_dir(project.work.join(".opencode").join(what)).unwrap().count();
     assert_eq!((names("skills"), names("commands")), (2, 2));
-    assert_eq!(shop.get("/commands")["items"][0]["agent"], "build");
-    shop.patch(json!({"openwork": {"old": 1}}));
+    assert_eq!(project.get("/commands")["items"][0]["agent"], "build");
+    project.patch(json!({"openwork": {"old": 1}}));
     let mut body = body;
     body["openwork"] = json!({"new": 1});
     let replace = "replace";
     body["mode"] = json!({"opencode": replace, "openwork": replace, "skills": replace, "commands": replace});
-    shop.post("/import", body);
-    let config = shop.get("/config");
+    project.post("/import", body);
+    let config = project.get("/config");
     assert_eq!((&config["opencode"], &config["openwork"]), (&json!({"model": "a/b"}), &json!({"new": 1})));
     assert_eq!((names("skills"), names("commands")), (1, 1));
     assert_eq!(names("openwork"), 0, "no prepared files remain");
@@ -93,7 +93,7 @@ fn merge_keeps_and_replace_does_not() {
 
 #[test]
 fn an_import_with_one_invalid_part_writes_nothing() {
-    let shop = Shop::open();
+    let project = ProjectServer::open();
     let good = json!({"name": "s", "content": "x", "description": "d"});
     for (status, code, body) in [
         (
@@ -106,69 +106,74 @@ fn an_import_with_one_invalid_part_writes_nothing() {
         (400, "invalid_payload", json!({"skills": [good, ["t", "x", "d"]]})),
         (400, "invalid_payload", json!({"skills": [good], "mode": ["replace", null, null, null]})),
     ] {
-        shop.refused(status, code, "POST", "/import", body);
+        project.refused(status, code, "POST", "/import", body);
     }
-    assert_eq!(fs::read_dir(&shop.work).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(&project.work).unwrap().count(), 0);
     // A conflict that is found only during the writes is rolled back: a folder in the place of a file.
-    shop.post("/import", import("old", 3));
-    fs::remove_file(shop.work.join(".opencode/openwork.json")).unwrap();
-    fs::create_dir_all(shop.work.join(".opencode/openwork.json/x")).unwrap();
+    project.post("/import", import("old", 3));
+    fs::remove_file(project.work.join(".opencode/openwork.json")).unwrap();
+    fs::create_dir_all(project.work.join(".opencode/openwork.json/x")).unwrap();
     let mut body = import("new", 3);
     body["commands"] = json!([]);
-    let reply = shop.client.call("POST", &shop.path("/import"), Some(&body));
+    let reply = project.client.call("POST", &project.path("/import"), Some(&body));
     assert!(reply.status >= 400, "{reply}");
-    assert!(shop.work.join(".opencode/openwork.json/x").is_dir());
-    assert!(shop.read("opencode.jsonc").contains("\"old\""), "{}", shop.read("opencode.jsonc"));
-    assert!(shop.read(".opencode/skills/s1/SKILL.md").contains("old"));
+    assert!(project.work.join(".opencode/openwork.json/x").is_dir());
+    assert!(project.read("opencode.jsonc").contains("\"old\""), "{}", project.read("opencode.jsonc"));
+    assert!(project.read(".opencode/skills/s1/SKILL.md").contains("old"));
 }
 
 #[test]
 fn a_kill_during_an_import_leaves_the_old_or_the_new_state() {
     const COUNT: usize = 12;
     let setup = Setup::new().arg("--approval=auto");
-    let mut shop = Shop::of(setup.start());
-    shop.post("/import", import("first", COUNT));
+    let mut project = ProjectServer::of(setup.start());
+    project.post("/import", import("first", COUNT));
     let mut before = "first".to_owned();
     for round in 0..12_u64 {
         let name = format!("round-{round}");
         let body = import(&name, COUNT);
-        let pid = shop.server.pid;
+        let pid = project.server.pid;
         thread::scope(|scope| {
             scope.spawn(move || {
                 thread::sleep(Duration::from_millis(3 + round * 6));
                 crate::procs::signal(pid, rustix::process::Signal::KILL);
             });
-            let _ =
-                shop.client.try_send("POST", &shop.path("/import"), &[], Some(body.to_string().as_bytes()));
+            let _ = project.client.try_send(
+                "POST",
+                &project.path("/import"),
+                &[],
+                Some(body.to_string().as_bytes()),
+            );
         });
-        let Shop { server, .. } = shop;
+        let ProjectServer { server, .. } = project;
         server.crash();
-        shop = Shop::of(setup.start());
-        let now = whole(&shop.get("/export"), COUNT);
+        project = ProjectServer::of(setup.start());
+        let now = whole(&project.get("/export"), COUNT);
         assert!(now == before || now == name, "{now}");
         before = now;
-        let left = fs::read_dir(shop.server.data.join("workspaces")).unwrap().flatten();
+        let left = fs::read_dir(project.server.data.join("workspaces")).unwrap().flatten();
         assert!(left.into_iter().all(|folder| !folder.path().join("import.json").exists()));
     }
 }
 
 fn opencode_takes(version: &str) {
-    let shop = Shop::open();
-    shop.patch(json!({"opencode": {
+    let project = ProjectServer::open();
+    project.patch(json!({"opencode": {
         "model": "a/b", "permission": {"bash": {"*": "ask"}}, "agent": {"mine": {"prompt": "p", "mode": "subagent"}},
     }}));
-    shop.post("/mcp", json!({"name": "m", "config": {"type": "local", "command": ["x"], "enabled": false}}));
-    shop.post("/commands", json!({"name": "plain", "template": "do $ARGUMENTS", "model": null}));
-    shop.post("/commands", json!({"name": "full", "template": "t", "description": "a: \"b\"", "agent": "build", "model": "a/b", "subtask": true}));
-    shop.post("/skills", json!({"name": "s", "content": "do it", "description": "what: it does"}));
-    shop.post(
+    project
+        .post("/mcp", json!({"name": "m", "config": {"type": "local", "command": ["x"], "enabled": false}}));
+    project.post("/commands", json!({"name": "plain", "template": "do $ARGUMENTS", "model": null}));
+    project.post("/commands", json!({"name": "full", "template": "t", "description": "a: \"b\"", "agent": "build", "model": "a/b", "subtask": true}));
+    project.post("/skills", json!({"name": "s", "content": "do it", "description": "what: it does"}));
+    project.post(
         "/import",
         json!({
             "commands": [{"name": "imported", "content": "---\ndescription: d\n---\n\ntext"}],
             "skills": [{"name": "brought", "content": "x", "description": "y"}],
         }),
     );
-    let opencode = OpenCode::start(version, &shop.work);
+    let opencode = OpenCode::start(version, &project.work);
     let client = opencode.client();
     let config = client.get(200, "/config");
     assert_eq!((&config["model"], &config["mcp"]["m"]["command"]), (&json!("a/b"), &json!(["x"])));

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::opencode_serve::VERSIONS;
 use crate::opencode_server::Opencode;
 use crate::procs::{secs, wait_for};
-use crate::project::Shop;
+use crate::project::ProjectServer;
 use crate::scoped_tokens;
 use crate::scratch::Scratch;
 use crate::server::Setup;
@@ -31,26 +31,27 @@ fn config(outside: &str) -> Value {
 fn reads_and_writes_keep_references_unchanged() {
     let scratch = Scratch::new();
     let outside = scratch.file("outside.txt", SECRET);
-    let shop = Shop::of(Setup::new().arg("--approval=auto").env("BERTH_IT_SHARE", SECRET).start());
+    let project =
+        ProjectServer::of(Setup::new().arg("--approval=auto").env("BERTH_IT_SHARE", SECRET).start());
     let config = config(outside.to_str().unwrap());
-    shop.patch(json!({ "opencode": config }));
-    assert!(shop.read("opencode.jsonc").contains("{env:BERTH_IT_SHARE}"));
-    let viewer = scoped_tokens::client(&shop.server, json!({"scope": "viewer"}));
-    for client in [&viewer, &shop.client, &shop.server.owner()] {
-        assert_eq!(client.get(200, &shop.path("/config"))["opencode"], config);
+    project.patch(json!({ "opencode": config }));
+    assert!(project.read("opencode.jsonc").contains("{env:BERTH_IT_SHARE}"));
+    let viewer = scoped_tokens::client(&project.server, json!({"scope": "viewer"}));
+    for client in [&viewer, &project.client, &project.server.owner()] {
+        assert_eq!(client.get(200, &project.path("/config"))["opencode"], config);
         for call in
             ["/mcp", "/plugins?includeGlobal=true", "/export", "/events", "/audit", "/commands", "/skills"]
         {
-            let reply = client.get(200, &shop.path(call));
+            let reply = client.get(200, &project.path(call));
             assert!(!reply.to_string().contains(SECRET), "{call}: {reply}");
         }
     }
-    let full = shop.server.owner().get(200, &shop.path("/export?secrets=true"));
+    let full = project.server.owner().get(200, &project.path("/export?secrets=true"));
     assert_eq!(full["opencode"], config);
     // A reference remains a string, so a field that needs a list still refuses it.
     let odd = json!({"opencode": {"plugin": "{env:PLUGINS}"}});
-    shop.refused(422, "invalid_config", "PATCH", "/config", odd);
-    assert!(!shop.server.log().contains(SECRET));
+    project.refused(422, "invalid_config", "PATCH", "/config", odd);
+    assert!(!project.server.log().contains(SECRET));
 }
 
 #[test]
@@ -60,15 +61,15 @@ fn viewers_do_not_see_the_values_of_references() {
         let outside = scratch.file("outside.txt", SECRET);
         let opencode = Opencode::start(version, scratch.path());
         let setup = opencode.named_to(Setup::new()).arg("--approval=auto");
-        let shop = Shop::of(setup.start());
+        let project = ProjectServer::of(setup.start());
         let mut config = config(outside.to_str().unwrap());
         config["share"] = json!("manual");
-        shop.patch(json!({ "opencode": config }));
-        let viewer = scoped_tokens::client(&shop.server, json!({"scope": "viewer"}));
+        project.patch(json!({ "opencode": config }));
+        let viewer = scoped_tokens::client(&project.server, json!({"scope": "viewer"}));
         for path in ["config", "config/providers", "provider"] {
             // Check of the test: OpenCode does return the secret.
             wait_for("OpenCode to return the secret", secs(60), || {
-                let reply = shop.client.call("GET", &format!("/opencode/{path}"), None);
+                let reply = project.client.call("GET", &format!("/opencode/{path}"), None);
                 (reply.status == 200 && reply.text().contains(SECRET)).then_some(())
             });
             for path in [path.to_owned(), format!("/{path}"), path.replace('o', "%6f"), format!("{path}/")] {

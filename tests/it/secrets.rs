@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::client::Client;
 use crate::fixture::{Place, shared};
-use crate::project::Shop;
+use crate::project::ProjectServer;
 use crate::server::Server;
 
 /// The prefix of each secret of these tests.
@@ -25,31 +25,31 @@ fn shows_none(client: &Client, path: &str) -> String {
 
 #[test]
 fn viewers_see_that_a_configuration_holds_secrets_but_not_their_values() {
-    let shop = Shop::open();
-    let viewer = viewer(&shop.server);
+    let project = ProjectServer::open();
+    let viewer = viewer(&project.server);
     let config = json!({
         "model": "a/b",
         "provider": {"x": {"options": {"apiKey": "S3CR3T-a", "baseURL": "http://me:S3CR3T-b@h/v1?api_key=S3CR3T-c"}}},
         "plugin": ["git+https://S3CR3T-d@h.example/x.git"],
     });
-    shop.patch(json!({"opencode": config, "openwork": {"notify": {"webhook": "S3CR3T-e"}}}));
+    project.patch(json!({"opencode": config, "openwork": {"notify": {"webhook": "S3CR3T-e"}}}));
     let server = json!({"type": "local", "command": ["x", "--token", "S3CR3T-f", "--key=S3CR3T-g"],
         "environment": {"K": "S3CR3T-h", "REF": "{env:KEY}"}});
-    shop.post("/mcp", json!({"name": "m", "config": server}));
+    project.post("/mcp", json!({"name": "m", "config": server}));
     let remote =
         json!({"type": "remote", "url": "http://h", "headers": {"Authorization": "Bearer S3CR3T-i"}});
-    shop.post("/mcp", json!({"name": "r", "config": remote}));
-    shop.post("/plugins", json!({"spec": "git+https://S3CR3T-j@h.example/y.git"}));
-    shop.post("/skills", json!({"name": "s", "content": "export API_TOKEN=S3CR3T-k", "description": "d"}));
-    shop.post("/commands", json!({"name": "c", "template": "curl -u me:S3CR3T-l http://h"}));
+    project.post("/mcp", json!({"name": "r", "config": remote}));
+    project.post("/plugins", json!({"spec": "git+https://S3CR3T-j@h.example/y.git"}));
+    project.post("/skills", json!({"name": "s", "content": "export API_TOKEN=S3CR3T-k", "description": "d"}));
+    project.post("/commands", json!({"name": "c", "template": "curl -u me:S3CR3T-l http://h"}));
     for call in
         ["/config", "/mcp", "/plugins", "/skills", "/skills/s", "/commands", "/export", "/events", "/audit"]
     {
-        let text = viewer.call("GET", &shop.path(call), None).expect(200).text();
+        let text = viewer.call("GET", &project.path(call), None).expect(200).text();
         // Audit lines redact them for every token.
         assert!(call == "/audit" || !text.contains(SECRET), "{call}: {text}");
     }
-    let shown = viewer.get(200, &shop.path("/config"));
+    let shown = viewer.get(200, &project.path("/config"));
     assert_eq!(shown["opencode"]["model"], "a/b");
     assert_eq!(shown["opencode"]["mcp"]["m"]["environment"], json!({"K": "********", "REF": "{env:KEY}"}));
     assert_eq!(
@@ -58,20 +58,20 @@ fn viewers_see_that_a_configuration_holds_secrets_but_not_their_values() {
     );
     // The client token gets what the OpenWork app needs; writing back the redacted view of a viewer destroys no
     // secret.
-    let whole = shop.get("/config");
+    let whole = project.get("/config");
     assert_eq!(whole["opencode"]["provider"]["x"]["options"]["apiKey"], "S3CR3T-a");
     let mut sent = shown["opencode"].clone();
     sent["provider"]["x"]["options"]["timeout"] = json!(5000);
-    shop.patch(json!({"opencode": sent, "openwork": shown["openwork"]}));
+    project.patch(json!({"opencode": sent, "openwork": shown["openwork"]}));
     let mut expected = whole.clone();
     expected["opencode"]["provider"]["x"]["options"]["timeout"] = json!(5000);
     assert_eq!(
-        (&shop.get("/config")["opencode"], &shop.get("/config")["openwork"]),
+        (&project.get("/config")["opencode"], &project.get("/config")["openwork"]),
         (&expected["opencode"], &expected["openwork"])
     );
-    shop.post("/mcp", json!({"name": "m", "config": shown["opencode"]["mcp"]["m"]}));
-    shop.post("/import", json!({"opencode": {"mcp": shown["opencode"]["mcp"]}}));
-    assert_eq!(shop.get("/mcp")["items"][0]["config"], server);
+    project.post("/mcp", json!({"name": "m", "config": shown["opencode"]["mcp"]["m"]}));
+    project.post("/import", json!({"opencode": {"mcp": shown["opencode"]["mcp"]}}));
+    assert_eq!(project.get("/mcp")["items"][0]["config"], server);
 }
 
 #[test]

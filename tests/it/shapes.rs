@@ -13,7 +13,7 @@ use crate::events::Events;
 use crate::golden::golden;
 use crate::procs::{secs, wait_for};
 use crate::server::{CLIENT_TOKEN, HOST_TOKEN, Setup};
-use crate::trays::{Desk, id_of};
+use crate::trays::{Trays, id_of};
 use crate::upstream::Upstream;
 
 /// Rows whose responses have no JSON of berth: files, proxied streams, the page. Other tests cover them.
@@ -57,26 +57,26 @@ const ELSEWHERE: [&str; 23] = [
 
 /// One server, and the set of rows seen.
 struct Shapes {
-    desk: Desk,
+    trays: Trays,
     seen: BTreeSet<String>,
 }
 
 impl Shapes {
     fn new(setup: Setup) -> Shapes {
-        Shapes { desk: Desk::new(setup), seen: BTreeSet::new() }
+        Shapes { trays: Trays::new(setup), seen: BTreeSet::new() }
     }
 
     fn id(&self) -> String {
-        self.desk.path.trim_start_matches("/workspace/").to_owned()
+        self.trays.path.trim_start_matches("/workspace/").to_owned()
     }
 
     /// Compares; `pattern` is the row as in the route table.
     #[track_caller]
     fn shape(&mut self, name: &str, row: &str, value: &Value) {
         self.seen.insert(row.to_owned());
-        let server = &self.desk.server;
+        let server = &self.trays.server;
         let (id, port) = (self.id(), server.address.port());
-        let (work, home) = (self.desk.work.to_str().unwrap(), server.scratch().path().to_str().unwrap());
+        let (work, home) = (self.trays.work.to_str().unwrap(), server.scratch().path().to_str().unwrap());
         let hashes = [CLIENT_TOKEN, HOST_TOKEN].map(crate::scoped_tokens::sha256);
         let mut value = value.clone();
         plain(&mut value, port);
@@ -140,9 +140,9 @@ fn every_reply_has_its_observed_shape() {
         .arg(format!("--opencode-base-url={}", upstream.url()));
     let mut all = Shapes::new(setup);
     let (owner, client, anyone) =
-        (all.desk.server.owner(), all.desk.server.collaborator(), all.desk.server.anyone());
-    let viewer = crate::scoped_tokens::client(&all.desk.server, json!({"scope": "viewer", "label": "tv"}));
-    let (id, w) = (all.id(), all.desk.path.clone());
+        (all.trays.server.owner(), all.trays.server.collaborator(), all.trays.server.anyone());
+    let viewer = crate::scoped_tokens::client(&all.trays.server, json!({"scope": "viewer", "label": "tv"}));
+    let (id, w) = (all.id(), all.trays.path.clone());
     let address = upstream.address.to_string();
     let with_upstream = |value: Value| -> Value {
         serde_json::from_str(&value.to_string().replace(&address, "{upstream}")).unwrap()
@@ -159,7 +159,7 @@ fn every_reply_has_its_observed_shape() {
     all.shape("capabilities", "GET /capabilities", &viewer.get(200, "/capabilities"));
     let mounted = client.get(200, &format!("/w/{id}/capabilities"));
     all.shape("capabilities", "GET /w/:id/capabilities", &mounted);
-    let phone = all.desk.server.collaborator().with("X-OpenWork-Client-Id", "phone");
+    let phone = all.trays.server.collaborator().with("X-OpenWork-Client-Id", "phone");
     all.shape("whoami", "GET /whoami", &phone.get(200, "/whoami"));
     all.shape("whoami_host", "GET /whoami", &owner.get(200, "/whoami"));
     all.shape("workspaces", "GET /workspaces", &with_upstream(client.get(200, "/workspaces")));
@@ -180,13 +180,13 @@ fn every_reply_has_its_observed_shape() {
 
     // Files.
     let sent =
-        json_reply(all.desk.upload("/inbox?path=a/b.txt", &[("name=file; filename=x", b"hello")]), 200);
+        json_reply(all.trays.upload("/inbox?path=a/b.txt", &[("name=file; filename=x", b"hello")]), 200);
     all.shape("inbox_upload", "POST /workspace/:id/inbox", &sent);
     all.shape("inbox", "GET /workspace/:id/inbox", &client.get(200, &format!("{w}/inbox")));
     let none =
         client.refused(404, "inbox_item_not_found", "GET", &format!("{w}/inbox/{}", id_of("no")), None);
     all.shape("inbox_item_not_found", "GET /workspace/:id/inbox/:inboxId", &none);
-    all.desk.offer("out/r.txt", b"12345");
+    all.trays.offer("out/r.txt", b"12345");
     all.shape("artifacts", "GET /workspace/:id/artifacts", &client.get(200, &format!("{w}/artifacts")));
     let none =
         client.refused(404, "artifact_not_found", "GET", &format!("{w}/artifacts/{}", id_of("no")), None);
@@ -194,9 +194,9 @@ fn every_reply_has_its_observed_shape() {
     let odd = client.refused(400, "invalid_artifact", "GET", &format!("{w}/artifacts/%21"), None);
     all.shape("artifact_invalid", "GET /workspace/:id/artifacts/:artifactId", &odd);
     let row = "POST /workspace/:id/inbox";
-    let up = json_reply(all.desk.upload("/inbox?path=..", &[("name=file; filename=x", b"1")]), 400);
+    let up = json_reply(all.trays.upload("/inbox?path=..", &[("name=file; filename=x", b"1")]), 400);
     all.shape("inbox_invalid_path", row, &up);
-    let missing = json_reply(all.desk.upload("/inbox", &[("name=other; filename=x", b"1")]), 400);
+    let missing = json_reply(all.trays.upload("/inbox", &[("name=other; filename=x", b"1")]), 400);
     all.shape("inbox_file_required", row, &missing);
     let json = client.refused(400, "invalid_payload", "POST", &format!("{w}/inbox"), Some(json!({})));
     all.shape("inbox_not_multipart", row, &json);
@@ -232,7 +232,7 @@ fn every_reply_has_its_observed_shape() {
     let odd = client.refused(400, "invalid_skill_name", "POST", &format!("{w}/import"), Some(odd));
     all.shape("import_refused", row, &odd);
     let mut feed = Events::ask(
-        &all.desk.server,
+        &all.trays.server,
         &format!("GET {w}/events/stream HTTP/1.1\r\nLast-Event-ID: 0\r\n"),
         None,
     );
@@ -275,10 +275,10 @@ fn busy_free(mut status: Value) -> Value {
 fn gated() -> Vec<String> {
     let setup = Setup::new().args(&["--approval=manual", "--approval-timeout=60000"]);
     let mut all = Shapes::new(setup);
-    let owner = all.desk.server.owner();
+    let owner = all.trays.server.owner();
     let row = "GET /approvals";
     all.shape("approvals_none", row, &owner.get(200, row.trim_start_matches("GET ")));
-    let mut feed = Events::ask(&all.desk.server, "GET /approvals/events HTTP/1.1\r\n", None);
+    let mut feed = Events::ask(&all.trays.server, "GET /approvals/events HTTP/1.1\r\n", None);
     let pending = feed.next().unwrap();
     all.shape("approvals_pending", "GET /approvals/events", &json!([pending.name, pending.data]));
     let write = |client: Client, path: String| {
@@ -286,7 +286,7 @@ fn gated() -> Vec<String> {
     };
     // Denied first, so that both find the same file.
     for (reply, status) in [("deny", 403), ("allow", 200)] {
-        let waiting = write(all.desk.server.collaborator(), format!("{}/config", all.desk.path));
+        let waiting = write(all.trays.server.collaborator(), format!("{}/config", all.trays.path));
         let list = wait_for("a question", secs(60), || {
             Some(owner.get(200, "/approvals")).filter(|list| list["items"][0].is_object())
         });
@@ -319,7 +319,7 @@ fn closed() -> Vec<String> {
         .env("OPENWORK_OUTBOX_ENABLED", "0")
         .env("OPENWORK_TOY_UI", "0");
     let mut all = Shapes::new(setup);
-    let (client, w) = (all.desk.server.collaborator(), all.desk.path.clone());
+    let (client, w) = (all.trays.server.collaborator(), all.trays.path.clone());
     all.shape("capabilities_closed", "GET /capabilities", &client.get(200, "/capabilities"));
     let reply =
         client.refused(403, "read_only", "PATCH", &format!("{w}/config"), Some(json!({"openwork": {}})));
@@ -329,7 +329,7 @@ fn closed() -> Vec<String> {
     let reply = client.refused(404, "outbox_disabled", "GET", &format!("{w}/artifacts/{}", id_of("x")), None);
     all.shape("outbox_disabled", "GET /workspace/:id/artifacts/:artifactId", &reply);
     all.shape("trays_disabled", "GET /workspace/:id/artifacts", &client.get(200, &format!("{w}/artifacts")));
-    let reply = all.desk.server.anyone().refused(404, "ui_disabled", "GET", "/ui", None);
+    let reply = all.trays.server.anyone().refused(404, "ui_disabled", "GET", "/ui", None);
     all.shape("ui_disabled", "GET /ui", &reply);
     let reply = client.refused(400, "opencode_unconfigured", "GET", "/opencode/x", None);
     all.shape("opencode_unconfigured", "GET /opencode/*", &reply);
@@ -344,13 +344,13 @@ fn unreachable() -> Vec<String> {
     let mut all = Shapes::new(
         Setup::new().arg("--approval=auto").arg(format!("--opencode-base-url={}", upstream.url())),
     );
-    let (client, path) = (all.desk.server.collaborator(), format!("{}/engine/reload", all.desk.path));
+    let (client, path) = (all.trays.server.collaborator(), format!("{}/engine/reload", all.trays.path));
     let reply = client.refused(502, "opencode_reload_failed", "POST", &path, None);
     all.shape("engine_reload_failed", "POST /workspace/:id/engine/reload", &reply);
     let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut gone = Shapes::new(Setup::new().arg(format!("--opencode-base-url=http://{unused}")));
     let reply =
-        gone.desk.server.collaborator().refused(502, "opencode_unreachable", "GET", "/opencode/x", None);
+        gone.trays.server.collaborator().refused(502, "opencode_unreachable", "GET", "/opencode/x", None);
     let reply = serde_json::from_str(&reply.to_string().replace(&unused.to_string(), "{upstream}")).unwrap();
     gone.shape("opencode_unreachable", "GET /opencode/*", &reply);
     all.seen.into_iter().chain(gone.seen).collect()

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::procs::{secs, wait_for};
 use crate::scratch::Scratch;
 use crate::server::Setup;
-use crate::trays::{Desk, OUTBOX, id_of};
+use crate::trays::{OUTBOX, Trays, id_of};
 
 pub const SECRET: &str = "the-secret-outside-77ab";
 
@@ -93,9 +93,9 @@ pub fn look(folder: &str) -> Vec<String> {
 
 #[test]
 fn folders_swapped_for_links_are_never_followed() {
-    let desk = Desk::new(Setup::new().arg("--approval=auto"));
+    let trays = Trays::new(Setup::new().arg("--approval=auto"));
     let (_scratch, outside, before) = outside();
-    let base = desk.work.join(".opencode/openwork");
+    let base = trays.work.join(".opencode/openwork");
     for tray in ["inbox", "outbox"] {
         fs::create_dir_all(base.join(tray).join("sub/deep")).unwrap();
         for file in ["sub/file", "sub/deep/file", "file"] {
@@ -107,7 +107,7 @@ fn folders_swapped_for_links_are_never_followed() {
         vec![path("inbox/sub"), path("outbox/sub")],
         vec![path("inbox/sub/deep"), path("outbox/sub/deep"), path("outbox/file"), path("inbox/file")],
         vec![path("inbox"), path("outbox")],
-        vec![desk.work.join(".opencode/openwork").to_str().unwrap().to_owned()],
+        vec![trays.work.join(".opencode/openwork").to_str().unwrap().to_owned()],
     ] {
         let mut swapper = Swapper::start(&outside, &swapped);
         let (mut kept, mut fetched, mut refused) = (0, 0, 0);
@@ -121,21 +121,21 @@ fn folders_swapped_for_links_are_never_followed() {
                 scope.spawn(|| {
                     for path in ["sub/file", "sub/deep/new", "file"] {
                         let reply =
-                            desk.upload(&format!("/inbox?path={path}"), &[("name=file; filename=x", b"up")]);
+                            trays.upload(&format!("/inbox?path={path}"), &[("name=file; filename=x", b"up")]);
                         check(&reply);
                     }
                 });
-                let client = desk.server.owner();
+                let client = trays.server.owner();
                 for path in ["sub/file", "sub/deep/file", "file"] {
                     for tray in ["artifacts", "inbox"] {
                         let reply =
-                            client.call("GET", &format!("{}/{tray}/{}", desk.path, id_of(path)), None);
+                            client.call("GET", &format!("{}/{tray}/{}", trays.path, id_of(path)), None);
                         check(&reply);
                         if reply.status == 200 { fetched += 1 } else { refused += 1 }
                     }
                 }
                 for tray in ["artifacts", "inbox"] {
-                    let reply = client.call("GET", &format!("{}/{tray}", desk.path), None);
+                    let reply = client.call("GET", &format!("{}/{tray}", trays.path), None);
                     check(&reply);
                     if reply.status == 200 {
                         let items = reply.value()["items"].as_array().unwrap().clone();
@@ -160,31 +160,31 @@ fn folders_swapped_for_links_are_never_followed() {
         }
     }
     // No partial upload remains.
-    wait_for("an upload to work again", secs(20), || (desk.put("last", b"1").status == 200).then_some(()));
+    wait_for("an upload to work again", secs(20), || (trays.put("last", b"1").status == 200).then_some(()));
 }
 
 #[test]
 fn artifacts_with_names_that_are_not_utf_8_can_be_downloaded() {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt as _;
-    let desk = Desk::auto();
-    let outbox = desk.work.join(OUTBOX);
+    let trays = Trays::auto();
+    let outbox = trays.work.join(OUTBOX);
     let folder = outbox.join(OsStr::from_bytes(b"d\xe9"));
     fs::create_dir_all(&folder).unwrap();
     for name in [&b"caf\xe9.txt"[..], b"caf\xe8.txt", b"\xff", b"a\nb"] {
         fs::write(folder.join(OsStr::from_bytes(name)), name).unwrap();
     }
-    let reply = desk.client().get(200, &format!("{}/artifacts", desk.path));
+    let reply = trays.client().get(200, &format!("{}/artifacts", trays.path));
     let items = reply["items"].as_array().unwrap();
     assert_eq!(items.len(), 4, "{reply}");
     let mut bodies = Vec::new();
     for item in items {
         assert!(item["path"].as_str().unwrap().starts_with("d\u{fffd}/"), "{item}");
-        let path = format!("{}/artifacts/{}", desk.path, item["id"].as_str().unwrap());
-        bodies.push(desk.client().call("GET", &path, None).expect(200).body);
+        let path = format!("{}/artifacts/{}", trays.path, item["id"].as_str().unwrap());
+        bodies.push(trays.client().call("GET", &path, None).expect(200).body);
     }
     bodies.sort();
     assert_eq!(bodies, [&b"a\nb"[..], b"caf\xe8.txt", b"caf\xe9.txt", b"\xff"]);
     // The id of a missing file, and ids that would lead elsewhere.
-    desk.client().refused(404, "artifact_not_found", "GET", &format!("{}/artifacts/_w", desk.path), None);
+    trays.client().refused(404, "artifact_not_found", "GET", &format!("{}/artifacts/_w", trays.path), None);
 }
