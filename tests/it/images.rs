@@ -17,7 +17,7 @@ use crate::tape::Tape;
 
 const ARCHIVE: &[(&str, &str)] = &[("Content-Type", "application/octet-stream")];
 
-fn left(server: &Server) -> Vec<String> {
+fn image_files(server: &Server) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(server.data.join("images"))
         .unwrap()
         .flatten()
@@ -103,7 +103,7 @@ fn archives_are_uploaded_and_imported_listed_and_removed() {
 
     // An upload that is cut off, with a Content-Length or chunked.
     for head in ["Content-Length: 4000000", "Transfer-Encoding: chunked"] {
-        let before = left(&server);
+        let before = image_files(&server);
         let mut half = TcpStream::connect(server.address).unwrap();
         write!(
             half,
@@ -115,15 +115,17 @@ fn archives_are_uploaded_and_imported_listed_and_removed() {
             write!(half, "{:x}\r\n", 4_000_000).unwrap();
         }
         half.write_all(&large[..2 << 20]).unwrap();
-        wait_for("the import to begin", secs(20), || (left(&server).len() > before.len()).then_some(()));
+        wait_for("the import to begin", secs(20), || {
+            (image_files(&server).len() > before.len()).then_some(())
+        });
         drop(half);
-        wait_for("the half image to go", secs(20), || (left(&server) == before).then_some(()));
+        wait_for("the half image to go", secs(20), || (image_files(&server) == before).then_some(()));
     }
     owner.refused(404, "image_not_found", "GET", "/api/images/half", None);
 
     owner.call("DELETE", "/api/images/small", None).expect(204);
     owner.refused(404, "image_not_found", "GET", "/api/images/again", None);
-    assert_eq!(left(&server).len(), 2);
+    assert_eq!(image_files(&server).len(), 2);
 
     let reply = events(&server);
     let kinds = |name: &str| -> Vec<&str> {
@@ -240,7 +242,7 @@ fn one_distro_is_bootstrapped_once() {
             command.args(["image", "build", DISTRO]).env("BERTH_DATA_DIR", &server.data);
             run(&mut command, secs(900))
         });
-        wait_for("the bootstrap to begin", secs(60), || (left(&server).len() > 1).then_some(()));
+        wait_for("the bootstrap to begin", secs(60), || (image_files(&server).len() > 1).then_some(()));
         let by_api = owner_builds(&server);
         let by_cli = by_cli.join().unwrap();
         assert_eq!(by_cli.code, Some(0), "{}{}", by_cli.stdout, by_cli.stderr);

@@ -57,9 +57,9 @@ impl Store {
 
     #[track_caller]
     fn untouched(&self, what: &str) {
-        let mut left = names(&self.data().join("images"));
-        left.retain(|name| name != ".lock" && name != "names");
-        assert!(left.is_empty(), "{what} left {left:?} behind");
+        let mut remaining = names(&self.data().join("images"));
+        remaining.retain(|name| name != ".lock" && name != "names");
+        assert!(remaining.is_empty(), "{what} left {remaining:?} behind");
         assert!(names(&self.data().join("images/names")).is_empty(), "{what}");
         assert_eq!(names(self.0.path()), ["archive", "canary", "data", "home"], "{what}");
         assert_eq!(fs::read_to_string(self.0.path().join("canary")).unwrap(), "alive", "{what}");
@@ -297,16 +297,16 @@ fn xz_with_dictionary(class: u8) -> Vec<u8> {
 #[test]
 fn devices_are_skipped_and_privileges_kept_where_valid() {
     let store = Store::new();
-    let mut stranger = header("usr/bin/stranger", EntryType::Regular, 0o6755);
-    stranger.set_uid(4_000_000);
-    stranger.set_cksum();
+    let mut other_user = header("usr/bin/stranger", EntryType::Regular, 0o6755);
+    other_user.set_uid(4_000_000);
+    other_user.set_cksum();
     let tape = Tape::system()
         .special("dev/null", EntryType::Char)
         .special("usr/disk", EntryType::Block)
         .special("usr/fifo", EntryType::Fifo)
         .file("usr/bin/sudo", 0o4755, b"x")
         .folder("usr/share", 0o7777)
-        .raw(&stranger, b"")
+        .raw(&other_user, b"")
         .pax(
             EntryType::XHeader,
             &[("SCHILY.xattr.security.capability", b"\x01\0\0\x02\0\n\0\0\0\0\0\0\0\0\0\0\0\0\0\0")],
@@ -334,8 +334,8 @@ fn devices_are_skipped_and_privileges_kept_where_valid() {
     let mode = |path: &str| meta(path).permissions().mode() & 0o7777;
     assert_eq!((mode("usr/bin/sudo"), mode("usr/share"), mode("usr/bin/stranger")), (0o4755, 0o3777, 0o755));
     assert_eq!((meta("usr/bin/stranger").uid(), meta("usr/bin/sudo").uid()), (65534, 0));
-    for gone in ["dev/null", "usr/disk", "usr/fifo"] {
-        assert!(!folder.join("root").join(gone).exists(), "{gone}");
+    for removed in ["dev/null", "usr/disk", "usr/fifo"] {
+        assert!(!folder.join("root").join(removed).exists(), "{removed}");
     }
     let listing = fs::read_to_string(folder.join("listing")).unwrap();
     let ping = listing.lines().find(|line| line.contains("/usr/bin/ping")).unwrap();
@@ -499,9 +499,9 @@ fn an_interrupted_import_leaves_no_files() {
         &["image", "import", "x", path.to_str().unwrap()],
         &[("BERTH_DATA_DIR", data.to_str().unwrap())],
     );
-    let left = names(&data.join("images"));
+    let remaining = names(&data.join("images"));
     assert!(Command::new("umount").arg(&data).status().unwrap().success());
     assert_eq!(reply.code, Some(1), "{}", reply.stdout);
     assert!(reply.stderr.contains("Not enough free space"), "{}", reply.stderr);
-    assert_eq!(left, [".lock", "names"]);
+    assert_eq!(remaining, [".lock", "names"]);
 }

@@ -192,9 +192,9 @@ fn layouts_and_docker_archives_are_one_image() {
         }
         assert_eq!(read(path).as_deref(), text, "{path}");
     }
-    let left: Vec<_> =
+    let remaining: Vec<_> =
         fs::read_dir(root.parent().unwrap()).unwrap().flatten().map(|e| e.file_name()).collect();
-    assert!(!left.contains(&"parts".into()), "{left:?}");
+    assert!(!remaining.contains(&"parts".into()), "{remaining:?}");
     assert_eq!(image(&scratch, &["verify"]).code, Some(0));
 }
 
@@ -210,9 +210,9 @@ fn modified_images_and_images_of_other_platforms_are_refused() {
         let reply = image(&scratch, &args);
         assert_eq!(reply.code, Some(1), "{what}: {}", reply.stdout);
         assert!(reply.stderr.contains(words), "{what}: {}", reply.stderr);
-        let left: Vec<_> =
+        let remaining: Vec<_> =
             fs::read_dir(here.join("data/images")).unwrap().flatten().map(|e| e.file_name()).collect();
-        assert_eq!(left.len(), 2, "{what}: {left:?}");
+        assert_eq!(remaining.len(), 2, "{what}: {remaining:?}");
     };
     layout.index(&[(Some("arm"), layout.image(&layers(), "arm64"))]);
     refused("another machine's", "layout", &[], "no image for linux on amd64");
@@ -240,8 +240,8 @@ fn modified_images_and_images_of_other_platforms_are_refused() {
         ("compressed layer", &manifest["layers"][1]["digest"]),
     ] {
         let path = blob(digest);
-        let kept = fs::read(&path).unwrap();
-        let mut changed = kept.clone();
+        let stored = fs::read(&path).unwrap();
+        let mut changed = stored.clone();
         match what {
             // Changes that the archive's own checks do not detect: in the content of a file, in the time of a gzip
             // header.
@@ -253,7 +253,7 @@ fn modified_images_and_images_of_other_platforms_are_refused() {
         refused(what, "layout", &[], "has another digest");
         fs::remove_file(&path).unwrap();
         refused(what, "layout", &[], "lacks");
-        fs::write(&path, kept).unwrap();
+        fs::write(&path, stored).unwrap();
     }
     // Names that lead out of the layout.
     let secret = scratch.file("secret", "x");

@@ -126,7 +126,7 @@ pub fn live(place: &Place<'_>) {
 #[test]
 fn no_other_user_reaches_a_file_of_a_container() {
     let (setup, elsewhere, mut server) = careless();
-    let stranger = Stranger::watch(&[setup.data_dir(), &elsewhere]);
+    let other_user = Stranger::watch(&[setup.data_dir(), &elsewhere]);
     for backend in ["overlay", "copy"] {
         if backend == "copy" {
             server.stop();
@@ -153,7 +153,7 @@ fn no_other_user_reaches_a_file_of_a_container() {
         named.delete();
         assert!(!path.exists(), "{}", path.display());
     }
-    stranger.saw_nothing();
+    other_user.saw_nothing();
     for name in ["images", "workspaces", "layers", "trash"] {
         assert_eq!(setup.data_dir().join(name).metadata().unwrap().mode() & 0o7777, 0o700, "{name}");
     }
@@ -169,7 +169,7 @@ fn no_other_user_reaches_a_file_during_builds_exports_and_bundles() {
     for folder in [&there, &there.join("images")] {
         fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).unwrap();
     }
-    let stranger = Stranger::watch(&[setup.data_dir(), &elsewhere]);
+    let other_user = Stranger::watch(&[setup.data_dir(), &elsewhere]);
     let script =
         format!("#!/bin/sh\ncp /bin/dash /opt/{SUID}; chmod 4755 /opt/{SUID}; chmod 777 / /opt; sleep 0.3\n");
     let path = elsewhere.join("named");
@@ -201,7 +201,7 @@ fn no_other_user_reaches_a_file_during_builds_exports_and_bundles() {
     berth(&there, &["bundle", "--restore", bundle]);
     assert!(crate::fixture::image_root(&there).join("usr").is_dir());
     drop(place);
-    stranger.saw_nothing();
+    other_user.saw_nothing();
 }
 
 /// Moves a root to the path that earlier versions used: directly at the owner's path.
@@ -236,7 +236,7 @@ fn roots_of_earlier_versions_are_moved_into_private_folders() {
             _ => fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap(),
         }
         let server = start(&setup, &elsewhere, "overlay");
-        let stranger = Stranger::watch(&[&elsewhere]);
+        let other_user = Stranger::watch(&[&elsewhere]);
         let reply = server.owner().get(200, &format!("/api/workspaces/{id}"));
         assert_eq!((&reply["status"], &reply["path"]), (&json!("ready"), &json!(path)), "{step}");
         let place = Place::of(&server, &reply);
@@ -244,7 +244,7 @@ fn roots_of_earlier_versions_are_moved_into_private_folders() {
         std::mem::forget(place);
         assert!(!half.exists() && path.join("root/usr").is_dir(), "{step}");
         assert_eq!(path.metadata().unwrap().mode() & 0o7777, 0o700, "{step}");
-        stranger.saw_nothing();
+        other_user.saw_nothing();
         server.stop();
     }
     let server = start(&setup, &elsewhere, "overlay");

@@ -124,23 +124,23 @@ fn secrets_are_sealed_on_disk_and_hidden_from_viewers() {
     let file = setup.data_dir().join("library/workspace-template/t.json");
     let stored = fs::read_to_string(&file).unwrap();
     assert!(!stored.contains(secret) && stored.contains("<encrypted v=\\\"1\\\">"), "{stored}");
-    let shown = get(&server, "workspace-template/t");
-    assert_eq!(shown["env_vars"], json!({"KEY": secret, "OPEN": "x"}));
+    let view = get(&server, "workspace-template/t");
+    assert_eq!(view["env_vars"], json!({"KEY": secret, "OPEN": "x"}));
     // The redacted values are written back; then the key is lost, and they are written back again.
-    put(&server, "workspace-template/t", shown);
+    put(&server, "workspace-template/t", view);
     let key = setup.data_dir().join("private_key");
     assert_eq!(fs::read_to_string(&key).unwrap().trim().len(), 64);
     server.stop();
-    let kept = setup.data_dir().join("kept");
-    fs::rename(&key, &kept).unwrap();
+    let stored_value = setup.data_dir().join("kept");
+    fs::rename(&key, &stored_value).unwrap();
     let server = setup.start();
-    let shown = get(&server, "workspace-template/t");
-    assert!(shown["env_vars"]["KEY"].as_str().unwrap().starts_with("[DECRYPTION_FAILED]"), "{shown}");
-    put(&server, "workspace-template/t", shown);
+    let view = get(&server, "workspace-template/t");
+    assert!(view["env_vars"]["KEY"].as_str().unwrap().starts_with("[DECRYPTION_FAILED]"), "{view}");
+    put(&server, "workspace-template/t", view);
     let body = json!({"name": "x", "template": "t"});
     server.owner().refused(409, "conflict", "POST", "/api/workspaces", Some(body));
     server.stop();
-    fs::rename(&kept, &key).unwrap();
+    fs::rename(&stored_value, &key).unwrap();
     let server = setup.start();
     assert_eq!(get(&server, "workspace-template/t")["env_vars"]["KEY"], secret);
 }
@@ -162,8 +162,8 @@ fn viewers_see_no_secret_and_the_key_may_come_from_outside() {
     let viewer = server.owner().post(201, "/tokens", json!({"scope": "viewer"}));
     let viewer = server.with_token(viewer["token"].as_str().unwrap());
     for path in ["workspace-template", "workspace-template/t", "mcps"] {
-        let shown = viewer.call("GET", &format!("{LIBRARY}/{path}"), None).expect(200).text();
-        assert!(!shown.contains(secret) && !shown.contains("<encrypted"), "{path}: {shown}");
+        let view = viewer.call("GET", &format!("{LIBRARY}/{path}"), None).expect(200).text();
+        assert!(!view.contains(secret) && !view.contains("<encrypted"), "{path}: {view}");
     }
     viewer.refused(403, "forbidden", "PUT", &format!("{LIBRARY}/workspace-template/t"), Some(json!({})));
     assert_eq!(get(&server, "workspace-template/t")["env_vars"]["KEY"], secret);
@@ -199,9 +199,9 @@ fn a_template_supplies_its_fields_and_the_request_overrides_them() {
         "network": "none", "mcps": ["m"], "config_profile": "work"
     });
     put(&server, "workspace-template/all", fields.clone());
-    let shown = get(&server, "workspace-template/all");
+    let view = get(&server, "workspace-template/all");
     for (field, value) in fields.as_object().unwrap() {
-        assert_eq!(&shown[field], value, "{field}");
+        assert_eq!(&view[field], value, "{field}");
     }
     let make = |more: Value| {
         let mut body = json!({"name": "x", "template": "all"});

@@ -104,8 +104,8 @@ fn only_unmodified_files_of_berth_are_replaced_or_removed() {
     server.owner().post(200, &format!("{url}/sync"), json!({}));
     assert_eq!(fs::read_to_string(other.join("scripts/x.sh")).unwrap(), "mine");
     assert!(other.join("data/font.ttf").is_dir() && place.join("data/font.ttf").exists());
-    for gone in ["SKILL.md", ".env.example", "notes"] {
-        assert!(!other.join(gone).exists(), "{gone}");
+    for removed in ["SKILL.md", ".env.example", "notes"] {
+        assert!(!other.join(removed).exists(), "{removed}");
     }
     assert!(!place.join("scripts").exists() && !place.join("SKILL.md").exists());
 }
@@ -173,8 +173,8 @@ fn a_deleted_library_entry_is_removed_completely() {
     for entry in ["init-script/base", "command/odd", "workspace-template/odd", "skill/none", "tool/none"] {
         owner.call("DELETE", &format!("/api/library/{entry}"), None).expect(200);
     }
-    for gone in ["init-script/base", "command/odd.md", "workspace-template/odd.json"] {
-        assert!(!library.join(gone).exists(), "{gone}");
+    for removed in ["init-script/base", "command/odd.md", "workspace-template/odd.json"] {
+        assert!(!library.join(removed).exists(), "{removed}");
     }
     assert!(fs::read_dir(library.join("skill")).unwrap().next().is_none(), "no temporary files remain");
 }

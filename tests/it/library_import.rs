@@ -300,12 +300,12 @@ raw('x', 'x', 0, 0, None, up(b'x', '\u{8aaa}.md'))\nraw('y', 'x', 0, 0, None, up
 #[test]
 fn a_partial_import_is_removed_at_the_next_start() {
     let setup = Setup::new();
-    let left = setup.data_dir().join("library/skill/.importing-1/docs");
-    fs::create_dir_all(&left).unwrap();
-    fs::write(left.join("half.md"), "x").unwrap();
+    let remaining = setup.data_dir().join("library/skill/.importing-1/docs");
+    fs::create_dir_all(&remaining).unwrap();
+    fs::write(remaining.join("half.md"), "x").unwrap();
     let server = setup.start();
     assert_eq!(server.owner().get(200, "/api/library/skill"), json!([]));
-    assert!(!left.parent().unwrap().exists());
+    assert!(!remaining.parent().unwrap().exists());
 }
 
 #[test]

@@ -63,8 +63,11 @@ fn the_calls_of_the_dashboard_work_after_a_login() {
     assert!((before..=now()).contains(&iat) && exp == iat + 30 * 24 * 3600, "{claims}");
 
     let owner = server.with_token(jwt);
-    let who = owner.get(200, "/whoami");
-    assert_eq!((&who["actor"]["scope"], &who["actor"]["expiresAt"]), (&json!("owner"), &json!(exp * 1000)));
+    let identity = owner.get(200, "/whoami");
+    assert_eq!(
+        (&identity["actor"]["scope"], &identity["actor"]["expiresAt"]),
+        (&json!("owner"), &json!(exp * 1000))
+    );
     assert_eq!(owner.get(200, "/api/workspaces")[0]["id"], NIL);
     let created = owner.post(200, "/api/workspaces", json!({"name": "mine"}));
     let path = format!("/api/workspaces/{}", created["id"].as_str().unwrap());

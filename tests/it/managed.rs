@@ -305,14 +305,14 @@ fn secrets_that_opencode_prints_are_redacted_in_the_log() {
     }
     let path = server.data.join("host/opencode.log");
     assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
-    let shown = |token: &str| {
+    let view = |token: &str| {
         let list = server.with_token(token).get(200, "/workspaces");
         list["items"][0]["opencode"]["password"].as_str().map(str::to_owned)
     };
-    assert_eq!(shown(CLIENT_TOKEN).as_deref(), Some(PASSWORD));
-    assert_eq!(shown(HOST_TOKEN).as_deref(), Some(PASSWORD));
+    assert_eq!(view(CLIENT_TOKEN).as_deref(), Some(PASSWORD));
+    assert_eq!(view(HOST_TOKEN).as_deref(), Some(PASSWORD));
     for scope in ["viewer", "collaborator", "owner"] {
-        assert_eq!(shown(&scoped_tokens::make(&server, json!({"scope": scope})).0), None, "{scope}");
+        assert_eq!(view(&scoped_tokens::make(&server, json!({"scope": scope})).0), None, "{scope}");
     }
 }
 

@@ -86,9 +86,9 @@ fn files_of_a_mount_are_shared_between_host_and_container() {
     assert_eq!(flags.lines().count(), 2, "{flags}");
 
     let debug = place.client.get(200, &place.path("/debug"));
-    let shown = debug["machine"]["mounts"].as_array().unwrap();
-    assert_eq!(shown.len(), 4);
-    assert_eq!(shown[0], json!({"source": work, "target": "/mnt/work", "read_only": false, "mapped": true}));
+    let view = debug["machine"]["mounts"].as_array().unwrap();
+    assert_eq!(view.len(), 4);
+    assert_eq!(view[0], json!({"source": work, "target": "/mnt/work", "read_only": false, "mapped": true}));
     assert_eq!(place.show()["mounts"].as_array().unwrap().len(), 4);
     assert!(procs::mounts_below(&server.data).is_empty(), "a mount shows on the host");
 

@@ -502,6 +502,6 @@ fn network_and_shared_network_agree() {
 
     let host = json!({"name": "h", "workspace_type": "host", "network": "private"});
     owner.refused(400, "not_a_container", "POST", "/api/workspaces", Some(host));
-    let kept = owner.post(200, "/api/workspaces", json!({"name": "h", "shared_network": false}));
-    assert_eq!((&kept["network"], &kept["shared_network"]), (&json!("host"), &json!(false)));
+    let stored = owner.post(200, "/api/workspaces", json!({"name": "h", "shared_network": false}));
+    assert_eq!((&stored["network"], &stored["shared_network"]), (&json!("host"), &json!(false)));
 }

@@ -259,13 +259,13 @@ fn upstream_failures_are_reported() {
         crate::upstream::expect_end(stream);
         false
     });
-    let rude = Upstream::saying("SSH-2.0-x\r\n\r\n");
-    let gone = Upstream::start(|_, _| false);
+    let invalid = Upstream::saying("SSH-2.0-x\r\n\r\n");
+    let closing = Upstream::start(|_, _| false);
     for (address, status, code) in [
         (unused, 502, "opencode_unreachable"),
         (silent.address, 504, "opencode_timeout"),
-        (rude.address, 502, "opencode_unreachable"),
-        (gone.address, 502, "opencode_unreachable"),
+        (invalid.address, 502, "opencode_unreachable"),
+        (closing.address, 502, "opencode_unreachable"),
     ] {
         let server = Setup::new()
             .arg(format!("--opencode-base-url=http://{address}"))

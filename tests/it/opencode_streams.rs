@@ -240,8 +240,8 @@ fn large_bodies_are_forwarded_without_buffering() {
         assert!(count > 0 && buffer[..count].iter().all(|byte| *byte == b'y'));
         read += count;
     }
-    let grown = memory(server.pid, "VmHWM").saturating_sub(before);
-    assert!(grown < 4 << 20, "grown by {grown} bytes");
+    let growth = memory(server.pid, "VmHWM").saturating_sub(before);
+    assert!(growth < 4 << 20, "grown by {growth} bytes");
 }
 
 #[test]

@@ -166,12 +166,12 @@ fn ubuntu_is_built_by_debootstrap_from_a_signed_archive() {
     // afterwards.
     let setup = with_archive(&scratch, Some("good.gpg"));
     open_to_all(&[setup.scratch().path(), setup.data_dir()]);
-    let stranger = Stranger::watch(&[setup.data_dir()]);
+    let other_user = Stranger::watch(&[setup.data_dir()]);
     let server = setup.start_through(&CARELESS);
     ubuntu_is_built(&server, noble.clone());
     live(&Place::ready(&server, noble));
     server.stop();
-    stranger.saw_nothing();
+    other_user.saw_nothing();
     // A host whose dpkg-deb does not support zstd, or that has no dpkg-deb: debootstrap's other extractor.
     let hide = "mount --bind /dev/null /usr/bin/dpkg-deb; exec \"$@\"";
     let words = ["unshare", "--mount", "--propagation=private", "sh", "-ec", hide, "sh"];

@@ -110,7 +110,7 @@ pub fn on_the_host() -> u16 {
 
 /// The IPv4 addresses of this host.
 pub fn own_addresses() -> Vec<String> {
-    let shown = server::run(Command::new("ip").args(["-4", "-o", "addr", "show"]), secs(10));
-    let words = shown.stdout.lines().filter_map(|line| line.split_whitespace().nth(3));
+    let output = server::run(Command::new("ip").args(["-4", "-o", "addr", "show"]), secs(10));
+    let words = output.stdout.lines().filter_map(|line| line.split_whitespace().nth(3));
     words.map(|address| address.split('/').next().unwrap().to_owned()).collect()
 }

@@ -199,12 +199,12 @@ fn the_manual_page_and_completions_have_every_command_and_flag() {
     let file = scratch.file("berth.1", page.stdout.replacen("\"\"", "\"2026-01-01\"", 1));
     let lint = server::run(Command::new("mandoc").args(["-T", "lint", "-W", "warning"]).arg(&file), secs(30));
     assert_eq!((lint.code, lint.stdout.as_str()), (Some(0), ""), "{lint:?}");
-    let shown =
+    let view =
         server::run(Command::new("mandoc").args(["-T", "utf8", "-O", "width=100"]).arg(&file), secs(30));
     // In bold text each letter is printed twice.
-    let shown: String = {
+    let view: String = {
         let mut plain = String::new();
-        for c in shown.stdout.chars() {
+        for c in view.stdout.chars() {
             if c == '\u{8}' {
                 plain.pop();
             } else {
@@ -213,11 +213,11 @@ fn the_manual_page_and_completions_have_every_command_and_flag() {
         }
         plain.split_whitespace().collect::<Vec<_>>().join(" ")
     };
-    let shown = shown.to_uppercase();
+    let view = view.to_uppercase();
     for line in help.replace("Usage:", "").replace("codes", "status").lines() {
         for word in line.split_whitespace().filter(|word| word.len() > 3) {
             let expected = word.replace('…', "...").to_uppercase();
-            assert!(shown.contains(&expected), "{word} of {line:?} is not in the manual page");
+            assert!(view.contains(&expected), "{word} of {line:?} is not in the manual page");
         }
     }
 

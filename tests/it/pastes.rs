@@ -193,8 +193,8 @@ fn programs_that_do_not_read_use_bounded_memory_and_delay_no_others() {
         let reply = place.client.send("POST", &path, &[("Content-Type", "x/y")], Some(&paste[..100_000]));
         (reply.status == 503).then_some(())
     });
-    let grown = memory(&server).saturating_sub(before);
-    assert!(grown < 64 << 20, "{grown} bytes for pastes that no program reads");
+    let growth = memory(&server).saturating_sub(before);
+    assert!(growth < 64 << 20, "{growth} bytes for pastes that no program reads");
     // Small input, and another workspace, are not delayed.
     let small = Terminal::start(&place, json!({"command": "cat"}));
     small.type_in("small\r");

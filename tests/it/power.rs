@@ -154,7 +154,7 @@ fn processes_in_a_container_survive_a_crash_of_the_server() {
     let place = Place::ready(&server, json!({"name": "survivor", "resources": {"pids": 100}}));
     let (id, path) = (place.id.clone(), place.path(""));
     place.sh("echo kept > /root/kept; echo also > /tmp/kept");
-    let left = leave(&place);
+    let remaining = leave(&place);
     let before = machine(&place);
     let cut = unique_secs();
     let body = json!({"command": format!("setsid sleep {cut} & sleep {cut}"), "timeout_secs": 60});
@@ -180,7 +180,7 @@ fn processes_in_a_container_survive_a_crash_of_the_server() {
         // A command that was in progress has lost its client; background processes of a finished command belong to the
         // container.
         procs::assert_dead(&cut);
-        assert_eq!(procs::sleeps(&left).len(), 1, "round {round}");
+        assert_eq!(procs::sleeps(&remaining).len(), 1, "round {round}");
         let reply = owner.post(200, &format!("{path}/exec"), json!({"command": "cat /root/kept /tmp/kept"}));
         assert_eq!(reply["stdout"], "kept\nalso\n", "{reply}");
         let used = owner.get(200, &format!("{path}/resources"));
@@ -189,7 +189,7 @@ fn processes_in_a_container_survive_a_crash_of_the_server() {
     }
     let owner = server.owner();
     assert_eq!(owner.post(200, &format!("{path}/stop"), json!({}))["state"], "stopped");
-    procs::assert_dead(&left);
+    procs::assert_dead(&remaining);
     let reply = owner.post(200, &format!("{path}/exec"), json!({"command": "cat /root/kept /tmp/kept"}));
     assert_eq!(reply["stdout"], "kept\nalso\n", "{reply}");
     owner.delete(200, &format!("/api/workspaces/{id}"));
@@ -226,8 +226,8 @@ fn a_container_that_does_not_match_its_state_file_is_killed() {
         let reply = owner.post(200, &format!("{path}/start"), json!({}));
         let init = reply["init_pid"].as_u64().unwrap() as u32;
         server.crash();
-        let kept: Value = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
-        fs::write(&state, spoil(&kept)).unwrap();
+        let stored: Value = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
+        fs::write(&state, spoil(&stored)).unwrap();
         server = setup.start();
         assert_eq!(server.owner().get(200, &format!("{path}/debug"))["machine"]["state"], "stopped");
         wait_for("its end", secs(5), || procs::arguments(init).is_empty().then_some(()));

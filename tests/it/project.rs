@@ -100,10 +100,10 @@ fn config_is_read_and_changed_key_by_key() {
     }));
     assert!(changed["updatedAt"].as_u64().is_some_and(|time| time > 1_700_000_000_000), "{changed}");
     let now = project.read("opencode.json");
-    for kept in
+    for stored in
         ["// who answers", "// for now", "\"mine\": [1,2 , 3]", "\"theme\": \"dark\",", "\"model\": \"c/d\""]
     {
-        assert!(now.contains(kept), "{kept}: {now}");
+        assert!(now.contains(stored), "{stored}: {now}");
     }
     // OpenCode applies the last matching rule, so the order of rules matters.
     let at = |word: &str| now.find(word).unwrap();
@@ -240,7 +240,7 @@ fn a_concurrent_editor_and_berth_lose_no_change() {
             }
             saved
         });
-        let mut kept = 0;
+        let mut stored = 0;
         for n in 0..150 {
             let server = json!({"name": format!("m{n}"), "config": {"type": "remote", "url": "u"}});
             let reply = project.client.call("POST", &project.path("/mcp"), Some(&server));
@@ -248,10 +248,10 @@ fn a_concurrent_editor_and_berth_lose_no_change() {
             if reply.status == 409 {
                 assert_eq!(reply.value()["code"], "conflict");
             }
-            kept += u32::from(reply.status == 200);
+            stored += u32::from(reply.status == 200);
         }
         done.store(true, Ordering::SeqCst);
-        assert!(kept > 0);
+        assert!(stored > 0);
         hand.join().unwrap()
     });
     // The editor's check and its rename are two steps, so it may have overwritten a change of berth; berth must not
@@ -290,8 +290,8 @@ fn plugins_can_be_packages_or_files() {
     for spec in [json!({"spec": " "}), json!({})] {
         project.refused(400, "invalid_plugin_spec", "POST", "/plugins", spec);
     }
-    let gone = project.client.delete(200, &project.path("/plugins/%40scope%2Ftwo"));
-    assert_eq!(specs(&gone), ["first@1"]);
+    let removed = project.client.delete(200, &project.path("/plugins/%40scope%2Ftwo"));
+    assert_eq!(specs(&removed), ["first@1"]);
     assert_eq!(specs(&project.client.delete(200, &project.path("/plugins/unknown"))), ["first@1"]);
     assert!(specs(&project.client.delete(200, &project.path("/plugins/first@9"))).is_empty());
 }
@@ -341,9 +341,9 @@ fn mcp_servers_are_added_checked_and_removed() {
     ] {
         project.refused(400, "invalid_mcp_config", "POST", "/mcp", json!({"name": "x", "config": config}));
     }
-    let left = project.client.delete(200, &project.path("/mcp/a"));
-    assert_eq!(left["items"].as_array().unwrap().len(), 1);
-    assert_eq!(project.client.delete(200, &project.path("/mcp/a")), left);
+    let remaining = project.client.delete(200, &project.path("/mcp/a"));
+    assert_eq!(remaining["items"].as_array().unwrap().len(), 1);
+    assert_eq!(project.client.delete(200, &project.path("/mcp/a")), remaining);
     project.write("opencode.jsonc", "{\"mcp\": []}");
     project.refused(422, "invalid_config", "POST", "/mcp", json!({"name": "x", "config": ok}));
 }

@@ -138,7 +138,7 @@ fn lists_contain_what_opencode_loads() {
 fn delete_removes_the_entries_that_the_list_shows() {
     let project = ProjectServer::open();
     corpus(&project.work);
-    for (name, gone, stays) in [
+    for (name, removed, stays) in [
         ("nested-one", ".opencode/skills/group/nested-one", ".opencode/skills/group"),
         ("agents-only", ".agents/skills/agents-only", ".agents/skills"),
         ("Box%20Tools", ".opencode/skills/box-tools", ".opencode/skills"),
@@ -146,8 +146,8 @@ fn delete_removes_the_entries_that_the_list_shows() {
         ("on-top", ".opencode/skills/SKILL.md", ".opencode/skills/odd-0/SKILL.md"),
     ] {
         let answer = project.client.delete(200, &project.path(&format!("/skills/{name}")));
-        assert!(answer["path"].as_str().unwrap().ends_with(gone), "{answer}");
-        assert!(!project.work.join(gone).exists() && project.work.join(stays).exists(), "{name}");
+        assert!(answer["path"].as_str().unwrap().ends_with(removed), "{answer}");
+        assert!(!project.work.join(removed).exists() && project.work.join(stays).exists(), "{name}");
         project
             .client
             .call("DELETE", &project.path(&format!("/skills/{name}")), None)
@@ -209,10 +209,10 @@ fn all_lists(project: &ProjectServer, what: &str, most_mb: u64) -> Vec<Value> {
         assert!(asked.elapsed() < secs(2), "{what}: /health took {:?} beside lists", asked.elapsed());
         calls.into_iter().map(|call| call.join().unwrap()).collect::<Vec<_>>()
     });
-    let (took, grown) = (started.elapsed(), peak(project).saturating_sub(before));
-    println!("{what}: {took:?}, {grown} MB more at most");
+    let (took, growth) = (started.elapsed(), peak(project).saturating_sub(before));
+    println!("{what}: {took:?}, {growth} MB more at most");
     assert!(took < secs(60), "{what}: {took:?}");
-    assert!(grown < most_mb, "{what}: {grown} MB");
+    assert!(growth < most_mb, "{what}: {growth} MB");
     answers
 }
 

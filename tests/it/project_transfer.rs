@@ -151,8 +151,8 @@ fn a_kill_during_an_import_leaves_the_old_or_the_new_state() {
         let now = whole(&project.get("/export"), COUNT);
         assert!(now == before || now == name, "{now}");
         before = now;
-        let left = fs::read_dir(project.server.data.join("workspaces")).unwrap().flatten();
-        assert!(left.into_iter().all(|folder| !folder.path().join("import.json").exists()));
+        let remaining = fs::read_dir(project.server.data.join("workspaces")).unwrap().flatten();
+        assert!(remaining.into_iter().all(|folder| !folder.path().join("import.json").exists()));
     }
 }
 

@@ -35,19 +35,19 @@ fn on_terminal(launcher: &dyn Launcher, script: &str) -> String {
     set_size(&pty.master, WindowSize { cols: 132, rows: 43 }).unwrap();
     let (master, stdio) = pty.split().unwrap();
     let mut process = launcher.launch("pty-test", &command, stdio).unwrap();
-    let shown = read_to_the_end(master);
+    let output = read_to_the_end(master);
     let exit = wait_for("the script to end", secs(10), || process.try_exit().unwrap());
-    assert_eq!(exit, Exit::Code(7), "{shown}");
-    shown
+    assert_eq!(exit, Exit::Code(7), "{output}");
+    output
 }
 
 /// A terminal returns EIO when its other end has no open descriptor.
 fn read_to_the_end(master: OwnedFd) -> String {
     rustix::io::ioctl_fionbio(&master, false).unwrap();
-    let mut shown = Vec::new();
-    let error = std::fs::File::from(master).read_to_end(&mut shown).unwrap_err();
+    let mut output = Vec::new();
+    let error = std::fs::File::from(master).read_to_end(&mut output).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(5), "{error}");
-    String::from_utf8(shown).unwrap()
+    String::from_utf8(output).unwrap()
 }
 
 trait ParseC {
@@ -68,11 +68,11 @@ const SCRIPT: &str = r#"
     stty -a | grep -o ' iutf8'
     exit 7"#;
 
-fn check(shown: &str) {
-    let lines: Vec<&str> = shown.lines().collect();
-    let number = lines[0].strip_prefix("/dev/pts/").unwrap_or_else(|| panic!("{shown}"));
-    assert!(number.parse::<u32>().is_ok(), "{shown}");
-    assert_eq!(lines[1..], ["43 132", "opens", "controls", "ps knows", " iutf8"], "{shown}");
+fn check(output: &str) {
+    let lines: Vec<&str> = output.lines().collect();
+    let number = lines[0].strip_prefix("/dev/pts/").unwrap_or_else(|| panic!("{output}"));
+    assert!(number.parse::<u32>().is_ok(), "{output}");
+    assert_eq!(lines[1..], ["43 132", "opens", "controls", "ps knows", " iutf8"], "{output}");
 }
 
 #[test]
@@ -112,20 +112,20 @@ fn a_program_in_a_container_has_a_terminal_of_the_container() {
         idle_timeout: None,
     };
     let machine = engine.container(place).unwrap();
-    let shown = on_terminal(&machine, SCRIPT);
-    check(&shown);
+    let output = on_terminal(&machine, SCRIPT);
+    check(&output);
     // The first terminal of this devpts, so not a terminal of the host; it belongs to root inside.
-    assert!(shown.starts_with("/dev/pts/0\r\n"), "{shown}");
+    assert!(output.starts_with("/dev/pts/0\r\n"), "{output}");
     let owner = on_terminal(&machine, "stat -c '%u %a' $(tty); exit 7");
     assert!(owner.starts_with("0 "), "{owner}");
     // A replacement by the workload is not opened.
     let command = "mount -t tmpfs none /dev/pts; mkfifo /dev/pts/ptmx; ls -l /dev/pts/ptmx; exit 7";
-    let shown = on_terminal(&machine, command);
-    if shown.lines().last().is_some_and(|line| line.starts_with('p')) {
+    let output = on_terminal(&machine, command);
+    if output.lines().last().is_some_and(|line| line.starts_with('p')) {
         let error = machine.terminal().unwrap_err();
         assert!(error.message().contains("not the device"), "{error}");
     } else {
-        panic!("the container could not hide its terminals: {shown}");
+        panic!("the container could not hide its terminals: {output}");
     }
     engine.stop_all(&|_| false);
     cgroups.release();

@@ -1,8 +1,8 @@
 //! Reads QR codes that were printed on a terminal.
 
 /// Decodes a QR code on a terminal: each character is two modules, one above the other.
-pub fn scan(shown: &str) -> String {
-    let rows: Vec<Vec<char>> = shown
+pub fn scan(text: &str) -> String {
+    let rows: Vec<Vec<char>> = text
         .lines()
         .map(|line| line.trim_start_matches("\x1b[30;107m").trim_end_matches("\x1b[0m").chars().collect())
         .collect();

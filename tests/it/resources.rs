@@ -108,10 +108,10 @@ fn limits_are_stored_and_cleared() {
         json!({"name": "x", "workspace_type": "container", "resources": asked}),
     );
     let path = format!("/api/workspaces/{}", created["id"].as_str().unwrap());
-    let kept =
+    let stored =
         json!({"memory_bytes": 512 * MIB, "swap_bytes": null, "cpus": 1.5, "pids": null, "disk_bytes": null});
-    assert_eq!(created["resources"], kept);
-    assert_eq!(owner.put(200, &path, json!({"name": "y"}))["resources"], kept);
+    assert_eq!(created["resources"], stored);
+    assert_eq!(owner.put(200, &path, json!({"name": "y"}))["resources"], stored);
     let reply = owner.get(200, &format!("{path}/resources"));
     assert_eq!(
         (&reply["limits"]["memory_bytes"], &reply["limits"]["cpus"]),

@@ -45,9 +45,10 @@ fn every_kind_of_root_is_created_used_shown_and_deleted() {
         place.delete();
         assert!(!folder.exists());
         wait_for("its layers to go", secs(10), || {
-            let left = fs::read_dir(server.data.join("layers")).unwrap().flatten();
-            let left = left.filter(|entry| !entry.file_name().to_string_lossy().starts_with('.')).count();
-            (left == 0).then_some(())
+            let remaining = fs::read_dir(server.data.join("layers")).unwrap().flatten();
+            let remaining =
+                remaining.filter(|entry| !entry.file_name().to_string_lossy().starts_with('.')).count();
+            (remaining == 0).then_some(())
         });
     });
 }

@@ -512,8 +512,8 @@ fn invalid_run_requests_are_refused(place: &Place<'_>) {
     assert!(all.as_array().unwrap().iter().any(|run| run["id"] == id.as_str()), "{all}");
     place.client.delete(204, &run);
     place.exec_refused("invalid_payload", json!({"command": "true", "output_limit_bytes": 1_u64 << 40}));
-    let kept = place.exec(json!({"command": "seq 1 1000", "output_limit_bytes": 20}));
-    assert_eq!((&kept["truncated"], &kept["stdout_bytes"]), (&json!(true), &json!(3893)));
+    let truncated = place.exec(json!({"command": "seq 1 1000", "output_limit_bytes": 20}));
+    assert_eq!((&truncated["truncated"], &truncated["stdout_bytes"]), (&json!(true), &json!(3893)));
     let before = place.client.get(200, &place.path("/runs"));
     assert!(before.as_array().unwrap().iter().all(|run| run["command"] != " "), "a refused run is listed");
 }

@@ -38,8 +38,8 @@ fn offsets_stay_valid_when_the_window_moves() {
     let all = numbers();
     assert_eq!((&response["stdout_bytes"], &response["truncated"]), (&json!(all.len()), &json!(true)));
     let begin = response["stdout_start"].as_u64().unwrap() as usize;
-    let kept = all.len() - begin;
-    assert!((15 << 16..=1 << 20).contains(&kept), "{kept} bytes are kept");
+    let stored = all.len() - begin;
+    assert!((15 << 16..=1 << 20).contains(&stored), "{stored} bytes are kept");
     let bytes = on_disk(&folder(&place, &run));
     assert!(bytes < (1 << 20) + (64 << 10), "{bytes} bytes on disk");
     let reply = output(&place, &run, "?offset=5");

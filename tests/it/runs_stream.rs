@@ -236,8 +236,8 @@ fn a_slow_reader_delays_only_itself() {
     assert_eq!(out.len(), bytes);
     let reply = ended(&place, &run);
     assert_eq!((&reply["stdout_bytes"], &reply["truncated"]), (&json!(bytes), &json!(false)));
-    let grown = procs::memory(server.pid, "VmRSS").saturating_sub(before) >> 20;
-    assert!(grown < 16, "the server has grown by {grown} MB");
+    let growth = procs::memory(server.pid, "VmRSS").saturating_sub(before) >> 20;
+    assert!(growth < 16, "the server has grown by {growth} MB");
     // The slow reader still receives everything.
     let (late, err, _) = slow.collect();
     assert!(late == out);

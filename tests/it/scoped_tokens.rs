@@ -109,11 +109,11 @@ fn forty_concurrent_tokens_are_all_stored_in_a_private_file() {
         created.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     let path = server.data.join("tokens.json");
-    let kept: Value = serde_json::from_str(&read(&path)).unwrap();
-    assert_eq!(kept["schemaVersion"], 1);
-    assert_eq!(kept["tokens"].as_array().unwrap().len(), 40);
+    let stored: Value = serde_json::from_str(&read(&path)).unwrap();
+    assert_eq!(stored["schemaVersion"], 1);
+    assert_eq!(stored["tokens"].as_array().unwrap().len(), 40);
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-    assert!(!secrets.iter().any(|secret| kept.to_string().contains(secret)));
+    assert!(!secrets.iter().any(|secret| stored.to_string().contains(secret)));
     server.stop();
     let server = setup.start();
     for secret in &secrets {
@@ -152,9 +152,9 @@ fn an_existing_openwork_store_is_imported_from_each_location() {
         let (created, _) = make(&server, json!({"scope": "viewer"}));
         server.with_token(&created).get(200, "/whoami");
         let store = folder.join("tokens.json");
-        let kept: Value = serde_json::from_str(&read(&store)).unwrap();
-        assert_eq!(kept["tokens"].as_array().unwrap().len(), 2);
-        assert_eq!(kept["tokens"][1]["label"], "phone");
+        let stored: Value = serde_json::from_str(&read(&store)).unwrap();
+        assert_eq!(stored["tokens"].as_array().unwrap().len(), 2);
+        assert_eq!(stored["tokens"][1]["label"], "phone");
         assert_eq!(fs::metadata(&store).unwrap().permissions().mode() & 0o777, 0o600);
     };
     let setup = Setup::new();
@@ -200,13 +200,13 @@ fn editing_the_file_and_expiry_revoke_tokens() {
     let (by_hand, id) = make(&server, json!({"scope": "viewer"}));
     let (short, _) = make(&server, json!({"scope": "viewer", "expiresInSecs": 1, "label": "short"}));
     let (by_hand, short) = (server.with_token(&by_hand), server.with_token(&short));
-    let shown = by_hand.get(200, "/whoami");
-    assert_eq!(shown["actor"].get("expiresAt"), None);
+    let view = by_hand.get(200, "/whoami");
+    assert_eq!(view["actor"].get("expiresAt"), None);
     assert!(short.get(200, "/whoami")["actor"]["expiresAt"].is_u64());
     let store = server.data.join("tokens.json");
-    let mut kept: Value = serde_json::from_str(&read(&store)).unwrap();
-    kept["tokens"].as_array_mut().unwrap().retain(|token| token["id"] != id.as_str());
-    fs::write(&store, kept.to_string()).unwrap();
+    let mut stored: Value = serde_json::from_str(&read(&store)).unwrap();
+    stored["tokens"].as_array_mut().unwrap().retain(|token| token["id"] != id.as_str());
+    fs::write(&store, stored.to_string()).unwrap();
     by_hand.refused(401, "unauthorized", "GET", "/whoami", None);
     let response = wait_for("a token to expire", secs(10), || {
         let reply = short.call("GET", "/whoami", None);

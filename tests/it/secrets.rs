@@ -49,28 +49,28 @@ fn viewers_see_that_a_configuration_holds_secrets_but_not_their_values() {
         // Audit lines redact them for every token.
         assert!(call == "/audit" || !text.contains(SECRET), "{call}: {text}");
     }
-    let shown = viewer.get(200, &project.path("/config"));
-    assert_eq!(shown["opencode"]["model"], "a/b");
-    assert_eq!(shown["opencode"]["mcp"]["m"]["environment"], json!({"K": "********", "REF": "{env:KEY}"}));
+    let view = viewer.get(200, &project.path("/config"));
+    assert_eq!(view["opencode"]["model"], "a/b");
+    assert_eq!(view["opencode"]["mcp"]["m"]["environment"], json!({"K": "********", "REF": "{env:KEY}"}));
     assert_eq!(
-        shown["opencode"]["mcp"]["m"]["command"],
+        view["opencode"]["mcp"]["m"]["command"],
         json!(["x", "--token", "********", "--key=********"])
     );
     // The client token gets what the OpenWork app needs; writing back the redacted view of a viewer destroys no
     // secret.
     let whole = project.get("/config");
     assert_eq!(whole["opencode"]["provider"]["x"]["options"]["apiKey"], "S3CR3T-a");
-    let mut sent = shown["opencode"].clone();
+    let mut sent = view["opencode"].clone();
     sent["provider"]["x"]["options"]["timeout"] = json!(5000);
-    project.patch(json!({"opencode": sent, "openwork": shown["openwork"]}));
+    project.patch(json!({"opencode": sent, "openwork": view["openwork"]}));
     let mut expected = whole.clone();
     expected["opencode"]["provider"]["x"]["options"]["timeout"] = json!(5000);
     assert_eq!(
         (&project.get("/config")["opencode"], &project.get("/config")["openwork"]),
         (&expected["opencode"], &expected["openwork"])
     );
-    project.post("/mcp", json!({"name": "m", "config": shown["opencode"]["mcp"]["m"]}));
-    project.post("/import", json!({"opencode": {"mcp": shown["opencode"]["mcp"]}}));
+    project.post("/mcp", json!({"name": "m", "config": view["opencode"]["mcp"]["m"]}));
+    project.post("/import", json!({"opencode": {"mcp": view["opencode"]["mcp"]}}));
     assert_eq!(project.get("/mcp")["items"][0]["config"], server);
 }
 
@@ -101,9 +101,9 @@ fn viewers_see_no_secret_of_the_library() {
     assert_eq!(collaborator["init_script"], script);
     let mcps = viewer.get(200, "/api/library/mcps");
     put("mcps", mcps);
-    let kept = server.owner().get(200, "/api/library/mcps");
-    assert_eq!(kept["b"]["url"], "http://u:S3CR3T-h@h/", "redacted values are kept: {kept}");
-    assert_eq!(kept["a"]["command"][2], "S3CR3T-e");
+    let stored = server.owner().get(200, "/api/library/mcps");
+    assert_eq!(stored["b"]["url"], "http://u:S3CR3T-h@h/", "redacted values are kept: {stored}");
+    assert_eq!(stored["a"]["command"][2], "S3CR3T-e");
 }
 
 #[test]
@@ -125,11 +125,8 @@ fn viewers_see_no_secret_in_scripts_commands_and_build_logs() {
         shows_none(&viewer, &place.path(&call));
     }
     shows_none(&viewer, "/api/workspaces");
-    let shown = viewer.get(200, &place.path(""));
-    assert_eq!(
-        (&shown["init_script"], &shown["env_vars"]["VALUE"]),
-        (&json!("********"), &json!("********"))
-    );
+    let view = viewer.get(200, &place.path(""));
+    assert_eq!((&view["init_script"], &view["env_vars"]["VALUE"]), (&json!("********"), &json!("********")));
     let seen = server.collaborator().get(200, &place.path(""));
     assert_eq!(seen["init_script"], script);
 }

@@ -308,11 +308,11 @@ impl Printed {
             if let Some(line) = lines.0.iter().find(|line| line.contains(part)) {
                 return Some(line.trim_end().to_owned());
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            if remaining.is_zero() {
                 return None;
             }
-            lines = self.changed.wait_timeout(lines, left).unwrap().0;
+            lines = self.changed.wait_timeout(lines, remaining).unwrap().0;
         }
     }
 

@@ -217,8 +217,8 @@ fn every_reply_has_its_observed_shape() {
         let created = client.post(200, &path, body);
         assert_eq!((&created, created["items"].as_array().unwrap().len()), (&client.get(200, &path), 1));
         if !name.is_empty() {
-            let left = client.delete(200, &format!("{path}/{name}"));
-            assert_eq!((&left, &left["items"]), (&client.get(200, &path), &json!([])));
+            let remaining = client.delete(200, &format!("{path}/{name}"));
+            assert_eq!((&remaining, &remaining["items"]), (&client.get(200, &path), &json!([])));
         }
     }
     let row = "DELETE /workspace/:id/commands/*name";
@@ -348,12 +348,17 @@ fn unreachable() -> Vec<String> {
     let reply = client.refused(502, "opencode_reload_failed", "POST", &path, None);
     all.shape("engine_reload_failed", "POST /workspace/:id/engine/reload", &reply);
     let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let mut gone = Shapes::new(Setup::new().arg(format!("--opencode-base-url=http://{unused}")));
-    let reply =
-        gone.trays.server.collaborator().refused(502, "opencode_unreachable", "GET", "/opencode/x", None);
+    let mut without_upstream = Shapes::new(Setup::new().arg(format!("--opencode-base-url=http://{unused}")));
+    let reply = without_upstream.trays.server.collaborator().refused(
+        502,
+        "opencode_unreachable",
+        "GET",
+        "/opencode/x",
+        None,
+    );
     let reply = serde_json::from_str(&reply.to_string().replace(&unused.to_string(), "{upstream}")).unwrap();
-    gone.shape("opencode_unreachable", "GET /opencode/*", &reply);
-    all.seen.into_iter().chain(gone.seen).collect()
+    without_upstream.shape("opencode_unreachable", "GET /opencode/*", &reply);
+    all.seen.into_iter().chain(without_upstream.seen).collect()
 }
 
 fn every_row_was_seen(seen: &BTreeSet<String>) {

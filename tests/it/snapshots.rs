@@ -315,13 +315,13 @@ fn other_operations_are_refused_during_a_snapshot_without_waiting() {
         ] {
             place.client.refused(409, "build_running", method, &path, None);
         }
-        let shown = place.show()["status"].clone();
+        let view = place.show()["status"].clone();
         if call == restoring {
-            assert_eq!(shown, "building");
+            assert_eq!(view, "building");
             place.exec_refused("workspace_not_ready", json!({"command": "true"}));
             place.client.refused(409, "build_running", "POST", &place.path("/sync"), None);
         } else {
-            assert_eq!(shown, "ready");
+            assert_eq!(view, "ready");
         }
         // As many concurrent requests as there are threads.
         for _ in 0..20 {
@@ -429,13 +429,13 @@ fn a_layered_root_is_the_old_or_the_new_one_after_kill_9() {
     let one = take(&place, "one");
     place.sh("rm /root/one; seq 2000 > /root/two; sync");
     let two = take(&place, "two");
-    let shown = place.show();
+    let view = place.show();
     std::mem::forget(place);
     let mut seen = [0, 0];
     for round in 0..16u64 {
         let expected = [&one, &two][(round % 2) as usize];
         {
-            let place = Place::of(&server, &shown);
+            let place = Place::of(&server, &view);
             let (client, path) = (server.owner(), format!("{}/restore", path_of(&place, expected)));
             let (pid, other) = (server.pid, clone_later(&server, &place));
             let asked = thread::spawn(move || client.try_send("POST", &path, &[], Some(b"{}")).is_ok());
@@ -446,7 +446,7 @@ fn a_layered_root_is_the_old_or_the_new_one_after_kill_9() {
         }
         server.crash();
         server = setup.start();
-        let place = Place::of(&server, &shown);
+        let place = Place::of(&server, &view);
         if place.show()["status"] == "error" {
             place.build();
         }

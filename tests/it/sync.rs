@@ -119,8 +119,9 @@ fn files_of_the_user_are_kept() {
     fs::write(folder.join(".claude/settings.local.json"), "{ not json").unwrap();
     server.owner().put(200, &url, json!({"skills": ["py"], "plugins": ["notify"]}));
     let text = read(&folder, "opencode.json").unwrap();
-    for kept in ["// the one I pay for", "\"model\": \"acme/large\"", "http://127.0.0.1:9/mine", "// slow"] {
-        assert!(text.contains(kept), "{kept}: {text}");
+    for stored in ["// the one I pay for", "\"model\": \"acme/large\"", "http://127.0.0.1:9/mine", "// slow"]
+    {
+        assert!(text.contains(stored), "{stored}: {text}");
     }
     assert!(
         text.contains("my_files") && text.contains("@acme/notify@1.2.0") && text.contains("\"my-own\""),
@@ -136,10 +137,12 @@ fn files_of_the_user_are_kept() {
     server.owner().post(200, &format!("{url}/sync"), json!({}));
     assert!(read(&folder, "opencode.json").unwrap().contains("\"LEVEL\": \"2\""));
     server.owner().put(200, &url, json!({"skills": [], "plugins": []}));
-    let left = read(&folder, "opencode.json").unwrap();
+    let remaining = read(&folder, "opencode.json").unwrap();
     assert!(
-        left.contains("\"LEVEL\": \"2\"") && left.contains("\"my-own\"") && !left.contains("acme/notify"),
-        "{left}"
+        remaining.contains("\"LEVEL\": \"2\"")
+            && remaining.contains("\"my-own\"")
+            && !remaining.contains("acme/notify"),
+        "{remaining}"
     );
     assert_eq!(read(&folder, "CLAUDE.md").unwrap(), "# House rules\n\nNo tabs.\n");
     assert_eq!(read(&folder, ".opencode/skill/py/SKILL.md").unwrap(), "my own python\n");

@@ -307,8 +307,8 @@ fn one_client_writes_until_another_takes_over(place: &Place<'_>) {
     first.type_in("echo from the first\r");
     second.shows("from the first");
     assert!(!terminal.text().contains("from the second"));
-    let shown = terminal.show();
-    assert_eq!((&shown["clients"], &shown["writer"]), (&json!(2), &json!(true)));
+    let view = terminal.show();
+    assert_eq!((&view["clients"], &view["writer"]), (&json!(2), &json!(true)));
     let mut third = terminal.socket("?takeover=true");
     role(&mut third, true);
     role(&mut first, false);
@@ -362,9 +362,9 @@ fn a_client_that_does_not_read_does_not_delay_others(place: &Place<'_>) {
     other.type_in("clear; seq 1 300000; echo done\r");
     other.shows("done");
     let took = start.elapsed();
-    let grown = procs::memory(place.server.pid, "VmRSS").saturating_sub(before) >> 20;
-    assert!(grown < 24, "the server has grown by {grown} MB");
-    eprintln!("2 MB of output on {} took {took:?}, {grown} MB of memory", place.id);
+    let growth = procs::memory(place.server.pid, "VmRSS").saturating_sub(before) >> 20;
+    assert!(growth < 24, "the server has grown by {growth} MB");
+    eprintln!("2 MB of output on {} took {took:?}, {growth} MB of memory", place.id);
     // After it resumes, it sees the current screen, not old output.
     sleeper.shows("done");
     assert_same_screen(&mut sleeper, &terminal);

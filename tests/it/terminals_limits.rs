@@ -72,11 +72,11 @@ fn a_socket_accepts_its_token_as_a_subprotocol() {
             server.anyone().send("GET", &terminal.path(""), &[("Sec-WebSocket-Protocol", &token)], None);
         assert_eq!(reply.status, 401, "{reply}");
     }
-    for gone in [
+    for removed in [
         "/api/workspaces/11111111-1111-4111-8111-111111111111/shell".to_owned(),
         place.path("/terminals/11111111-1111-4111-8111-111111111111/ws"),
     ] {
-        assert_eq!(refused(&server, &gone, &[("Authorization", &bearer(HOST_TOKEN))]).0, 404);
+        assert_eq!(refused(&server, &removed, &[("Authorization", &bearer(HOST_TOKEN))]).0, 404);
     }
     assert!(!server.log().contains(HOST_TOKEN), "the token is in the log");
 }
@@ -325,7 +325,7 @@ fn peers_that_answer_no_ping_are_disconnected() {
     // The shell outlives its socket.
     let list = place.client.get(200, &place.path("/terminals"));
     assert!(
-        list.as_array().unwrap().iter().any(|shown| shown["kind"] == "shell" && shown["status"] == "running"),
+        list.as_array().unwrap().iter().any(|view| view["kind"] == "shell" && view["status"] == "running"),
         "{list}"
     );
 }
@@ -541,7 +541,7 @@ fn the_nil_workspace_lists_what_it_has() {
         json!({"command": "printf '\\033]0;a \\001title\\007'; exec cat", "cols": 90, "rows": 30}),
     );
     let second = Terminal::shell(&place);
-    let shown = wait_for("the title", secs(10), || Some(first.show()).filter(|shown| shown["title"] != ""));
+    let view = wait_for("the title", secs(10), || Some(first.show()).filter(|view| view["title"] != ""));
     for (field, expected) in [
         ("id", json!(first.id)),
         ("workspace_id", json!(NIL)),
@@ -558,10 +558,10 @@ fn the_nil_workspace_lists_what_it_has() {
         ("ended_by", Value::Null),
         ("ended_at", Value::Null),
     ] {
-        assert_eq!(shown[field], expected, "{field}: {shown}");
+        assert_eq!(view[field], expected, "{field}: {view}");
     }
     let list = place.client.get(200, &place.path("/terminals"));
-    let ids: Vec<_> = list.as_array().unwrap().iter().map(|shown| shown["id"].as_str().unwrap()).collect();
+    let ids: Vec<_> = list.as_array().unwrap().iter().map(|view| view["id"].as_str().unwrap()).collect();
     assert_eq!(ids, [first.id.as_str(), second.id.as_str()]);
     for (path, code) in [
         ("/terminals/x", "invalid_id"),

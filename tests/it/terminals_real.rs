@@ -176,7 +176,7 @@ fn a_third_party_client_works() {
         assert_eq!((ended.code, ended.stdout.trim()), (Some(0), "ok"), "{}", ended.stderr);
         wait_for("its terminals to be removed", secs(10), || {
             let list = place.client.get(200, &place.path("/terminals"));
-            list.as_array().unwrap().iter().all(|shown| shown["status"] == "ended").then_some(())
+            list.as_array().unwrap().iter().all(|view| view["status"] == "ended").then_some(())
         });
     }
 }

@@ -38,7 +38,7 @@ fn a_shell_is_kept_for_a_reconnecting_client(place: &Place<'_>) {
     second.shows("got 5;6 and ''");
     let list = place.client.get(200, &place.path("/terminals"));
     assert!(
-        list.as_array().unwrap().iter().any(|shown| shown["kind"] == "shell" && shown["clients"] == 2),
+        list.as_array().unwrap().iter().any(|view| view["kind"] == "shell" && view["clients"] == 2),
         "{list}"
     );
     second.type_in("exit 4\r");

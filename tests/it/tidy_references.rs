@@ -108,8 +108,8 @@ fn anchors(text: &str) -> Vec<(usize, String)> {
         if fenced || level == 0 || !line[level..].starts_with(' ') {
             continue;
         }
-        let kept = |c: &char| c.is_alphanumeric() || [' ', '-', '_'].contains(c);
-        let slug: String = line[level..].trim().to_lowercase().chars().filter(kept).collect();
+        let is_kept = |c: &char| c.is_alphanumeric() || [' ', '-', '_'].contains(c);
+        let slug: String = line[level..].trim().to_lowercase().chars().filter(is_kept).collect();
         let slug = slug.replace(' ', "-");
         let same = found.iter().filter(|(_, other)| *other == slug).count();
         found.push((level, if same == 0 { slug } else { format!("{slug}-{same}") }));

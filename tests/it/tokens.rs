@@ -72,8 +72,8 @@ fn the_file_is_private() {
             assert_eq!(mode, 0o600, "{}", entry.path().display());
         }
     }
-    let kept: Value = serde_json::from_str(&read(setup.data_dir().join("credentials.json"))).unwrap();
-    assert_eq!(kept["hostToken"], host.as_str());
+    let stored: Value = serde_json::from_str(&read(setup.data_dir().join("credentials.json"))).unwrap();
+    assert_eq!(stored["hostToken"], host.as_str());
     let mode = fs::metadata(setup.data_dir()).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode & 0o007, 0, "everybody may look into the data folder: {mode:o}");
 }

@@ -66,8 +66,8 @@ impl Trays {
 
     #[track_caller]
     fn no_partial_uploads(&self) {
-        let left = temps(&self.work);
-        assert!(left.is_empty(), "{left:?}");
+        let remaining = temps(&self.work);
+        assert!(remaining.is_empty(), "{remaining:?}");
     }
 
     /// Puts a file into the outbox and returns the path of its download.
@@ -357,8 +357,8 @@ fn a_large_upload_is_complete_and_uses_little_memory() {
     let mut answer = vec![0; 12];
     stream.read_exact(&mut answer).unwrap();
     assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 200");
-    let grown = procs::memory(trays.server.pid, "VmHWM").saturating_sub(resting);
-    assert!(grown < 4 << 20, "{grown} bytes");
+    let growth = procs::memory(trays.server.pid, "VmHWM").saturating_sub(resting);
+    assert!(growth < 4 << 20, "{growth} bytes");
     let file = fs::File::open(trays.work.join(INBOX).join("big")).unwrap();
     assert_eq!(file.metadata().unwrap().len(), SIZE as u64);
     let mut last = vec![0; chunk.len()];
@@ -409,8 +409,8 @@ fn temporary_files_of_a_killed_server_are_removed_but_not_active_ones() {
     let stream = half_sent(&trays);
     trays.server.crash();
     drop(stream);
-    let left = setup.scratch().path().join("work");
-    assert_eq!(temps(&left).len(), 1);
+    let remaining = setup.scratch().path().join("work");
+    assert_eq!(temps(&remaining).len(), 1);
     let trays = Trays::new(setup);
     wait_for("the sweep", secs(20), || temps(&trays.work).is_empty().then_some(()));
     let stream = half_sent(&trays);
@@ -585,8 +585,8 @@ fn uploads_waiting_for_approval_use_no_memory_and_no_disk() {
     let question = asked();
     // Longer than the client needs to fill any buffer that would accept more of the upload.
     thread::sleep(Duration::from_millis(300));
-    let grown = procs::memory(trays.server.pid, "VmRSS").saturating_sub(resting);
-    assert!(grown < 4 << 20, "{grown} bytes for an upload that waits");
+    let growth = procs::memory(trays.server.pid, "VmRSS").saturating_sub(resting);
+    assert!(growth < 4 << 20, "{growth} bytes for an upload that waits");
     assert_eq!(question["action"], "workspace.inbox.upload");
     assert!(question["summary"].as_str().unwrap().starts_with("Upload asked.bin"), "{question}");
     assert!(question["paths"][0].as_str().unwrap().ends_with("/inbox/asked.bin"), "{question}");

@@ -110,7 +110,7 @@ fn folders_swapped_for_links_are_never_followed() {
         vec![trays.work.join(".opencode/openwork").to_str().unwrap().to_owned()],
     ] {
         let mut swapper = Swapper::start(&outside, &swapped);
-        let (mut kept, mut fetched, mut refused) = (0, 0, 0);
+        let (mut listed, mut fetched, mut refused) = (0, 0, 0);
         let end = Instant::now() + Duration::from_millis(1500);
         let check = |reply: &crate::client::Reply| {
             assert!(!reply.text().contains(SECRET), "{swapped:?}: {reply}");
@@ -144,14 +144,14 @@ fn folders_swapped_for_links_are_never_followed() {
                             items.iter().all(|item: &Value| item["size"] != size),
                             "{swapped:?}: {items:?}"
                         );
-                        kept += items.len();
+                        listed += items.len();
                     }
                 }
             });
         }
         swapper.still_swaps();
         drop(swapper);
-        assert!(fetched > 0 && refused > 0 && kept > 0, "{swapped:?}: {fetched} {refused} {kept}");
+        assert!(fetched > 0 && refused > 0 && listed > 0, "{swapped:?}: {fetched} {refused} {listed}");
         assert_eq!(look(&outside), before, "{swapped:?}: something outside was changed");
         // Restored to the original state.
         for path in &swapped {

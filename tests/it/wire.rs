@@ -321,8 +321,8 @@ fn every_request_gets_the_status_it_deserves() {
         for (number, case) in cases.iter().enumerate() {
             // At once, and in pieces of random size.
             for piece in [case.send.len(), 1 + (number * 7 + count) % 41] {
-                let shown = String::from_utf8_lossy(&case.send).chars().take(160).collect::<String>();
-                let what = format!("{group} {number} in pieces of {piece}: {shown:?}");
+                let excerpt = String::from_utf8_lossy(&case.send).chars().take(160).collect::<String>();
+                let what = format!("{group} {number} in pieces of {piece}: {excerpt:?}");
                 converse(&server, case, piece, &what);
                 count += 1;
             }
@@ -408,14 +408,14 @@ fn expect_is_answered_before_the_body() {
 #[test]
 fn request_ids_are_taken_only_when_harmless() {
     let server = Server::start();
-    for (given, kept) in
+    for (given, accepted) in
         [("a-B_9.z", true), ("a b", false), ("", false), (&"x".repeat(65), false), ("<s>", false)]
     {
         let mut stream = connect(&server);
         stream.write_all(get(&format!("X-Request-Id: {given}\r\n")).as_bytes()).unwrap();
         let head = Raw::read(&mut stream).unwrap().text;
         let line = head.lines().find_map(|line| line.strip_prefix("X-Request-Id: ")).unwrap();
-        assert_eq!(line == given, kept, "{head}");
+        assert_eq!(line == given, accepted, "{head}");
         assert!(line.len() >= 3, "{head}");
     }
 }

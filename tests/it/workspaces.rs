@@ -269,19 +269,19 @@ fn workspaces_are_kept_across_a_restart() {
     let setup = Setup::new();
     let server = setup.start();
     let owner = server.owner();
-    let kept = owner.post(200, "/api/workspaces", json!({"name": "kept", "env_vars": {"A": "1"}}));
-    let gone = owner.post(200, "/api/workspaces", json!({"name": "gone"}));
+    let stored = owner.post(200, "/api/workspaces", json!({"name": "kept", "env_vars": {"A": "1"}}));
+    let removed = owner.post(200, "/api/workspaces", json!({"name": "gone"}));
     let content = json!({"content": "---\nname: s\ndescription: d\n---\n"});
     owner.put(200, "/api/library/skill/s", content);
-    let kept = owner.put(200, &url(&kept), json!({"skills": ["s"]}));
-    owner.delete(200, &url(&gone));
+    let stored = owner.put(200, &url(&stored), json!({"skills": ["s"]}));
+    owner.delete(200, &url(&removed));
     owner.put(200, &format!("/api/workspaces/{NIL}"), json!({"env_vars": {"N": "1"}}));
     let before = owner.get(200, "/api/workspaces");
     server.stop();
     let server = setup.start();
     assert_eq!(server.owner().get(200, "/api/workspaces"), before);
-    assert_eq!(server.owner().get(200, &url(&kept)), kept);
-    server.owner().refused(404, "workspace_not_found", "GET", &url(&gone), None);
+    assert_eq!(server.owner().get(200, &url(&stored)), stored);
+    server.owner().refused(404, "workspace_not_found", "GET", &url(&removed), None);
     server.crash();
     assert_eq!(setup.start().owner().get(200, "/api/workspaces"), before);
 }
@@ -332,8 +332,8 @@ fn delete_removes_exactly_the_files_of_the_workspace() {
     let created = owner.post(200, "/api/workspaces", json!({"name": "theirs", "path": theirs}));
     owner.delete(200, &url(&created));
     assert_eq!(read(theirs.join("file")), "x");
-    let left: Vec<_> = leftovers(&server.data);
-    assert!(left.is_empty(), "{left:?}");
+    let remaining: Vec<_> = leftovers(&server.data);
+    assert!(remaining.is_empty(), "{remaining:?}");
 }
 
 /// Entries of the data folder's `workspaces` other than the default record.

@@ -110,7 +110,7 @@ fn a_list_where_an_object_belongs() {
     let server = Server::start();
     let owner = server.owner();
     let limits = json!({"memory_bytes": 512 << 20, "pids": 100});
-    let kept = owner.put(200, &format!("/api/workspaces/{NIL}"), json!({"resources": limits}));
+    let stored = owner.put(200, &format!("/api/workspaces/{NIL}"), json!({"resources": limits}));
     for body in [
         json!(["a"]),
         json!({"name": "a", "resources": []}),
@@ -123,7 +123,7 @@ fn a_list_where_an_object_belongs() {
         refused(&server, "invalid_payload", body.clone());
         put_refused(&server, "invalid_payload", body);
     }
-    assert_eq!(owner.get(200, &format!("/api/workspaces/{NIL}"))["resources"], kept["resources"]);
+    assert_eq!(owner.get(200, &format!("/api/workspaces/{NIL}"))["resources"], stored["resources"]);
     let refused = |method: &str, path: String, body: Value| {
         owner.refused(400, "invalid_payload", method, &path, Some(body));
     };
