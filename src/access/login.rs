@@ -223,7 +223,7 @@ mod tests {
 
     #[test]
     fn signatures_match_rfc_7515() {
-        // Appendix A.1, whose key is these 64 bytes.
+        // Appendix A.1, with its key of 64 bytes.
         let key = "AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow";
         let login = Login { secret: BASE64.decode(key).unwrap(), ..login() };
         let text = "eyJ0eXAiOiJKV1QiLA0KICJhbGciOiJIUzI1NiJ9.\

@@ -44,7 +44,7 @@ pub struct Actor {
     /// The token can end before the server does: a stored one, or one of a login.
     #[serde(skip)]
     pub is_scoped: bool,
-    /// The user of a login, whose token is not in the store.
+    /// The user, if the token is one of a login, which is not in the store.
     #[serde(skip)]
     pub user: Option<String>,
     /// The expiry of the token; Unix milliseconds.

@@ -107,7 +107,7 @@ pub(super) fn record(ctx: &Ctx, request: &mut Request, response: &Response) {
     ctx.audit.record(&draft, request.actor(), outcome);
 }
 
-/// Records an invalid credential, or one whose scope is too low to be answered with a 403.
+/// Records an invalid credential, or one that is answered with a 401 because of its scope.
 pub(super) fn login_failed(ctx: &Ctx, request: &Request, actor: Option<&Actor>, seen: &str) {
     ctx.audit.login_failed(request.peer(), actor, request.path(), seen);
 }

@@ -367,7 +367,7 @@ fn unauthorized(seen: &str, host: bool, required: Scope) -> Error {
     .detail("required", required.as_str())
 }
 
-/// The error for a request whose token has ended since it was admitted.
+/// The error for a request if its token has ended since it was admitted.
 fn credential_ended() -> Error {
     Error::new(Code::Unauthorized, "Invalid bearer token: it was revoked, or it expired, during this request")
 }

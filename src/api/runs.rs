@@ -1,4 +1,4 @@
-//! `/api/workspaces/:id/runs`: commands whose life spans several requests.
+//! `/api/workspaces/:id/runs`: commands that outlive one request.
 
 use std::os::fd::AsFd as _;
 use std::sync::Arc;

@@ -103,7 +103,7 @@ struct TerminalSocket {
     pastes: PasteBudget,
     /// For a large message that is being received.
     arriving: Option<PastePermit>,
-    /// For the message whose remainder is `pending`.
+    /// For the message of which `pending` is the rest.
     permit: Option<PastePermit>,
     /// Why the socket must be closed.
     problem: Option<(u16, &'static str)>,

@@ -37,7 +37,7 @@ pub fn stream(
     start(ctx, request, topic.follow_kept(cursor)?, opening.map(|opening| (0, opening)))
 }
 
-/// As [`stream`], for topics whose state is more useful than their past events: a new stream starts with `state`,
+/// As [`stream`], for topics with a state more useful than the past events: a new stream starts with `state`,
 /// followed by new events.
 ///
 /// # Errors

@@ -60,7 +60,7 @@ impl PendingSocket {
     }
 }
 
-/// Enables TCP keepalive: without it a silent stream would wait forever for a client whose machine has vanished.
+/// Enables TCP keepalive: without it a silent stream would wait forever for the client on a machine that has vanished.
 fn probe(client: &ClientSocket) {
     use rustix::net::sockopt;
     // Unix sockets need no keepalive.

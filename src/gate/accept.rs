@@ -135,7 +135,7 @@ impl AcceptLoop {
                 }
                 let table = &self.gate.table;
                 let mut slot = table.admit(socket, peer, local, false);
-                // Slots of disconnected clients whose threads have not run yet are about to be free.
+                // Slots of disconnected clients are free as soon as their threads have run.
                 let deadline = Instant::now() + DISCONNECTED_SLOT_WAIT;
                 let mut patient =
                     self.last_failed_wait.is_none_or(|since| since.elapsed() > SLOT_WAIT_INTERVAL);

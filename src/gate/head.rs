@@ -358,7 +358,7 @@ fn is_key(key: &str) -> bool {
         && b"AQgw".contains(&bytes[21])
 }
 
-/// RFC 9112, 6. Any request whose body length two readers could interpret differently is refused.
+/// RFC 9112, 6. A request is refused if two readers could interpret the length of its body differently.
 fn framing(facts: &HeaderFields<'_>, is_11: bool, cap: u64) -> Result<RequestBody> {
     match (facts.length, facts.encoding) {
         (Some(_), Some(_)) => Err(bad("The request has both Content-Length and Transfer-Encoding")),

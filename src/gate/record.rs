@@ -25,7 +25,7 @@ pub enum Peer {
 }
 
 impl Peer {
-    /// The network whose addresses the client can choose freely: a /64 for IPv6, as providers assign it.
+    /// The network in which the client can choose its address freely: a /64 for IPv6, as providers assign it.
     pub(super) fn network(self) -> Peer {
         match self {
             Peer::Ip(IpAddr::V6(address)) => Peer::Ip(IpAddr::V6((u128::from(address) >> 64 << 64).into())),

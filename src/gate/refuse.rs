@@ -32,7 +32,7 @@ pub(super) fn answer(error: &Error, id: &str, is_head: bool) -> String {
     text
 }
 
-/// Closes a connection whose client may still be sending: closing with unread input sends a reset, which discards
+/// Closes a connection while its client may still be sending: closing with unread input sends a reset, which discards
 /// answer bytes that the client has not read (RFC 9112, 9.6).
 pub(super) fn linger(socket: &Socket) {
     socket.shutdown(Shutdown::Write);

@@ -48,7 +48,7 @@ pub(super) struct ConnectionTable {
 struct ConnectionSlots {
     records: HashMap<u64, Arc<ConnectionRecord>>,
     on_reserve: usize,
-    /// Evicted connections whose threads have not ended yet; no longer in `records`.
+    /// Evicted connections that their threads have not closed yet; no longer in `records`.
     leaving: usize,
 }
 

@@ -16,7 +16,7 @@ const FAILURE_BURST: f64 = 20.0;
 const FAILURES_PER_SEC: f64 = 1.0;
 /// Delay of the answer to any further failure.
 const FAILURE_DELAY: Duration = Duration::from_secs(1);
-/// Maximum number of addresses whose failures are recorded.
+/// Maximum number of addresses with recorded failures.
 const THROTTLED_PEERS: usize = 4096;
 
 /// Token buckets by address.

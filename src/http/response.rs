@@ -426,7 +426,7 @@ impl<W: std::io::Write> std::io::Write for FixedLengthWriter<W> {
     }
 }
 
-/// A buffer whose last growth wastes at most an eighth instead of a half: an answer may be tens of megabytes.
+/// A buffer that grows by an eighth once it is large: an answer may be tens of megabytes, and doubling wastes half.
 struct ExactBuffer(Vec<u8>);
 
 impl std::io::Write for ExactBuffer {

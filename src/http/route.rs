@@ -95,7 +95,7 @@ pub type PreparedWork = Box<dyn FnOnce(&mut Request) -> Result<Response> + Send>
 pub type DeferredWork = Box<dyn FnOnce(Reply) + Send>;
 
 impl Answer {
-    /// Work whose result is the answer.
+    /// Work that returns the answer.
     pub fn later(work: impl FnOnce() -> Result<Response> + Send + 'static, cancel: Option<Cancel>) -> Answer {
         Answer::Later { work: Box::new(move |reply: Reply| reply.send(work())), cancel }
     }
