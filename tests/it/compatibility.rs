@@ -169,20 +169,20 @@ const PROVEN: &[(&str, &[Promise])] = &[
     (
         "reports-of-users",
         &[
-            ("refusals, status, invalid configuration", &["scoped_tokens::refusals_name_the_credential_sent_and_the_one_required", "orchestrator::its_status_and_approvals_work", "project::configuration_that_opencode_rejects_is_refused_and_not_written"]),
+            ("refusals, status, invalid configuration", &["scoped_tokens::refusals_name_the_credential_sent_and_the_one_required", "orchestrator::status_and_approvals_of_the_orchestrator_work", "project::configuration_that_opencode_rejects_is_refused_and_not_written"]),
         ],
     ),
     (
         "command-lines",
         &[
-            ("the orchestrator's status and approvals work with berth", &["orchestrator::its_status_and_approvals_work"]),
+            ("the orchestrator's status and approvals work with berth", &["orchestrator::status_and_approvals_of_the_orchestrator_work"]),
             ("--json prints one document; mistakes are errors", &["host_command::stdout_is_one_document_with_every_address_and_token", "host_words::mistakes_in_flags_are_named", "host_command::a_port_in_use_is_an_error_that_names_the_process"]),
         ],
     ),
     (
         "start-and-checks",
         &[
-            ("the orchestrator's checks pass with berth, unchanged", &["orchestrator::its_checks_are_ok", "orchestrator::its_checks_are_ok_with_berth_in_its_docker_sandbox"]),
+            ("the orchestrator's checks pass with berth, unchanged", &["orchestrator::the_checks_of_the_orchestrator_pass", "orchestrator::the_checks_of_the_orchestrator_pass_with_berth_in_docker"]),
             ("berth host's own checks", &["host_command::checks_pass_with_real_versions_and_leave_the_workspace_unchanged", "host_command::failed_checks_report_the_cause", "host_command::the_host_keeps_running_if_opencode_fails"]),
         ],
     ),

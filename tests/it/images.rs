@@ -119,7 +119,9 @@ fn archives_are_uploaded_and_imported_listed_and_removed() {
             (image_files(&server).len() > before.len()).then_some(())
         });
         drop(half);
-        wait_for("the half image to go", secs(20), || (image_files(&server) == before).then_some(()));
+        wait_for("the partial image to be removed", secs(20), || {
+            (image_files(&server) == before).then_some(())
+        });
     }
     owner.refused(404, "image_not_found", "GET", "/api/images/half", None);
 
@@ -232,7 +234,7 @@ fn bootstrapped_images_contain_no_machine_identity() {
 
 /// Two at once, in processes of their own, with the real mirror: the second waits for the first.
 #[test]
-fn one_distro_is_bootstrapped_once() {
+fn a_distribution_is_bootstrapped_once() {
     tools();
     let setup = Setup::new();
     let server = setup.start();

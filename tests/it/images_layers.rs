@@ -148,7 +148,7 @@ fn layers() -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn layouts_and_docker_archives_are_one_image() {
+fn layouts_and_docker_archives_give_the_same_image() {
     let scratch = Scratch::new();
     let here = scratch.path();
     let layout = Layout::new(here.join("layout"));

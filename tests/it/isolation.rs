@@ -365,7 +365,9 @@ fn a_process_in_the_agents_cgroup_is_killed_at_the_next_deadline_or_deletion() {
         if way == "delete" {
             place.client.call("DELETE", &path, None).expect(204);
         }
-        wait_for("the intruder to end", secs(20), || procs::sleeps(&number).is_empty().then_some(()));
+        wait_for("the foreign process to be killed", secs(20), || {
+            procs::sleeps(&number).is_empty().then_some(())
+        });
         assert_eq!(place.sh("echo works"), "works\n");
         assert_eq!(procs::sleeps(&other).len(), 1, "background processes of a finished command keep running");
     }
@@ -470,13 +472,13 @@ fn pid_reuse_moves_no_host_process_into_a_container() {
             let _ = child.wait();
         }
     });
-    assert!(recycled.len() >= 6, "only {} numbers were used again in {tries} tries", recycled.len());
+    assert!(recycled.len() >= 6, "only {} pids were reused in {tries} tries", recycled.len());
     assert_eq!(place.sh("echo works"), "works\n");
     let groups = |pid: u32| fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     place.client.post(200, &place.path("/stop"), json!({}));
     for (mut child, seconds) in recycled {
-        let sleeper = procs::sleeps(&seconds).pop().expect("a process of the host was ended");
-        assert_eq!(groups(sleeper), groups(std::process::id()), "it was moved");
+        let sleeper = procs::sleeps(&seconds).pop().expect("a process of the host was killed");
+        assert_eq!(groups(sleeper), groups(std::process::id()), "it was moved into the container");
         procs::kill(sleeper);
         child.wait().unwrap();
     }

@@ -324,7 +324,7 @@ fn skills_and_tools_are_synced_and_only_managed_files_removed() {
     let times = || fs::metadata(folder.join(".opencode/skill/py/SKILL.md")).unwrap().modified().unwrap();
     let before = times();
     server.owner().post(200, &format!("{url}/sync"), json!({}));
-    assert_eq!(times(), before, "a second sync writes nothing that is right already");
+    assert_eq!(times(), before, "a second sync does not write unchanged files");
     assert_eq!(read(".opencode/skill/py/more.md").as_deref(), Some("more"));
     // A changed skill is synced automatically; a skill that is no longer selected is removed.
     put(&server, "skill/py", json!({"content": "# New\n"}));
@@ -381,7 +381,7 @@ fn a_template_creates_a_container_and_builds_it_at_once() {
     assert_eq!(settled["status"], "ready", "{settled}");
     assert_eq!(place.sh("cat /log"), "base request\nsetup\nown base request w\n");
     assert!(place.sh("cat /.opencode/skill/py/SKILL.md").contains("# Py"));
-    assert_eq!(place.sh("ls / | grep sandboxed-init || true"), "", "the scripts are gone");
+    assert_eq!(place.sh("ls / | grep sandboxed-init || true"), "", "the scripts were removed");
     // Again, including the fragments.
     let again = server.owner().post(200, &place.path("/rerun-init"), json!({}));
     assert_eq!(again["success"], true, "{again}");

@@ -67,7 +67,7 @@ fn a_skill_is_copied_to_workspaces_completely() {
     let inode = |path: &Path| fs::metadata(path).unwrap().ino();
     let before = inode(&folder.join(".claude/skills/kit/data/font.ttf"));
     fs::set_permissions(library.join("scripts/x.sh"), fs::Permissions::from_mode(0o644)).unwrap();
-    wait_for("the permission to go", secs(30), || (!executable(&script(PLACES[0]))).then_some(()));
+    wait_for("the permission to be removed", secs(30), || (!executable(&script(PLACES[0]))).then_some(()));
     fs::set_permissions(script(PLACES[1]), fs::Permissions::from_mode(0o755)).unwrap();
     server.owner().post(200, &format!("{url}/sync"), json!({}));
     assert!(!executable(&script(PLACES[1])));

@@ -132,12 +132,12 @@ fn a_git_checkout_updates_containers() {
     assert_eq!(
         server.owner().get(200, "/api/library/skill").as_array().unwrap().len(),
         1,
-        "git's own is none"
+        "git's own folder is no entry"
     );
 }
 
 #[test]
-fn a_broken_file_of_any_kind_breaks_nothing_else() {
+fn a_broken_file_of_any_kind_affects_no_other() {
     let setup = Setup::new();
     let library = setup.data_dir().join("library");
     for (path, broken) in [
@@ -222,7 +222,7 @@ fn a_broken_file_of_any_kind_breaks_nothing_else() {
         "opencode.json",
         "CLAUDE.md",
     ] {
-        assert!(folder.join(path).is_file(), "{path} did not come: {}", server.log());
+        assert!(folder.join(path).is_file(), "{path} was not copied: {}", server.log());
     }
     for path in [".claude/skills/binary", ".opencode/tool/bad.ts"] {
         assert!(!folder.join(path).exists(), "{path}");

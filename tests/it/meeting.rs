@@ -29,6 +29,6 @@ impl Meeting {
         let longest = Duration::from_secs(100);
         let waited = self.changed.wait_timeout_while(state, longest, |state| state.1 == round);
         let met = !waited.unwrap_or_else(|poison| poison.into_inner()).1.timed_out();
-        assert!(met, "the others did not come within {longest:?}");
+        assert!(met, "the other threads did not arrive within {longest:?}");
     }
 }

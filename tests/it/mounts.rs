@@ -108,7 +108,7 @@ fn files_of_a_mount_are_shared_between_host_and_container() {
     place.client.post(200, &place.path("/stop"), json!({}));
     assert_ne!(place.exec(json!({"command": "ls /mnt/work/later"}))["exit_code"], 0);
     place.delete();
-    assert!(work.join("later").exists(), "the deletion of a workspace went into a mount");
+    assert!(work.join("later").exists(), "the deletion of a workspace removed files of a mount");
 }
 
 #[test]
@@ -279,5 +279,5 @@ fn swapping_the_source_during_a_start_mounts_no_other_folder() {
         done.store(true, Ordering::Relaxed);
     });
     assert!(!base.join("secret/trace").exists());
-    assert!(right > 0 && refused > 0, "the race was none: {right} right, {refused} refused");
+    assert!(right > 0 && refused > 0, "no race happened: {right} mounted, {refused} refused");
 }

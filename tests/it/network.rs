@@ -93,7 +93,7 @@ fn a_private_network_reaches_the_outside_but_not_the_host() {
         assert!(own.iter().any(|own| own == host), "{host} is not in {own:?}");
     }
     for host in &own {
-        assert_eq!(get(&place, host, port), None, "{host} of the host is reached from a private network");
+        assert_eq!(get(&place, host, port), None, "{host} of the host is reachable from a private network");
     }
     assert_eq!(get(&place, METADATA, PORT), None);
     for berth in &own {
@@ -118,7 +118,7 @@ fn a_private_network_reaches_the_outside_but_not_the_host() {
 }
 
 #[test]
-fn root_in_a_private_network_cannot_change_it() {
+fn root_in_a_container_cannot_change_a_private_network() {
     let place = Place::ready(shared(), json!({"name": "private root", "network": "private"}));
     let refused = |what: &str, command: &str| {
         let reply = place.exec(json!({"command": command, "timeout_secs": 20}));
@@ -157,7 +157,7 @@ fn private_networks_cannot_reach_each_other() {
     for (place, other) in [(&one, &second), (&two, &first)] {
         let other = other["address"].as_str().unwrap();
         assert_eq!(hello_from(other, 8000).as_deref(), Some("caller x\n"));
-        assert_eq!(get(place, other, 8000), None, "{other} of a neighbour is reached");
+        assert_eq!(get(place, other, 8000), None, "{other} of a neighbour is reachable");
     }
     // A workspace keeps its address across restarts.
     two.client.post(200, &two.path("/stop"), json!({}));
@@ -415,10 +415,14 @@ fn iptables_is_used_without_nft() {
         own.retain(|host| hello_from(host, port).is_some());
         assert!(own.contains(&outside.host) && own.iter().any(|own| own == "127.0.0.1"), "{own:?}");
         for host in &own {
-            assert_eq!(get(place, host, port), None, "{host} of the host is reached from a private network");
+            assert_eq!(
+                get(place, host, port),
+                None,
+                "{host} of the host is reachable from a private network"
+            );
         }
         assert_eq!(get(place, METADATA, PORT), None);
-        assert_eq!(get(place, neighbour, 8000), None, "{neighbour} of a neighbour is reached");
+        assert_eq!(get(place, neighbour, 8000), None, "{neighbour} of a neighbour is reachable");
         let started = std::time::Instant::now();
         place.exec(json!({"args": ["bash", "-c", format!("exec 3<>/dev/tcp/{METADATA}/80")]}));
         assert!(

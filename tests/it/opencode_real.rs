@@ -169,7 +169,7 @@ fn an_engine_is_reloaded() {
     fs::write(server.work.join(".opencode/command/greet.md"), "---\ndescription: x\n---\nSay hello\n")
         .unwrap();
     let id = server.owner().get(200, "/workspaces")["activeId"].as_str().unwrap().to_owned();
-    assert!(!command(&server), "it noticed by itself: nothing is tested here");
+    assert!(!command(&server), "OpenCode reloaded by itself: the test proves nothing");
     let reply = server.collaborator().post(200, &format!("/workspace/{id}/engine/reload"), json!({}));
     assert_eq!(reply["ok"], true);
     wait_for("the new command", secs(30), || command(&server).then_some(()));

@@ -155,7 +155,7 @@ fn a_client_disconnect_closes_the_upstream_connection() {
     read_until(&mut far, "xxxx");
     drop(client);
     let (rest, _) = read_all(&mut far);
-    assert!(!rest.ends_with("0\r\n\r\n"), "half a body looked like a whole one");
+    assert!(!rest.ends_with("0\r\n\r\n"), "a truncated body looked complete");
 }
 
 #[test]

@@ -47,7 +47,7 @@ fn combined_output(ended: &Ended) -> String {
 }
 
 #[test]
-fn its_checks_are_ok() {
+fn the_checks_of_the_orchestrator_pass() {
     let scratch = Scratch::new();
     scratch.folder("work");
     let opencode = opencode(&scratch);
@@ -63,7 +63,7 @@ fn its_checks_are_ok() {
 }
 
 #[test]
-fn its_status_and_approvals_work() {
+fn status_and_approvals_of_the_orchestrator_work() {
     let scratch = Scratch::new();
     let opencode = Opencode::start("opencode-old", scratch.path());
     let upstream = Upstream::saying("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ntrue");
@@ -100,7 +100,7 @@ fn its_status_and_approvals_work() {
         thread::scope(|scope| {
             let asking = scope.spawn(|| server.collaborator().call("POST", &reload, None));
             let host = ["--openwork-url", &url, "--host-token", HOST_TOKEN];
-            let waiting = wait_for("the write to wait", secs(60), || {
+            let waiting = wait_for("the write to wait for approval", secs(60), || {
                 let list = ask(&[&["approvals", "list"][..], &host].concat());
                 let first = list["items"].as_array()?.first()?.clone();
                 Some(first)
@@ -116,7 +116,7 @@ fn its_status_and_approvals_work() {
 
 /// The server is berth, in the container that the orchestrator starts with Docker.
 #[test]
-fn its_checks_are_ok_with_berth_in_its_docker_sandbox() {
+fn the_checks_of_the_orchestrator_pass_with_berth_in_docker() {
     let docker = Docker::shared();
     let scratch = Scratch::new();
     scratch.folder("work");

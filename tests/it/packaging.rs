@@ -181,7 +181,7 @@ fn the_debian_package_has_the_binary_the_units_and_settings() {
     let script = script.replace("/etc/berth/environment", environment.to_str().unwrap());
     let script = scratch.file("preinst", script);
     let upgrade = || server::run(Command::new("sh").arg(&script).args(["upgrade", "0.0.1"]), secs(20));
-    assert_eq!(upgrade().code, Some(0), "without a format it is the first");
+    assert_eq!(upgrade().code, Some(0), "a folder without a version has the first one");
     for (format, code) in [("1\n", 0), ("2\n", 1), ("10", 1), ("damaged", 0)] {
         fs::write(data.join("format"), format).unwrap();
         let ended = upgrade();

@@ -122,7 +122,7 @@ fn a_slow_program_receives_the_whole_paste_in_order() {
                 Some(paste.as_bytes()),
             )
         });
-        wait_for("the paste to be under way", secs(20), || {
+        wait_for("the paste to be in progress", secs(20), || {
             let reply =
                 server.owner().send("POST", &terminal.path("/input"), &[("Content-Type", "x/y")], Some(b""));
             (reply.status == 200).then_some(())
@@ -189,7 +189,7 @@ fn programs_that_do_not_read_use_bounded_memory_and_delay_no_others() {
         .collect();
     // Two of the pastes are in memory, the others wait in their sockets.
     let path = terminals[0].path("/input");
-    wait_for("the workspace's share to be taken", secs(30), || {
+    wait_for("the workspace's share to be in use", secs(30), || {
         let reply = place.client.send("POST", &path, &[("Content-Type", "x/y")], Some(&paste[..100_000]));
         (reply.status == 503).then_some(())
     });
@@ -225,7 +225,7 @@ fn programs_that_do_not_read_use_bounded_memory_and_delay_no_others() {
         let reply = scope.spawn(|| {
             server.owner().send("POST", &waiting.path("/input"), &[("Content-Type", "x/y")], Some(&paste))
         });
-        wait_for("the paste to be under way", secs(20), || {
+        wait_for("the paste to be in progress", secs(20), || {
             let tries =
                 server.owner().send("POST", &waiting.path("/input"), &[("Content-Type", "x/y")], Some(b"x"));
             (tries.status == 409).then_some(())

@@ -194,7 +194,9 @@ fn processes_in_a_container_survive_a_crash_of_the_server() {
     assert_eq!(reply["stdout"], "kept\nalso\n", "{reply}");
     owner.delete(200, &format!("/api/workspaces/{id}"));
     server.stop();
-    wait_for("no process of ours", secs(5), || procs::mentioning(setup.data_dir()).is_empty().then_some(()));
+    wait_for("all processes of the server to exit", secs(5), || {
+        procs::mentioning(setup.data_dir()).is_empty().then_some(())
+    });
 }
 
 #[test]
@@ -235,5 +237,7 @@ fn a_container_that_does_not_match_its_state_file_is_killed() {
         assert_eq!(reply["stdout"], "anew\n");
     }
     server.stop();
-    wait_for("no process of ours", secs(5), || procs::mentioning(setup.data_dir()).is_empty().then_some(()));
+    wait_for("all processes of the server to exit", secs(5), || {
+        procs::mentioning(setup.data_dir()).is_empty().then_some(())
+    });
 }

@@ -18,7 +18,7 @@ pub fn wait_for<T>(what: &str, longest: Duration, mut ask: impl FnMut() -> Optio
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(Instant::now() < deadline, "waited {longest:?} in vain for: {what}");
+        assert!(Instant::now() < deadline, "timed out after {longest:?} waiting for: {what}");
         thread::sleep(Duration::from_millis(5));
     }
 }
@@ -80,7 +80,7 @@ pub fn wait_sleep(number: &str) -> u32 {
 /// arrives here.
 #[track_caller]
 pub fn assert_dead(number: &str) {
-    wait_for(&format!("sleep {number} to be dead"), secs(2), || sleeps(number).is_empty().then_some(()));
+    wait_for(&format!("sleep {number} to exit"), secs(2), || sleeps(number).is_empty().then_some(()));
 }
 
 /// The value of a line of `/proc/<pid>/status`.

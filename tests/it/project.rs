@@ -540,7 +540,7 @@ fn writes_wait_for_the_host_in_manual_mode() {
         };
         assert_eq!(asked["action"], "mcp.add");
         assert_eq!(asked["paths"], json!([project.work.join("opencode.jsonc")]));
-        assert!(!project.work.join("opencode.jsonc").exists(), "nothing is written before");
+        assert!(!project.work.join("opencode.jsonc").exists(), "nothing is written before the approval");
         owner.post(200, &format!("/approvals/{}", asked["id"].as_str().unwrap()), json!({"reply": "allow"}));
         assert_eq!(write.join().unwrap()["items"][0]["name"], "a");
     });
@@ -567,7 +567,7 @@ fn the_project_api_works_in_a_container() {
     client.post(200, &format!("{base}/commands"), json!({"name": "c", "template": "t"}));
     let created =
         client.post(200, &format!("{base}/skills"), json!({"name": "s", "content": "x", "description": "d"}));
-    assert_eq!(created["path"], "/.opencode/skills/s/SKILL.md", "as it is called inside");
+    assert_eq!(created["path"], "/.opencode/skills/s/SKILL.md", "the path inside of the container");
     let output = place.sh("stat -c '%u %g %a %n' /opencode.json /.opencode/commands/c.md /.opencode/skills/s/SKILL.md /.opencode");
     assert_eq!(
         output,

@@ -208,7 +208,7 @@ fn a_container_is_watched_from_the_first_call() {
         let list = client.get(200, &format!("{base}/events?since=1"));
         if list["cursor"] == json!(2) {
             assert_eq!(event_lines(&list), ["agents agent added -"]);
-            assert_eq!(list["items"][0]["trigger"]["path"], "/AGENTS.md", "as it is called inside");
+            assert_eq!(list["items"][0]["trigger"]["path"], "/AGENTS.md", "the path inside of the container");
             return;
         }
         assert!(start.elapsed() < secs(15), "{list}");

@@ -239,7 +239,7 @@ fn hostile_trees_cost_bounded_time_and_memory() {
         fs::hard_link(work.join("nameless"), work.join(format!(".opencode/commands/c{n}.md"))).unwrap();
     }
     let answers = all_lists(&project, "1,990 hard links", 128);
-    assert_eq!(answers[2]["truncated"], true, "templates were cut");
+    assert_eq!(answers[2]["truncated"], true, "templates were truncated");
     let cut = answers[2]["items"].as_array().unwrap().iter().filter(|row| row["truncated"] == true);
     assert!(cut.count() > 1000);
     assert_eq!(answers[4]["truncated"], true);

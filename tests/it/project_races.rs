@@ -156,7 +156,7 @@ fn project_files_are_never_accessed_through_a_swapped_link() {
         }
         swapper.still_swaps();
         drop(swapper);
-        assert!(reads > 0 && writes > 0, "{swapped:?}: {reads} reads and {writes} writes went well");
+        assert!(reads > 0 && writes > 0, "{swapped:?}: {reads} reads and {writes} writes succeeded");
         assert_eq!(look(&outside), before, "{swapped:?}: something outside was changed");
     }
     // No lock and no partial file remains.

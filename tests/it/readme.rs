@@ -64,7 +64,7 @@ fn every_curl_line_of_the_readme_is_an_example() {
         if line.starts_with("curl ") && !line.contains("rustup") {
             assert!(
                 run.contains(line),
-                "never run, so never known to work; put it into a `# example` block: {line}"
+                "this command is never executed; put it into a `# example` block: {line}"
             );
         }
     }

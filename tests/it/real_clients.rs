@@ -106,7 +106,7 @@ fn an_offer_of_another_protocol_does_not_reach_an_opencode() {
 }
 
 #[test]
-fn a_compressed_body_is_refused_by_name_but_an_opencode_gets_it() {
+fn a_compressed_body_is_refused_but_forwarded_to_opencode() {
     let upstream = Upstream::saying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
     let server = upstream.setup().start();
     let (owner, exec) = (server.owner(), format!("/api/workspaces/{NIL}/exec"));

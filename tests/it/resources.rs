@@ -221,7 +221,7 @@ fn a_container_gets_its_share_of_the_processors() {
     let (started, before) = (Instant::now(), used());
     place.exec(json!({"command": "for i in 1 2 3; do while :; do :; done & done; sleep 2; kill $(jobs -p)"}));
     let part = (used() - before) as f64 / started.elapsed().as_micros() as f64;
-    assert!(part < 0.40, "three busy loops got {part} processors");
+    assert!(part < 0.40, "three busy loops used {part} processors");
 }
 
 #[test]
@@ -235,7 +235,7 @@ fn host_limits_are_enforced_and_lifted() {
     assert_eq!(exec(hog(200))["stdout"], "");
     assert_eq!(exec(hog(16))["stdout"], "rich\n");
     owner.put(200, &path, json!({"resources": {}}));
-    assert_eq!(exec(hog(200))["stdout"], "rich\n", "limits are lifted at once");
+    assert_eq!(exec(hog(200))["stdout"], "rich\n", "removing limits takes effect at once");
 }
 
 #[test]
@@ -304,8 +304,8 @@ fn a_container_at_its_process_limit_reports_it_and_recovers() {
             assert!(*took < patient, "{took:?}: {reply}");
         }
     }
-    assert_eq!(place.init(), before, "it is the same container");
-    assert!(procs::sleeps(&number).len() > 10, "with all that ran in it");
+    assert_eq!(place.init(), before, "the container was restarted");
+    assert!(procs::sleeps(&number).len() > 10, "a process of the container was killed");
     place.server.owner().post(200, &place.path("/stop"), json!({}));
     assert_eq!(place.sh("echo new"), "new\n");
 }
@@ -341,7 +341,7 @@ fn commands_that_exceed_memory_do_not_end_their_container() {
         let reply = place.client.call("POST", &place.path("/exec"), Some(&json!({"command": "echo alive"})));
         (reply.status == 200 && reply.value()["stdout"] == "alive\n").then_some(())
     });
-    assert_eq!(place.init(), before, "it is the same container");
+    assert_eq!(place.init(), before, "the container was restarted");
 }
 
 #[test]

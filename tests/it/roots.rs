@@ -44,7 +44,7 @@ fn every_kind_of_root_is_created_used_shown_and_deleted() {
         let folder = place.root.parent().unwrap().to_owned();
         place.delete();
         assert!(!folder.exists());
-        wait_for("its layers to go", secs(10), || {
+        wait_for("its layers to be removed", secs(10), || {
             let remaining = fs::read_dir(server.data.join("layers")).unwrap().flatten();
             let remaining =
                 remaining.filter(|entry| !entry.file_name().to_string_lossy().starts_with('.')).count();

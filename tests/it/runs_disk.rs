@@ -138,7 +138,9 @@ fn a_full_disk_is_reported_and_kills_no_run() {
     };
     put();
     let all = 6 + numbers().len() as u64;
-    wait_for("all its output", secs(30), || (place.client.get(200, &run)["stderr_bytes"] == 4).then_some(()));
+    wait_for("the complete output", secs(30), || {
+        (place.client.get(200, &run)["stderr_bytes"] == 4).then_some(())
+    });
     let reply = place.client.get(200, &run);
     assert_eq!(
         (&reply["status"], &reply["disk_full"], &reply["truncated"]),

@@ -163,7 +163,7 @@ fn a_stream_ends_with_a_status_or_closes_abnormally() {
     let (out, _, exit) = Events::follow(&server, &run, None).collect();
     assert!(
         started.elapsed() >= Duration::from_millis(500),
-        "it ended before the command: {:?}",
+        "the stream ended before the command: {:?}",
         started.elapsed()
     );
     assert_eq!((out.as_slice(), &exit.data["run"]["exit_code"]), (b"up\n".as_slice(), &json!(9)));
@@ -356,7 +356,10 @@ fn runs_are_kept_across_a_restart() {
     let reply = place.client.get(200, &lost);
     assert_eq!((&reply["status"], &reply["exit_code"]), (&json!("failed"), &Value::Null), "{reply}");
     assert_eq!(reply["error"]["code"], "interrupted");
-    assert!(reply["wall_secs"].as_f64().is_some_and(|secs| secs > 0.0), "until it was ended: {reply}");
+    assert!(
+        reply["wall_secs"].as_f64().is_some_and(|secs| secs > 0.0),
+        "the time until it was killed: {reply}"
+    );
     let last = Events::follow(&server, &lost, None).wait("failed");
     assert_eq!(last.data["code"], "interrupted", "{last:?}");
     assert_eq!(output(&place, &lost, "").text(), "part\n");

@@ -120,7 +120,7 @@ const PROMISES: &[(&str, &[&str])] = &[
     (
         "**A private network** (`\"network\": \"private\"`) is a network namespace that belongs to the host, \
          so root inside can change nothing about it: no addresses, no rules, no raw sockets (ping works).",
-        &["network::root_in_a_private_network_cannot_change_it"],
+        &["network::root_in_a_container_cannot_change_a_private_network"],
     ),
     (
         "Its way out is translated (NAT by nftables, or by iptables on a host without nft) and leads neither \
@@ -135,7 +135,7 @@ const PROMISES: &[(&str, &[&str])] = &[
     ),
     (
         "IPv6 is off.",
-        &["network::root_in_a_private_network_cannot_change_it"],
+        &["network::root_in_a_container_cannot_change_a_private_network"],
     ),
     (
         "The host's part is one table (with iptables: chains), `berth-XXXXXX`, and a link `vbXXXXXX-N` for \
@@ -268,7 +268,7 @@ const PROMISES: &[(&str, &[&str])] = &[
     (
         "Elsewhere berth says at the start that a command which hides its children well can leave some \
          behind.",
-        &["security_promises::a_server_without_cgroups_says_that_it_searches"],
+        &["security_promises::a_server_without_cgroups_reports_that_it_searches_for_processes"],
     ),
     (
         "Files in a container's root are only ever opened with `openat2(RESOLVE_IN_ROOT)`: links to the host \
@@ -490,7 +490,7 @@ fn file_systems_below_the_source_of_a_mount_stay_outside() {
 }
 
 #[test]
-fn a_server_without_cgroups_says_that_it_searches() {
+fn a_server_without_cgroups_reports_that_it_searches_for_processes() {
     let script = "grep -o '/sys/fs/cgroup[^ ]*' /proc/self/mounts | sort -u | while read -r at; do mount -o remount,bind,ro $at; done; exec \"$@\"";
     let without = ["unshare", "--mount", "--propagation=private", "sh", "-c", script, "sh"];
     let server = Setup::new().start_through(&without);

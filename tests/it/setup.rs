@@ -196,7 +196,7 @@ fn installed(server: &Server, commands: &[&str], manager_says: &str) {
 }
 
 #[test]
-fn dnf_installs_what_is_missing() {
+fn dnf_installs_missing_programs() {
     let setup = setup();
     let server = setup.start_through(&words(&base(&setup), &dnf(setup.scratch())));
     let packages =
@@ -206,7 +206,7 @@ fn dnf_installs_what_is_missing() {
 }
 
 #[test]
-fn pacman_installs_what_is_missing() {
+fn pacman_installs_missing_programs() {
     let setup = setup();
     let server = setup.start_through(&words(&base(&setup), &pacman(setup.scratch())));
     let packages =

@@ -104,7 +104,7 @@ fn attack(server: &Server, calm: &Server, arguments: &[&str]) -> (Ended, Worst, 
         });
         let beside = scope.spawn(|| watch(calm, &over));
         let watching = scope.spawn(|| watch(server, &over));
-        wait_for("the attack to be under way", secs(5), || {
+        wait_for("the attack to be in progress", secs(5), || {
             (files(server) >= before + CONNECTIONS || attacker.is_finished()).then_some(())
         });
         (attacker.join().unwrap(), watching.join().unwrap(), beside.join().unwrap())

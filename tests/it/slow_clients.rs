@@ -102,7 +102,7 @@ fn readers_may_be_slow_but_must_read() {
         let server = &server;
         let stops = scope.spawn(move || {
             let (stream, start) = (large_answer(server), Instant::now());
-            assert!(is_cut(&stream, secs(40)), "a client that reads nothing is still there after 40 s");
+            assert!(is_cut(&stream, secs(40)), "a client that reads nothing is still connected after 40 s");
             start.elapsed()
         });
         let one_byte = scope.spawn(move || {
@@ -112,7 +112,7 @@ fn readers_may_be_slow_but_must_read() {
                 thread::sleep(secs(1));
             }
             let stopped = Instant::now();
-            assert!(is_cut(&stream, secs(40)), "it is still there 40 s after its last byte");
+            assert!(is_cut(&stream, secs(40)), "it is still connected 40 s after its last byte");
             stopped.elapsed()
         });
         // The kernel buffers some MB, and reports a socket as writable only when a third of them is free; at this
@@ -128,7 +128,10 @@ fn readers_may_be_slow_but_must_read() {
             // Then it reads at full speed, and receives everything.
             stream.shutdown(Shutdown::Write).unwrap();
             if let Err(error) = stream.read_to_end(&mut answer) {
-                panic!("a client that read 20 kB a second was cut, {} bytes came: {error}", answer.len());
+                panic!(
+                    "a client that read 20 kB a second was disconnected after {} bytes: {error}",
+                    answer.len()
+                );
             }
             assert!(answer.len() > 50_000_000 && answer.ends_with(b"}"), "{} bytes came", answer.len());
         });
@@ -143,7 +146,7 @@ fn readers_may_be_slow_but_must_read() {
         let (stops, one_byte) = (stops.join().unwrap(), one_byte.join().unwrap());
         steady.join().unwrap();
         eprintln!(
-            "cut {stops:?} after the start, {one_byte:?} after the last of ten bytes; others waited {longest:?} at most"
+            "disconnected {stops:?} after the start, {one_byte:?} after the last of ten bytes; others waited at most {longest:?}"
         );
         assert!(stops >= secs(29) && stops <= secs(36), "{stops:?}");
         // For TCP, which opens its window in large steps, those ten bytes made no difference.

@@ -271,7 +271,7 @@ fn judge(expected: &Verdict, replies: &[Reply], early: bool) -> Result<Served, S
     match (expected.end.as_str(), refusal) {
         ("open", None) | ("incomplete" | "error", None) => {}
         ("closed", None) if replies.last().is_some_and(Reply::closes) => {}
-        (_, Some(reply)) if !reply.closes() => return Err("it goes on behind its end".into()),
+        (_, Some(reply)) if !reply.closes() => return Err("the connection stays open after its end".into()),
         ("refused", Some(reply)) if expected.statuses.contains(&reply.status) => {}
         ("incomplete" | "error", Some(_)) if started => return Ok(Served { whole: count, started }),
         ("incomplete" | "error", Some(reply))
@@ -329,7 +329,7 @@ fn for_a_while(
     });
     let (connections, requests, ends) = counts.into_inner().unwrap();
     eprintln!("{name}: {connections} connections with {requests} good requests, which ended {ends:?}");
-    assert!(connections > 100, "only {connections} connections in that time");
+    assert!(connections > 100, "only {connections} connections in the given time");
 }
 
 #[test]
@@ -482,7 +482,7 @@ fn handlers_get_what_h11_reads() {
             let started = seen.pop().ok_or("a body was not begun")?;
             let same = started.method == last.method && started.target == last.target;
             if started.whole || !same || !last.body().starts_with(&started.body) {
-                return Err(format!("not the request that broke off: {} {}", started.method, started.target));
+                return Err(format!("not the truncated request: {} {}", started.method, started.target));
             }
         }
         if seen.len() != expected.requests.len() {

@@ -73,13 +73,13 @@ fn snapshots_work_for_every_kind_of_root() {
 
         // Running processes are frozen during the snapshot, and then continue.
         place.exec(json!({"command": "(i=0; while :; do i=$((i+1)); echo $i > /root/a; echo $i > /root/b; done) >/dev/null 2>&1 </dev/null & true"}));
-        wait_for("it to count", secs(10), || {
+        wait_for("the counter to start", secs(10), || {
             (!place.sh("cat /root/b 2>/dev/null; true").is_empty()).then_some(())
         });
         let second = take(&place, "second");
         assert_eq!(second["instant"], false, "{second}");
         let counted = place.sh("cat /root/a");
-        wait_for("it to go on", secs(10), || (place.sh("cat /root/a") != counted).then_some(()));
+        wait_for("the counter to continue", secs(10), || (place.sh("cat /root/a") != counted).then_some(()));
 
         let copy = clone(&place, json!({"name": "copy", "snapshot": second["id"]}));
         assert_eq!(copy.show()["name"], "copy");
@@ -118,9 +118,9 @@ fn snapshots_work_for_every_kind_of_root() {
         assert_eq!(again.sh("cat /root/state"), "one\n");
         again.delete();
         copy.delete();
-        wait_for("the layers to go", secs(20), || (layers(&server.data) == 0).then_some(()));
+        wait_for("the layers to be removed", secs(20), || (layers(&server.data) == 0).then_some(()));
         let held = || server.owner().get(200, "/api/images")[0]["held_by"].clone();
-        wait_for("the image to be free", secs(20), || (held() == json!([])).then_some(()));
+        wait_for("the image to be unlocked", secs(20), || (held() == json!([])).then_some(()));
     });
 }
 
@@ -139,7 +139,7 @@ fn snapshots_survive_a_rebuild_and_the_deletion_of_the_root() {
         // A rebuild that is cancelled after the old root was removed leaves no root.
         place.client.put(200, &place.path(""), json!({"init_script": "#!/bin/sh\necho begun\nsleep 600\n"}));
         place.client.post(200, &place.path("/build?rebuild=true"), json!({}));
-        wait_for("the script to run", secs(60), || place.init_log().contains("begun").then_some(()));
+        wait_for("the script to start", secs(60), || place.init_log().contains("begun").then_some(()));
         place.client.call("DELETE", &place.path("/build"), None).expect(200);
         assert_eq!(place.settled()["status"], "pending");
         place.client.refused(400, "workspace_not_ready", "POST", &place.path("/snapshots"), None);
@@ -230,7 +230,7 @@ fn many_layers_are_merged_into_few() {
         assert_eq!(place.sh("cat /root/state"), format!("{number}\n"));
     }
     place.delete();
-    wait_for("the layers to go", secs(20), || (layers(&server.data) == 0).then_some(()));
+    wait_for("the layers to be removed", secs(20), || (layers(&server.data) == 0).then_some(()));
 }
 
 #[test]
@@ -252,13 +252,13 @@ fn synced_files_stay_managed_after_a_restore() {
     let without = clone(&place, json!({}));
     assert!(!there(&without));
     restore(&place, &taken);
-    assert!(there(&place), "the files are what they were");
+    assert!(there(&place), "the files were not restored");
     let with = clone(&place, json!({}));
     let then = clone(&without, json!({}));
     for place in [&place, &with] {
         assert!(there(place));
         owner.post(200, &place.path("/sync"), json!({}));
-        assert!(!there(place), "the next sync takes away what berth wrote");
+        assert!(!there(place), "the sync did not remove the files of berth");
     }
     owner.put(200, &then.path(""), json!({"skills": ["greet"]}));
     assert!(there(&then));
@@ -386,7 +386,7 @@ fn only_complete_snapshots_remain_after_kill_9() {
             std::mem::forget(place);
             // It may have been stopped before it created a file.
             if call != "/clone" {
-                wait_for("something half made", secs(20), || {
+                wait_for("a partial copy remains", secs(20), || {
                     let started = !half_made(&server.data).is_empty();
                     if !started {
                         procs::signal(copy, Signal::CONT);
@@ -468,7 +468,7 @@ fn a_layered_root_is_the_old_or_the_new_one_after_kill_9() {
             owner.delete(200, &format!("/api/workspaces/{}", workspace["id"].as_str().unwrap()));
         }
     }
-    wait_for("the layers to go", secs(20), || (layers(&server.data) == 0).then_some(()));
+    wait_for("the layers to be removed", secs(20), || (layers(&server.data) == 0).then_some(()));
 }
 
 /// Requests a clone concurrently; it may be refused, succeed, or be interrupted.
@@ -534,7 +534,7 @@ fn copies_share_their_blocks(file_system: &str) {
     assert_eq!(copy.sh("cat /root/state; stat -c %s /root/large"), "two\n104857600\n");
     let now = used();
     // Four trees of 300 MB and more each; 100 MB were written, the rest shares blocks.
-    assert!(now - before < 400, "{} MB more are used", now - before);
+    assert!(now - before < 400, "{} additional MB are used", now - before);
     place.delete();
     copy.delete();
     server.stop();

@@ -115,7 +115,7 @@ impl Socket {
             }
             assert!(
                 Instant::now() < deadline,
-                "waited in vain for: {what}\n{:?}\nscreen:\n{}\nlast pieces: {:?}",
+                "timed out waiting for: {what}\n{:?}\nscreen:\n{}\nlast pieces: {:?}",
                 self.closed,
                 self.screen.screen().contents(),
                 &self.pieces[self.pieces.len().saturating_sub(5)..]

@@ -73,7 +73,7 @@ impl<'a> Terminal<'a> {
             if is(&text) {
                 return text;
             }
-            assert!(Instant::now() < deadline, "waited in vain for: {what}\n{text}\n{}", self.show());
+            assert!(Instant::now() < deadline, "timed out waiting for: {what}\n{text}\n{}", self.show());
             std::thread::sleep(Duration::from_millis(20));
         }
     }

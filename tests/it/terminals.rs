@@ -110,7 +110,7 @@ fn jobs_are_controlled_from_the_keyboard(place: &Place<'_>) {
     terminal.type_in("fg\r");
     in_front();
     terminal.type_in("\x03");
-    wait_for("^C to end it", secs(10), || (!procs::alive(pid)).then_some(()));
+    wait_for("^C to end the job", secs(10), || (!procs::alive(pid)).then_some(()));
     terminal.type_in(&format!("clear; sleep {second}\r"));
     procs::wait_sleep(&second);
     terminal.type_in("\x03");
@@ -182,7 +182,7 @@ fn no_character_is_split_between_messages(place: &Place<'_>) {
             "{open:?}"
         );
     }
-    assert!(client.pieces.iter().any(|piece| piece.contains("\x1b[1;31mred")), "the sequence came in pieces");
+    assert!(client.pieces.iter().any(|piece| piece.contains("\x1b[1;31mred")), "the sequence was split");
 }
 
 /// A full-screen program that uses tput, which every Debian has: colours, line drawing, a title, a hidden cursor.
@@ -215,7 +215,7 @@ fn a_reconnecting_client_gets_the_current_screen(place: &Place<'_>) {
         json!({"command": format!("echo before\n{FULL_SCREEN}\nread x; tput rmcup; tput cnorm; echo after; read x")}),
     );
     terminal.until("the program's screen", |text| text.contains("across"));
-    wait_for("it to wait", secs(10), || {
+    wait_for("the program to wait", secs(10), || {
         (terminal.view()["cursor"] == json!({"col": 7, "row": 6, "visible": false})).then_some(())
     });
     let view = terminal.view();
@@ -368,7 +368,7 @@ fn a_client_that_does_not_read_does_not_delay_others(place: &Place<'_>) {
     // After it resumes, it sees the current screen, not old output.
     sleeper.shows("done");
     assert_same_screen(&mut sleeper, &terminal);
-    assert!(sleeper.text.len() < 1 << 20, "it was sent {} bytes of the past", sleeper.text.len());
+    assert!(sleeper.text.len() < 1 << 20, "it received {} bytes of old output", sleeper.text.len());
 }
 
 fn deleting_a_terminal_ends_all_its_processes(place: &Place<'_>) {
@@ -387,7 +387,7 @@ fn deleting_a_terminal_ends_all_its_processes(place: &Place<'_>) {
     let reply = terminal.delete();
     assert_eq!((&reply["status"], &reply["ended_by"]), (&json!("ended"), &json!("deleted")), "{reply}");
     for number in &numbers {
-        assert!(procs::sleeps(number).is_empty(), "sleep {number} is still there");
+        assert!(procs::sleeps(number).is_empty(), "sleep {number} is still running");
     }
     assert_eq!(client.until_closed().end_reason()["ended_by"], "deleted");
     place.client.refused(404, "terminal_not_found", "GET", &path, None);
@@ -485,7 +485,7 @@ fn input_to_a_program_that_does_not_read_fails_with_a_message(place: &Place<'_>)
     let terminal = Terminal::start(place, json!({"command": script}));
     terminal.shows("ready");
     let chunk = vec![b'x'; 32 << 10];
-    let refused = wait_for("its input to be full", secs(20), || {
+    let refused = wait_for("the input buffer to be full", secs(20), || {
         let reply = place.client.send(
             "POST",
             &terminal.path("/input"),

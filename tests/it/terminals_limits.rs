@@ -63,8 +63,8 @@ fn a_socket_accepts_its_token_as_a_subprotocol() {
         }
         let owner = bearer(HOST_TOKEN);
         let socket =
-            Socket::try_open(&server, &path, &[("Authorization", &owner)]).expect("a bearer will do");
-        assert_eq!(socket.protocol, None, "none was offered");
+            Socket::try_open(&server, &path, &[("Authorization", &owner)]).expect("a bearer token is enough");
+        assert_eq!(socket.protocol, None, "no subprotocol was offered");
         let socket = Socket::try_open(&server, &path, &[("X-OpenWork-Host-Token", HOST_TOKEN)]);
         assert!(socket.is_ok());
         // A subprotocol is a credential only in a handshake.
@@ -98,7 +98,7 @@ fn a_page_of_a_foreign_origin_cannot_open_a_socket() {
     ] {
         let headers = [("Sec-WebSocket-Protocol", protocols.as_str()), ("Origin", origin)];
         match Socket::try_open(&server, &place.path("/shell"), &headers) {
-            Ok(_) => assert!(accepted, "{origin} was let in"),
+            Ok(_) => assert!(accepted, "{origin} was accepted"),
             Err(reply) => {
                 assert!(!accepted, "{origin}: {reply}");
                 assert_eq!(
@@ -213,7 +213,7 @@ fn idle_terminals_end_and_watched_ones_do_not() {
     let server = Server::start();
     let place = Place::host(&server);
     let number = unique_secs();
-    let script = format!("trap 'echo hung up >> signals; exit 3' HUP; sleep {number} & wait");
+    let script = format!("trap 'echo hangup >> signals; exit 3' HUP; sleep {number} & wait");
     let idle = Terminal::start(&place, json!({"command": script, "idle_timeout_secs": 1}));
     procs::wait_sleep(&number);
     let watched = Terminal::start(&place, json!({"command": "cat", "idle_timeout_secs": 1}));
@@ -231,7 +231,7 @@ fn idle_terminals_end_and_watched_ones_do_not() {
     let reply = idle.ended();
     assert_eq!((&reply["ended_by"], &reply["exit_code"]), (&json!("idle"), &json!(3)), "{reply}");
     procs::assert_dead(&number);
-    assert_eq!(std::fs::read_to_string(server.work.join("signals")).unwrap(), "hung up\n");
+    assert_eq!(std::fs::read_to_string(server.work.join("signals")).unwrap(), "hangup\n");
     for terminal in [&watched, &looked_at, &busy] {
         assert_eq!(terminal.show()["status"], "running");
     }
@@ -307,7 +307,7 @@ fn peers_that_answer_no_ping_are_disconnected() {
     let mut dead_shell = raw_socket(&server, &shell);
     assert_eq!(terminal.show()["clients"], 2);
     let start = Instant::now();
-    wait_for("the dead to be found", secs(60), || {
+    wait_for("the vanished peers to be detected", secs(60), || {
         alive.step();
         (terminal.show()["clients"] == 1).then_some(())
     });
@@ -417,7 +417,7 @@ fn a_deleted_or_rebuilt_workspace_ends_its_terminals() {
     let ended = |act: &dyn Fn()| {
         let terminal =
             Terminal::start(&place, json!({"command": format!("setsid sleep {number} & sleep {number}")}));
-        wait_for("both to run", secs(20), || (procs::sleeps(&number).len() == 2).then_some(()));
+        wait_for("both to start", secs(20), || (procs::sleeps(&number).len() == 2).then_some(()));
         let mut client = terminal.socket("");
         let mut shell = Socket::open(server, &place.path("/shell"));
         act();
@@ -463,7 +463,7 @@ fn stopping_the_server_closes_terminals_without_waiting() {
             &place,
             json!({"command": format!("trap '' HUP TERM; sleep {number} & setsid sleep {number} & wait")}),
         );
-        wait_for("both to run", secs(20), || (procs::sleeps(&number).len() == 2).then_some(()));
+        wait_for("both to start", secs(20), || (procs::sleeps(&number).len() == 2).then_some(()));
         let client = terminal.socket("");
         let shell = Socket::open(&server, &place.path("/shell"));
         terminal.keep();
@@ -532,7 +532,7 @@ fn a_key_is_echoed_soon() {
 }
 
 #[test]
-fn the_nil_workspace_lists_what_it_has() {
+fn the_nil_workspace_lists_its_terminals() {
     let server = Server::start();
     let place = Place::host(&server);
     assert_eq!(place.id, NIL);

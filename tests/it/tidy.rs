@@ -153,7 +153,7 @@ fn uses_are_found() {
 }
 
 #[test]
-fn arrows_point_down() {
+fn modules_use_only_lower_layers() {
     let rank = |name: &str| LAYERS.iter().position(|layer| *layer == name);
     let mut wrong = Vec::new();
     for (file, text) in sources("src") {
@@ -183,7 +183,7 @@ fn arrows_point_down() {
 }
 
 #[test]
-fn files_can_be_read_in_one_sitting() {
+fn source_files_are_short() {
     for folder in ["src", "tests"] {
         for (file, text) in sources(folder) {
             let lines = text.lines().count();
@@ -193,7 +193,7 @@ fn files_can_be_read_in_one_sitting() {
 }
 
 #[test]
-fn every_file_has_a_charter() {
+fn every_file_begins_with_its_purpose() {
     for folder in ["src", "tests"] {
         for (file, text) in sources(folder) {
             assert!(text.starts_with("//! "), "{file} must begin with a //! comment that states its purpose");
@@ -202,7 +202,7 @@ fn every_file_has_a_charter() {
 }
 
 #[test]
-fn unsafe_has_one_home() {
+fn unsafe_code_is_in_one_file() {
     for (file, text) in sources("src") {
         if file == "src/proc/sys.rs" {
             continue;
@@ -218,7 +218,7 @@ fn unsafe_has_one_home() {
 }
 
 #[test]
-fn tiny_http_is_named_at_the_door_only() {
+fn tiny_http_is_used_by_the_gate_only() {
     for (file, text) in sources("src") {
         let door = ["src/http/accept.rs", "src/http/request.rs"].contains(&file.as_str());
         assert!(
@@ -229,7 +229,7 @@ fn tiny_http_is_named_at_the_door_only() {
 }
 
 #[test]
-fn nothing_is_left_for_later() {
+fn the_source_has_no_todo_comments() {
     for folder in ["src", "tests"] {
         for (file, text) in sources(folder) {
             for word in [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X:")] {
@@ -240,7 +240,7 @@ fn nothing_is_left_for_later() {
 }
 
 #[test]
-fn the_top_level_is_small() {
+fn the_top_level_has_few_modules() {
     let expected = ["Cargo.lock", "Cargo.toml", "LICENSE", "README.md", "assets", "src", "target", "tests"];
     for entry in fs::read_dir(root()).unwrap().flatten() {
         let name = entry.file_name().into_string().unwrap();

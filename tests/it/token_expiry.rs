@@ -73,7 +73,7 @@ fn connections_of_an_expired_token_are_closed() {
     expect_end(&mut socket);
     assert!(
         started.elapsed() >= secs(LIFE - 1),
-        "it was open as long as it was good: {:?}",
+        "it was closed before the token expired: {:?}",
         started.elapsed()
     );
     server.with_token(&token).refused(401, "unauthorized", "GET", "/whoami", None);

@@ -50,7 +50,7 @@ fn token_show_prints_them_again() {
 }
 
 #[test]
-fn token_show_without_a_data_folder_says_so() {
+fn token_show_without_a_data_folder_fails_with_a_message() {
     let scratch = Scratch::new();
     let nowhere = scratch.path().join("nowhere");
     let ended = berth(&scratch, &["token", "show", "--data-dir", nowhere.to_str().unwrap()], &[]);
@@ -75,7 +75,7 @@ fn the_file_is_private() {
     let stored: Value = serde_json::from_str(&read(setup.data_dir().join("credentials.json"))).unwrap();
     assert_eq!(stored["hostToken"], host.as_str());
     let mode = fs::metadata(setup.data_dir()).unwrap().permissions().mode() & 0o777;
-    assert_eq!(mode & 0o007, 0, "everybody may look into the data folder: {mode:o}");
+    assert_eq!(mode & 0o007, 0, "other users can read the data folder: {mode:o}");
 }
 
 #[test]

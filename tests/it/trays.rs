@@ -377,7 +377,7 @@ fn half_sent(trays: &Trays) -> TcpStream {
     );
     stream.write_all(head.as_bytes()).unwrap();
     stream.write_all(&vec![b'x'; 1_000_000]).unwrap();
-    wait_for("the file to be on its way", secs(20), || {
+    wait_for("the upload to be in progress", secs(20), || {
         temps(&trays.work)
             .first()
             .filter(|path| fs::metadata(path).is_ok_and(|meta| meta.len() > 500_000))
@@ -416,7 +416,7 @@ fn temporary_files_of_a_killed_server_are_removed_but_not_active_ones() {
     let stream = half_sent(&trays);
     assert_eq!(trays.client().get(200, &format!("{}/inbox", trays.path))["items"], json!([]));
     trays.put("other", b"1").expect(200);
-    assert_eq!(temps(&trays.work).len(), 1, "another upload has removed it");
+    assert_eq!(temps(&trays.work).len(), 1, "another upload has removed the file");
     drop(stream);
 }
 
@@ -586,11 +586,11 @@ fn uploads_waiting_for_approval_use_no_memory_and_no_disk() {
     // Longer than the client needs to fill any buffer that would accept more of the upload.
     thread::sleep(Duration::from_millis(300));
     let growth = procs::memory(trays.server.pid, "VmRSS").saturating_sub(resting);
-    assert!(growth < 4 << 20, "{growth} bytes for an upload that waits");
+    assert!(growth < 4 << 20, "{growth} bytes for a waiting upload");
     assert_eq!(question["action"], "workspace.inbox.upload");
     assert!(question["summary"].as_str().unwrap().starts_with("Upload asked.bin"), "{question}");
     assert!(question["paths"][0].as_str().unwrap().ends_with("/inbox/asked.bin"), "{question}");
-    assert!(!trays.work.join(INBOX).exists(), "something was written before it was allowed");
+    assert!(!trays.work.join(INBOX).exists(), "a file was written before the approval");
     answer(&question, "allow");
     assert_eq!(waiting.join().unwrap().expect(200).value()["bytes"], 8_000_000);
     let waiting = begin("denied.bin");

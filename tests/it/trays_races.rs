@@ -53,7 +53,7 @@ impl Swapper {
 
     #[track_caller]
     pub fn still_swaps(&mut self) {
-        assert!(self.0.try_wait().unwrap().is_none(), "the swapper has ended by itself");
+        assert!(self.0.try_wait().unwrap().is_none(), "the swapper has exited by itself");
     }
 }
 

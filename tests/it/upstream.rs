@@ -141,5 +141,5 @@ pub fn expect_end(stream: &mut TcpStream) {
         Ok(count) => count == 0,
         Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
     };
-    assert!(ended, "the peer is still there");
+    assert!(ended, "the peer is still connected");
 }

@@ -307,7 +307,7 @@ fn the_rest() -> Vec<Case> {
 }
 
 #[test]
-fn every_request_gets_the_status_it_deserves() {
+fn every_request_gets_its_expected_status() {
     let server = Server::start();
     let mut count = 0;
     for (group, cases) in [
@@ -358,7 +358,7 @@ fn converse(server: &Server, case: &Case, piece: usize, what: &str) {
     }
     if case.lives {
         stream.write_all(get("").as_bytes()).unwrap();
-        assert_eq!(Raw::read(&mut stream).unwrap().status, 200, "{what}: the connection should live on");
+        assert_eq!(Raw::read(&mut stream).unwrap().status, 200, "{what}: the connection must stay open");
     } else {
         let mut rest = Vec::new();
         // A reset is an end as well, if bytes were still being sent.

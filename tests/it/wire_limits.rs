@@ -87,7 +87,7 @@ fn ten_thousand_resets_leave_no_thread_or_descriptor() {
     let server = Server::start();
     // The server prints its address before all of its threads have started.
     let (mut before, mut same) = (held(&server), 0);
-    wait_for("the start to be over", secs(10), || {
+    wait_for("the start to finish", secs(10), || {
         let now = held(&server);
         same = if now == before { same + 1 } else { 0 };
         before = now;
@@ -135,7 +135,7 @@ fn few_descriptors_limit_only_the_connections() {
             let _ = stream.write_all(get("Connection: close\r\n").as_bytes());
             match Raw::read(&mut stream) {
                 Ok(reply) if reply.status == 200 => break,
-                _ => assert!(start.elapsed() < secs(1), "not served again; {}", server.log()),
+                _ => assert!(start.elapsed() < secs(1), "no longer served; {}", server.log()),
             }
         }
     }

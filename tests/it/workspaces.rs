@@ -201,7 +201,7 @@ fn put_changes_only_the_given_fields() {
     );
     let url = url(&created);
     let same = owner.put(200, &url, json!({}));
-    assert_eq!(same, created, "nothing given, nothing changed");
+    assert_eq!(same, created, "an empty update changes nothing");
     let nulls = owner.put(
         200,
         &url,

@@ -23,7 +23,11 @@ fn refused(server: &Server, code: &str, body: Value) {
 fn put_refused(server: &Server, code: &str, body: Value) {
     let before = server.owner().get(200, "/api/workspaces");
     server.owner().refused(400, code, "PUT", &format!("/api/workspaces/{NIL}"), Some(body));
-    assert_eq!(server.owner().get(200, "/api/workspaces"), before, "a refused change has changed something");
+    assert_eq!(
+        server.owner().get(200, "/api/workspaces"),
+        before,
+        "a refused update has changed the workspace"
+    );
 }
 
 #[test]
