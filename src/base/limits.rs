@@ -137,7 +137,7 @@ pub const STATE_FILE_BYTES: u64 = 64 << 20;
 /// How often an open inside a workspace is retried when a concurrent rename on the machine interferes (openat2(2),
 /// EAGAIN).
 pub const OPEN_RETRIES: usize = 128;
-/// Maximum size of a file whose lines are counted: reading it takes about a second.
+/// Maximum size of a file for counting its lines: reading it takes about a second.
 pub const LINE_COUNT_BYTES: u64 = 1 << 30;
 
 /// Maximum size of a request head with its request line; twice the limit of nginx and Apache.

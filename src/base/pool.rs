@@ -46,9 +46,9 @@ struct PoolState {
     pending: Ledger,
     /// Jobs that are running, on the pool's threads and on threads of others ([`Pool::occupy`]).
     begun: Ledger,
-    /// Threads whose job has released its permit early ([`release_early`]).
+    /// Threads with a job that has released its permit early ([`release_early`]).
     finishing: usize,
-    /// Threads of others that wait in [`claim`], in order of arrival. A thread whose claim is granted is removed.
+    /// Threads of others that wait in [`claim`], in order of arrival. A thread is removed when its claim is granted.
     claims: VecDeque<(Party, Thread)>,
     /// Worker threads.
     live_threads: usize,

@@ -44,7 +44,7 @@ struct KindCounter<V> {
 pub struct RepeatReport<V> {
     /// Log the event itself.
     pub written: bool,
-    /// An example of each kind whose interval has ended, with its number of suppressed events.
+    /// An example of each kind with an ended interval, and its number of suppressed events.
     pub summaries: Vec<(V, u64)>,
 }
 

@@ -258,7 +258,7 @@ impl WorkspaceCounts {
     }
 }
 
-/// A ledger whose entries are guards.
+/// A ledger that hands out its units as guards.
 #[derive(Clone, Debug)]
 pub struct Shares(Arc<Mutex<Ledger>>);
 

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::base::{At, Code, Error, Result};
 
-/// PATH of every child unless its environment says otherwise.
+/// PATH of every child without one in its environment.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The soft limit of open files for children: the server raises its own, and programs that use select(2) fail with

@@ -30,7 +30,7 @@ pub(super) const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlag
 pub(super) const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
 
-/// The root of such a tree. Paths are relative to it, with or without a leading slash. Unless a function says otherwise, its
+/// The root of such a tree. Paths are relative to it, with or without a leading slash. Unless documented otherwise, its
 /// errors are `InvalidPath` if the tree's content is the reason (a link loop, a FIFO instead of a file), `Busy` if the tree
 /// changes too fast, `DiskFull`, and `Internal` for the rest.
 #[derive(Debug)]
