@@ -1,4 +1,4 @@
-//! `berth approvals`: what waits for a person, the person's answer, and what happens meanwhile.
+//! `berth approvals`: lists, shows, answers and watches pending approvals.
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
@@ -12,7 +12,7 @@ use crate::base::{Error, Result, clock, logging};
 /// Runs `approvals list`, `show`, `reply` or `watch`.
 ///
 /// # Errors
-/// A wrong command line or setting (exit code 2), or a server that cannot be reached or refuses.
+/// An invalid command line or setting (exit code 2), or a server that cannot be reached or refuses.
 pub fn run(args: &[String]) -> Result<ExitCode> {
     let usage = || {
         let usage = "say `berth approvals list`, `berth approvals show ID`, `berth approvals reply ID --allow` (or --deny), or \
@@ -46,7 +46,7 @@ fn list(client: &ApiClient, json: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// One question.
+/// One line for an approval.
 fn line(item: &Value) -> String {
     let text = |key: &str| logging::one_line(item[key].as_str().unwrap_or("?"));
     let age = clock::now_unix_ms().saturating_sub(item["createdAt"].as_u64().unwrap_or(0)) / 1000;
@@ -54,17 +54,17 @@ fn line(item: &Value) -> String {
     format!("{}  {}  {} (a {who}, {age} s ago)\n", text("id"), text("action"), text("summary"))
 }
 
-/// Everything about one question: what the list leaves out, too.
+/// Prints a complete approval, including the parts that the list truncates.
 fn show(client: &ApiClient, id: &str) -> Result<ExitCode> {
     check_id(id)?;
     let mut answer = client.open(&format!("/approvals/{id}"))?;
     std::io::copy(&mut answer, &mut std::io::stdout().lock())
-        .map_err(|error| Error::internal(format!("The answer broke off: {error}")))?;
+        .map_err(|error| Error::internal(format!("The response ended early: {error}")))?;
     super::print("\n");
     Ok(ExitCode::SUCCESS)
 }
 
-/// One question with everything that its row in the list has: a line, and indented lines below it.
+/// Formats an approval with all details of its list entry: one line, and indented lines below it.
 pub(super) fn question(item: &Value) -> String {
     let mut text = line(item);
     let word = |value: &Value| logging::one_line(value.as_str().unwrap_or("?"));
@@ -106,7 +106,7 @@ pub(super) fn question(item: &Value) -> String {
     text
 }
 
-/// One field of a body; objects such as `env` field by field, texts line by line.
+/// Formats a field of a body: objects such as `env` field by field, texts line by line.
 fn write_field(text: &mut String, name: &str, value: &Value) {
     let name = logging::one_line(name);
     match value {
@@ -128,7 +128,7 @@ fn check_id(id: &str) -> Result<()> {
     if id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
         return Ok(());
     }
-    Err(Error::config(id, "is not the id of an approval; `berth approvals list` shows them"))
+    Err(Error::config(id, "is not the id of an approval; list them with `berth approvals list`"))
 }
 
 fn reply(client: &ApiClient, id: &str, allow: bool, json: bool) -> Result<ExitCode> {
@@ -143,7 +143,8 @@ fn reply(client: &ApiClient, id: &str, allow: bool, json: bool) -> Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
-/// What came up just when the stream was opened is in its first list, and may be told once more behind it.
+/// Whether an event was not printed before. An approval that was created while the stream was opened is in the first
+/// list and may be sent again.
 fn is_news(event: &Value, known: &mut BTreeSet<String>) -> bool {
     let id = |approval: &Value, key: &str| approval[key].as_str().unwrap_or_default().to_owned();
     match event["event"].as_str() {
@@ -157,7 +158,7 @@ fn is_news(event: &Value, known: &mut BTreeSet<String>) -> bool {
     true
 }
 
-/// Until the server ends.
+/// Prints events until the server ends.
 fn watch(client: &ApiClient, json: bool) -> Result<ExitCode> {
     let mut last = String::new();
     let mut patience = TRIES;
@@ -173,7 +174,7 @@ fn watch(client: &ApiClient, json: bool) -> Result<ExitCode> {
                 continue;
             }
         };
-        // A stream that breaks off is opened again where it broke.
+        // A stream that breaks is resumed after its last event.
         for text in lines.map_while(std::io::Result::ok) {
             patience = TRIES;
             let Ok(event) = serde_json::from_str::<Value>(&text) else { continue };
@@ -192,17 +193,17 @@ fn watch(client: &ApiClient, json: bool) -> Result<ExitCode> {
     }
 }
 
-/// How often a lost server is called again, a second apart.
+/// How often a lost connection is retried, at intervals of one second.
 const TRIES: u32 = 30;
 
 fn event_text(event: &Value) -> String {
     let text = |key: &str| logging::one_line(event[key].as_str().unwrap_or("?"));
     match event["event"].as_str() {
         Some("pending") => event["items"].as_array().into_iter().flatten().map(question).collect(),
-        // One that has ended already has no more than its id.
+        // An approval that has already ended has only its id.
         Some("asked") if event["approval"]["action"].is_string() => question(&event["approval"]),
         Some("ended") => format!("{}  {}\n", text("approvalId"), text("reason")),
-        Some("missed") => "some events came too fast to be told\n".to_owned(),
+        Some("missed") => "some events were dropped because too many came at once\n".to_owned(),
         _ => String::new(),
     }
 }

@@ -1,7 +1,7 @@
-//! `berth bundle`: everything for a machine without network in one file, and back. The file is a tar archive that any
-//! tar reads: `bundle.json` (what is in it), `berth` (this binary), `library/…` (templates, skills, tools, scripts) and
-//! `images/NAME.tar.zst`. The key that seals secrets in templates is not in it; whoever needs it there takes it over
-//! by hand. Restoring twice is as good as once.
+//! `berth bundle`: packs all files for a machine without network into one archive, and restores them. The file is a
+//! tar archive: `bundle.json` (the list of contents), `berth` (this binary), `library/…` (templates, skills, tools,
+//! scripts) and `images/NAME.tar.zst`. The key for secrets in templates is not included; copy it by hand if it is
+//! needed. Restoring is idempotent.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read};
@@ -21,12 +21,12 @@ use crate::server::{self, Settings};
 use crate::store::beneath::Root;
 use crate::store::{file, format};
 
-/// `bundle.json`.
+/// The content of `bundle.json`.
 #[derive(Serialize, Deserialize)]
 struct BundleManifest {
-    /// Of this file; another one is refused.
+    /// The version of this format. Other versions are refused.
     format: u32,
-    /// Of berth.
+    /// The version of berth.
     version: String,
     images: Vec<BundledImage>,
 }
@@ -40,7 +40,7 @@ struct BundledImage {
 /// Runs `berth bundle …`.
 ///
 /// # Errors
-/// A wrong command line (exit code 2), or what went wrong.
+/// An invalid command line (exit code 2), or the failure of a step.
 pub fn run(args: &[String]) -> Result<ExitCode> {
     let asked = match super::line("bundle", args)? {
         Ok(asked) => asked,
@@ -128,7 +128,7 @@ fn write(
     }
     let mut done: Vec<&ImageId> = Vec::new();
     for image in &contents.images {
-        // Several names of one image are one file.
+        // An image with several names is stored once.
         if done.contains(&&image.id) {
             continue;
         }
@@ -172,7 +172,7 @@ fn add(
     bundle.append_data(&mut header, name, content)
 }
 
-/// Regular files. What begins with a dot counts in skills only: the library may be a git clone.
+/// Adds regular files. Hidden files are included only in skills, because the library may be a git clone.
 fn add_folder(
     bundle: &mut tar::Builder<impl std::io::Write>,
     root: &Root,
@@ -267,7 +267,7 @@ fn restore(path: &Path, images: &Images, settings: &Settings, bin: &Path, cancel
                     let mut bytes = Vec::new();
                     entry.by_ref().read_to_end(&mut bytes).map_err(broken)?;
                     match library.read(rel, limits::SKILL_BYTES as u64)? {
-                        // What somebody has there is theirs.
+                        // Existing files are kept.
                         Some(there) => kept += u32::from(there != bytes),
                         None => {
                             if let Some((folder, _)) = rel.rsplit_once('/') {
@@ -319,7 +319,7 @@ fn restore_image(
     cancel: &Cancel,
 ) -> Result<()> {
     if images.get(&image.id).is_err() {
-        // Its names are given when it is known to be what was promised.
+        // The names are assigned after the image's id was verified.
         let wanted = ImportSpec { name: &image.name, origin: "a bundle".into(), reference: None };
         let made = images.import_upload(input, size, &wanted, cancel)?.image.record.id;
         if made != image.id {

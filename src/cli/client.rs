@@ -1,5 +1,6 @@
-//! What `berth approvals` and `berth status` share: calls to a running server, with the host token. A call has a deadline,
-//! its answer a size; what the server says is shown on one line, whatever stands in it.
+//! Calls of `berth approvals`, `berth status` and others to a running server, with the host token. Calls have a
+//! deadline, responses a size limit, and messages of the server are printed on one line with control characters
+//! escaped.
 
 use std::io::{BufRead, BufReader};
 use std::time::Duration;
@@ -15,13 +16,13 @@ use crate::config::{self, ClientPlan, CommandLine, FlagValues};
 use crate::opencode::HostLookup;
 use crate::proc::{Cgroups, CgroupsHandle};
 
-/// A server to speak to.
+/// A client of a server.
 pub(super) struct ApiClient {
     agent: Agent,
     pub(super) plan: ClientPlan,
 }
 
-/// A client of the server at `url`, with the host token of the server with these flags.
+/// A client of the server at `url`, with the host token from these flags.
 pub(super) fn at(url: &str, line: &CommandLine) -> Result<ApiClient> {
     let flags = FlagValues {
         config: line.config.clone(),
@@ -33,18 +34,18 @@ pub(super) fn at(url: &str, line: &CommandLine) -> Result<ApiClient> {
     of(&flags.into())
 }
 
-/// A client of what answers at `url` without any token.
+/// A client of the program at `url`, without a token.
 pub(super) fn without_token(url: &str, line: &CommandLine) -> Result<ApiClient> {
     let mut client = at(url, line)?;
     client.plan.host_token = None;
     Ok(client)
 }
 
-/// A client with these flags.
+/// A client for these flags.
 pub(super) fn of(line: &CommandLine) -> Result<ApiClient> {
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
     let plan = config::resolve_client(line, &config::process_env, &current_dir)?;
-    // A proxy of the environment is for the world outside; ureq takes none unless it is told to.
+    // Proxies of the environment are for external hosts, so none is used.
     let config = Agent::config_builder().http_status_as_error(false).max_redirects(0).proxy(None).build();
     let agent = Agent::with_parts(
         config,
@@ -55,7 +56,7 @@ pub(super) fn of(line: &CommandLine) -> Result<ApiClient> {
 }
 
 impl ApiClient {
-    /// The answer to a call, as JSON.
+    /// Calls the server. Returns the response as JSON.
     pub(super) fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
         let (status, answer) = self.call_within(method, path, body, limits::CLI_ANSWER)?;
         if status == 204 || (200..300).contains(&status) && !answer.is_null() {
@@ -64,16 +65,16 @@ impl ApiClient {
         Err(self.refused(status, &answer))
     }
 
-    /// The error for an answer that is none.
+    /// The error for a response that is not a success.
     pub(super) fn refused(&self, status: u16, answer: &Value) -> Error {
         let said = answer["message"]
             .as_str()
             .or(answer["error"].as_str())
-            .unwrap_or("its answer is not that of an OpenWork server");
+            .unwrap_or("the response is not that of an OpenWork server");
         Error::internal(format!("{} answered {status}: {}", self.plan.url, logging::one_line(said)))
     }
 
-    /// The status of an answer, and its JSON, if it comes in time.
+    /// Calls the server within a time limit. Returns the status and the JSON of the response.
     pub(super) fn call_within(
         &self,
         method: &str,
@@ -92,7 +93,7 @@ impl ApiClient {
         Ok((status, serde_json::from_str(&text).unwrap_or(Value::Null)))
     }
 
-    /// The body of an answer of any size.
+    /// The body of a response of any size.
     pub(super) fn open(&self, path: &str) -> Result<impl std::io::Read + use<>> {
         let response = self.send("GET", path, None, limits::CLI_ANSWER)?;
         match response.status().as_u16() {
@@ -105,7 +106,7 @@ impl ApiClient {
         }
     }
 
-    /// The lines of a stream, for [`limits::CLI_STREAM`] at most.
+    /// The lines of a stream, for at most [`limits::CLI_STREAM`].
     pub(super) fn lines(&self, path: &str) -> Result<impl Iterator<Item = std::io::Result<String>> + use<>> {
         let response = self.send("GET", path, None, limits::CLI_STREAM)?;
         let status = response.status().as_u16();
@@ -115,7 +116,7 @@ impl ApiClient {
         Ok(BufReader::new(response.into_body().into_reader()).lines())
     }
 
-    /// Whether an HTTP server answers there with a success, and what.
+    /// Checks that an HTTP server responds with success. Returns the JSON.
     pub(super) fn look(&self, url: &str) -> Result<Value> {
         let mut request = self.agent.get(url);
         if let Some((username, password)) = &self.plan.opencode_credential {

@@ -1,6 +1,6 @@
-//! `berth daemon run`: OpenWork's router. One OpenCode for many folders, with its routes on a loopback port of their own,
-//! which take no credential: every program of this machine may call them, no page of another origin may write. The
-//! server that runs the OpenCode listens beside it, on a port of its own, with its tokens.
+//! `berth daemon run`: OpenWork's router. It serves many folders with one OpenCode. Its routes on a loopback port
+//! take no credential: every program of this machine may call them, but pages of other origins cannot write. The
+//! server that runs OpenCode listens on a separate port with its tokens.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -30,15 +30,15 @@ use crate::proc::{Cgroups, CgroupsHandle};
 use crate::server::{self, RunningServer};
 use crate::store::file;
 
-/// Connections at once; the desktop polls with one.
+/// The most connections. The desktop polls with one.
 const CONNECTIONS: usize = 64;
 /// Threads for requests that the gate does not answer itself.
 const THREADS: usize = 2;
 const BODY_BYTES: usize = 64 << 10;
-/// How long a call of OpenCode may take.
+/// The time limit of a call to OpenCode.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What the routes work with.
+/// The state of the routes.
 struct Daemon {
     state: DaemonState,
     managed: Option<Arc<Managed>>,
@@ -49,10 +49,10 @@ struct Daemon {
     up: RunningServer,
 }
 
-/// Runs it until a signal or `POST /shutdown`.
+/// Runs the daemon until a signal or `POST /shutdown`.
 ///
 /// # Errors
-/// A wrong setting, or a port that is taken (exit code 2).
+/// An invalid setting, or a port that is in use (exit code 2).
 pub(super) fn run(mut args: CommandLine, state_file: &str) -> Result<ExitCode> {
     if args.sandbox_wish(&config::process_env)?.choice != SandboxChoice::None {
         return Err(Error::config(
@@ -70,7 +70,7 @@ pub(super) fn run(mut args: CommandLine, state_file: &str) -> Result<ExitCode> {
         args.workspace.push(".".to_owned());
     }
     args.manage_opencode = true;
-    // The port of the flag is the orchestrator's; the server's own is any.
+    // The flag's port is the daemon's; the server uses any free port.
     args.port.get_or_insert_with(|| "0".to_owned());
     let Resolved { settings, log_format, verbose, run_id, .. } = serve::resolved(&args, &current_dir)?;
     file::create_dir_private(&settings.data_dir)?;
@@ -113,7 +113,7 @@ fn agent() -> Agent {
     )
 }
 
-/// Answers until the server stops.
+/// Serves the routes until the server stops.
 fn serve_routes(
     daemon: Arc<Daemon>,
     doors: Listeners,
@@ -188,7 +188,7 @@ struct AddWorkspaceBody {
 }
 
 impl Daemon {
-    /// Has the state file say where daemon and OpenCode are.
+    /// Updates the addresses of daemon and OpenCode in the state file.
     fn tell(&self) {
         let (daemon, opencode) = self.facts();
         let version = env!("CARGO_PKG_VERSION");
@@ -305,7 +305,7 @@ impl Daemon {
         Ok((200, json!({ "activeId": self.state.list()["activeId"], "workspace": entry })))
     }
 
-    /// Asks the OpenCode of a workspace.
+    /// Calls the OpenCode of a workspace.
     fn ask(&self, entry: &DaemonWorkspace, method: &str, path: &str) -> Result<Value, (u16, String)> {
         let mut authorization = None;
         let base = match (entry.base_url(), &self.managed) {
@@ -338,7 +338,7 @@ impl Daemon {
     }
 }
 
-/// An error of ours as the router has it.
+/// Converts an error for the router's clients.
 fn failed(error: Error) -> (u16, String) {
     (error.code().status(), error.message().to_owned())
 }

@@ -1,5 +1,5 @@
-//! `berth daemon start|status|stop`, `berth workspace …` and `berth instance …`: clients of the daemon, which is started if
-//! none runs. What it answers is printed as JSON.
+//! `berth daemon start|status|stop`, `berth workspace …` and `berth instance …`: clients of the daemon, which is
+//! started if it is not running. Its responses are printed as JSON.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,10 +16,10 @@ use crate::store::file;
 const NOT_RUNNING: &str = "orchestrator daemon is not running";
 const FILE_BYTES: u64 = 8 << 20;
 
-/// Runs `daemon`, `workspace` or `instance` with the words behind it. `state_file`: the name of the state file.
+/// Runs `daemon`, `workspace` or `instance` with its arguments. `state_file` is the default name of the state file.
 ///
 /// # Errors
-/// A wrong command line or setting (exit code 2); what the daemon refuses. With `--json` it is printed instead.
+/// An invalid command line or setting (exit code 2); errors of the daemon. With `--json` they are printed instead.
 pub(super) fn run(command: &str, words: &[String], style: Style, state_file: &str) -> Result<ExitCode> {
     let args = match super::line_in(command, words, style)? {
         Ok(args) => args,
@@ -70,7 +70,7 @@ fn perform(command: &str, args: CommandLine, words: &[String], state_file: &str)
     Ok(ExitCode::SUCCESS)
 }
 
-/// An id, name or path as one segment of a URL's path.
+/// Encodes an id, name or path as one segment of a URL path.
 fn segment(word: &str) -> String {
     rules::query_value(word).replace('/', "%2F")
 }
@@ -110,13 +110,13 @@ fn status(state: &Path, args: &CommandLine) -> Result<Value> {
     Ok(answer)
 }
 
-/// The daemon of the state file, if it answers.
+/// A client of the daemon in the state file, if it responds.
 fn client_of(state: &Path, args: &CommandLine) -> Result<ApiClient> {
     let not_running = || Error::internal(NOT_RUNNING);
     let bytes = file::read_optional(state, FILE_BYTES)?.ok_or_else(not_running)?;
     let kept: Value = serde_json::from_slice(&bytes).map_err(|_| not_running())?;
     let url = kept["daemon"]["baseUrl"].as_str().ok_or_else(not_running)?;
-    // A port that another program has by now gets no token.
+    // Another program may use the port now, so no token is sent.
     let client = client::without_token(url, args)?;
     let pid = &kept["daemon"]["pid"];
     match client.call("GET", "/health", None) {
@@ -132,14 +132,14 @@ fn client_or_start(state: &Path, args: &CommandLine, data_dir: &Path, state_file
     })
 }
 
-/// Starts one in the background.
+/// Starts the daemon in the background.
 fn start(args: &CommandLine, data_dir: &Path, state_file: &str) -> Result<()> {
     let current_dir: PathBuf =
         std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
     host_detach::daemon(args, data_dir, &current_dir, state_file)
 }
 
-/// The state file of a program that is called so.
+/// The state file for a program of this name.
 pub(super) fn state_file(program: &str) -> &'static str {
     if program == "openwrk" { daemon_state::OLD_FILE } else { daemon_state::FILE }
 }

@@ -1,5 +1,5 @@
-//! What the daemon knows: its workspaces and which is active, kept where OpenWork's desktop reads it. One lock, held while
-//! the file is written: two changes at once must not lose one.
+//! The daemon's workspaces and the active one, stored where OpenWork's desktop reads them. One lock is held while the
+//! file is written, so that concurrent changes are not lost.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -12,15 +12,15 @@ use crate::base::thread::lock;
 use crate::base::{Error, Result, clock, hex};
 use crate::store::file;
 
-/// The name of the file: that of the orchestrator.
+/// The file name of OpenWork's orchestrator.
 pub(super) const FILE: &str = "openwork-orchestrator-state.json";
-/// The same of the program that is called `openwrk`.
+/// The file name of its older program `openwrk`.
 pub(super) const OLD_FILE: &str = "openwrk-state.json";
 const FILE_BYTES: u64 = 8 << 20;
-/// More than a person has; a page or a program that adds them without end is stopped here.
+/// The most workspaces, as a limit for programs that add them endlessly.
 const WORKSPACES: usize = 1000;
 
-/// A workspace.
+/// A workspace of the daemon.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct DaemonWorkspace {
@@ -43,16 +43,16 @@ struct StoredDaemonState {
     workspaces: Vec<DaemonWorkspace>,
 }
 
-/// The state.
+/// The daemon's state.
 pub(super) struct DaemonState {
     path: PathBuf,
     kept: Mutex<StoredDaemonState>,
-    /// What the file has besides: the daemon and its OpenCode.
+    /// The other content of the file: daemon and OpenCode.
     facts: Mutex<Value>,
 }
 
 impl DaemonState {
-    /// That of the data folder.
+    /// Opens the state file.
     pub(super) fn open(path: &Path) -> Result<DaemonState> {
         let bytes = file::read_optional(path, FILE_BYTES)?;
         let kept = match bytes {
@@ -63,7 +63,7 @@ impl DaemonState {
         Ok(DaemonState { path: path.to_owned(), kept: Mutex::new(kept), facts: Mutex::default() })
     }
 
-    /// Writes the file anew with these facts.
+    /// Writes the file with these facts.
     pub(super) fn tell(&self, facts: Value) -> Result<()> {
         *lock(&self.facts) = facts;
         self.save(&lock(&self.kept))
@@ -79,20 +79,20 @@ impl DaemonState {
         file::write_atomic(&self.path, format!("{all:#}\n").as_bytes(), 0o600)
     }
 
-    /// `{activeId, workspaces}`.
+    /// The response `{activeId, workspaces}`.
     pub(super) fn list(&self) -> Value {
         let kept = lock(&self.kept);
         json!({ "activeId": kept.active_id, "workspaces": kept.workspaces })
     }
 
-    /// The workspace of this id, name or path.
+    /// The workspace with this id, name or path.
     pub(super) fn find(&self, word: &str) -> Option<DaemonWorkspace> {
         let kept = lock(&self.kept);
         let by = |of: fn(&DaemonWorkspace) -> &str| kept.workspaces.iter().find(|entry| of(entry) == word);
         by(|entry| &entry.id).or_else(|| by(|entry| &entry.name)).or_else(|| by(|entry| &entry.path)).cloned()
     }
 
-    /// Adds a folder of this machine, or finds it.
+    /// Adds a folder of this machine, or updates its entry.
     pub(super) fn add(&self, path: &str, name: Option<String>) -> Result<DaemonWorkspace> {
         let name = name.unwrap_or_else(|| path.rsplit('/').next().unwrap_or(path).to_owned());
         self.put(DaemonWorkspace {
@@ -107,7 +107,7 @@ impl DaemonState {
         })
     }
 
-    /// Adds a workspace elsewhere, or finds it.
+    /// Adds a workspace on another machine, or updates its entry.
     pub(super) fn add_remote(
         &self,
         url: &str,
@@ -162,18 +162,18 @@ impl DaemonState {
 }
 
 impl DaemonWorkspace {
-    /// Where it is in OpenCode.
+    /// Its directory for OpenCode.
     pub(super) fn directory(&self) -> Option<&str> {
         self.directory.as_deref().or_else(|| Some(self.path.as_str()).filter(|path| !path.is_empty()))
     }
 
-    /// The address of its own OpenCode, if it is elsewhere.
+    /// The URL of its own OpenCode, if it is on another machine.
     pub(super) fn base_url(&self) -> Option<&str> {
         self.base_url.as_deref()
     }
 }
 
-/// As the orchestrator names a workspace.
+/// The id that the orchestrator gives to a workspace.
 fn id(key: &str) -> String {
     let digest = Sha1::digest(key.as_bytes());
     format!("ws-{}", hex::encode(&digest[..6]))
@@ -185,7 +185,7 @@ mod tests {
     use crate::store::scratch::TestFolder;
 
     #[test]
-    fn workspaces_are_kept_and_found_by_id_name_and_path() {
+    fn workspaces_are_stored_and_found_by_id_name_and_path() {
         let dir = TestFolder::new();
         let state = DaemonState::open(&dir.join(FILE)).unwrap();
         let first = state.add("/a/b", None).unwrap();

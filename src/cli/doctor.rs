@@ -1,6 +1,6 @@
-//! `berth doctor`: what this machine can do for berth, and what to install or switch on, as a table or as JSON. Takes the
-//! flags of `serve`, so that it looks at the same folders, mirrors and keyrings; needs no running server and disturbs
-//! none. Keeps no log: its output is the report.
+//! `berth doctor`: reports which features work on this machine and how to enable the others, as a table or as JSON.
+//! It takes the flags of `serve`, so that it checks the same folders, mirrors and keyrings. It needs no running
+//! server and disturbs none. It writes no log; its output is the report.
 
 use std::io::Read as _;
 use std::os::unix::net::UnixStream;
@@ -15,10 +15,10 @@ use crate::proc::{Cancel, Cgroups};
 use crate::server::{self, Settings};
 use crate::store::lock::BinaryLock;
 
-/// Looks, and ends with 1 when something that berth needs is missing.
+/// Runs the checks. Exits with 1 if a required feature is missing.
 ///
 /// # Errors
-/// Wrong settings (exit code 2).
+/// Invalid settings (exit code 2).
 pub fn run(args: &[String]) -> Result<ExitCode> {
     let args = match super::line("doctor", args)? {
         Ok(args) => args,
@@ -28,20 +28,20 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     let settings = config::resolve(&args, &config::process_env, &current_dir)?.settings;
     let (report, cancel) = look(&settings)?;
     if cancel.is_cancelled() {
-        return Err(Error::internal("interrupted; everything that was tried out has been removed"));
+        return Err(Error::internal("interrupted; the trials were cleaned up"));
     }
     super::print(&if args.json { as_json(&report)? } else { table(&report) });
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Looks with these settings; the flag is raised when a signal has ended the look.
+/// Runs the checks with these settings. The returned flag is set if a signal interrupted them.
 pub(super) fn look(settings: &Settings) -> Result<(Arc<DoctorReport>, Cancel)> {
     let lock = BinaryLock::take(limits::PROBE)?;
-    // Beside the groups of a running server; what a doctor that was killed has left ends here.
+    // Separate from the cgroups of a running server. Ends processes of a doctor that was killed.
     let cgroups = Cgroups::take(&format!("berth-doctor-{}", lock.name()?));
     cgroups.sweep(&[]);
     let cancel = Cancel::new()?;
-    // Without threads there is no trial to be ended either, and the report says why.
+    // Without threads there are no trials to interrupt, and the report has the reason.
     if no_threads().is_none() {
         on_interrupt(&cancel)?;
     }
@@ -51,7 +51,7 @@ pub(super) fn look(settings: &Settings) -> Result<(Arc<DoctorReport>, Cancel)> {
     Ok((report, cancel))
 }
 
-/// What is being tried out ends in order: what it has made must go as well.
+/// Lets a signal cancel the trials, so that they are cleaned up.
 pub(super) fn on_interrupt(cancel: &Cancel) -> Result<()> {
     let (mut received, handler_end) = UnixStream::pair().at("open", "a socket pair")?;
     for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
@@ -75,7 +75,7 @@ fn as_json(report: &DoctorReport) -> Result<String> {
         .map_err(|error| Error::internal("The report cannot be written as JSON").with_source(error))
 }
 
-/// One line for each thing, what to do below it.
+/// Formats one line per check, with its fix below.
 fn table(report: &DoctorReport) -> String {
     let width = report.checks.iter().map(|check| check.name.chars().count()).max().unwrap_or(0);
     let mut text = String::new();
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_has_a_line_for_each_and_its_fix_below() {
+    fn the_table_has_a_line_per_check_and_its_fix_below() {
         let check = |name: &str, status, fix: Option<&str>| Check {
             name: name.into(),
             status,

@@ -1,4 +1,4 @@
-//! `berth host --check`: what a client does first, step by step, at OpenCode itself and through the proxy. A line for each
+//! `berth host --check`: runs a client's first steps, directly at OpenCode and through the proxy. Prints a line per
 //! step on standard error.
 
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -15,7 +15,7 @@ use crate::opencode::HostLookup;
 use crate::proc::{Cgroups, CgroupsHandle};
 use crate::server::RunningServer;
 
-/// The deadline of a step: the first session of an OpenCode on a busy machine takes half a minute.
+/// The deadline of a step. The first session of an OpenCode on a busy machine takes half a minute.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A check that has ended.
@@ -48,18 +48,18 @@ impl Step {
     }
 }
 
-/// Someone to call: a base URL and the headers with the credential.
+/// A server to call: its base URL and the headers with the credential.
 struct CheckPeer {
     url: String,
     headers: Vec<(&'static str, String)>,
 }
 
-/// The checks of one server.
+/// The checks of a server.
 pub(super) struct Checks {
     agent: Agent,
     server: CheckPeer,
     host: CheckPeer,
-    /// OpenCode itself, and through the proxy.
+    /// OpenCode directly, and through the proxy.
     opencodes: Vec<(&'static str, CheckPeer)>,
     workspace_id: String,
 }
@@ -131,7 +131,7 @@ impl Checks {
         id.map(str::to_owned).ok_or_else(|| Error::internal("the new session has no id"))
     }
 
-    /// Subscribes, makes a session, and waits for an event that is not the greeting.
+    /// Subscribes, creates a session, and waits for an event other than the greeting.
     fn events(&self, peer: &CheckPeer) -> Result<()> {
         let stream = self.send(peer, "GET", "/event", None)?;
         let mut lines =
@@ -147,7 +147,7 @@ impl Checks {
                 .is_some_and(|kind| !["server.connected", "server.heartbeat"].contains(&kind))
         });
         self.call(peer, "DELETE", &format!("/session/{id}"), None)?;
-        expect(heard, "no event told of the new session")
+        expect(heard, "no event reported the new session")
     }
 
     fn get(&self, peer: &CheckPeer, path: &str) -> Result<Value> {

@@ -1,5 +1,5 @@
-//! `berth host start --detach`: the same command once more, as a process of its own session with a log file, which outlives
-//! this one. This one passes on what it prints until it is ready.
+//! `berth host start --detach`: starts the same command again as a background process with its own session and log
+//! file. The foreground process prints its output until it is ready, then exits.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -18,15 +18,15 @@ use crate::proc::spawn::{dev_null, pipe};
 use crate::proc::{Cgroups, CgroupsHandle, Exit, Process as _, Spec, Stdio};
 use crate::store::file;
 
-/// Ends what the process in the background prints, with how OpenCode is.
+/// The markers at the end of the background process's output, depending on the state of OpenCode.
 const READY: &str = "\0ready";
 const NOT_READY: &str = "\0not ready";
-/// How long a process that has closed its output may take to end.
+/// How long a process that has closed its output may take to exit.
 const END: Duration = Duration::from_secs(30);
 /// Variables with their values.
 type Variables = Vec<(String, String)>;
 
-/// A process that goes on, or one that has ended already.
+/// The outcome of a start in the background.
 enum DetachedHost {
     Ready { pid: i32, text: String, ready: bool },
     Ended { code: ExitCode, text: String },
@@ -80,7 +80,7 @@ pub(super) fn daemon(
     }
 }
 
-/// Starts berth once more with these words, in a session of its own, and waits until it is ready.
+/// Starts berth again with these arguments in a new session, and waits until it is ready.
 fn launch(
     command: &[&str],
     words: Vec<String>,
@@ -125,12 +125,12 @@ fn launch(
     };
     let launched =
         DetachedHost::Ready { pid: child.pid(), text: shown.to_owned(), ready: text.ends_with(READY) };
-    // Its end is nobody's concern from here on; dropping it would kill it.
+    // The background process must outlive this one; dropping its handle would kill it.
     std::mem::forget(child);
     Ok(launched)
 }
 
-/// In the background: prints, and leaves the streams of the process that waits for it.
+/// In the background process: prints the announcement, and closes the streams to the waiting process.
 pub(super) fn announce(text: &str, ready: bool) {
     let end = if ready { READY } else { NOT_READY };
     let _ = io::stdout().write_all(format!("{text}{end}").as_bytes()).and_then(|()| io::stdout().flush());
@@ -159,7 +159,7 @@ fn wait(child: &mut crate::proc::Child) -> Result<Option<Exit>> {
     }
 }
 
-/// The words without the values of secrets, and those as variables.
+/// Splits the arguments into those without secrets, and the secrets as variables.
 fn without_secrets(words: &[String]) -> Result<(Vec<String>, Variables)> {
     let command = CommandSpec::named("host")?;
     let (mut kept, mut secrets) = (Vec::new(), Vec::new());
@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn secrets_are_no_arguments_of_the_process_in_the_background() {
+    fn secrets_are_not_passed_as_arguments() {
         let words =
             "--workspace w --openwork-token t --detach --openwork-host-token=h --json --opencode-password p";
         let words: Vec<String> = words.split(' ').map(str::to_owned).collect();

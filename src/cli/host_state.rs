@@ -1,5 +1,5 @@
-//! What a running host leaves in its data folder, so that `berth host stop` and `status` find it: `host/state.json`. None of
-//! it is believed: a process of that number that started at another time is not the host.
+//! The record of a running host in its data folder, `host/state.json`, by which `berth host stop` and `status` find
+//! it. The record is not trusted: a process with the same PID but another start time is not the host.
 
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::store::{file, format};
 
 const FILE: &str = "state.json";
 const FILE_BYTES: u64 = 64 << 10;
-/// Requests in flight have ten seconds, everything else a few.
+/// Requests in flight have ten seconds to finish, the rest takes a few seconds.
 const PATIENCE: Duration = Duration::from_secs(40);
 
 /// A running host.
@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(40);
 pub(super) struct HostState {
     version: u32,
     process: ProcessIdentity,
-    /// Where it takes requests.
+    /// Its URL for requests.
     pub(super) url: String,
     run_id: String,
     workspace: String,
@@ -33,12 +33,12 @@ pub(super) struct HostState {
 }
 
 impl HostState {
-    /// This process.
+    /// The record of this process.
     pub(super) fn new(address: &str, run_id: &str, workspace: &str) -> Result<HostState> {
         let pid = i32::try_from(std::process::id()).unwrap_or_default();
         let process = ProcessIdentity::from_pid(pid)
             .ok_or_else(|| Error::internal("/proc does not show this process"))?;
-        // 0.0.0.0 is where it listens, not where it is called.
+        // 0.0.0.0 is valid for listening but not for connecting.
         let url = address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:");
         Ok(HostState {
             version: 1,
@@ -58,7 +58,7 @@ impl HostState {
         file::replace(&folder.join(FILE), &text, 0o600)
     }
 
-    /// Removes what this process left.
+    /// Removes the record, if it is that of this process.
     pub(super) fn forget(data_dir: &Path) {
         let ours = read(data_dir).ok().flatten().is_some_and(|state| state.pid() == std::process::id());
         if ours {
@@ -66,10 +66,10 @@ impl HostState {
         }
     }
 
-    /// The host of this data folder.
+    /// The running host of this data folder.
     ///
     /// # Errors
-    /// When none runs.
+    /// If none is running.
     pub(super) fn running(data_dir: &Path) -> Result<HostState> {
         let folder = data_dir.display();
         match read(data_dir)? {
@@ -85,13 +85,13 @@ impl HostState {
         self.process.pid.unsigned_abs()
     }
 
-    /// Has it end, and waits for that.
+    /// Stops the host and waits until it has exited.
     ///
     /// # Errors
-    /// When it did not end in time, or was killed before it could end what it had started.
+    /// If it does not exit in time, or was killed before it could stop its processes.
     pub(super) fn stop(&self, data_dir: &Path) -> Result<()> {
         self.end()?;
-        // A host that ends in order removes its state.
+        // A host that exits normally removes its record.
         match read(data_dir)? {
             Some(state) if state.process == self.process => Err(killed(self.pid(), data_dir)),
             _ => Ok(()),
@@ -101,7 +101,7 @@ impl HostState {
     fn end(&self) -> Result<()> {
         let Some(pid) = Pid::from_raw(self.process.pid) else { return Ok(()) };
         let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(()) };
-        // First the descriptor, then the check: what it means can no longer change.
+        // The process is checked after opening the descriptor, which then cannot refer to another process.
         if ProcessIdentity::from_pid(self.process.pid) != Some(self.process) {
             return Ok(());
         }
@@ -139,7 +139,7 @@ fn read(data_dir: &Path) -> Result<Option<HostState>> {
     Ok(serde_json::from_value(value).ok())
 }
 
-/// The data folder that a command line means.
+/// The data folder of a command line.
 pub(super) fn data_dir(words: &[String]) -> Result<PathBuf> {
     let line = match CommandLine::parse("host", words, Style::Lenient)? {
         Parsed::Run(line) => *line,

@@ -1,6 +1,6 @@
-//! `berth image`: base images at the terminal. Works on the data folder itself, whether a server runs or not: the store
-//! is made for several processes (`images`), so no address, token or running server is needed, and a server
-//! sees at once what was done. Progress goes to stderr, where that is a terminal.
+//! `berth image`: manages base images on the command line. It works directly on the data folder, whether a server is
+//! running or not: the store supports several processes (`images`), so no address, token or server is needed, and a
+//! running server sees changes at once. Progress is printed on stderr if that is a terminal.
 
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -23,7 +23,7 @@ use crate::store::format;
 /// Runs `berth image …`.
 ///
 /// # Errors
-/// A wrong command line (exit code 2), or what went wrong with the image.
+/// An invalid command line (exit code 2), or the failure of the operation.
 pub fn run(args: &[String]) -> Result<ExitCode> {
     if args.first().is_none_or(|first| ["help", "-h", "--help"].contains(&first.as_str())) {
         return Ok(super::help("image"));
@@ -35,7 +35,7 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
     let settings = config::resolve(&asked, &config::process_env, &current_dir)?.settings;
     format::prepare(&settings.data_dir)?;
-    // A group of its own beside a server's, for the children of builds.
+    // A separate cgroup for the processes of builds.
     let cgroups = Cgroups::take(&format!("berth-image-{}", std::process::id()));
     let images = server::images(&settings, cgroups.clone())?;
     let cancel = Cancel::new()?;
@@ -87,7 +87,7 @@ fn act(images: &Images, asked: &CommandLine, here: &Path, cancel: &Cancel) -> Re
                 super::print(&as_json(&found)?);
             } else {
                 for image in &found {
-                    let word = if image.ok { "is what it was" } else { "HAS BEEN CHANGED" };
+                    let word = if image.ok { "unchanged" } else { "HAS BEEN CHANGED" };
                     super::print(&format!("{}  {word}\n", image.id.short()));
                     image.differences.iter().for_each(|line| super::print(&format!("    {line}\n")));
                 }
@@ -115,7 +115,7 @@ fn act(images: &Images, asked: &CommandLine, here: &Path, cancel: &Cancel) -> Re
     Ok(ExitCode::SUCCESS)
 }
 
-/// The line at the terminal that says how far it is.
+/// The progress line on the terminal.
 struct ProgressLine {
     shown: Option<Instant>,
     terminal: bool,

@@ -1,5 +1,5 @@
-//! berth called through a link named `openwrk`, `openwork` or `openwork-orchestrator`: the command lines of OpenWork's
-//! orchestrator, in which words may stand between flags and unknown flags mean nothing.
+//! Compatibility with OpenWork's orchestrator, for berth called through a link named `openwrk`, `openwork` or
+//! `openwork-orchestrator`: words may stand between flags, and unknown flags are ignored.
 
 use std::process::ExitCode;
 
@@ -10,10 +10,10 @@ use crate::config::{CommandSpec, Style};
 /// The names of the orchestrator's program.
 pub const NAMES: [&str; 3] = ["openwrk", "openwork", "openwork-orchestrator"];
 
-/// Runs the command that the words name; without one, `start`.
+/// Runs the command in the arguments; without one, `start`.
 ///
 /// # Errors
-/// As the command.
+/// Those of the command.
 pub fn run(program: &str, words: &[String]) -> Result<ExitCode> {
     let args = match super::line_in("host", words, Style::Lenient)? {
         Ok(args) => args,
@@ -23,7 +23,7 @@ pub fn run(program: &str, words: &[String]) -> Result<ExitCode> {
     match positional.as_slice() {
         [] | ["start" | "serve", ..] => {
             let mut flags = words.to_vec();
-            // The command itself; further words mean nothing, as with the orchestrator.
+            // Removes the command itself. Further words are ignored, as in the orchestrator.
             if let Some(at) = positional.first().and_then(|first| flags.iter().position(|word| word == first))
             {
                 flags.remove(at);
@@ -59,7 +59,7 @@ pub fn run(program: &str, words: &[String]) -> Result<ExitCode> {
     }
 }
 
-/// The orchestrator answers with the server's JSON.
+/// The orchestrator prints the server's JSON.
 fn answers(words: &[String]) -> Result<Vec<String>> {
     let mut flags = client_flags("approvals", words)?;
     if !flags.iter().any(|flag| flag == "--json") {
@@ -68,7 +68,7 @@ fn answers(words: &[String]) -> Result<Vec<String>> {
     Ok(flags)
 }
 
-/// Those flags that a command takes, as one word each.
+/// The flags that `berth status` and `berth approvals` support, as one word each.
 fn client_flags(command: &str, words: &[String]) -> Result<Vec<String>> {
     let command = CommandSpec::named(command)?;
     let mut flags = Vec::new();

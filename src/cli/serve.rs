@@ -1,4 +1,4 @@
-//! `berth serve`: decides the settings, starts the log, installs what is missing when asked to, runs the server.
+//! `berth serve`: resolves the settings, starts the log, installs missing packages if requested, and runs the server.
 
 use std::io::{self, Read as _};
 use std::path::Path;
@@ -15,7 +15,7 @@ use super::setup;
 /// Serves until stopped.
 ///
 /// # Errors
-/// Wrong settings (exit code 2), or a server that could not start or had to stop.
+/// Invalid settings (exit code 2), or a server that could not start or had to stop.
 pub fn run(args: &[String]) -> Result<ExitCode> {
     let args = match super::line("serve", args)? {
         Ok(args) => args,
@@ -32,12 +32,12 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The same as the first process of a container that a host of ours has started (`--sandbox-server inside`), with its
-/// OpenCode as another process of the same user: that one must not read our environment, in which the tokens are (ptrace(2)).
-/// The server ends with its input, which is the host's to close.
+/// Runs the server as the first process of a container that a host started (`--sandbox-server inside`). OpenCode is
+/// another process of the same user there and must not read this process's environment, which contains the tokens
+/// (ptrace(2)). The server ends when the host closes its standard input.
 ///
 /// # Errors
-/// As [`run`].
+/// Those of [`run`].
 pub(super) fn in_container(args: &[String]) -> Result<ExitCode> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable).at("set up", "the server")?;
     let watch = thread::spawn("input".into(), limits::STACK, || {
@@ -48,13 +48,13 @@ pub(super) fn in_container(args: &[String]) -> Result<ExitCode> {
     run(args)
 }
 
-/// The one that started this process, if any.
+/// The service manager that started this process, if there is one.
 pub(super) fn service_manager() -> ServiceManager {
     let socket = config::process_env("NOTIFY_SOCKET").and_then(|socket| socket.into_string().ok());
     ServiceManager::from_socket(socket.as_deref())
 }
 
-/// All settings, with the environment that an OpenCode of the server's own gets.
+/// All settings, with the environment for the server's own OpenCode.
 pub(super) fn resolved(args: &CommandLine, current_dir: &Path) -> Result<Resolved> {
     let mut resolved = config::resolve(args, &config::process_env, current_dir)?;
     if let Some(plan) = &mut resolved.settings.opencode {

@@ -1,6 +1,6 @@
-//! `--setup`: installs what container workspaces need and this machine lacks, with its own package manager.
-//! Prints every command before it runs it and asks first when somebody sits at the terminal. Runs before the
-//! server has a thread or a socket; a failure means that there will be no server.
+//! `--setup`: installs packages that container workspaces need and this machine lacks, with its own package manager.
+//! Prints every command before running it, and asks first on a terminal. Runs before the server has threads or
+//! sockets; after a failure the server does not start.
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,15 +17,15 @@ use crate::base::{At, Error, Result, limits};
 use crate::proc::tools::{self, Archive, Family};
 use crate::server::Settings;
 
-/// What a package manager is called and how it is asked.
+/// A package manager and its commands.
 struct PackageManager {
     program: &'static str,
     family: Family,
-    /// Run before the rest.
+    /// Runs first.
     refresh: Option<&'static [&'static str]>,
-    /// Packages follow.
+    /// Followed by package names.
     install: &'static [&'static str],
-    /// A package follows; it exists when this succeeds and prints something.
+    /// Followed by a package name. The package exists if this succeeds and prints something.
     query: &'static [&'static str],
 }
 
@@ -47,17 +47,17 @@ const MANAGERS: [PackageManager; 3] = [
     PackageManager {
         program: "pacman",
         family: Family::Arch,
-        // Not -Sy: a refresh without an upgrade leaves a half-upgraded system.
+        // Not -Sy: a refresh without an upgrade leaves a partially upgraded system.
         refresh: None,
         install: &["pacman", "-S", "--needed", "--noconfirm"],
         query: &["pacman", "-Si"],
     },
 ];
 
-/// Installs what is missing: what containers need, and what each distribution's builds need.
+/// Installs missing packages: those for containers, and those for the builds of single distributions.
 ///
 /// # Errors
-/// No known package manager, a "no" at the terminal, or a command that failed.
+/// No known package manager, a "no" at the terminal, or a failed command.
 pub fn run(settings: &Settings, assume_yes: bool) -> Result<()> {
     let host = SetupHost::new(settings);
     let missing = MissingDependencies::on_this_host(settings);
@@ -74,7 +74,7 @@ pub fn run(settings: &Settings, assume_yes: bool) -> Result<()> {
     };
     let required: Vec<&str> =
         tools::missing_tools_of(manager.family).iter().map(|tool| tool.package).collect();
-    // A package that this machine's sources do not have is no reason to refresh them at every start.
+    // A package that the sources do not have must not cause a refresh at every start.
     if required.is_empty() && missing.available(&host, manager).is_empty() && !missing.arch_keys() {
         info!("Setup: there is nothing to install");
         return Ok(());
@@ -96,7 +96,9 @@ pub fn run(settings: &Settings, assume_yes: bool) -> Result<()> {
     let programs: Vec<&str> = tools::missing_tools().iter().map(|tool| tool.program).collect();
     if !programs.is_empty() {
         let programs = programs.join(", ");
-        return Err(Error::internal(format!("Setup: after the installation there is still no {programs}")));
+        return Err(Error::internal(format!(
+            "Setup: after the installation these are still missing: {programs}"
+        )));
     }
     if missing.arch_keys() {
         host.make_pacman_keys();
@@ -106,12 +108,12 @@ pub fn run(settings: &Settings, assume_yes: bool) -> Result<()> {
     Ok(())
 }
 
-/// What single distributions' builds need beside [`tools::missing_tools`]. A host without one of these still builds the
-/// other distributions.
+/// The requirements of single distributions' builds, besides [`tools::missing_tools`]. Without one of these, other
+/// distributions can still be built.
 struct MissingDependencies {
-    /// Archives for which neither the host nor the settings have a keyring.
+    /// Archives without a keyring on the host and in the settings.
     keyrings: Vec<Archive>,
-    /// Whether pacman's keys are absent and the settings name no other keys for Arch Linux.
+    /// pacman's keys are missing, and the settings name no other keys for Arch Linux.
     pacman_keys: bool,
 }
 
@@ -130,7 +132,7 @@ impl MissingDependencies {
         MissingDependencies { keyrings, pacman_keys }
     }
 
-    /// Names of the packages, with alternatives as `A|B`.
+    /// The package names, with alternatives as `A|B`.
     fn names(&self, family: Family) -> Vec<String> {
         let keyrings =
             self.keyrings.iter().map(|archive| tools::keyring_packages(family, *archive).join("|"));
@@ -159,7 +161,7 @@ impl MissingDependencies {
         self.keyrings.iter().filter_map(keyring).chain(arch).collect()
     }
 
-    /// Whether pacman-key(8) can make the keys now.
+    /// Whether pacman-key(8) can create the keys now.
     fn arch_keys(&self) -> bool {
         self.pacman_keys
             && tools::has_arch_keyring()
@@ -167,7 +169,7 @@ impl MissingDependencies {
             && ["pacman-key", "gpg"].iter().all(|program| tools::find(program).is_some())
     }
 
-    /// Says which distributions still cannot be built.
+    /// Logs which distributions still cannot be built.
     fn warn_of_rest(&self, manager: &PackageManager) {
         if self.keyrings.contains(&Archive::Debian) && tools::keyring(Archive::Debian).is_none() {
             let names = tools::keyring_packages(manager.family, Archive::Debian).join(", ");
@@ -183,7 +185,7 @@ impl MissingDependencies {
     }
 }
 
-/// Shows what would be run and, at a terminal, asks.
+/// Shows the commands and, on a terminal, asks for confirmation.
 fn confirm(
     manager: &PackageManager,
     host: &SetupHost<'_>,
@@ -203,7 +205,7 @@ fn confirm(
         return Ok(());
     }
     let mut lines: Vec<String> = manager.refresh.iter().map(|refresh| host.line(refresh)).collect();
-    // Which of several names the package sources have is known only after the refresh.
+    // Only the refresh shows which of several names the package sources have.
     let (mut first, mut others) = (Vec::new(), Vec::new());
     for package in packages {
         let mut names = package.split('|');
@@ -226,7 +228,8 @@ fn confirm(
     Err(Error::internal("Setup was not confirmed; start without --setup, or with --yes"))
 }
 
-/// Makes pacman's keys from the package of [`tools::ARCH_KEYRING_PACKAGE`]: complete, or not in their place.
+/// Creates pacman's keys from the package of [`tools::ARCH_KEYRING_PACKAGE`] in a new folder, which is moved into
+/// place once it is complete.
 const PACMAN_KEY: [&[&str]; 4] = [
     &["pacman-key", "--gpgdir", NEW_PACMAN_KEYS, "--init"],
     &["pacman-key", "--gpgdir", NEW_PACMAN_KEYS, "--populate", "archlinux"],
@@ -237,20 +240,20 @@ const PACMAN_KEY: [&[&str]; 4] = [
 
 const NEW_PACMAN_KEYS: &str = "/etc/pacman.d/gnupg.new";
 
-/// Whether the person says yes in time. Anything else, an end of file and silence too, is a no.
+/// Whether the user answers yes in time. Any other answer, EOF and a timeout mean no.
 pub(super) fn agreed(mut terminal: impl Read + AsFd, within: Duration) -> bool {
     let mut answer = [0; 64];
     let length = match readable(terminal.as_fd(), within) {
-        // The terminal hands over whole lines.
+        // Terminals deliver whole lines.
         true => terminal.read(&mut answer).unwrap_or(0),
         false => 0,
     };
     matches!(std::str::from_utf8(&answer[..length]).unwrap_or_default().trim(), "y" | "Y" | "yes")
 }
 
-/// How commands are run here.
+/// How to run commands on this machine.
 struct SetupHost<'a> {
-    /// `sudo`, when we are not root.
+    /// `sudo`, if the process is not root.
     prefix: &'static [&'static str],
     proxies: &'a [(String, String)],
     home: &'a std::path::Path,
@@ -258,13 +261,13 @@ struct SetupHost<'a> {
 
 impl<'a> SetupHost<'a> {
     fn new(settings: &'a Settings) -> SetupHost<'a> {
-        // sudo cleans the environment, so what matters goes through env.
+        // sudo clears the environment, so variables are set with env.
         let sudo: &[&str] = &["sudo", "env", "DEBIAN_FRONTEND=noninteractive"];
         let prefix = if rustix::process::geteuid().is_root() { &[] } else { sudo };
         SetupHost { prefix, proxies: &settings.proxy_env, home: &settings.home }
     }
 
-    /// The command line as a person would type it.
+    /// The command line for the user.
     fn line(&self, argv: &[&str]) -> String {
         [self.prefix, argv].concat().join(" ")
     }
@@ -291,17 +294,17 @@ impl<'a> SetupHost<'a> {
         Ok(command)
     }
 
-    /// Runs a command under the person's eyes.
+    /// Runs a command with its output visible to the user.
     fn run_visible(&self, argv: &[&str]) -> Result<()> {
         let line = self.line(argv);
         info!("Setup: {line}");
         let mut command = self.command(&[self.prefix, argv].concat())?;
-        // Our stdout is the log, which may be JSON; a package manager's talk goes to stderr.
+        // Stdout is the log, which may be JSON, so the package manager's output goes to stderr.
         command.stdout(Stdio::from(io::stderr()));
         let failed = |how: String| Error::internal(format!("Setup: {how}: {line}"));
         let mut child = command.spawn().map_err(|error| failed(format!("could not start ({error})")))?;
         if !ended(&child, limits::SETUP_TIMEOUT) {
-            // KILL would leave a half-written package database; sudo's child cannot be reached at all.
+            // SIGKILL would leave a partially written package database, and cannot reach sudo's child.
             let pid = Pid::from_child(&child);
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
             let minutes = limits::SETUP_TIMEOUT.as_secs() / 60;
@@ -314,7 +317,7 @@ impl<'a> SetupHost<'a> {
         Ok(())
     }
 
-    /// Makes the keys of pacman. Its failure leaves a host that builds everything but Arch Linux.
+    /// Creates pacman's keys. If it fails, all distributions except Arch Linux can be built.
     fn make_pacman_keys(&self) {
         for argv in PACMAN_KEY {
             if let Err(error) = self.run_visible(argv) {
@@ -324,31 +327,31 @@ impl<'a> SetupHost<'a> {
         }
     }
 
-    /// Whether the package sources know a package. Needs no root.
+    /// Whether the package sources have a package. Needs no root.
     fn has_package(&self, manager: &PackageManager, package: &str) -> bool {
         let Ok(mut command) = self.command(&[manager.query, &[package]].concat()) else { return false };
-        // apt-cache ends with 0 and says nothing for a name that no package has but some provide.
+        // apt-cache succeeds without output for a name that is only provided by other packages.
         let answer = command.stdin(Stdio::null()).stderr(Stdio::null()).output();
         answer.is_ok_and(|answer| answer.status.success() && !answer.stdout.trim_ascii().is_empty())
     }
 }
 
-/// Whether the child ends in time.
+/// Whether the child exits in time.
 pub(super) fn ended(child: &Child, within: Duration) -> bool {
     match pidfd_open(Pid::from_child(child), PidfdFlags::empty()) {
         Ok(pidfd) => readable(pidfd.as_fd(), within),
-        // A kernel before 5.3: wait as long as it takes.
+        // Kernels before 5.3 lack pidfd_open(2), so wait without a limit.
         Err(_) => true,
     }
 }
 
-/// Whether there is something to read in time.
+/// Whether the descriptor becomes readable in time.
 fn readable(fd: BorrowedFd<'_>, within: Duration) -> bool {
     let timeout = Timespec { tv_sec: i64::try_from(within.as_secs()).unwrap_or(i64::MAX), tv_nsec: 0 };
     loop {
         match poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)) {
             Ok(count) => return count > 0,
-            // Before the server there is no signal handler; this is a stop and continue at the terminal.
+            // The server's signal handlers are not installed yet; this is a stop and continue at the terminal.
             Err(rustix::io::Errno::INTR) => {}
             Err(_) => return false,
         }
@@ -381,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn every_manager_knows_its_packages() {
+    fn every_manager_has_its_packages() {
         for manager in &MANAGERS {
             assert_eq!(manager.install.first(), Some(&manager.program));
             for archive in [Archive::Debian, Archive::Ubuntu] {

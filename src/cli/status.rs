@@ -1,4 +1,5 @@
-//! `berth status`: whether a server answers, and an OpenCode if one is named, as lines or as JSON. Ends with 1 when one does not.
+//! `berth status`: reports whether a server, and optionally an OpenCode, respond, as text or JSON. Exits with 1 if
+//! one does not.
 
 use std::process::ExitCode;
 
@@ -7,10 +8,10 @@ use serde_json::{Value, json};
 use super::client::{self, ApiClient};
 use crate::base::{Result, logging};
 
-/// Looks.
+/// Runs `berth status`.
 ///
 /// # Errors
-/// A wrong command line or setting (exit code 2).
+/// An invalid command line or setting (exit code 2).
 pub fn run(args: &[String]) -> Result<ExitCode> {
     let args = match super::line("status", args)? {
         Ok(args) => args,
@@ -45,7 +46,7 @@ fn of_server(client: &ApiClient) -> Value {
     if client.plan.host_token.is_none() {
         return report;
     }
-    // Without a good token there is less to say, but the server is there.
+    // Without a valid token there is less information, but the server responds.
     match (client.call("GET", "/status", None), client.call("GET", "/approvals", None)) {
         (Ok(status), Ok(approvals)) => {
             report["status"] = status;
@@ -56,7 +57,7 @@ fn of_server(client: &ApiClient) -> Value {
     report
 }
 
-/// The OpenCode that the server runs, as the server sees it.
+/// The OpenCode that the server runs, as the server reports it.
 fn managed(state: &Value) -> Option<Value> {
     let word = state["state"].as_str()?;
     let mut report = state.clone();
@@ -72,9 +73,9 @@ fn managed(state: &Value) -> Option<Value> {
 
 fn of_opencode(client: &ApiClient, url: &str) -> Value {
     match client.look(&format!("{url}/global/health")) {
-        // An OpenCode that does not know this path answers it with a page.
+        // An OpenCode without this route responds with an HTML page.
         Ok(health) if health["healthy"] == true => json!({ "ok": true, "url": url, "health": health }),
-        Ok(_) => json!({ "ok": false, "url": url, "error": "what answers there is not an OpenCode" }),
+        Ok(_) => json!({ "ok": false, "url": url, "error": "the program at this URL is not an OpenCode" }),
         Err(error) => json!({ "ok": false, "url": url, "error": error.message() }),
     }
 }

@@ -1,5 +1,5 @@
-//! `berth token show`: prints the tokens that berth made and keeps, for the person at the terminal. `berth token make`
-//! makes them first where there are none, for a server that is to be reached from other machines.
+//! `berth token show` prints the tokens that berth generated, for the user at the terminal. `berth token make` first
+//! generates missing tokens, for a server that other machines will reach.
 
 use std::process::ExitCode;
 
@@ -8,10 +8,10 @@ use crate::base::{Error, Result};
 use crate::config;
 use crate::store::format;
 
-/// Runs `token show`.
+/// Runs `token show` or `token make`.
 ///
 /// # Errors
-/// A wrong command line or setting, a token file that cannot be read, or no tokens yet.
+/// An invalid command line or setting, an unreadable token file, or no tokens yet.
 pub fn run(args: &[String]) -> Result<ExitCode> {
     let (rest, make) = match args.first().map(String::as_str) {
         Some("show") => (&args[1..], false),
@@ -46,10 +46,10 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What to say about one token; `None` when there is none.
+/// The line for a token; `None` if there is no token.
 fn line(name: &str, configured: &(TokenSetting, Option<String>), kept: Option<String>) -> Option<String> {
     match configured {
-        // Whoever set it knows it; printing it here would only spread it.
+        // The user who set it knows it; printing it would only expose it.
         (TokenSetting { secret: Some(_), .. }, place) => Some(format!(
             "{name}: set by {}, not a kept one",
             place.as_deref().unwrap_or("the configuration")

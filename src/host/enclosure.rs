@@ -1,5 +1,5 @@
-//! Where OpenCode runs: on the host, in a container of berth's own, or in one of an engine. A start in any of them becomes
-//! the same: a process, its two streams, and a way to end it from other threads.
+//! Where OpenCode runs: on the host, in a container of berth, or in a container of an engine. A start in any of them
+//! yields a process, its two streams, and a handle to end it from other threads.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -20,25 +20,25 @@ use crate::proc::{
     Cancel, Cgroups, CommandSpec, Limits, Process, SignalHandle, SignalTarget, Spec, Stdio, c_string,
 };
 
-/// What OpenCode runs in.
+/// The container in which OpenCode runs.
 pub enum Enclosure {
-    /// A container of berth's own.
+    /// A container of berth.
     Berth(Sandbox),
-    /// A container of Docker's, or of another engine.
+    /// A container of Docker or another engine.
     Engine(Box<EngineSandbox>),
 }
 
-/// A start of OpenCode.
+/// A started OpenCode.
 pub(super) struct LaunchedOpencode {
     pub(super) process: Box<dyn Process>,
     pub(super) stdout: OwnedFd,
     pub(super) stderr: OwnedFd,
     pub(super) ender: ProcessEnder,
-    /// Its number on this host, where the host sees it.
+    /// Its PID on this host, if visible.
     pub(super) pid: Option<i32>,
 }
 
-/// The way to end it from any thread.
+/// A handle to end it from any thread.
 #[derive(Clone)]
 pub(super) enum ProcessEnder {
     Here(SignalHandle),
@@ -46,7 +46,7 @@ pub(super) enum ProcessEnder {
 }
 
 impl ProcessEnder {
-    /// Sends SIGTERM to it and everything that it started.
+    /// Sends SIGTERM to it and its children.
     pub(super) fn terminate(&self) {
         match self {
             ProcessEnder::Here(reach) => reach.signal(Signal::TERM, SignalTarget::Group),
@@ -54,7 +54,7 @@ impl ProcessEnder {
         }
     }
 
-    /// Kills it and everything that it started.
+    /// Kills it and its children.
     pub(super) fn kill(&self) {
         match self {
             ProcessEnder::Here(reach) => reach.signal(Signal::KILL, SignalTarget::Group),
@@ -63,7 +63,7 @@ impl ProcessEnder {
     }
 }
 
-/// Starts OpenCode as the plan has it.
+/// Starts OpenCode according to the plan.
 pub(super) fn launch(
     plan: &OpencodePlan,
     managed: &Managed,
@@ -114,7 +114,7 @@ fn credential(managed: &Managed) -> [(String, String); 2] {
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
 }
 
-/// In a group of its own.
+/// Starts it on the host, in its own cgroup.
 fn on_host(
     plan: &OpencodePlan,
     managed: &Managed,
@@ -138,7 +138,7 @@ fn on_host(
     Ok(Box::new(child))
 }
 
-/// In a container of berth's own, where the host's folders and programs do not exist.
+/// Starts it in a container of berth, in which the host's folders and programs do not exist.
 fn in_container(
     plan: &OpencodePlan,
     managed: &Managed,
@@ -167,7 +167,7 @@ fn in_container(
     sandbox.launch(&uuid::Uuid::new_v4().to_string(), &command, stdio)
 }
 
-/// Its environment where the host's folders do not exist.
+/// Its environment in a container.
 fn env_inside(plan: &OpencodePlan, managed: &Managed, home: &str) -> Vec<(String, String)> {
     let user = if home == "/root" { "root" } else { "opencode" };
     let own = [("HOME", home), ("USER", user), ("PATH", PATH)];
@@ -176,12 +176,12 @@ fn env_inside(plan: &OpencodePlan, managed: &Managed, home: &str) -> Vec<(String
     passed.chain(own).chain(credential(managed)).collect()
 }
 
-/// Variables that name things of the host.
+/// Whether a variable refers to the host.
 pub fn is_of_the_host(name: &str) -> bool {
     ["HOME", "PATH", "USER", "LOGNAME", "SHELL", "TMPDIR"].contains(&name) || name.starts_with("XDG_")
 }
 
-/// The base URL of an address that OpenCode has printed, as it is called from here.
+/// The URL for calls, from the address that OpenCode has printed.
 pub(super) fn reached(enclosure: Option<&Enclosure>, said: SocketAddr) -> Result<String, String> {
     match enclosure {
         Some(Enclosure::Berth(sandbox)) => match sandbox.address() {
@@ -195,7 +195,7 @@ pub(super) fn reached(enclosure: Option<&Enclosure>, said: SocketAddr) -> Result
 }
 
 impl Enclosure {
-    /// Readable once a container has ended that lives for OpenCode alone.
+    /// Readable once a container that exists only for OpenCode has ended.
     pub(super) fn lease(&self) -> Option<Arc<UnixStream>> {
         match self {
             Enclosure::Berth(_) => None,
@@ -203,7 +203,7 @@ impl Enclosure {
         }
     }
 
-    /// Whether a user of the engine has ended the container.
+    /// Whether a user stopped the container through its engine.
     pub(super) fn was_stopped(&self) -> bool {
         match self {
             Enclosure::Berth(_) => false,

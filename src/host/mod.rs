@@ -1,12 +1,13 @@
-//! The OpenCode that the server runs itself: `opencode serve`, in a cgroup and with a memory limit of its own, watched and
-//! started again when it ends. In reading order: `supervise` (its life), `enclosure` (where it runs), `engine` (containers of
-//! Docker and others), `output` (its log, and where it says that it listens). How calls reach it is `opencode`'s business; [`crate::opencode::Managed`] is what both share.
+//! The OpenCode that the server runs itself: `opencode serve`, in its own cgroup with a memory limit, supervised and
+//! restarted when it exits. In reading order: `supervise` (its life cycle), `enclosure` (where it runs), `engine`
+//! (containers of Docker and other engines), `output` (its log, and the address it prints). `opencode` sends calls to
+//! it; both share [`crate::opencode::Managed`].
 //!
-//! **Invariant:** it never gets a token of ours, and nothing of it outlives a server that ends. What a killed server
-//! leaves is in the server's cgroup tree, whose next start ends everything that nobody takes over.
+//! **Invariant:** OpenCode never gets one of this server's tokens, and does not outlive a server that shuts down.
+//! Processes left by a killed server are in its cgroup tree; the next start ends all of them that it does not adopt.
 //!
-//! Threads: `opencode`, and `opencode-output` for each process. Locks: the
-//! process that runs now, and those of [`crate::opencode::Managed`]; leaves.
+//! Threads: `opencode`, and `opencode-output` for each process. Locks: the current process, and those of
+//! [`crate::opencode::Managed`]; leaves.
 
 mod enclosure;
 pub mod engine;
@@ -29,76 +30,75 @@ use enclosure::ProcessEnder;
 pub use enclosure::is_of_the_host;
 use engine::EnginePlan;
 
-/// When an OpenCode that has ended is started again.
+/// When OpenCode is restarted after it exits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Restart {
-    /// Until it has ended [`MAX_FAILURES`] times within [`FAILURE_WINDOW`].
+    /// Until it has exited [`MAX_FAILURES`] times within [`FAILURE_WINDOW`].
     OnFailure,
-    /// However often it ends.
+    /// Always.
     Always,
-    /// Not at all.
+    /// Never.
     Never,
 }
 
-/// So many ends within [`FAILURE_WINDOW`] are a failure.
+/// This many exits within [`FAILURE_WINDOW`] are a failure.
 pub const MAX_FAILURES: usize = 5;
-/// The time in which ends are counted.
+/// The window in which exits are counted.
 pub const FAILURE_WINDOW: Duration = Duration::from_secs(300);
-/// The longest pause before a start.
+/// The longest delay before a restart.
 pub const MAX_RESTART_DELAY: Duration = Duration::from_secs(30);
 
-/// How OpenCode is run.
+/// How to run OpenCode.
 #[derive(Clone)]
 pub struct OpencodePlan {
-    /// Its program, an absolute path.
+    /// An absolute path.
     pub program: PathBuf,
-    /// The folder that it is started in: the first workspace.
+    /// Its working directory: the first workspace.
     pub folder: PathBuf,
-    /// Where it is to listen; 0: it chooses.
+    /// The port on which it listens; 0: any free port.
     pub port: u16,
     /// Its environment, without its credential.
     pub env: Vec<(String, String)>,
-    /// For basic authentication.
+    /// User name for basic authentication.
     pub username: String,
-    /// For basic authentication; a random one if none was passed in.
+    /// Password for basic authentication; random if none was supplied.
     pub password: Option<String>,
-    /// The password came with a flag or the environment.
+    /// The password came from a flag or the environment.
     pub password_is_shared: bool,
-    /// The most memory that it may use with all it starts; half of the machine's if none is named.
+    /// The memory limit for it and its children; by default half of the machine's memory.
     pub memory_bytes: Option<u64>,
-    /// What happens when it ends.
+    /// When to restart it.
     pub restart: Restart,
-    /// How long a start may take.
+    /// The time limit of a start.
     pub start_timeout: Duration,
-    /// What it logs: DEBUG, INFO, WARN or ERROR.
+    /// The log level: DEBUG, INFO, WARN or ERROR.
     pub log_level: String,
-    /// The container that it runs in; `None`: it runs on the host.
+    /// The container in which it runs; `None` for the host.
     pub sandbox: Option<SandboxPlan>,
 }
 
-/// The container that OpenCode runs in.
+/// The container in which OpenCode runs.
 #[derive(Clone, Debug)]
 pub enum SandboxPlan {
-    /// One of berth's own.
+    /// A container of berth.
     Berth(BerthSandbox),
-    /// One of Docker's, or of another engine.
+    /// A container of Docker or another engine.
     Engine(Box<EnginePlan>),
 }
 
-/// A container of berth's own.
+/// A container of berth.
 #[derive(Clone, Debug)]
 pub struct BerthSandbox {
     /// An image by name or id, or a distribution.
     pub image: String,
-    /// Folders of the host besides the workspace, after the folder that has their mount points.
+    /// Host folders besides the workspace, and the folder with their mount points.
     pub mounts: Vec<MountRequest>,
-    /// That folder, in the data folder.
+    /// The folder with the mount points, in the data folder.
     pub extra: Option<PathBuf>,
-    /// Processors.
     pub cpus: Option<f64>,
-    /// Processes and threads.
+    /// The limit of processes and threads.
     pub pids: Option<u64>,
-    /// The workspace is mounted even if it is one that berth refuses.
+    /// Mount the workspace even if the allowlist denies it.
     pub insist: bool,
 }
 
@@ -108,41 +108,40 @@ impl std::fmt::Debug for OpencodePlan {
     }
 }
 
-/// A change of its state, for events and the audit log.
+/// A state change, for events and the audit log.
 #[derive(Clone, Debug)]
 pub struct OpencodeChange {
-    /// The word of the new state: `starting`, `running`, `ended`, `failed` or `stopped`.
+    /// The new state: `starting`, `running`, `ended`, `failed` or `stopped`.
     pub state: &'static str,
-    /// One line for people, without secrets.
+    /// One line for users, without secrets.
     pub summary: String,
-    /// Its process, where there is one.
     pub pid: Option<i32>,
-    /// Its version, once that is known.
+    /// Its version, if known.
     pub version: Option<String>,
 }
 
-/// What the supervisor needs of the server.
+/// The server's services for the supervisor.
 pub struct SupervisorContext {
-    /// Where its cgroup is made.
+    /// The parent of its cgroup.
     pub cgroups: Cgroups,
-    /// The container that it runs in.
+    /// The container in which it runs.
     pub enclosure: Option<Enclosure>,
-    /// Has the server stop.
+    /// Stops the server.
     pub stop_server: Box<dyn Fn() + Send>,
-    /// The way to it.
+    /// Connections to it.
     pub upstreams: Arc<Upstreams>,
     /// The folder of its log.
     pub folder: PathBuf,
-    /// Tokens of the server, which must not appear in the log.
+    /// The server's tokens, which must not appear in the log.
     pub secrets: Vec<String>,
-    /// Is told of each change.
+    /// Called on each change.
     pub tell: Box<dyn Fn(&OpencodeChange) + Send>,
 }
 
-/// The process that runs at this moment, for an end that cannot wait.
+/// The current process, for ending it at once.
 type CurrentProcess = Arc<Mutex<Option<ProcessEnder>>>;
 
-/// The supervisor. Dropping it ends OpenCode with all that it started.
+/// Runs the supervisor. Dropping it ends OpenCode and its children.
 pub struct SupervisorHandle {
     stop: Cancel,
     current: CurrentProcess,
@@ -150,10 +149,10 @@ pub struct SupervisorHandle {
 }
 
 impl OpencodePlan {
-    /// The state that callers see, before the first start.
+    /// The initial state for callers.
     ///
     /// # Errors
-    /// `Config` for a memory limit that this machine cannot enforce; when the kernel has no random bytes.
+    /// `Config` for a memory limit that this machine cannot enforce; an error if the kernel has no random bytes.
     pub fn managed(&self, cgroups: &Cgroups) -> Result<Managed> {
         let password = match &self.password {
             Some(password) => password.clone(),
@@ -176,7 +175,7 @@ impl OpencodePlan {
         managed(wanted.memory_bytes.filter(|_| missing.is_empty()))
     }
 
-    /// What its container is made of, if it runs in one.
+    /// The settings of its container, if it runs in one of berth.
     pub fn sandbox_spec(&self, memory_bytes: Option<u64>) -> Option<SandboxSpec> {
         let Some(SandboxPlan::Berth(berth)) = &self.sandbox else { return None };
         Some(SandboxSpec {
@@ -190,14 +189,14 @@ impl OpencodePlan {
         })
     }
 
-    /// The words of OpenCode's command line.
+    /// The arguments of OpenCode's command line.
     fn arguments(&self, host: &str, port: &str) -> Vec<String> {
         let level = &self.log_level;
         let words = ["serve", "--hostname", host, "--port", port, "--print-logs", "--log-level", level];
         words.map(str::to_owned).to_vec()
     }
 
-    /// What its container may mount besides the folders of the allowlist.
+    /// The paths that its container may mount besides the folders of the allowlist.
     pub fn granted(&self) -> Vec<MountGrant> {
         let insist = match &self.sandbox {
             Some(SandboxPlan::Berth(berth)) => berth.insist,
@@ -215,27 +214,27 @@ impl OpencodePlan {
         })
     }
 
-    /// The most memory that it may use with all it starts.
+    /// The memory limit for it and its children.
     pub fn memory_limit(&self, cgroups: &Cgroups) -> u64 {
         self.memory_bytes.unwrap_or(cgroups.capacity().memory_bytes / 2)
     }
 }
 
-/// Without links; what does not exist stays as it is, and is refused where it is opened.
+/// Resolves symbolic links. A missing path is returned unchanged, and refused when it is opened.
 fn real(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
-/// Where its log is, in the data folder.
+/// The path of its log in the data folder.
 pub fn log_file(data_dir: &Path) -> PathBuf {
     data_dir.join("host").join(output::LOG)
 }
 
 impl SupervisorHandle {
-    /// Starts OpenCode, and returns at once; `managed` shows how far it is.
+    /// Starts OpenCode in the background; `managed` has its state.
     ///
     /// # Errors
-    /// When the log's folder cannot be made, or a thread cannot be started.
+    /// If the log's folder cannot be created, or a thread cannot be started.
     pub fn start(
         plan: OpencodePlan,
         managed: Arc<Managed>,
@@ -250,7 +249,7 @@ impl SupervisorHandle {
         Ok(SupervisorHandle { stop, current, _thread: thread })
     }
 
-    /// Kills it with all that it started, for a server that exits at once.
+    /// Kills it and its children, for a server that exits at once.
     pub fn killer(&self) -> impl FnOnce() + Send + use<> {
         let (stop, current) = (self.stop.clone(), self.current.clone());
         move || {
@@ -261,7 +260,7 @@ impl SupervisorHandle {
         }
     }
 
-    /// Has it end, without waiting for that.
+    /// Stops it without waiting.
     pub fn stop_soon(&self) {
         self.stop.cancel();
     }

@@ -1,6 +1,6 @@
-//! What OpenCode prints: the line with its address, and everything for the log, line by line, without secrets and within
-//! a budget. Its output is always read, so that a full pipe never stops it; a flood costs a bounded share of the
-//! processor and of the disk.
+//! Processes OpenCode's output: finds the line with its address, and writes all lines to the log, without secrets and
+//! within a budget. The output is always read, so that OpenCode never blocks on a full pipe. A flood uses limited
+//! processor time and disk space.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -14,30 +14,30 @@ use crate::base::thread::lock;
 use crate::proc::{Sink, Waker};
 use crate::store::rolling::RollingLog;
 
-/// The log's name.
+/// The name of the log file.
 pub(super) const LOG: &str = "opencode.log";
 /// The size of each of the log's two files.
 pub(super) const LOG_BYTES: u64 = 1 << 20;
-/// The longest line that is looked at; the rest of a longer one is dropped.
+/// The longest line that is processed; the rest of a longer line is dropped.
 const LINE_BYTES: usize = 8 << 10;
-/// Cut off the end of a line that is too long: a secret may be cut in two there.
+/// The bytes cut off the end of a truncated line, where a secret may be incomplete.
 const TORN_BYTES: usize = 256;
-/// The bytes that are looked at in [`BUDGET_TIME`]; all others are dropped, and the log tells how many.
+/// The bytes processed per [`BUDGET_TIME`]. Further bytes are dropped, and the log states their number.
 const BUDGET_BYTES: usize = 256 << 10;
 const BUDGET_TIME: Duration = Duration::from_secs(1);
-/// What OpenCode prints in front of its address.
+/// The text that OpenCode prints before its address.
 const LISTENING: &str = "listening on http://";
 
-/// What is known from its output.
+/// The information found in the output.
 #[derive(Debug, Default)]
 pub(super) struct OutputFacts {
-    /// Where it says that it listens; what is no address is an error.
+    /// The address on which it listens, or an error if it is invalid.
     pub(super) address: Option<Result<SocketAddr, String>>,
     /// Its last line on standard error.
     pub(super) last_error: Option<String>,
 }
 
-/// What the two streams of a process share.
+/// The state shared by both streams of a process.
 pub(super) struct ProcessOutput {
     log: Mutex<Option<RollingLog>>,
     redactor: Redactor,
@@ -53,12 +53,12 @@ struct LogBudget {
     dropped: u64,
 }
 
-/// One of its streams.
+/// One of the two streams.
 pub(super) struct ProcessStream<'a> {
     output: &'a ProcessOutput,
     is_error: bool,
     line: Vec<u8>,
-    /// Up to the next line break everything is dropped.
+    /// Input is dropped up to the next line break.
     too_long: bool,
 }
 
@@ -82,17 +82,17 @@ impl ProcessOutput {
         lock(&self.facts)
     }
 
-    /// A line of the supervisor's own.
+    /// Writes a line of the supervisor to the log.
     pub(super) fn note(&self, text: &str) {
         let time = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
         let mut log = lock(&self.log);
         let Some(Err(error)) = log.as_mut().map(|log| log.line(&format!("{time} {text}"))) else { return };
-        // A full disk must not stop OpenCode, nor fill our own log.
-        log::warn!("OpenCode's log is not written any more: {error}");
+        // A full disk must not stop OpenCode or flood the server's log.
+        log::warn!("OpenCode's log can no longer be written: {error}");
         *log = None;
     }
 
-    /// Takes bytes from the budget; how many of them may be looked at.
+    /// Takes bytes from the budget. Returns the number of bytes that may be processed.
     fn grant(&self, wanted: usize) -> usize {
         let mut budget = lock(&self.budget);
         if budget.since.elapsed() >= BUDGET_TIME {
@@ -120,7 +120,7 @@ impl Sink for ProcessStream<'_> {
         }
         self.add(rest);
         if granted < bytes.len() && !self.line.is_empty() {
-            // What follows belongs to another line.
+            // The dropped bytes may include a line break.
             self.too_long = true;
             self.end_line();
         }
@@ -158,7 +158,8 @@ impl ProcessStream<'_> {
         }
     }
 
-    /// Notes the address of the first line that names one: what programs of the agent print later cannot move it.
+    /// Records the address of the first line that contains one, so that programs started by the agent cannot change
+    /// it.
     fn listen(&self, text: &str) {
         let Some((_, rest)) = text.split_once(LISTENING) else { return };
         let mut heard = lock(&self.output.facts);
@@ -170,13 +171,13 @@ impl ProcessStream<'_> {
 }
 
 impl Drop for ProcessStream<'_> {
-    /// Its last words may lack the line break.
+    /// The last line may lack a line break.
     fn drop(&mut self) {
         self.end_line();
     }
 }
 
-/// Whether other machines could reach it.
+/// Whether other machines can reach the address.
 pub(super) fn is_exposed(address: SocketAddr) -> bool {
     !match address.ip() {
         IpAddr::V4(v4) => v4.is_loopback(),
@@ -184,7 +185,7 @@ pub(super) fn is_exposed(address: SocketAddr) -> bool {
     }
 }
 
-/// The address in front of whatever follows it.
+/// Parses the address at the beginning of a text.
 fn address(text: &str) -> Result<SocketAddr, String> {
     let end = text.find(|c: char| c.is_whitespace() || c == '/').unwrap_or(text.len());
     let text = &text[..end];
@@ -192,7 +193,7 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     let numeric = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
     let address: Option<SocketAddr> = numeric.as_deref().unwrap_or(text).parse().ok();
     let address = address.filter(|address| address.port() != 0);
-    address.ok_or_else(|| format!("it says that it listens on {shown:?}, which is no address"))
+    address.ok_or_else(|| format!("it printed {shown:?} as its address, which is invalid"))
 }
 
 #[cfg(test)]
@@ -223,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_error_is_kept_without_secrets_and_in_bounds() {
+    fn the_last_error_is_redacted_and_limited() {
         let output = output(&["s3cret-s3cret"]);
         let mut stream = output.stream(true);
         stream.take(b"first\nkey is s3cret-s3cret \x1b[31m\n\n");

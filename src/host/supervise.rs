@@ -1,5 +1,5 @@
-//! The life of OpenCode: started, asked until it answers, waited for, ended with all that it started, and started again
-//! after a pause. One thread decides, another one reads what the process prints and waits for its end.
+//! The life cycle of OpenCode: start, health checks, wait, end of the process and its children, and restart after a
+//! delay. One thread decides; another reads the process's output and waits for its exit.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -23,16 +23,16 @@ use crate::opencode::{Managed, Upstream, UpstreamTarget, health};
 use crate::proc::{Cancel, Exit, ProcessIo, ProcessOutcome, Waker, pump};
 use crate::store::rolling::RollingLog;
 
-/// The deadline of one question whether it answers.
+/// The deadline of a health check.
 const HEALTH_PATIENCE: Duration = Duration::from_secs(1);
-/// The pause between two such questions.
+/// The pause between health checks.
 const HEALTH_PAUSE: Duration = Duration::from_millis(50);
-/// The time between TERM and KILL.
+/// The grace period between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(2);
-/// It has no deadline: longer than any machine is up.
+/// No deadline: longer than any machine is up.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
-/// The thread's own state.
+/// The state of the supervisor thread.
 pub(super) struct Supervisor {
     plan: OpencodePlan,
     managed: Arc<Managed>,
@@ -46,7 +46,7 @@ pub(super) struct Supervisor {
 struct Attempt {
     pid: Option<i32>,
     output: Arc<ProcessOutput>,
-    /// Readable when the output has an address, and when the process has ended.
+    /// Readable when the output has an address and when the process has exited.
     news: Arc<Waker>,
     ender: ProcessEnder,
     kill: Cancel,
@@ -62,15 +62,15 @@ enum ProcessEnd {
     Lost(String),
 }
 
-/// Why the supervisor is done with a process.
+/// Why the supervision of a process ended.
 enum AttemptEnd {
-    /// The server stops.
+    /// The server is shutting down.
     Stop,
-    /// The process ended, or was ended since it did not answer.
+    /// The process exited, or was killed because it did not respond.
     Ended(String),
 }
 
-/// What ended a wait.
+/// The event that ended a wait.
 #[derive(PartialEq, Eq)]
 enum WaitEvent {
     News,
@@ -150,8 +150,7 @@ impl Supervisor {
         self.enter(Phase::Stopped, "OpenCode stopped with the server");
     }
 
-    /// Waits without a process until the deadline, or until a failed OpenCode is to be started again; whether the server is to
-    /// stop.
+    /// Waits without a process until the deadline or a restart request. Returns whether the server is shutting down.
     fn wait_before_restart(&self, deadline: Option<Instant>) -> bool {
         loop {
             match self.wait(None, deadline) {
@@ -163,8 +162,8 @@ impl Supervisor {
         }
     }
 
-    /// Whether the container that OpenCode runs in was stopped through its engine; the server stops then, as OpenWork's
-    /// desktop, which stops a host in this way, expects it to.
+    /// Whether the container was stopped through its engine. The server then stops too: OpenWork's desktop stops a
+    /// host in this way.
     fn was_stopped(&self) -> bool {
         let stopped = self.surroundings.enclosure.as_ref().is_some_and(|enclosure| enclosure.was_stopped());
         if stopped {
@@ -174,7 +173,7 @@ impl Supervisor {
         stopped
     }
 
-    /// One process, from its start to its end.
+    /// Runs one process from start to end.
     fn run_attempt(&self) -> AttemptEnd {
         self.managed.update(|state| {
             state.phase = Phase::Starting;
@@ -189,7 +188,7 @@ impl Supervisor {
         self.managed.update(|state| state.pid = attempt.pid);
         let number = self.managed.state().starts;
         self.report("starting", format!("OpenCode starts (start {number}{})", shown(attempt.pid)));
-        // Its container may have been built first.
+        // The container may have been built before the start.
         match self.until_it_answers(&attempt, Instant::now() + self.plan.start_timeout) {
             Ok(()) => {}
             Err(AttemptEnd::Stop) => {
@@ -256,7 +255,7 @@ impl Supervisor {
                     };
                     pump(process.as_mut(), io, FOREVER, &kill)
                 };
-                // Its MCP servers and what else it started: they would go on without it.
+                // Its children, such as MCP servers, would otherwise keep running.
                 process.kill();
                 lock(&current).take();
                 let end = match pumped {
@@ -272,16 +271,16 @@ impl Supervisor {
         Ok(Attempt { pid, output, news, ender, kill, ending, _reader: reader })
     }
 
-    /// Waits for the line with the address, then asks there.
+    /// Waits for the address, then for a successful health check.
     fn until_it_answers(&self, attempt: &Attempt, deadline: Instant) -> Result<(), AttemptEnd> {
         let seconds = self.plan.start_timeout.as_secs();
-        let mut last = "it has not printed where it listens".to_owned();
+        let mut last = "it has not printed its address".to_owned();
         loop {
             if let Some(reason) = attempt.reason() {
                 return Err(AttemptEnd::Ended(reason));
             }
             if Instant::now() >= deadline {
-                return Err(AttemptEnd::Ended(format!("it did not answer within {seconds} s ({last})")));
+                return Err(AttemptEnd::Ended(format!("it did not respond within {seconds} s ({last})")));
             }
             let said = attempt.output.facts().address.clone();
             let address =
@@ -322,10 +321,9 @@ impl Supervisor {
         health::version(&self.surroundings.upstreams, &target, patience, self.stop.clone())
     }
 
-    /// Waits for news of the process, for the end of the server, for somebody who wants a failed OpenCode started again, or
-    /// until the deadline.
+    /// Waits for an event of the process, the server's shutdown, a restart request, or the deadline.
     fn wait(&self, attempt: Option<&Attempt>, deadline: Option<Instant>) -> WaitEvent {
-        // Without a process its container may end unnoticed.
+        // Without a process, its container may end unnoticed.
         let enclosure = self.surroundings.enclosure.as_ref().filter(|_| attempt.is_none());
         let lease = enclosure.and_then(|enclosure| enclosure.lease());
         let event = match attempt {
@@ -391,7 +389,7 @@ impl Attempt {
         })
     }
 
-    /// Ends it with all that it started: TERM, and KILL for what is left after the grace period.
+    /// Ends it and its children: SIGTERM, then SIGKILL after the grace period.
     fn end(&self) {
         let deadline = Instant::now() + GRACE;
         self.ender.terminate();
@@ -409,7 +407,8 @@ fn shown(pid: Option<i32>) -> String {
     pid.map(|pid| format!(", process {pid}")).unwrap_or_default()
 }
 
-/// None before the first restart: most ends are single ones, and clients wait. Then it doubles from a second on.
+/// The delay before a restart. There is none before the first one, because most exits are single events and clients
+/// wait. Then it doubles from one second.
 fn pause(ends: usize) -> Duration {
     let doublings = u32::try_from(ends.saturating_sub(2)).unwrap_or(u32::MAX).min(10);
     if ends < 2 { Duration::ZERO } else { Duration::from_secs(1 << doublings).min(MAX_RESTART_DELAY) }

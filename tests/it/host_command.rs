@@ -155,7 +155,7 @@ fn failed_checks_report_the_cause() {
     let place = Place::misbehaving("silent");
     let begun = Instant::now();
     let ended = place.run(&["--check", "--openwork-port=0", "--start-timeout=3"]);
-    assert!(ended.code == Some(1) && ended.stderr.contains("did not answer within 3 s"), "{ended:?}");
+    assert!(ended.code == Some(1) && ended.stderr.contains("did not respond within 3 s"), "{ended:?}");
     assert!(begun.elapsed() < secs(15), "{:?}", begun.elapsed());
 }
 

@@ -247,13 +247,13 @@ fn an_opencode_that_exits_at_once_fails_after_five_attempts() {
 
 #[test]
 fn an_opencode_that_does_not_answer_is_killed_at_its_deadline() {
-    let unanswered = "did not answer within 6 s (The OpenCode of workspace OpenCode at http://127.0.0.1:";
+    let unanswered = "did not respond within 6 s (The OpenCode of workspace OpenCode at http://127.0.0.1:";
     let cases = [
         ("silent", unanswered),
-        ("trickles", "did not answer within 6 s (The response to /global/health ended early"),
+        ("trickles", "did not respond within 6 s (The response to /global/health ended early"),
         ("other-port", unanswered),
         ("everywhere", "it listens on 0.0.0.0:"),
-        ("late", "did not answer within 6 s (it has not printed where it listens)"),
+        ("late", "did not respond within 6 s (it has not printed its address)"),
     ];
     std::thread::scope(|scope| {
         for (how, why) in cases {

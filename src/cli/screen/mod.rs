@@ -1,8 +1,9 @@
 //! The screen of `berth host` on a terminal: services, URLs, the log, and approvals that can be answered with a key.
-//! A client of its own server, so that an answer given here goes the same way as any other.
+//! It is a client of its own server, so that answers take the same path as those of other clients.
 //!
-//! Threads: `screen` draws and reads keys; `screen-calls` asks the server, so that a slow answer does not hold up keys;
-//! `screen-feed` reads the stream of approvals, so that they are asked for only when they have changed. Locks: `view` and `log`, each a leaf. Before the screen begins and after its end, log lines go to standard error.
+//! Threads: `screen` draws and reads keys; `screen-calls` calls the server, so that a slow response does not block
+//! keys; `screen-feed` reads the stream of approvals, so that the list is requested only after a change. Locks:
+//! `view` and `log`, both leaves. Before the screen starts and after it ends, log lines go to standard error.
 
 mod page;
 mod terminal;
@@ -27,20 +28,20 @@ use crate::config::{self, CommandLine};
 use crate::opencode::Managed;
 use crate::proc::Cancel;
 
-/// Lines of the log that are kept for the screen.
+/// The log lines kept for the screen.
 const LOG_LINES: usize = 1000;
-/// How often the approvals are asked for, and the screen is drawn.
+/// How often the screen is refreshed.
 const TICK: Duration = Duration::from_millis(400);
-/// The pause before a stream that has ended is opened again.
+/// The pause before a closed stream is opened again.
 const AGAIN: Duration = Duration::from_secs(1);
-/// An approval can be answered after it has been visible for so long: a key that was meant for something else must not
+/// How long an approval must be visible before it can be answered, so that a key meant for something else does not
 /// allow it.
 const VISIBLE: Duration = Duration::from_millis(500);
 
-/// Whether there is to be a screen: when people look at a terminal, and nothing else is asked for.
+/// Whether to show the screen: on a terminal, unless another kind of output is requested.
 ///
 /// # Errors
-/// When it is asked for and cannot be.
+/// If it is requested but not possible.
 pub(super) fn is_wanted(args: &CommandLine) -> Result<bool> {
     let terminals = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let dumb = config::process_env("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
@@ -54,7 +55,7 @@ pub(super) fn is_wanted(args: &CommandLine) -> Result<bool> {
     Ok(tui.unwrap_or(!dumb) && terminals && !quiet)
 }
 
-/// What the screen shows of a host that has started.
+/// The content of the screen for a started host.
 pub(super) struct ScreenInfo {
     pub(super) workspace: String,
     pub(super) address: String,
@@ -63,11 +64,12 @@ pub(super) struct ScreenInfo {
     pub(super) managed: Option<Arc<Managed>>,
     pub(super) tokens: Vec<(&'static str, String)>,
     pub(super) client: ApiClient,
-    /// The server stops: the terminal is given back at once, since a second signal ends the process.
+    /// Cancelled when the server stops. The terminal is then restored at once, since a second signal ends the
+    /// process.
     pub(super) stopping: Cancel,
 }
 
-/// A screen, from before the server's start to after its end.
+/// The screen, which exists from before the server's start until after its end.
 #[derive(Default)]
 pub(super) struct HostScreen {
     shared: Arc<ScreenState>,
@@ -76,22 +78,22 @@ pub(super) struct HostScreen {
 
 #[derive(Default)]
 struct ScreenState {
-    /// The last lines of the log, and whether the screen shows them.
+    /// The last lines of the log, and whether the screen is shown.
     log: Mutex<(VecDeque<String>, bool)>,
     view: Mutex<PageView>,
 }
 
-/// What the server is asked.
+/// A request to the server.
 enum ScreenRequest {
-    /// For the list, which has changed.
+    /// The list of approvals, after a change.
     List,
-    /// For a key.
+    /// An answer, after a key.
     Reply(String, bool),
     Show(String),
 }
 
 impl HostScreen {
-    /// Takes the log lines, besides where they go already.
+    /// Returns a log output that feeds the screen besides `also`.
     pub(super) fn log(&self, also: logging::LogOutput) -> logging::LogOutput {
         let shared = self.shared.clone();
         logging::LogOutput::Other(Box::new(move |line: &[u8]| {
@@ -109,10 +111,10 @@ impl HostScreen {
         }))
     }
 
-    /// Shows the host from now on. Without a terminal nothing is shown.
+    /// Shows the screen. Does nothing without a terminal.
     ///
     /// # Errors
-    /// When the machine has no room for a thread.
+    /// If a thread cannot be started.
     pub(super) fn begin(&self, shown: ScreenInfo) -> Result<()> {
         let Ok(terminal) = RawTerminal::enter() else { return Ok(()) };
         lock(&self.shared.log).1 = true;
@@ -133,12 +135,12 @@ impl HostScreen {
         Ok(())
     }
 
-    /// Whether it shows, or has shown, the host.
+    /// Whether the screen was started.
     pub(super) fn has_begun(&self) -> bool {
         lock(&self.threads).is_some()
     }
 
-    /// Gives the terminal back.
+    /// Restores the terminal.
     pub(super) fn end(&self) {
         if let Some((stopping, threads)) = lock(&self.threads).take() {
             stopping.cancel();
@@ -147,10 +149,10 @@ impl HostScreen {
     }
 }
 
-/// Until the server ends: says when its approvals have changed.
+/// Reports changes of the approvals, until the server ends.
 fn follow(shown: &ScreenInfo, calls: &Sender<ScreenRequest>) {
     while !shown.stopping.is_cancelled() {
-        // Its first line is what waits already.
+        // Its first line lists the pending approvals.
         if let Ok(lines) = shown.client.lines("/approvals/events?stream=ndjson") {
             for line in lines.map_while(std::io::Result::ok) {
                 let event = serde_json::from_str::<Value>(&line).unwrap_or_default();
@@ -164,7 +166,7 @@ fn follow(shown: &ScreenInfo, calls: &Sender<ScreenRequest>) {
     }
 }
 
-/// Until the screen ends: keeps the view up to date, and asks what a key is for.
+/// Updates the view and sends requests for keys, until the screen ends.
 fn answer_calls(shared: &ScreenState, shown: &ScreenInfo, asked: &Receiver<ScreenRequest>) {
     loop {
         refresh(shared, shown);
@@ -200,7 +202,7 @@ fn answer_calls(shared: &ScreenState, shown: &ScreenInfo, asked: &Receiver<Scree
     }
 }
 
-/// What this process knows by itself.
+/// Updates the information that needs no request.
 fn refresh(shared: &ScreenState, shown: &ScreenInfo) {
     let mut services = vec![("Server", shown.address.clone()), ("Sandbox", shown.sandbox.to_owned())];
     if let Some(managed) = &shown.managed {
@@ -213,7 +215,7 @@ fn refresh(shared: &ScreenState, shown: &ScreenInfo) {
     lock(&shared.view).services = services;
 }
 
-/// The approvals that wait.
+/// Requests the pending approvals.
 fn list(shared: &ScreenState, shown: &ScreenInfo) {
     let answer = shown.client.call("GET", "/approvals", None);
     let mut view = lock(&shared.view);
@@ -235,11 +237,11 @@ fn list(shared: &ScreenState, shown: &ScreenInfo) {
     }
 }
 
-/// Until the screen ends: draws the view, and takes keys.
+/// Draws the view and reads keys, until the screen ends.
 fn draw(shared: &ScreenState, shown: &ScreenInfo, terminal: &RawTerminal, calls: &Sender<ScreenRequest>) {
     lock(&shared.view).workspace.clone_from(&shown.workspace);
     let mut drawn = (Vec::new(), 0, 0);
-    // Which approval keys are for, and since when it has been visible.
+    // The approval to which keys apply, and since when it has been visible.
     let mut visible: (Option<String>, Instant) = (None, Instant::now());
     loop {
         let (columns, rows) = RawTerminal::size();
@@ -269,7 +271,7 @@ fn draw(shared: &ScreenState, shown: &ScreenInfo, terminal: &RawTerminal, calls:
     lock(&shared.log).1 = false;
 }
 
-/// One key.
+/// Handles a key.
 fn take(
     shared: &ScreenState,
     shown: &ScreenInfo,
@@ -283,7 +285,7 @@ fn take(
         view.stopping = false;
         if key == KeyPress::Char('y') {
             "Stopping".clone_into(&mut view.message);
-            // As Ctrl-C does.
+            // Like Ctrl-C.
             let _ = kill_process(getpid(), Signal::INT);
         }
         return;
@@ -302,7 +304,7 @@ fn take(
             if visible.0.as_ref() == Some(&id) && visible.1.elapsed() >= VISIBLE {
                 let _ = calls.send(ScreenRequest::Reply(id, matches!(key, KeyPress::Char('a' | 'A'))));
             } else {
-                "This approval has just come; look at it first.".clone_into(&mut view.message);
+                "This approval is new; read it first.".clone_into(&mut view.message);
             }
         }
         (KeyPress::Enter, Some(id)) if view.details.is_none() => drop(calls.send(ScreenRequest::Show(id))),

@@ -1,5 +1,5 @@
-//! What the screen of `berth host` shows, as lines: a function of what is known and of the size of the terminal. Draws
-//! nothing and asks nothing. Text from elsewhere goes through [`one_line`], so that it cannot steer the terminal.
+//! Renders the screen of `berth host` as lines, a function of the view and the terminal's size. Must not draw or send
+//! requests. Text from other sources passes through [`one_line`], so that it cannot control the terminal.
 
 use std::time::Instant;
 
@@ -11,45 +11,44 @@ const BOLD: &str = "\x1b[1m";
 const DIM: &str = "\x1b[2m";
 const REVERSE: &str = "\x1b[7m";
 const PLAIN: &str = "\x1b[0m";
-/// Rows of the log that stay visible below a long list of approvals.
+/// The log lines that stay visible below a long list of approvals.
 const LEAST_LOG: usize = 3;
 
-/// What is known. Not `Debug`: tokens are among it.
+/// The data of the screen. Not `Debug`, because it contains tokens.
 #[derive(Default)]
 pub(super) struct PageView {
     pub(super) workspace: String,
-    /// Rows of the first block: a name and a value.
+    /// The rows of the first block: name and value.
     pub(super) services: Vec<(&'static str, String)>,
-    /// The tokens, if they are to be seen.
+    /// The tokens, if they are shown.
     pub(super) tokens: Option<Vec<(&'static str, String)>>,
-    /// Approvals that wait, in the order of `GET /approvals`.
+    /// Pending approvals, in the order of `GET /approvals`.
     pub(super) approvals: Vec<Value>,
-    /// When they were asked for: their time runs since.
+    /// When they were listed, for computing the remaining time.
     pub(super) listed: Option<Instant>,
-    /// The id of the one that keys are for.
+    /// The id of the selected approval.
     pub(super) chosen: Option<String>,
-    /// All of one approval, and the first row of it that is shown.
+    /// The approval that is shown in full.
     pub(super) details: Option<Details>,
     pub(super) log: Vec<String>,
-    /// The answer to the last key.
+    /// The result of the last key.
     pub(super) message: String,
-    /// Waits for a yes to the end of the host.
+    /// Waiting for confirmation to stop the host.
     pub(super) stopping: bool,
 }
 
-/// All of one approval.
+/// An approval in full, and the first visible line.
 pub(super) struct Details {
     pub(super) id: String,
     pub(super) lines: Vec<String>,
     pub(super) top: usize,
 }
 
-/// The id of an approval.
 pub(super) fn id(approval: &Value) -> &str {
     approval["id"].as_str().unwrap_or_default()
 }
 
-/// The lines for a terminal of so many rows.
+/// Renders the lines for a terminal with this many rows.
 pub(super) fn page(view: &PageView, rows: usize) -> Vec<String> {
     let mut lines = vec![format!("{BOLD}berth host{PLAIN} {DIM}{}{PLAIN}", one_line(&view.workspace))];
     let below = footer(view);
@@ -92,7 +91,7 @@ fn approvals(view: &PageView, room: usize, lines: &mut Vec<String>) {
     lines.push(format!("{BOLD}Approvals{PLAIN} {count} {wait} for an answer"));
     let at = view.approvals.iter().position(|one| Some(id(one)) == view.chosen.as_deref()).unwrap_or(0);
     let room = room.max(1);
-    // The chosen one stays visible.
+    // Scrolls so that the selected approval is visible.
     let first = at.saturating_sub(room - 1);
     for one in view.approvals.iter().skip(first).take(room) {
         let text = |value: &Value| one_line(value.as_str().unwrap_or("?"));
@@ -141,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_has_as_many_rows_as_the_terminal() {
+    fn pages_have_as_many_rows_as_the_terminal() {
         for rows in [0, 1, 2, 3, 5, 10, 24, 200] {
             for approvals in [0, 1, 50] {
                 assert_eq!(page(&view(approvals), rows).len(), rows, "{approvals} approvals");

@@ -1,7 +1,7 @@
-//! The terminal that a screen is drawn on: raw input, the alternate screen, and both as they were once this is dropped.
-//! Knows nothing of what is shown. One thread.
+//! The terminal of the screen: raw input and the alternate screen, restored when dropped. Must not know the content.
+//! One thread.
 //!
-//! Signals of the keyboard stay on (termios(3), ISIG): Ctrl-C stops the host as it does without a screen.
+//! Keyboard signals stay enabled (termios(3), ISIG): Ctrl-C stops the host as it does without a screen.
 
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
@@ -15,14 +15,13 @@ use rustix::termios::{
 
 use crate::proc::Cancel;
 
-/// Alternate screen, no cursor, no wrapping of long lines (xterm's control sequences, DEC private modes 1049, 25 and 7).
+/// Alternate screen, no cursor, no line wrapping (xterm's control sequences, DEC private modes 1049, 25 and 7).
 const ENTER: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l";
-/// The opposite.
+/// The inverse of [`ENTER`].
 const LEAVE: &str = "\x1b[?7h\x1b[?25h\x1b[?1049l";
 /// `_POSIX_VDISABLE`: no character has this effect.
 const NO_CHARACTER: u8 = 0;
 
-/// A key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum KeyPress {
     Up,
@@ -34,14 +33,14 @@ pub(super) enum KeyPress {
     Char(char),
 }
 
-/// What came first.
+/// The result of waiting for input.
 #[derive(Debug)]
 pub(super) enum TerminalInput {
-    /// Some keys; none for those that mean nothing here.
+    /// Keys; empty for unsupported ones.
     Keys(Vec<KeyPress>),
-    /// Nothing for that long.
+    /// The wait timed out.
     Nothing,
-    /// The terminal has gone, or the screen ends.
+    /// The terminal was closed, or the screen ends.
     End,
 }
 
@@ -51,10 +50,10 @@ pub(super) struct RawTerminal {
 }
 
 impl RawTerminal {
-    /// Takes it over.
+    /// Takes control of the terminal.
     ///
     /// # Errors
-    /// When standard input is no terminal.
+    /// If standard input is not a terminal.
     pub(super) fn enter() -> io::Result<RawTerminal> {
         let before = tcgetattr(io::stdin())?;
         let mut raw = before.clone();
@@ -74,12 +73,12 @@ impl RawTerminal {
         size.map_or((80, 24), |size| (usize::from(size.ws_col), usize::from(size.ws_row)))
     }
 
-    /// Shows these lines and nothing else.
+    /// Replaces the content of the screen by these lines.
     ///
     /// # Errors
-    /// When the terminal has gone.
+    /// If the terminal was closed.
     pub(super) fn show(&self, lines: &[String]) -> io::Result<()> {
-        // Home; each line with the rest of its row erased; then all rows below.
+        // Cursor home; each line, then erase to its end; finally erase all rows below.
         let body = lines.iter().map(|line| format!("{line}\x1b[0m\x1b[K")).collect::<Vec<_>>().join("\r\n");
         self.write(&format!("\x1b[H{body}\x1b[J"))
     }
@@ -122,8 +121,8 @@ impl Drop for RawTerminal {
     }
 }
 
-/// The keys in what was read at once. A terminal sends a key's sequence in one piece, so an escape that stands alone is
-/// the key of that name.
+/// Parses the keys in a chunk of input. A terminal sends a key's sequence in one chunk, so a single escape character
+/// is the Escape key.
 fn keys(bytes: &[u8]) -> Vec<KeyPress> {
     let text = String::from_utf8_lossy(bytes);
     let mut rest = text.as_ref();
@@ -159,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_and_their_sequences() {
+    fn key_sequences_are_parsed() {
         let all = keys(b"\x1b[A\x1bOBa\r\x1b[6~\x1b[5~\x1b[1;5C\x1b");
         let expected = [
             KeyPress::Up,

@@ -1,4 +1,4 @@
-//! The words with which an engine is asked to run OpenCode's container. Pure, so that they can be compared as they are.
+//! The command lines with which an engine runs OpenCode's container. Pure.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -10,99 +10,91 @@ use crate::proc::Cgroups;
 
 /// OpenCode's home in the container.
 pub const HOME: &str = "/persist";
-/// Where mounts of `--sandbox-mount` are, below [`FOLDER`].
+/// The mount point of `--sandbox-mount` folders, below [`FOLDER`].
 pub const EXTRA: &str = "/workspace/extra";
 /// Its name in the workspace.
 pub(super) const EXTRA_NAME: &str = "extra";
-/// The folder of the socket in the container, and the socket in it.
+/// The folder of the socket in the container.
 const DOOR: &str = "/run/berth";
-/// The socket's name.
 pub(super) const SOCKET: &str = "opencode.sock";
-/// The folder of berth's own program in the container.
+/// The folder of berth's program in the container.
 const OWN: &str = "/opt/berth";
-/// The largest /tmp; the container's memory limit bounds it as well.
+/// The mount of /tmp. Its size is limited by the container's memory limit.
 const TMP: &str = "/tmp:rw,exec,nosuid,nodev,mode=1777";
 
 /// How long the engine may take to remove containers.
 const CLEAR: Duration = Duration::from_secs(10);
 
-/// What the container reaches over the network.
+/// The network of the container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SandboxNetwork {
-    /// Nothing.
+    /// No network.
     None,
-    /// The engine's default: a network of its own with a way out.
+    /// The engine's default: a private network with outgoing access.
     Private,
-    /// What the host reaches.
+    /// The host's network.
     Host,
 }
 
-/// When the engine asks a registry for the image.
+/// When the engine pulls the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SandboxPull {
-    /// Not at all.
     Never,
-    /// If it has none.
+    /// If it does not have the image.
     Missing,
     /// At each start.
     Always,
 }
 
-/// A folder or file of the host in the container, as it was checked.
+/// A validated mount of a host file or folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineMount {
-    /// Without links.
+    /// The source, with symbolic links resolved.
     pub source: PathBuf,
     /// Its path in the container.
     pub target: String,
-    /// Programs in the container cannot write to it.
     pub read_only: bool,
-    /// Device and inode of what was checked.
+    /// Device and inode at validation.
     pub identity: (u64, u64),
 }
 
 /// The container in which an engine runs OpenCode.
 #[derive(Clone, Debug)]
 pub struct EnginePlan {
-    /// The engine.
     pub command: EngineCommand,
-    /// What it said of itself.
+    /// The properties of the engine.
     pub facts: EngineFacts,
-    /// A reference of the engine's.
+    /// An image reference of the engine.
     pub image: String,
-    /// When a registry is asked for it.
+    /// When the image is pulled.
     pub pull: SandboxPull,
-    /// The container's name.
     pub name: String,
     /// The value of its label `berth.host`: the server's data folder.
     pub label: String,
-    /// The workspace.
     pub workspace: EngineMount,
-    /// OpenCode's program.
     pub program: EngineMount,
-    /// The folder that stays, for OpenCode's home.
+    /// The persistent folder for OpenCode's home.
     pub persist: PathBuf,
-    /// Further folders.
+    /// Further mounts.
     pub mounts: Vec<EngineMount>,
-    /// What it reaches.
     pub network: SandboxNetwork,
-    /// The most memory.
+    /// The memory limit.
     pub memory_bytes: u64,
-    /// The most processors.
+    /// The processor limit.
     pub cpus: Option<f64>,
-    /// The most processes and threads.
+    /// The limit of processes and threads.
     pub pids: u64,
-    /// The user and group of the host that own what it writes.
+    /// The host's user and group that own files written in the container.
     pub user: (u32, u32),
 }
 
 impl EnginePlan {
-    /// The label by which berth finds its own containers.
+    /// The label that identifies berth's containers.
     pub(super) fn label(&self) -> String {
         format!("berth.host={}", self.label)
     }
 
-    /// What the engine said about the start of the container, in words that help.
+    /// Turns known errors of the engine at the container's start into helpful messages.
     pub fn explain(&self, error: Error) -> Error {
         let said = error.message();
         let image = &self.image;
@@ -122,10 +114,10 @@ impl EnginePlan {
         error
     }
 
-    /// Removes containers of this data folder: a server that was killed has left them, or the start of one failed.
+    /// Removes containers of this data folder, which a killed server or a failed start left behind.
     ///
     /// # Errors
-    /// When the engine does not answer.
+    /// If the engine does not respond.
     pub fn clear(&self, cgroups: &Cgroups) -> Result<()> {
         match self.command.kind {
             EngineKind::Docker => {
@@ -133,7 +125,7 @@ impl EnginePlan {
                 loop {
                     let left = self.command.labelled(&self.label(), cgroups)?;
                     match self.command.remove(&left, cgroups) {
-                        // One that has ended by itself is being removed by the engine at this moment.
+                        // The engine is removing a container that has just exited.
                         Err(error) if error.code() == Code::Unavailable && Instant::now() < deadline => {
                             std::thread::sleep(Duration::from_millis(50));
                         }
@@ -145,17 +137,17 @@ impl EnginePlan {
         }
     }
 
-    /// The port of this host at which the container's server is.
+    /// The host port of the server in the container.
     ///
     /// # Errors
-    /// When the engine does not know the container yet.
+    /// If the engine does not know the container yet.
     pub fn published(&self, cgroups: &Cgroups) -> Result<u16> {
         let told = self.command.port(&self.name, cgroups)?;
         let port = told.lines().next().and_then(|line| line.trim().rsplit_once(':')?.1.parse().ok());
         port.ok_or_else(|| Error::internal(format!("{} publishes no port", self.name)))
     }
 
-    /// Makes the container's user the owner of a folder of the host.
+    /// Makes the container's user the owner of a host folder.
     pub(super) fn give(&self, folder: &Path) -> Result<()> {
         let (user, group) = self.user;
         let stat = rustix::fs::stat(folder).at("look at", folder)?;
@@ -166,12 +158,12 @@ impl EnginePlan {
         rustix::fs::chown(folder, Some(user), Some(group)).at("give to the sandbox's user", folder)
     }
 
-    /// The user and group as numbers of the container.
+    /// The user and group as ids of the container.
     pub(super) fn user_inside(&self) -> (u32, u32) {
         if self.facts.rootless { (0, 0) } else { self.user }
     }
 
-    /// The words of the engine's command line. `own` is berth's program, `door` the folder of its socket.
+    /// The arguments of the engine's command line. `own` is berth's program, `door` the folder of its socket.
     pub(super) fn words(&self, own: &Path, door: &Path) -> Vec<String> {
         match self.command.kind {
             EngineKind::Docker => self.docker(own, door),
@@ -190,14 +182,14 @@ impl EnginePlan {
         }
         words.add(&["--read-only"]);
         self.limits(&mut words);
-        // berth's process handles no signal; a stop through the engine must not wait for one to act on SIGTERM. What
-        // OpenCode prints goes to the server, and is not kept by the engine.
+        // berth's process handles no signals, so a stop through the engine must not wait for SIGTERM. OpenCode's
+        // output goes to the server and is not stored by the engine.
         words.add(&["--stop-signal", "KILL", "--log-driver", "none", "--tmpfs", TMP]);
         for mount in self.own_mounts(own, door) {
             words.bind(&mount);
         }
         if !self.mounts.is_empty() {
-            // The mount points of the extra folders are made in here, not in the user's workspace.
+            // The mount points of extra folders are created here instead of in the user's workspace.
             words.add(&["--tmpfs", &format!("{EXTRA}:rw,nosuid,nodev,size=64k,mode=755")]);
         }
         self.mounts.iter().for_each(|mount| words.bind(mount));
@@ -206,7 +198,7 @@ impl EnginePlan {
         words.0
     }
 
-    /// What Docker's containers may do and use.
+    /// Security options and resource limits of Docker's containers.
     pub(super) fn limits(&self, words: &mut EngineWords) {
         words.add(&["--cap-drop", "ALL", "--security-opt", "no-new-privileges"]);
         let memory = self.memory_bytes.to_string();
@@ -221,8 +213,8 @@ impl EnginePlan {
         }
     }
 
-    /// Apple's engine runs each container in a virtual machine of its own, and mounts folders only. Unix sockets do not
-    /// pass through a mount there; it publishes them.
+    /// Apple's engine runs each container in its own virtual machine and mounts only folders. Unix sockets do not
+    /// work through its mounts; it publishes them instead.
     fn apple(&self, own: &Path, door: &Path) -> Vec<String> {
         let mut words = EngineWords::default();
         words.add(&["run", "--detach", "--rm", "--name", &self.name, "--label", &self.label()]);
@@ -282,7 +274,7 @@ impl EnginePlan {
     }
 }
 
-/// berth's own program in the container.
+/// berth's program in the container.
 fn inside(own: &Path) -> String {
     let name = own.file_name().map_or_else(|| "berth".into(), |name| name.to_string_lossy());
     format!("{OWN}/{name}")
@@ -296,7 +288,7 @@ pub(super) fn pull_word(pull: SandboxPull) -> &'static str {
     }
 }
 
-/// A command line.
+/// A command line in the making.
 #[derive(Default)]
 pub(super) struct EngineWords(pub(super) Vec<String>);
 
@@ -312,12 +304,12 @@ impl EngineWords {
     }
 }
 
-/// Whether an engine's command line can name the path in a mount.
+/// Whether a mount argument of the engine can contain the path.
 pub fn can_be_named(path: &Path) -> bool {
     path.to_str().is_some_and(|path| !path.contains([',', '"', ':']) && !path.chars().any(char::is_control))
 }
 
-/// The name of the container of a run, as OpenWork's desktop makes it from the run id.
+/// The name of a run's container, as OpenWork's desktop derives it from the run id.
 pub fn container_name(run_id: &str) -> String {
     let clean = |c: char| if c.is_ascii_alphanumeric() || "_.-".contains(c) { c } else { '-' };
     format!("openwork-orchestrator-{}", run_id.chars().take(24).map(clean).collect::<String>())
@@ -335,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_that_would_read_as_something_else_are_not_named() {
+    fn ambiguous_mount_paths_are_refused() {
         for (path, want) in
             [("/a b/ü", true), ("/a,b", false), ("/a:b", false), ("/a\"b", false), ("/a\nb", false)]
         {

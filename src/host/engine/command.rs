@@ -1,5 +1,5 @@
-//! The program of a container engine: which one, what it is asked, and with which words. `arguments` has the words of a
-//! container; these are the questions around it.
+//! Calls the program of a container engine. `arguments` builds the command line of a container; this file has all
+//! other calls.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,39 +8,38 @@ use std::time::Duration;
 use crate::base::{Code, Error, Result, logging};
 use crate::proc::{Cancel, Cgroups, ProcessOutcome, Spec};
 
-/// How long the engine may take for an answer.
+/// How long the engine may take to respond.
 const ANSWER: Duration = Duration::from_secs(20);
 /// How long Apple's engine may take to start its services.
 const SERVICES: Duration = Duration::from_secs(90);
-/// How much of what the program prints is kept.
+/// The size of the program's captured output.
 const OUTPUT_BYTES: usize = 64 << 10;
 
-/// Whose command line it is.
+/// The kind of command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EngineKind {
-    /// Docker's, as Podman and others offer it too.
+    /// Docker's, which Podman and others support too.
     Docker,
     /// Apple's `container`.
     Apple,
 }
 
-/// The program and its environment.
+/// The engine's program and its environment.
 #[derive(Clone)]
 pub struct EngineCommand {
-    /// Whose command line it takes.
     pub kind: EngineKind,
     /// An absolute path.
     pub program: PathBuf,
-    /// `DOCKER_HOST` and what else it looks at; without secrets of ours.
+    /// Variables such as `DOCKER_HOST`, without berth's secrets.
     pub env: Vec<(String, String)>,
 }
 
-/// What an engine says of itself.
+/// Properties of an engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EngineFacts {
-    /// It runs as a common user, whose id is 0 in its containers.
+    /// It runs as an ordinary user, who has id 0 in its containers.
     pub rootless: bool,
-    /// Ids in its containers are others outside (`userns-remap`).
+    /// Ids in its containers are mapped to other host ids (`userns-remap`).
     pub remapped: bool,
 }
 
@@ -60,10 +59,10 @@ impl fmt::Debug for EngineCommand {
 }
 
 impl EngineCommand {
-    /// Runs the program with these words; what it prints, if it succeeds within the deadline.
+    /// Runs the program. Returns its output if it succeeds within the deadline.
     ///
     /// # Errors
-    /// `Unavailable` with what it printed; `Cancelled`.
+    /// `Unavailable` with its output; `Cancelled`.
     pub fn call(
         &self,
         words: &[String],
@@ -86,14 +85,14 @@ impl EngineCommand {
                 })
             }
             ProcessOutcome::TimedOut => failed(format!("did not end within {} s", deadline.as_secs())),
-            ProcessOutcome::Cancelled => Err(Error::new(Code::Cancelled, "The server is going down")),
+            ProcessOutcome::Cancelled => Err(Error::new(Code::Cancelled, "The server is shutting down")),
         }
     }
 
-    /// Asks the engine what it is; an answer means that it can be reached.
+    /// Queries the engine's properties. Success means that the engine can be reached.
     ///
     /// # Errors
-    /// As [`EngineCommand::call`].
+    /// Those of [`EngineCommand::call`].
     pub fn facts(&self, cgroups: &Cgroups) -> Result<EngineFacts> {
         let ask = |words: &[&str], deadline| {
             let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
@@ -102,7 +101,7 @@ impl EngineCommand {
         match self.kind {
             EngineKind::Docker => {
                 ask(&["version", "--format", "{{.Server.Version}}"], ANSWER)?;
-                // Podman's own command line has other fields, and fails.
+                // Podman's command line has other fields, and fails.
                 let told = ask(&["info", "--format", "{{json .SecurityOptions}}"], ANSWER);
                 let told = told.unwrap_or_default();
                 Ok(EngineFacts {
@@ -112,26 +111,26 @@ impl EngineCommand {
             }
             EngineKind::Apple => {
                 ask(&["--version"], ANSWER)?;
-                // Where they run already it may fail; the start of the container shows it.
+                // This may fail if the services already run. The start of the container shows whether they do.
                 let _ = ask(&["system", "start"], SERVICES);
                 Ok(EngineFacts::default())
             }
         }
     }
 
-    /// Whether the engine has the image.
+    /// Checks that the engine has the image.
     ///
     /// # Errors
-    /// As [`EngineCommand::call`], if it has not.
+    /// Those of [`EngineCommand::call`], if it does not.
     pub fn image(&self, image: &str, cgroups: &Cgroups) -> Result<()> {
         let words = ["image", "inspect", image].map(str::to_owned);
         self.call(&words, cgroups, ANSWER, &Cancel::new()?).map(drop)
     }
 
-    /// The containers with this label, whether they run or not.
+    /// All containers with this label, running or not.
     ///
     /// # Errors
-    /// As [`EngineCommand::call`].
+    /// Those of [`EngineCommand::call`].
     pub(super) fn labelled(&self, label: &str, cgroups: &Cgroups) -> Result<Vec<String>> {
         let words = ["ps", "--all", "--quiet", "--no-trunc", "--filter", &format!("label={label}")];
         let told = self.call(&words.map(str::to_owned), cgroups, ANSWER, &Cancel::new()?)?;
@@ -139,19 +138,19 @@ impl EngineCommand {
         Ok(told.lines().map(str::trim).filter(id).map(str::to_owned).collect())
     }
 
-    /// Where the engine publishes the port of a container's server.
+    /// The address at which the engine publishes the port of a container's server.
     ///
     /// # Errors
-    /// As [`EngineCommand::call`].
+    /// Those of [`EngineCommand::call`].
     pub(super) fn port(&self, name: &str, cgroups: &Cgroups) -> Result<String> {
         let words = ["port", name, "8787/tcp"].map(str::to_owned);
         self.call(&words, cgroups, ANSWER, &Cancel::new()?)
     }
 
-    /// Removes containers, which ends them.
+    /// Kills and removes containers.
     ///
     /// # Errors
-    /// As [`EngineCommand::call`].
+    /// Those of [`EngineCommand::call`].
     pub(super) fn remove(&self, containers: &[String], cgroups: &Cgroups) -> Result<()> {
         if containers.is_empty() {
             return Ok(());
@@ -165,15 +164,15 @@ impl EngineCommand {
         self.call(&words, cgroups, ANSWER, &Cancel::new()?).map(drop)
     }
 
-    /// Stops the container of this name, if there is one. Apple's engine removes it then, as it was started with `--rm`.
+    /// Stops the container of this name, if it exists. Apple's engine then removes it, as it was started with `--rm`.
     ///
     /// # Errors
-    /// When the program cannot be run.
+    /// If the program cannot be run.
     pub(super) fn stop(&self, name: &str, cgroups: &Cgroups) -> Result<()> {
         let words = ["stop".to_owned(), name.to_owned()];
         match self.call(&words, cgroups, ANSWER, &Cancel::new()?) {
             Err(error) if error.code() != Code::Unavailable => Err(error),
-            // It has ended already.
+            // It has already ended.
             _ => Ok(()),
         }
     }

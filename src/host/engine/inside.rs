@@ -1,12 +1,14 @@
-//! `berth relay SOCKET`: the first process of a container that an engine such as Docker runs for OpenCode. It listens on a
-//! Unix socket in a mounted folder, starts OpenCode when the server says so, reports how it ended, and connects the server
-//! with the port on which OpenCode listens in here. The container needs no published port, and no network at all.
+//! `berth relay SOCKET`: the first process of a container that an engine such as Docker runs for OpenCode. It listens
+//! on a Unix socket in a mounted folder, starts OpenCode on the server's request, reports its exit, and connects the
+//! server to OpenCode's port in the container. The container needs no published port and no network.
 //!
-//! **Invariant:** the container ends with the server: when the connection that holds its lease closes, this process ends,
-//! and with it, since it is the first one, everything in the container. Programs in here cannot end or trace it: it handles
-//! no signal, so the kernel drops those from inside (pid_namespaces(7)), and it is not dumpable (ptrace(2)).
+//! **Invariant:** the container ends with the server. When the connection that holds the lease closes, this process
+//! exits, and as it is the first one, all processes of the container are killed. Programs in the container cannot
+//! kill or trace it: it handles no signals, so the kernel drops signals from inside (pid_namespaces(7)), and it is
+//! not dumpable (ptrace(2)).
 //!
-//! Threads: `reap` waits for ended processes; each connection has one, or two while it relays. Lock: the run, a leaf.
+//! Threads: `reap` waits for exited processes; each connection has one thread, or two while it relays. Lock: the
+//! current program, a leaf.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -33,16 +35,16 @@ use crate::base::{At, Error, Result, limits};
 use crate::proc::spawn::{dev_null, expose_other_to_oom};
 use crate::proc::{Group, Process as _, Spec, Stdio};
 
-/// The server takes the lease at once; an engine that is slow to start others may need some time.
+/// The server takes the lease at once, but a slow engine may need some time to start the container.
 const LEASE: Duration = Duration::from_secs(20);
-/// The connections at one time. The server keeps a few hundred at most.
+/// The most concurrent connections. The server keeps a few hundred at most.
 const CONNECTIONS: usize = 1024;
-/// How long a connection to a port in here may take.
+/// How long a connection to a port may take.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long killed processes may take to go.
+/// How long killed processes may take to exit.
 const DYING: Duration = Duration::from_secs(2);
 
-/// What the connections share.
+/// The state shared by all connections.
 struct RelayState {
     leased: AtomicBool,
     connections: AtomicUsize,
@@ -51,7 +53,7 @@ struct RelayState {
     changed: Condvar,
 }
 
-/// The program that runs, and how it ended.
+/// The running program and its exit status.
 struct RelayProgram {
     pid: i32,
     status: Option<WaitStatus>,
@@ -69,7 +71,7 @@ pub fn main(words: &[String]) -> ExitCode {
 }
 
 fn serve(words: &[String]) -> Result<()> {
-    // What it ends is every process that it can see.
+    // It kills every process that it can see.
     let [socket] = words else { return Err(Error::internal("this is for berth itself: berth relay SOCKET")) };
     if getpid() != Pid::INIT {
         return Err(Error::internal("it must be the first process of a container"));
@@ -100,7 +102,7 @@ fn serve(words: &[String]) -> Result<()> {
     .detach();
     for stream in listener.incoming() {
         let Ok(stream) = stream else {
-            // Out of descriptors or memory, which the end of another connection gives back.
+            // Out of descriptors or memory, until another connection ends.
             std::thread::sleep(Duration::from_millis(10));
             continue;
         };
@@ -110,7 +112,7 @@ fn serve(words: &[String]) -> Result<()> {
         }
         let shared = inside.clone();
         let serving = spawn("relay".into(), limits::STACK, move || {
-            // A connection that breaks concerns its other end alone.
+            // A broken connection affects only its peer.
             let _ = shared.answer(stream);
             shared.connections.fetch_sub(1, Ordering::AcqRel);
         });
@@ -123,18 +125,18 @@ fn serve(words: &[String]) -> Result<()> {
 }
 
 impl RelayState {
-    /// Waits for every process that has no other parent, and notes how the run ended.
+    /// Reaps all orphaned processes, and records the exit status of the program.
     fn reap(&self) {
         loop {
             match wait(WaitOptions::empty()) {
                 Ok(Some((pid, status))) => {
-                    // The lock is held from before the start until the number is known.
+                    // The lock is held from before the start until the PID is recorded.
                     if let Some(run) = lock(&self.run).as_mut().filter(|run| run.pid == pid.as_raw_pid()) {
                         run.status = Some(status);
                         self.changed.notify_all();
                     }
                 }
-                // There is none at this moment.
+                // There are no child processes now.
                 Ok(None) | Err(_) => std::thread::sleep(Duration::from_millis(20)),
             }
         }
@@ -153,7 +155,7 @@ impl RelayState {
         }
     }
 
-    /// Holds the first lease until it ends, which is the end of everything.
+    /// Holds the first lease until it ends, then exits.
     fn lease(&self, mut stream: UnixStream, look: &[String]) -> io::Result<()> {
         if self.leased.swap(true, Ordering::AcqRel) {
             return Ok(());
@@ -164,7 +166,7 @@ impl RelayState {
         std::process::exit(0)
     }
 
-    /// Starts a program and stays with it to its end.
+    /// Starts a program and watches it until it exits.
     fn run(&self, mut stream: UnixStream, program: &ProgramSpec) -> io::Result<()> {
         let before = oom_kills();
         let started = self.start(program);
@@ -175,7 +177,7 @@ impl RelayState {
         let namespace = fs::metadata("/proc/self/ns/pid")?.ino();
         send(&mut stream, &ProgramStarted::Running { pid: child.pid(), namespace })?;
         let over = self.watch(&mut stream, &child);
-        // Its MCP servers, and what else it has started, do not outlive it.
+        // Its children, such as MCP servers, must not outlive it.
         kill_all();
         *lock(&self.run) = None;
         send(&mut stream, &ProgramExit { oom: oom_kills() > before, ..over })
@@ -195,12 +197,12 @@ impl RelayState {
         }
         let child = spec.start(stdio, Group::placeholder())?;
         *run = Some(RelayProgram { pid: child.pid(), status: None });
-        // Before this process, at the container's memory limit.
+        // The kernel should kill it before this process at the container's memory limit.
         expose_other_to_oom(child.pid(), || true);
         Ok(child)
     }
 
-    /// Waits for the end of the run, and passes on signals until then.
+    /// Waits for the program's exit, and forwards signals until then.
     fn watch(&self, stream: &mut UnixStream, child: &crate::proc::Child) -> ProgramExit {
         let mut heard = true;
         loop {
@@ -242,7 +244,7 @@ impl RelayState {
     }
 }
 
-/// All processes of the container but this one, whose number is 1.
+/// All processes of the container except this one, which has PID 1.
 fn others() -> Vec<Pid> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -255,7 +257,7 @@ fn signal_all(signal: Signal) {
     }
 }
 
-/// Kills until none is left: one may be forked while others are killed.
+/// Kills until no process is left, because processes may fork in between.
 fn kill_all() {
     let deadline = Instant::now() + DYING;
     loop {
@@ -270,7 +272,7 @@ fn kill_all() {
     }
 }
 
-/// How many processes the kernel has killed at the container's memory limit, as cgroup v2 or v1 counts them.
+/// The number of OOM kills in the container, as cgroup v2 or v1 counts them.
 fn oom_kills() -> u64 {
     let files = ["/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"];
     let text = files.iter().find_map(|file| fs::read_to_string(file).ok()).unwrap_or_default();
@@ -278,7 +280,7 @@ fn oom_kills() -> u64 {
     count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
-/// Relays between the server and a port in here.
+/// Relays between the server and a port in the container.
 fn connect(mut stream: UnixStream, port: u16) -> io::Result<()> {
     let v4 = TcpStream::connect_timeout(&(std::net::Ipv4Addr::LOCALHOST, port).into(), PATIENCE);
     let tcp =
@@ -288,18 +290,18 @@ fn connect(mut stream: UnixStream, port: u16) -> io::Result<()> {
     let (from_tcp, to_stream) = (tcp.try_clone()?, stream.try_clone()?);
     let back = spawn("relay-back".into(), limits::STACK, move || {
         pass(&from_tcp, &to_stream);
-        // Both directions: what the server still sends would reach nothing.
+        // Both directions, because data from the server could not be delivered any more.
         let _ = to_stream.shutdown(Shutdown::Both);
     });
     let back = back.map_err(|error| io::Error::other(error.to_string()))?;
     pass(&stream, &tcp);
-    // The server ends a connection as a whole.
+    // The server closes connections in both directions at once.
     let _ = tcp.shutdown(Shutdown::Both);
     drop(back);
     Ok(())
 }
 
-/// Copies until one side ends.
+/// Copies until EOF or an error.
 fn pass(mut from: impl Read, mut to: impl Write) {
     let mut bytes = vec![0; limits::RELAY_BYTES];
     loop {

@@ -1,5 +1,6 @@
-//! What a server notes of its container before it starts it, so that the next one removes what a killed server has left,
-//! whatever that next one's own sandbox is. Usually nothing is left: a container ends with its server.
+//! The record of a server's container, written before the start, so that the next server can remove a container that
+//! a killed server left behind, whatever its own sandbox is. Usually none is left, because a container ends with its
+//! server.
 
 use std::path::{Path, PathBuf};
 
@@ -11,9 +12,9 @@ use crate::base::{Error, Result};
 use crate::proc::Cgroups;
 use crate::store::{file, tree};
 
-/// What a container that has the server in it needs for its start, in the same folder.
+/// The folder for starting a container with the server in it.
 pub const SEED: &str = "seed";
-/// Its secrets.
+/// The file with its secrets.
 pub const SECRETS: &str = "sandbox.env";
 /// The folder of the container's socket, in the same folder.
 pub(super) const DOOR: &str = "door";
@@ -28,14 +29,14 @@ struct EngineRecord {
     env: Vec<(String, String)>,
     name: String,
     label: String,
-    /// The mount point in the workspace that the engine makes, and that goes with the container.
+    /// The mount point that the engine creates in the workspace, removed with the container.
     extra: Option<PathBuf>,
 }
 
-/// Writes it.
+/// Writes the record.
 ///
 /// # Errors
-/// When the file cannot be written.
+/// If the file cannot be written.
 pub fn keep(folder: &Path, plan: &EnginePlan) -> Result<()> {
     let extra = plan.workspace.source.join(EXTRA_NAME);
     let is_new = !plan.mounts.is_empty() && extra.symlink_metadata().is_err();
@@ -56,15 +57,15 @@ fn read(folder: &Path) -> Option<EngineRecord> {
     serde_json::from_slice(&bytes).ok()
 }
 
-/// Whether a container may be left.
+/// Whether a container may still exist.
 pub fn is_kept(folder: &Path) -> bool {
     folder.join(FILE).exists()
 }
 
-/// Removes it: nothing is left.
+/// Removes the record after the container was removed.
 pub fn forget(folder: &Path) {
     if let Some(extra) = read(folder).and_then(|record| record.extra) {
-        // Only if nothing has been put there meanwhile.
+        // Only if it is still empty.
         let _ = std::fs::remove_dir(extra);
     }
     for name in [SEED, SECRETS, DOOR] {
@@ -75,7 +76,7 @@ pub fn forget(folder: &Path) {
     let _ = std::fs::remove_file(folder.join(FILE));
 }
 
-/// Removes the container of a server that was killed.
+/// Removes the container of a killed server.
 pub fn sweep(folder: &Path, cgroups: &Cgroups) {
     let Some(record) = read(folder) else { return forget(folder) };
     let kind = if record.apple { EngineKind::Apple } else { EngineKind::Docker };
@@ -88,6 +89,8 @@ pub fn sweep(folder: &Path, cgroups: &Cgroups) {
     };
     match removed {
         Ok(()) => forget(folder),
-        Err(error) => log::warn!("The container {} of an earlier start may be left: {error}", record.name),
+        Err(error) => {
+            log::warn!("The container {} of an earlier start may still exist: {error}", record.name)
+        }
     }
 }

@@ -1,45 +1,42 @@
-//! What the server and berth's own process in an engine's container say to each other over its Unix socket. Every
-//! connection begins with one [`Hello`]. A message is JSON behind its length, four bytes in little-endian order. Plain
-//! streams and no descriptors: an engine that runs virtual machines passes on bytes only.
+//! The protocol between the server and berth's process in an engine's container, over its Unix socket. Each
+//! connection begins with one [`RelayHello`]. A message is JSON preceded by its length, four bytes in little-endian
+//! order. No descriptors are passed, because engines with virtual machines forward only bytes.
 //!
-//! The server trusts nothing that it reads here: the container's programs run with the same user id.
+//! The server does not trust the data that it reads: the container's programs have the same user id.
 
 use std::io::{self, Read, Write};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// The largest message; an environment is most of it.
+/// The largest message. Most of it is an environment.
 const MESSAGE_BYTES: usize = 1 << 20;
 
-/// [`Hello::Output`] and [`Hello::Connect`] are answered with this byte.
+/// The response to [`RelayHello::Output`] and [`RelayHello::Connect`].
 pub(super) const DONE: u8 = b'.';
-/// On the connection of a run: send SIGTERM to everything.
+/// On the connection of a program: send SIGTERM to all processes.
 pub(super) const TERMINATE: u8 = b't';
-/// On the connection of a run: kill everything.
+/// On the connection of a program: kill all processes.
 pub(super) const KILL: u8 = b'k';
 
 /// The first message of a connection.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) enum RelayHello {
-    /// The container lives for as long as this connection. Answered with [`Files`].
+    /// The container lives as long as this connection. The response is [`FileIdentities`].
     Lease {
         /// Paths in the container whose identity the server wants to compare.
         look: Vec<String>,
     },
-    /// The next run's standard output, or its standard error.
+    /// Becomes standard output or standard error of the next program.
     Output {
-        /// Which of the two.
+        /// Standard error instead of standard output.
         error: bool,
     },
-    /// Starts the program. Answered with [`Started`], and with [`Over`] once it has ended.
+    /// Starts the program. The responses are [`ProgramStarted`], and [`ProgramExit`] once it has exited.
     Run(ProgramSpec),
-    /// Bytes both ways between this connection and a port of the container's loopback.
-    Connect {
-        /// The port.
-        port: u16,
-    },
+    /// Relays between this connection and a port on the container's loopback interface.
+    Connect { port: u16 },
 }
 
 /// A program with its arguments, environment and working directory.
@@ -51,39 +48,37 @@ pub(super) struct ProgramSpec {
     pub(super) cwd: String,
 }
 
-/// Device and inode of each file that was asked for.
+/// Device and inode of each requested path.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct FileIdentities {
     pub(super) found: Vec<Option<(u64, u64)>>,
 }
 
-/// Whether the program runs.
+/// The result of a start.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) enum ProgramStarted {
-    /// It runs as this process of this PID namespace (the inode that /proc/PID/ns/pid shows).
+    /// The PID, and the PID namespace (the inode in /proc/PID/ns/pid).
     Running { pid: i32, namespace: u64 },
-    /// Why it does not.
+    /// Why it could not be started.
     Failed { message: String },
 }
 
-/// How the program ended.
+/// The exit of a program.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct ProgramExit {
     pub(super) code: Option<i32>,
     pub(super) signal: Option<i32>,
-    /// The kernel has killed a process of the container at its memory limit meanwhile.
+    /// The kernel has killed a process of the container at its memory limit since the start.
     pub(super) oom: bool,
 }
 
-/// Sends a message.
 pub(super) fn send(to: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
     let text = serde_json::to_vec(message)?;
     let length = u32::try_from(text.len()).map_err(io::Error::other)?;
     to.write_all(&[&length.to_le_bytes(), &text[..]].concat())
 }
 
-/// Receives a message.
 pub(super) fn receive<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T> {
     let mut length = [0; 4];
     from.read_exact(&mut length)?;
@@ -96,7 +91,7 @@ pub(super) fn receive<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T
     Ok(serde_json::from_slice(&text)?)
 }
 
-/// Takes a message off `bytes` once all of it is there.
+/// Removes a complete message from the start of `bytes`, if there is one.
 pub(super) fn take<T: DeserializeOwned>(bytes: &mut Vec<u8>) -> io::Result<Option<T>> {
     let Some(length) = bytes.first_chunk::<4>() else { return Ok(None) };
     let length = u32::from_le_bytes(*length) as usize;
