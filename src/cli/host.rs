@@ -1,5 +1,5 @@
-//! `berth host`: a server and the OpenCode that it runs, as one command: start, check, stop, status, connect. Standard
-//! output has what was asked for, standard error the log.
+//! `berth host`: a server and the OpenCode that it runs, as one command: start, check, stop, status, connect. Results
+//! are printed on standard output, the log on standard error.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -29,7 +29,7 @@ const MARGIN: Duration = Duration::from_secs(1);
 /// Runs `start`, `serve`, `stop`, `status` or `connect`.
 ///
 /// # Errors
-/// A wrong command line or setting (exit code 2), or what keeps the command from its end.
+/// An invalid command line or setting (exit code 2), or the failure of the command.
 pub fn run(words: &[String], style: Style) -> Result<ExitCode> {
     let (word, rest) = match words.first() {
         Some(word) if !word.starts_with('-') => (word.as_str(), &words[1..]),
@@ -47,7 +47,7 @@ pub fn run(words: &[String], style: Style) -> Result<ExitCode> {
     }
 }
 
-/// With `--json` a failure is a document as well.
+/// Prints a failure as JSON too if `--json` is set.
 fn in_json(words: &[String], ended: Result<ExitCode>) -> Result<ExitCode> {
     match ended {
         Err(error) if words.iter().any(|word| word == "--json") => failure_in_json(error),
@@ -63,7 +63,7 @@ fn failure_in_json(error: Error) -> Result<ExitCode> {
     Ok(super::exit_code(&error))
 }
 
-/// The flags, or what to print instead.
+/// The parsed flags, or the exit code if help or the version was printed.
 fn parsed(words: &[String], style: Style) -> Result<Result<CommandLine, ExitCode>> {
     let args = super::line_in("host", words, style)?;
     match args.as_ref().ok().and_then(|args| args.words.first()).filter(|_| style == Style::Strict) {
@@ -72,7 +72,7 @@ fn parsed(words: &[String], style: Style) -> Result<Result<CommandLine, ExitCode
     }
 }
 
-/// What the thread that announces the server needs.
+/// The state of the thread that announces the server.
 struct Announcement {
     args: CommandLine,
     resolved: HostFacts,
@@ -87,7 +87,7 @@ struct HostOutcome {
     printed: bool,
 }
 
-/// The settings that are shown.
+/// The settings in the announcement.
 struct HostFacts {
     run_id: String,
     workspace: String,
@@ -172,7 +172,7 @@ fn start_with(mut args: CommandLine, style: Style, outcome: &Arc<Mutex<HostOutco
         }),
         data_dir: settings.data_dir.clone(),
         start_timeout: settings.opencode.as_ref().map_or(Duration::ZERO, |plan| {
-            // A container may have to be made first, and its image.
+            // The container and its image may have to be built first.
             plan.start_timeout + plan.sandbox.as_ref().map_or(Duration::ZERO, |_| settings.image_timeout)
         }),
         sandbox,
@@ -199,7 +199,7 @@ fn start_with(mut args: CommandLine, style: Style, outcome: &Arc<Mutex<HostOutco
     Ok(lock(outcome).code)
 }
 
-/// Where the log goes.
+/// The destination of the log.
 pub(super) fn log_output(args: &CommandLine, current_dir: &Path) -> Result<logging::LogOutput> {
     let Some(path) = &args.log_file else { return Ok(logging::LogOutput::Stderr) };
     let log = Mutex::new(RollingLog::open(&current_dir.join(path), LOG_BYTES)?);
@@ -217,7 +217,7 @@ impl Announcement {
         }
         if let Some(screen) = &self.screen {
             if let Err(error) = self.shown(up).and_then(|shown| screen.begin(shown)) {
-                log::error!("There is no screen: {error}");
+                log::error!("The screen could not be started: {error}");
             }
         }
         let deadline = Instant::now() + self.resolved.start_timeout + MARGIN;
@@ -250,7 +250,7 @@ impl Announcement {
             return;
         }
         if let Some(reason) = &reason {
-            eprintln!("OpenCode does not answer: {}", logging::one_line(reason));
+            eprintln!("OpenCode does not respond: {}", logging::one_line(reason));
         }
         let document = self.document(up);
         let text = if self.args.json {
@@ -266,7 +266,7 @@ impl Announcement {
         }
     }
 
-    /// What the screen needs.
+    /// The content of the screen.
     fn shown(&self, up: &RunningServer) -> Result<ScreenInfo> {
         let mut client = client::at(&up.address, &self.args)?;
         client.plan.host_token = Some(up.host_token.clone());
@@ -282,7 +282,7 @@ impl Announcement {
         })
     }
 
-    /// A URL of ours with the host that clients use.
+    /// Replaces the host of a server URL by the one that clients use.
     fn public(&self, url: &str) -> String {
         self.args.connect_host.as_ref().map_or_else(|| url.to_owned(), |host| with_host(url, host))
     }
@@ -291,7 +291,7 @@ impl Announcement {
         format!("{}/w/{}/opencode", self.public(&up.address), up.workspace_id)
     }
 
-    /// What `--json` prints: the document of OpenWork's orchestrator.
+    /// The document that `--json` prints, in the format of OpenWork's orchestrator.
     fn document(&self, up: &RunningServer) -> Value {
         let HostFacts { run_id, workspace, approval, opencode_bin, .. } = &self.resolved;
         let (host, port) = host_and_port(&up.address);
@@ -352,7 +352,7 @@ impl Announcement {
     }
 }
 
-/// The same document for people, without its secrets.
+/// The same document as text, without secrets.
 fn lines(document: &Value, data_dir: &Path) -> String {
     let text = |value: &Value| logging::one_line(value.as_str().unwrap_or("?"));
     let (opencode, openwork) = (&document["opencode"], &document["openwork"]);
@@ -381,14 +381,14 @@ fn lines(document: &Value, data_dir: &Path) -> String {
     )
 }
 
-/// Host and port of `http://HOST:PORT`.
+/// The host and port of `http://HOST:PORT`.
 fn host_and_port(url: &str) -> (String, u16) {
     let authority = url.strip_prefix("http://").unwrap_or(url);
     let (host, port) = authority.rsplit_once(':').unwrap_or((authority, ""));
     (host.trim_matches(['[', ']']).to_owned(), port.parse().unwrap_or(0))
 }
 
-/// The URL with another host, for clients elsewhere.
+/// Replaces the host of a URL, for clients on other machines.
 fn with_host(url: &str, host: &str) -> String {
     let host =
         if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };
@@ -466,8 +466,8 @@ fn connect(words: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The text as a QR code for a terminal, with the light border that readers need (ISO/IEC 18004: four modules). Each
-/// character is two modules, one above the other, in black and white whatever colours the terminal has.
+/// Renders a QR code for a terminal, with the light border that readers require (ISO/IEC 18004: four modules). Each
+/// character contains two modules, one above the other, in black and white independent of the terminal's colors.
 fn qr_code(text: &str) -> Result<String> {
     let code = QrCode::encode_text(text, QrCodeEcc::Low)
         .map_err(|_| Error::internal("The document is too long for a QR code; use --json"))?;
@@ -492,7 +492,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_are_taken_apart_and_get_other_hosts() {
+    fn urls_are_parsed_and_get_other_hosts() {
         assert_eq!(host_and_port("http://127.0.0.1:8787"), ("127.0.0.1".into(), 8787));
         assert_eq!(host_and_port("http://[::1]:1"), ("::1".into(), 1));
         assert_eq!(with_host("http://0.0.0.0:8787", "box.local"), "http://box.local:8787");

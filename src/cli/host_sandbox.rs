@@ -1,5 +1,5 @@
-//! What OpenCode of `berth host` runs in: which container engine, and with which folders of the host. Everything that can be
-//! wrong with it is found before the server starts, for an agent that is thought to be in a sandbox must not run outside.
+//! Chooses the sandbox for OpenCode of `berth host`: the container engine and the mounted host folders. All errors
+//! are found before the server starts, because an agent that is supposed to be in a sandbox must not run outside one.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -19,16 +19,16 @@ use crate::server::{self, Settings};
 use crate::store::allowlist::{AllowedSource, Allowlist, MountGrant, MountRefusal, MountRequest};
 use crate::store::file;
 
-/// What a container of berth's own is made from.
+/// The default image of a container of berth.
 const BERTH_IMAGE: &str = "debian-bookworm";
-/// The same for an engine, which has a name of its own for it.
+/// The default image of an engine, which has its own name for it.
 const ENGINE_IMAGE: &str = "debian:bookworm-slim";
-/// Variables with another program for `docker`, as OpenWork's orchestrator takes them.
+/// Variables with the path of another `docker` program, as in OpenWork's orchestrator.
 const DOCKER_BIN: [&str; 3] = ["OPENWORK_DOCKER_BIN", "OPENWRK_DOCKER_BIN", "DOCKER_BIN"];
-/// The same for Apple's program.
+/// The variable with the path of Apple's program.
 const CONTAINER_BIN: &str = "BERTH_CONTAINER_BIN";
 
-/// What the command line and the machine make of a sandbox.
+/// The chosen sandbox.
 pub(super) struct ChosenSandbox {
     /// `none`, `berth`, `docker` or `container`.
     pub(super) backend: &'static str,
@@ -36,10 +36,10 @@ pub(super) struct ChosenSandbox {
     pub(super) name: Option<String>,
 }
 
-/// Decides the sandbox, and notes it in the settings.
+/// Chooses the sandbox and sets it in the settings.
 ///
 /// # Errors
-/// `Config` with what was tried, or with what is wrong about a folder.
+/// `Config` with the tried backends, or with the problem of a folder.
 pub(super) fn choose(
     wish: &SandboxWish,
     settings: &mut Settings,
@@ -66,7 +66,7 @@ pub(super) fn choose(
     };
     let advertised = &mut settings.advertised;
     advertised.sandbox_enabled = true;
-    // Clients know three words: none, docker and container.
+    // Clients support three values: none, docker and container.
     advertised.sandbox_backend = if backend == "docker" { "docker" } else { "container" }.to_owned();
     advertised.sandbox_engine = Some(if backend == "container" { "apple" } else { backend });
     if let Some(plan) = &mut settings.opencode {
@@ -76,7 +76,7 @@ pub(super) fn choose(
     Ok(ChosenSandbox { backend, name })
 }
 
-/// What all backends are decided by.
+/// The input for choosing a backend.
 struct SandboxChooser<'a> {
     wish: &'a SandboxWish,
     settings: &'a Settings,
@@ -86,7 +86,7 @@ struct SandboxChooser<'a> {
 }
 
 impl SandboxChooser<'_> {
-    /// The first backend that works here. A mistake in a flag ends the search.
+    /// The first backend that works here. An invalid flag ends the search.
     fn auto(&self) -> Result<(SandboxPlan, &'static str)> {
         let mut tried = Vec::new();
         let (report, _) = doctor::look(self.settings)?;
@@ -110,7 +110,7 @@ impl SandboxChooser<'_> {
         Err(Error::config("--sandbox auto", problem))
     }
 
-    /// Whether a container of berth's own can be what the flags ask for.
+    /// Checks that a container of berth supports all given flags.
     fn berth_takes(&self) -> Result<()> {
         let private = |network: &SandboxNetwork| *network == SandboxNetwork::Private;
         let flags = self.wish.given.iter().filter(|flag| {
@@ -152,10 +152,10 @@ impl SandboxChooser<'_> {
         }))
     }
 
-    /// Makes the mount points of further folders in berth's data folder; in the workspace there is only the one of their
-    /// folder, which a container of berth's own cannot make.
+    /// Creates the mount points of further folders in berth's data folder. The workspace gets only the mount point of
+    /// their parent folder, which a container of berth cannot create.
     fn mount_points(&self, points: &[(&str, bool)]) -> Result<PathBuf> {
-        // Earlier ones stay: another host with this data folder may run, and its mounts are on them.
+        // Existing mount points are kept, because another host with this data folder may use them.
         let folder = self.settings.data_dir.join("host/extra");
         for (sub, is_folder) in points {
             let point = folder.join(sub);
@@ -175,7 +175,7 @@ impl SandboxChooser<'_> {
         folder.canonicalize().at("find", &folder)
     }
 
-    /// The engine that was named.
+    /// The plan for the engine that was named.
     fn engine_only(&self, kind: EngineKind) -> Result<SandboxPlan> {
         self.engine(kind, None).map_err(|error| match error.code() {
             Code::Unavailable => Error::config(format!("--sandbox {kind}"), error.message()),
@@ -183,10 +183,10 @@ impl SandboxChooser<'_> {
         })
     }
 
-    /// The plan for a container of an engine; `found` if the engine was asked already.
+    /// The plan for a container of an engine. `found` is set if the engine was already queried.
     ///
     /// # Errors
-    /// `Unavailable` if the engine cannot be reached or lacks the image, `Config` for everything else.
+    /// `Unavailable` if the engine cannot be reached or lacks the image, `Config` for all other problems.
     fn engine(&self, kind: EngineKind, found: Option<FoundEngine>) -> Result<SandboxPlan> {
         let private = matches!(self.wish.network, None | Some(SandboxNetwork::Private));
         if self.wish.server_inside && (kind == EngineKind::Apple || !private) {
@@ -264,7 +264,7 @@ impl SandboxChooser<'_> {
         Ok(SandboxPlan::Engine(Box::new(plan)))
     }
 
-    /// The allowlist, with what the person who starts the host has named as workspace and program.
+    /// The allowlist, with the workspace and program that the host's user named.
     fn allowlist(&self) -> Allowlist {
         let grant = |path: &Path, writable, insist| MountGrant {
             path: path.canonicalize().unwrap_or_else(|_| path.to_owned()),
@@ -288,13 +288,13 @@ impl SandboxChooser<'_> {
 
     fn workspace(&self, allowlist: &Allowlist) -> Result<AllowedSource> {
         self.granted(allowlist, &self.plan.folder, false).map_err(|error| {
-            let problem = format!("{}; --sandbox-any-workspace mounts it all the same", error.message());
+            let problem = format!("{}; --sandbox-any-workspace mounts it anyway", error.message());
             Error::config("--workspace", problem)
         })
     }
 
-    /// Opens a further folder, if it is allowed, and whether it is for reading only. The sentences are those of OpenWork's
-    /// orchestrator.
+    /// Opens a further folder if the allowlist permits it. Also returns whether it is read-only. The messages are
+    /// those of OpenWork's orchestrator.
     fn mount(&self, allowlist: &Allowlist, wish: &MountWish) -> Result<(AllowedSource, bool)> {
         let look = |read_only| {
             allowlist.look(&MountRequest { source: wish.source.clone(), target: target(wish), read_only })
@@ -352,7 +352,7 @@ impl SandboxChooser<'_> {
         Error::config(&wish.place, problem)
     }
 
-    /// The folder that keeps OpenCode's home: the one that was named, or one for this workspace.
+    /// The persistent folder for OpenCode's home: the given one, or one for this workspace.
     fn persist(&self, workspace: &Path) -> Result<PathBuf> {
         let folder = match &self.wish.persist_dir {
             Some(folder) => self.current_dir.join(folder),
@@ -403,10 +403,10 @@ fn mounted(opened: &AllowedSource, target: String, read_only: bool) -> EngineMou
     EngineMount { source: opened.real.clone(), target, read_only, identity }
 }
 
-/// An engine that answers.
+/// An engine that responds.
 type FoundEngine = (EngineCommand, EngineFacts);
 
-/// Asks the engine what it is.
+/// Queries the engine.
 fn reach(kind: EngineKind) -> Result<FoundEngine> {
     let command = EngineCommand { kind, program: program(kind)?, env: environment() };
     let facts = command.facts(&Cgroups::from_handle(CgroupsHandle::default()))?;
@@ -421,7 +421,7 @@ fn rootless_user(command: &EngineCommand, facts: EngineFacts) -> Option<u32> {
     Some(Path::new(socket.strip_prefix("unix://")?).metadata().ok()?.uid())
 }
 
-/// The engine's program: the one that is named, or the one in `PATH`.
+/// The engine's program: the given one, or the one in `PATH`.
 fn program(kind: EngineKind) -> Result<PathBuf> {
     let none = |message: &str| Error::new(Code::Unavailable, message);
     let text = |name: &str| config::process_env(name)?.into_string().ok().filter(|text| !text.is_empty());
@@ -455,7 +455,7 @@ fn program(kind: EngineKind) -> Result<PathBuf> {
     }
 }
 
-/// The variables that engines' programs look at.
+/// The environment variables that engines' programs use.
 fn environment() -> Vec<(String, String)> {
     let wanted = |name: &str| {
         ["PATH", "HOME", "USER", "LOGNAME", "LANG", "TMPDIR", "SSH_AUTH_SOCK"].contains(&name)

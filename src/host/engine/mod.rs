@@ -1,13 +1,13 @@
-//! OpenCode in a container of an engine: Docker's command line, which others offer as well, or Apple's. The server stays
-//! outside. The container runs one process of berth (`inside`), which starts OpenCode and connects the server with it over
-//! a Unix socket in a mounted folder; the engine publishes no port. In reading order: `arguments` (the container), `command`
-//! (the engine's program), `wire` (what is said over the socket), `inside`; `seed` is the container that has the server in it.
+//! OpenCode in a container of an engine: Docker's command line, which other engines support too, or Apple's. The
+//! server stays outside. The container runs one process of berth (`inside`), which starts OpenCode and connects it to
+//! the server over a Unix socket in a mounted folder; the engine publishes no port. In reading order: `arguments`
+//! (the container's command line), `command` (the engine's program), `wire` (the protocol of the socket), `inside`;
+//! `seed` is the container that also contains the server.
 //!
-//! **Invariant:** a container ends with the server that started it. The socket is opened before the first program of the
-//! container runs and is used by its descriptor from then on, so nothing in the container can put another one, or a link, in
-//! its place.
+//! **Invariant:** a container ends with the server that started it. The socket is opened before the container's first
+//! program runs and is then used by its descriptor, so a program in the container cannot replace it.
 //!
-//! Threads: the supervisor's, and for [`UpstreamRoute::connect`] any. Lock: the running container, a leaf.
+//! Threads: the supervisor's, and any thread for [`UpstreamRoute::connect`]. Lock: the running container, a leaf.
 
 mod arguments;
 mod command;
@@ -45,28 +45,28 @@ use crate::store::file;
 use arguments::SOCKET;
 use wire::{DONE, FileIdentities, KILL, ProgramExit, ProgramSpec, ProgramStarted, RelayHello, TERMINATE};
 
-/// How long a container may take to run berth's process, once the engine has started it.
+/// How long a container may take to run berth's process after the engine has started it.
 const READY: Duration = Duration::from_secs(60);
-/// How often the socket is looked for, and how often the engine is asked whether the container still runs.
+/// How often the socket is polled, and how often the engine is asked whether the container is still running.
 const LOOK: Duration = Duration::from_millis(10);
 const ASK: Duration = Duration::from_secs(2);
-/// How long berth's process in the container may take for an answer.
+/// How long berth's process in the container may take to respond.
 const ANSWER: Duration = Duration::from_secs(20);
 
 /// The container of the server's OpenCode.
 pub struct EngineSandbox {
     plan: EnginePlan,
     cgroups: Cgroups,
-    /// Below the data folder: the folder of the socket, and what a later start must know.
+    /// Below the data folder: the socket's folder, and the record for a later start.
     folder: PathBuf,
-    /// berth's program, as it can be mounted.
+    /// berth's program in a form that can be mounted.
     own: PathBuf,
-    /// How long the start of a container may take, its image included.
+    /// The time limit for the container's start, the image pull included.
     start_timeout: Duration,
     running: Mutex<Option<LeasedContainer>>,
 }
 
-/// A container that runs.
+/// A running container.
 struct LeasedContainer {
     /// The container ends when this closes, and this closes when the container ends.
     lease: Arc<UnixStream>,
@@ -76,28 +76,28 @@ struct LeasedContainer {
 /// Its socket.
 struct ControlSocket(OwnedFd);
 
-/// A program that was started in it.
+/// A program started in the container.
 pub(super) struct StartedProgram {
     pub(super) process: EngineProcess,
     pub(super) stdout: OwnedFd,
     pub(super) stderr: OwnedFd,
-    /// Its number on the host, where the host sees it.
+    /// Its PID on the host, if visible.
     pub(super) pid: Option<i32>,
 }
 
-/// A program in the container, watched over its connection.
+/// A program in the container, controlled through its connection.
 pub(super) struct EngineProcess {
     wire: RemoteControl,
     read: Vec<u8>,
     over: Option<ProgramExit>,
 }
 
-/// The way to end such a program from any thread.
+/// A handle to end such a program from any thread.
 #[derive(Clone)]
 pub(in crate::host) struct RemoteControl(Arc<UnixStream>);
 
 impl EngineSandbox {
-    /// Nothing is started yet.
+    /// Creates the handle. The container is started by [`EngineSandbox::prepare`].
     pub fn new(
         plan: EnginePlan,
         cgroups: Cgroups,
@@ -108,10 +108,10 @@ impl EngineSandbox {
         EngineSandbox { plan, cgroups, folder, own, start_timeout, running: Mutex::new(None) }
     }
 
-    /// Starts the container unless it runs; the way to ports in it.
+    /// Starts the container unless it is running. Returns the route to its ports.
     ///
     /// # Errors
-    /// What the engine said; `Cancelled`.
+    /// Those of the engine; `Cancelled`.
     pub(super) fn prepare(&self, stop: &Cancel) -> Result<Arc<dyn UpstreamRoute>> {
         if let Some(held) = lock(&self.running).as_ref() {
             return Ok(held.door.clone());
@@ -137,12 +137,12 @@ impl EngineSandbox {
         Ok(route)
     }
 
-    /// The folders that are mounted: that of the socket is new for each container.
+    /// Prepares the mounted folders. The socket's folder is new for each container.
     fn folders(&self) -> Result<PathBuf> {
         let door = self.folder.join(record::DOOR);
         if let Some(folder) = self.own.parent().filter(|_| self.plan.command.kind == EngineKind::Apple) {
             // The folder itself is mounted, and the container's user must find the program in it. Other users of this
-            // machine cannot get as far as the folder.
+            // machine cannot reach the folder.
             rustix::fs::chmod(folder, Mode::from_raw_mode(0o711)).at("open to the sandbox's user", folder)?;
         }
         for folder in [&door, &self.plan.persist] {
@@ -152,7 +152,7 @@ impl EngineSandbox {
         Ok(door)
     }
 
-    /// Waits for berth's process in the container, and compares what was mounted with what was checked.
+    /// Waits for berth's process in the container, and checks that the mounts are the validated files.
     fn take_lease(&self, folder: &std::path::Path, stop: &Cancel) -> Result<LeasedContainer> {
         let (begun, mut asked) = (Instant::now(), Instant::now());
         let at = open_dir(folder)?;
@@ -161,7 +161,7 @@ impl EngineSandbox {
             match openat(&at, SOCKET, flags, Mode::empty()) {
                 Ok(socket) => break socket,
                 Err(_) if stop.is_cancelled() => {
-                    return Err(Error::new(Code::Cancelled, "The server is going down"));
+                    return Err(Error::new(Code::Cancelled, "The server is shutting down"));
                 }
                 Err(_) => {}
             }
@@ -207,20 +207,20 @@ impl EngineSandbox {
         Ok(LeasedContainer { lease: Arc::new(lease), door })
     }
 
-    /// What must be the same file inside. A virtual machine numbers its files anew.
+    /// The files that must be identical inside. A virtual machine has its own file numbers.
     fn checked(&self) -> impl Iterator<Item = (&str, (u64, u64))> {
         let all = [&self.plan.workspace, &self.plan.program].into_iter().chain(&self.plan.mounts);
         let all = all.filter(|_| self.plan.command.kind == EngineKind::Docker);
         all.map(|mount| (mount.target.as_str(), mount.identity))
     }
 
-    /// Starts OpenCode in it.
+    /// Starts OpenCode in the container.
     ///
     /// # Errors
-    /// When the container has ended, or cannot start the program.
+    /// If the container has ended or cannot start the program.
     pub(super) fn launch(&self, args: Vec<String>, env: Vec<(String, String)>) -> Result<StartedProgram> {
         let door = lock(&self.running).as_ref().map(|held| held.door.clone());
-        let door = door.ok_or_else(|| Error::internal("The sandbox's container does not run"))?;
+        let door = door.ok_or_else(|| Error::internal("The sandbox's container is not running"))?;
         let path = self.plan.program_inside();
         let program = ProgramSpec { path, args, env, cwd: FOLDER.to_owned() };
         let start = || {
@@ -248,8 +248,8 @@ impl EngineSandbox {
         lock(&self.running).as_ref().map(|held| held.lease.clone())
     }
 
-    /// Whether a user of its engine has ended the container. One whose engine does not answer
-    /// has ended with the engine, and is started again.
+    /// Whether a user stopped the container through its engine. If the engine does not respond, the container ended
+    /// with it and is started again.
     pub(super) fn was_stopped(&self) -> bool {
         let ended = |held: &LeasedContainer| {
             let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -266,7 +266,7 @@ impl EngineSandbox {
         self.plan.command.facts(&self.cgroups).is_ok()
     }
 
-    /// Ends the container and everything in it.
+    /// Kills and removes the container.
     pub(super) fn end(&self) {
         *lock(&self.running) = None;
         self.remove();
@@ -276,7 +276,7 @@ impl EngineSandbox {
         let command = &self.plan.command;
         let removed = match command.kind {
             EngineKind::Docker => self.plan.clear(&self.cgroups),
-            // Without a record the name is another one's.
+            // Without a record the name belongs to another container.
             EngineKind::Apple if record::is_kept(&self.folder) => {
                 command.stop(&self.plan.name, &self.cgroups)
             }
@@ -284,14 +284,14 @@ impl EngineSandbox {
         };
         match removed {
             Ok(()) => record::forget(&self.folder),
-            Err(error) => log::warn!("The container {} may be left: {error}", self.plan.name),
+            Err(error) => log::warn!("The container {} may still exist: {error}", self.plan.name),
         }
     }
 }
 
 impl ControlSocket {
-    /// A new connection. The path of a socket in a data folder may be longer than an address can be; this one is short,
-    /// and leads to the very socket that was opened.
+    /// Opens a connection. The path of the socket may be too long for an address; this one is short and refers to the
+    /// opened socket.
     fn open(&self) -> io::Result<UnixStream> {
         let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
         let stream = UnixStream::connect(path)?;
@@ -305,13 +305,13 @@ impl ControlSocket {
         wire::send(&mut stream, &RelayHello::Output { error })?;
         let mut answer = [0];
         stream.read_exact(&mut answer)?;
-        if answer == [DONE] { Ok(stream) } else { Err(io::Error::other("it is not understood")) }
+        if answer == [DONE] { Ok(stream) } else { Err(io::Error::other("unexpected response")) }
     }
 }
 
 impl UpstreamRoute for ControlSocket {
     fn connect(&self, port: u16) -> io::Result<UnixStream> {
-        // A full backlog of a container that is paused must not hold up the caller.
+        // A full backlog of a paused container must not block the caller.
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", self.0.as_raw_fd()))?;
@@ -331,7 +331,7 @@ fn ask<T: serde::de::DeserializeOwned>(stream: &mut UnixStream, hello: &RelayHel
     wire::receive(stream)
 }
 
-/// The number on this host of a process that is `pid` in the PID namespace with this inode.
+/// The PID on this host of process `pid` in the PID namespace with this inode.
 fn pid_outside(pid: i32, namespace: u64) -> Option<i32> {
     let name = format!("pid:[{namespace}]");
     let numbers = std::fs::read_dir("/proc").ok()?.flatten();
@@ -401,7 +401,7 @@ impl Process for EngineProcess {
         self.wire.kill();
     }
 
-    /// Nothing on this host is certain to be it.
+    /// No process on this host is certain to be this one.
     fn signal_handle(&self) -> Option<SignalHandle> {
         None
     }

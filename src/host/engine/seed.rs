@@ -1,10 +1,10 @@
-//! `--sandbox-server inside`: a container with the server in it as well, in the shape that OpenWork's first host gave it, since
-//! images and scripts rely on that: the workspace at /workspace, what stays at /persist, the programs and `entrypoint.sh` below
-//! /persist/openwork-orchestrator-sandbox/NAME, the server on port 8787 of the container.
+//! `--sandbox-server inside`: a container that also contains the server, in the layout of OpenWork's first host, on
+//! which images and scripts rely: the workspace at /workspace, persistent files at /persist, the programs and
+//! `entrypoint.sh` below /persist/openwork-orchestrator-sandbox/NAME, the server on port 8787 of the container.
 //!
-//! What was wrong with that shape is not: the programs are mounted and not copied, secrets come by a file for the engine's
-//! program alone and stand in no script, the port is published on one address, and the container ends when the input of the
-//! engine's program does, which is when the host has ended.
+//! It corrects the flaws of that layout: programs are mounted instead of copied, secrets are passed in a file for the
+//! engine's program instead of a script, the port is published on one address, and the container ends with the input
+//! of the engine's program, so when the host ends.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -16,24 +16,24 @@ use crate::base::{At, Result};
 use crate::lifecycle::sandbox::FOLDER;
 use crate::store::file;
 
-/// The folder in the persistent one, as OpenWork's orchestrator names it.
+/// The folder in the persistent folder, as OpenWork's orchestrator names it.
 const STAGING: &str = "openwork-orchestrator-sandbox";
 /// The server's port in the container.
 const PORT: u16 = 8787;
 
-/// A container with the server in it.
+/// A container that also contains the server.
 pub struct ServerContainer<'a> {
-    /// What it has in common with one that has OpenCode alone.
+    /// The settings that it shares with a container for OpenCode alone.
     pub plan: &'a EnginePlan,
-    /// The folder of the host for what is mounted: in berth's data folder, where no container can write.
+    /// The host folder for mounted files: in berth's data folder, where no container can write.
     pub staging: &'a Path,
     /// berth's program on the host.
     pub server: &'a Path,
-    /// Where the port is published; 0: anywhere on that address.
+    /// The published address; port 0: any free port.
     pub publish: SocketAddr,
     /// The port of 127.0.0.1 at which a bot in the container is published: it takes no credential.
     pub bot: Option<(u16, u16)>,
-    /// Further words for the server.
+    /// Further arguments of the server.
     pub words: &'a [String],
 }
 
@@ -43,10 +43,10 @@ impl ServerContainer<'_> {
         format!("{HOME}/{STAGING}/{}", self.plan.name)
     }
 
-    /// Makes the folders, `entrypoint.sh` and the places of the programs.
+    /// Creates the folders, `entrypoint.sh` and the mount points of the programs.
     ///
     /// # Errors
-    /// When one cannot be made.
+    /// If one cannot be created.
     pub fn stage(&self) -> Result<()> {
         self.unstage()?;
         file::create_dir_private(&self.plan.persist)?;
@@ -54,7 +54,7 @@ impl ServerContainer<'_> {
         let sidecars = self.staging.join("sidecars");
         for folder in [self.staging, sidecars.as_path()] {
             file::create_dir_private(folder)?;
-            // For the container's user; others of this machine cannot get as far as this.
+            // For the container's user. Other users of this machine cannot reach this folder.
             rustix::fs::chmod(folder, Mode::from_raw_mode(0o755)).at("open to the sandbox's user", folder)?;
         }
         for name in ["opencode", "openwork-server"] {
@@ -66,7 +66,7 @@ impl ServerContainer<'_> {
     /// Removes them.
     ///
     /// # Errors
-    /// When something of them cannot be removed.
+    /// If one cannot be removed.
     pub fn unstage(&self) -> Result<()> {
         match (self.staging.parent(), self.staging.file_name().and_then(|name| name.to_str())) {
             (Some(above), Some(name)) => crate::store::tree::remove_tree(above, name),
@@ -91,7 +91,7 @@ impl ServerContainer<'_> {
         )
     }
 
-    /// The words of the engine's command line; `env_file` has the secrets.
+    /// The arguments of the engine's command line. `env_file` has the secrets.
     pub fn command_line(&self, env_file: &Path) -> Vec<String> {
         let plan = self.plan;
         let mut words = EngineWords::default();
