@@ -42,7 +42,7 @@ fn a_system_one_folder_down_is_imported_from_there() {
         assert!(root.join("usr/bin/sh").is_file() && !root.join("metadata.yaml").exists());
         assert_eq!(fs::read_link(root.join("bin")).unwrap().to_str(), Some("usr/bin"));
         let mode = std::os::unix::fs::MetadataExt::mode(&fs::metadata(&root).unwrap());
-        assert_eq!(mode & 0o7777, 0o755, "everybody enters");
+        assert_eq!(mode & 0o7777, 0o755, "every user may enter");
     }
     // An ambiguous folder is not chosen, and a link that leads out of the tree is not followed.
     let two = system(system(Tape::default(), "a"), "b");

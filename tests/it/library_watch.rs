@@ -32,14 +32,14 @@ fn workspace(server: &Server, fields: Value) -> PathBuf {
 }
 
 #[track_caller]
-fn comes(folder: &Path, path: &str, text: &str) {
+fn wait_for_text(folder: &Path, path: &str, text: &str) {
     wait_for(&format!("{text:?} in {path}"), secs(30), || {
         fs::read_to_string(folder.join(path)).is_ok_and(|found| found.contains(text)).then_some(())
     });
 }
 
 #[track_caller]
-fn goes(folder: &Path, path: &str) {
+fn wait_until_removed(folder: &Path, path: &str) {
     wait_for(&format!("{path} to go"), secs(30), || (!folder.join(path).exists()).then_some(()));
 }
 
@@ -52,29 +52,29 @@ fn hand_edits_reach_the_workspaces_that_use_the_entry() {
     let other = workspace(&server, json!({}));
     // None of it existed when the server began to watch.
     write(&library, "skill/py/SKILL.md", "# First\n");
-    comes(&using, ".claude/skills/py/SKILL.md", "# First");
+    wait_for_text(&using, ".claude/skills/py/SKILL.md", "# First");
     write(&library, "skill/py/docs/deep/more.md", "more");
-    comes(&using, ".opencode/skill/py/docs/deep/more.md", "more");
+    wait_for_text(&using, ".opencode/skill/py/docs/deep/more.md", "more");
     write(&library, "tool/door.ts", "export {}");
-    comes(&using, ".opencode/tool/door.ts", "export {}");
+    wait_for_text(&using, ".opencode/tool/door.ts", "export {}");
     write(&library, "command/ship.md", "---\ndescription: Ship\n---\nShip it\n");
-    comes(&using, ".claude/commands/ship.md", "Ship it");
+    wait_for_text(&using, ".claude/commands/ship.md", "Ship it");
     write(&library, "plugins.json", "{\"notify\": {\"package\": \"@acme/notify\"}}");
-    comes(&using, "opencode.json", "@acme/notify");
+    wait_for_text(&using, "opencode.json", "@acme/notify");
     write(
         &library,
         "mcp/servers.json",
         "{\"docs\": {\"type\": \"remote\", \"url\": \"http://127.0.0.1:9/x\"}}",
     );
-    comes(&using, "opencode.json", "127.0.0.1:9");
+    wait_for_text(&using, "opencode.json", "127.0.0.1:9");
     // As editors save: a new file replaces the old one.
     write(&library, "skill/py/.SKILL.md.swp", "# Second\n");
     fs::rename(library.join("skill/py/.SKILL.md.swp"), library.join("skill/py/SKILL.md")).unwrap();
-    comes(&using, ".claude/skills/py/SKILL.md", "# Second");
+    wait_for_text(&using, ".claude/skills/py/SKILL.md", "# Second");
     fs::remove_dir_all(library.join("skill/py/docs")).unwrap();
-    goes(&using, ".opencode/skill/py/docs/deep/more.md");
+    wait_until_removed(&using, ".opencode/skill/py/docs/deep/more.md");
     fs::remove_file(library.join("tool/door.ts")).unwrap();
-    goes(&using, ".opencode/tool/door.ts");
+    wait_until_removed(&using, ".opencode/tool/door.ts");
     assert_eq!(fs::read_dir(&other).unwrap().count(), 0, "this workspace does not use the entry");
 
     // The whole folder is recreated, as by `git clone`.
@@ -83,16 +83,16 @@ fn hand_edits_reach_the_workspaces_that_use_the_entry() {
     fs::rename(&library, library.with_extension("old")).unwrap();
     server.owner().refused(503, "unavailable", "GET", "/api/library/skill", None);
     fs::rename(&next, &library).unwrap();
-    comes(&using, ".claude/skills/py/SKILL.md", "# Third");
-    goes(&using, ".claude/commands/ship.md");
+    wait_for_text(&using, ".claude/skills/py/SKILL.md", "# Third");
+    wait_until_removed(&using, ".claude/commands/ship.md");
     write(&library, "skill/py/SKILL.md", "# Fourth\n");
-    comes(&using, ".claude/skills/py/SKILL.md", "# Fourth");
+    wait_for_text(&using, ".claude/skills/py/SKILL.md", "# Fourth");
 
     // Changes made while no server is running take effect at the next start.
     server.stop();
     write(&library, "skill/py/SKILL.md", "# Fifth\n");
     let server = setup.start();
-    comes(&using, ".claude/skills/py/SKILL.md", "# Fifth");
+    wait_for_text(&using, ".claude/skills/py/SKILL.md", "# Fifth");
     let written = || fs::metadata(using.join(".claude/skills/py/SKILL.md")).unwrap().modified().unwrap();
     let before = written();
     server.stop();
@@ -236,7 +236,7 @@ fn a_broken_file_of_any_kind_affects_no_other() {
     owner.post(200, &format!("{all}/sync"), json!({}));
     // It arrives after it was repaired by hand.
     write(&library, "skill/binary/SKILL.md", "# Mended\n");
-    comes(&folder, ".claude/skills/binary/SKILL.md", "# Mended");
+    wait_for_text(&folder, ".claude/skills/binary/SKILL.md", "# Mended");
 }
 
 #[test]

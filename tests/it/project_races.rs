@@ -159,7 +159,7 @@ fn project_files_are_never_accessed_through_a_swapped_link() {
         assert!(reads > 0 && writes > 0, "{swapped:?}: {reads} reads and {writes} writes succeeded");
         assert_eq!(look(&outside), before, "{swapped:?}: something outside was changed");
     }
-    // No lock and no partial file remains.
+    // No lock blocks the next write.
     clear(&project.work);
     wait_for("a write to work again", secs(20), || {
         let body = json!({"opencode": {"model": "a/b"}});

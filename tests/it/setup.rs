@@ -32,7 +32,7 @@ const MACHINE: &str = r#"
     exec chroot . "$@"
 "#;
 
-/// Removes the programs that container workspaces need, and the package managers that are not tested.
+/// Removes the programs and keys that container workspaces need.
 const BARE: &str = "rm -f /usr/bin/systemd-nspawn /usr/sbin/debootstrap /usr/share/keyrings/*-archive-keyring.gpg \
                     /usr/bin/pacstrap /usr/share/keyrings/archlinux*; rm -rf /etc/pacman.d/gnupg\n";
 

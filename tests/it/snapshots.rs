@@ -274,8 +274,8 @@ fn hold_copy(server: &Server) -> u32 {
     found
 }
 
-/// Prolongs a copy; the result of the request is returned afterwards.
-fn held(place: &Place<'_>, call: &str, body: Value) -> (u32, mpsc::Receiver<Reply>) {
+/// Starts the request `call` and stops its copy; returns the pid of the copy, and the channel of the response.
+fn request_with_stopped_copy(place: &Place<'_>, call: &str, body: Value) -> (u32, mpsc::Receiver<Reply>) {
     let (client, path) = (place.server.owner(), place.path(call));
     let (tell, response) = mpsc::channel();
     let body = serde_json::to_vec(&body).unwrap();
@@ -303,7 +303,7 @@ fn other_operations_are_refused_during_a_snapshot_without_waiting() {
     place.sh("echo two > /root/state");
     let restoring = again.strip_prefix(&place.path("")).unwrap().to_owned();
     for call in ["/snapshots", "/clone", restoring.as_str()] {
-        let (copy, reply) = held(&place, call, json!({}));
+        let (copy, reply) = request_with_stopped_copy(&place, call, json!({}));
         let started = Instant::now();
         for (method, path) in [
             ("POST", place.path("/snapshots")),
@@ -345,7 +345,7 @@ fn snapshots_can_be_cancelled_and_their_workspace_deleted() {
     let before = server.owner().get(200, "/api/workspaces");
     let restoring = format!("/snapshots/{}/restore", taken["id"].as_str().unwrap());
     for call in ["/snapshots", "/clone", restoring.as_str()] {
-        let (_, reply) = held(&place, call, json!({}));
+        let (_, reply) = request_with_stopped_copy(&place, call, json!({}));
         place.client.call("DELETE", &place.path("/build"), None).expect(200);
         let reply = reply.recv_timeout(secs(60)).unwrap();
         assert_eq!((reply.status, &reply.value()["code"]), (409, &json!("cancelled")), "{reply}");
@@ -355,7 +355,7 @@ fn snapshots_can_be_cancelled_and_their_workspace_deleted() {
     assert_eq!(server.owner().get(200, "/api/workspaces"), before);
     assert_eq!(names(&place), ["one"]);
 
-    let (_, reply) = held(&place, "/clone", json!({}));
+    let (_, reply) = request_with_stopped_copy(&place, "/clone", json!({}));
     place.delete();
     assert_eq!(reply.recv_timeout(secs(60)).unwrap().status, 409);
     assert_eq!(server.owner().get(200, "/api/workspaces").as_array().unwrap().len(), 1, "the host alone");
@@ -382,7 +382,7 @@ fn only_complete_snapshots_remain_after_kill_9() {
                 "restore" => format!("/snapshots/{}/restore", taken.as_str().unwrap()),
                 call => call.to_owned(),
             };
-            let (copy, _) = held(&place, &call, json!({}));
+            let (copy, _) = request_with_stopped_copy(&place, &call, json!({}));
             std::mem::forget(place);
             // It may have been stopped before it created a file.
             if call != "/clone" {

@@ -159,7 +159,7 @@ fn folders_swapped_for_links_are_never_followed() {
             let _ = fs::rename(format!("{path}.real"), path);
         }
     }
-    // No partial upload remains.
+    // No abandoned upload blocks the next one.
     wait_for("an upload to work again", secs(20), || (trays.put("last", b"1").status == 200).then_some(()));
 }
 
