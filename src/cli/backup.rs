@@ -497,7 +497,7 @@ impl Destination {
     fn keep(self) -> Result<()> {
         let Some((part, path)) = &self.names else { return Ok(()) };
         self.out.sync_all().at("write", part)?;
-        // Not over a file that has appeared meanwhile.
+        // A file that was created in the meantime is not replaced.
         match fs::hard_link(part, path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error).at("write", path),
             // A file system without links.

@@ -220,7 +220,7 @@ impl SandboxChooser<'_> {
         if kind == EngineKind::Docker && pull == SandboxPull::Never {
             command.image(&image, &cgroups).map_err(|error| {
                 let message = format!(
-                    "the engine has no image {image}; `docker pull {image}` or --sandbox-pull missing gets it ({})",
+                    "the engine has no image {image}; pull it with `docker pull {image}` or --sandbox-pull missing ({})",
                     error.message()
                 );
                 Error::new(Code::Unavailable, message)

@@ -33,7 +33,7 @@ const LISTENING: &str = "listening on http://";
 pub(super) struct OutputFacts {
     /// The address on which it listens, or an error if it is invalid.
     pub(super) address: Option<Result<SocketAddr, String>>,
-    /// Its last line on standard error.
+    /// The last line that OpenCode printed on standard error.
     pub(super) last_error: Option<String>,
 }
 

@@ -408,7 +408,7 @@ fn shown(pid: Option<i32>) -> String {
 }
 
 /// The delay before a restart. There is none before the first one, because most exits are single events and clients
-/// wait. Then it doubles from one second.
+/// wait. From the second restart on it starts at one second and doubles.
 fn pause(ends: usize) -> Duration {
     let doublings = u32::try_from(ends.saturating_sub(2)).unwrap_or(u32::MAX).min(10);
     if ends < 2 { Duration::ZERO } else { Duration::from_secs(1 << doublings).min(MAX_RESTART_DELAY) }

@@ -68,7 +68,7 @@ impl TemplateFields {
 #[derive(Clone, Debug, Serialize)]
 pub struct Template {
     pub name: String,
-    /// Its file below the library.
+    /// The path of its file in the library.
     pub path: String,
     /// The content of the file.
     #[serde(flatten)]
@@ -82,7 +82,7 @@ pub struct TemplateSummary {
     /// A description for users.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// Its file below the library.
+    /// The path of its file in the library.
     pub path: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub distro: Option<String>,

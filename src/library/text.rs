@@ -22,10 +22,10 @@ pub enum TextKind {
 #[derive(Debug, Serialize)]
 pub struct TextSummary {
     pub name: String,
-    /// From the head of the text.
+    /// The description in the front matter or first comment.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// Its file below the library.
+    /// The path of its file in the library.
     pub path: String,
     /// Why it cannot be used.
     #[serde(skip_serializing_if = "Option::is_none")]

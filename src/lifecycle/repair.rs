@@ -83,7 +83,7 @@ impl Lifecycle {
             WorkspaceJob::RerunInit => "the init script; run it again",
             WorkspaceJob::Restore | WorkspaceJob::Clone => {
                 "the restore of a snapshot, and the files are either those of before or those of the snapshot; \
-                 restore again, or build to go on with what there is"
+                 restore again, or build to continue with the current files"
             }
         };
         if let Ok(root) = self.files(workspace) {

@@ -73,7 +73,7 @@ pub struct WorkspaceFields {
 pub struct UpdateWorkspace {
     /// The new label.
     pub name: Option<String>,
-    /// A label without effect; blank clears.
+    /// A label without effect. A blank text removes it.
     pub template: Option<String>,
     #[serde(flatten)]
     pub fields: WorkspaceFields,

@@ -374,7 +374,9 @@ fn a_folder_that_is_swapped_before_the_engine_mounts_it_is_noticed() {
     let ended = place.run(&arguments);
     assert!(
         ended.code == Some(1)
-            && ended.stderr.contains("/workspace/extra/one in the container is not what was checked"),
+            && ended
+                .stderr
+                .contains("/workspace/extra/one in the container is not the file that was checked"),
         "{ended:?}"
     );
     nothing_is_left(&place, &docker, "openwork-orchestrator-it-swap");

@@ -100,7 +100,7 @@ impl EnginePlan {
         let image = &self.image;
         if said.contains("No such image") || said.contains("image not known") {
             let message = format!(
-                "The engine has no image {image}; `docker pull {image}` or --sandbox-pull missing gets it"
+                "The engine has no image {image}; pull it with `docker pull {image}` or --sandbox-pull missing"
             );
             return Error::new(Code::Unavailable, message);
         }

@@ -179,7 +179,7 @@ impl EngineSandbox {
                 return Err(Error::new(
                     Code::Unavailable,
                     format!(
-                        "The container {name} does not run berth's program; --sandbox-image may be of another kind of machine"
+                        "The container {name} does not run berth's program; --sandbox-image may be for another architecture"
                     ),
                 ));
             }
@@ -187,7 +187,7 @@ impl EngineSandbox {
         };
         let stat = fstat(&socket).at("look at", SOCKET)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
-            return Err(Error::internal("the container made no socket"));
+            return Err(Error::internal("the container created no socket"));
         }
         let door = Arc::new(ControlSocket(socket));
         let mut lease = door.open().at("connect to", "the container")?;
@@ -198,7 +198,7 @@ impl EngineSandbox {
         for ((target, identity), found) in checked.iter().zip(files.found) {
             if found != Some(*identity) {
                 let message = format!(
-                    "{target} in the container is not what was checked: its source was replaced, or the engine has other files"
+                    "{target} in the container is not the file that was checked: its source was replaced, or the engine has other files"
                 );
                 return Err(Error::new(Code::MountNotAllowed, message));
             }

@@ -226,7 +226,7 @@ impl SyncRun<'_> {
         Ok(match self.root.read(path, bytes) {
             Ok(Some(found)) if right_mode => ExistingFile::File(found),
             Ok(Some(found)) => ExistingFile::OtherMode(found),
-            // It has changed since.
+            // The file was changed after it was inspected.
             Ok(None) | Err(_) => ExistingFile::Other,
         })
     }
