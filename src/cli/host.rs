@@ -80,10 +80,10 @@ struct Announcement {
     outcome: Arc<Mutex<HostOutcome>>,
 }
 
-/// What a start has come to.
+/// The outcome of a start.
 struct HostOutcome {
     code: ExitCode,
-    /// Standard output has the document already.
+    /// The document was printed.
     printed: bool,
 }
 

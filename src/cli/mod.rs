@@ -1,5 +1,5 @@
-//! The command line: which subcommand, what it prints, which exit code. One file a subcommand; what flags mean is
-//! `config`'s business. Runs on the main thread.
+//! The command line: subcommands, their output and exit codes. One file per subcommand. Flags are parsed by `config`.
+//! Runs on the main thread.
 
 pub mod approvals;
 pub mod backup;
@@ -38,7 +38,7 @@ use crate::runs::keeper;
 
 /// Runs berth with the arguments of the process, the program's name first.
 pub fn run(args: Vec<OsString>) -> ExitCode {
-    // First of all: the agent starts inside a container that waits for it.
+    // Checked first, because a container waits for its agent to start.
     if args.get(1).is_some_and(|arg| arg == "agent") {
         crate::containers::agent::main();
     }
@@ -51,7 +51,7 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-/// What an error ends with; the help text lists them.
+/// The exit code for an error. The help text lists them.
 fn exit_code(error: &Error) -> ExitCode {
     ExitCode::from(match error.code() {
         Code::Config => 2,
@@ -60,7 +60,7 @@ fn exit_code(error: &Error) -> ExitCode {
     })
 }
 
-/// What berth starts for itself, under whichever name it was called.
+/// Commands with which berth starts itself, under any program name.
 const OWN: [&str; 7] = ["host", "probe", "attach", "keeper", "enclose", "relay", "seed"];
 
 fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
@@ -92,7 +92,7 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
         Some("restore") => restore::run(&words[1..]),
         Some("install") => install::install(&words[1..]),
         Some("uninstall") => install::uninstall(&words[1..]),
-        // A single thread, as the agent: a probe forks.
+        // Single-threaded like the agent, because a probe forks.
         Some("probe") => Ok(crate::doctor::child::main(&words[1..])),
         Some("attach") => Ok(binds::main(&words[1..])),
         Some("keeper") => Ok(keeper::child::main(resume)),
@@ -127,7 +127,7 @@ fn help(command: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// The command line of a command, or the exit code when it asks for help or the version, which is printed.
+/// The parsed command line, or the exit code if help or the version was requested and printed.
 fn line(command: &str, words: &[String]) -> Result<Result<CommandLine, ExitCode>> {
     line_in(command, words, Style::Strict)
 }
@@ -145,7 +145,7 @@ fn version() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// To stdout; a reader that has gone is no failure (`berth --help | head -1`).
+/// Prints to stdout. A reader that has closed the pipe is no failure (`berth --help | head -1`).
 fn print(text: &str) {
     let mut out = io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
