@@ -117,13 +117,13 @@ fn forbidden_addresses_are_refused_in_every_spelling() {
         ("http://0:4096".into(), "not identify a single host"),
         ("http://[::]:4096".into(), "not identify a single host"),
         ("http://224.0.0.1".into(), "not identify a single host"),
-        ("https://example.org".into(), "tunnel or a proxy on this machine"),
+        ("https://example.org".into(), "tunnel or proxy on this machine"),
         ("http://u:p@127.0.0.1:4096".into(), "opencodeUsername"),
         ("file:///etc/passwd".into(), "http://"),
         ("gopher://127.0.0.1:6379".into(), "http://"),
         ("http://".into(), "no valid host"),
         ("nonsense".into(), "not a URL"),
-        ("http://there-is-no.invalid".into(), "not known"),
+        ("http://there-is-no.invalid".into(), "does not resolve"),
     ] {
         let reply = owner.refused(400, "invalid_base_url", "PATCH", &path, Some(json!({ "baseUrl": url })));
         assert!(reply["message"].as_str().unwrap().contains(why), "{url}: {reply}");
