@@ -197,7 +197,7 @@
 //! ```text
 //! DATA is the data folder, WORKSPACE is DATA/workspaces/ID.
 //!
-//! DATA/lock                      flock: one server
+//! DATA/lock                      flock: one server; its pid and its addresses
 //! DATA/format                    the version of all files here (store/format.rs)
 //! DATA/credentials.json          generated tokens, 0600
 //! DATA/naming_key                key of the names that the client and host tokens have in the audit log, 0600

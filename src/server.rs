@@ -210,7 +210,7 @@ pub fn run_with(
     }
     crate::proc::sys::return_large_blocks_to_kernel();
     file::create_dir_private(&settings.data_dir)?;
-    let _lock = DataLock::take(&settings.data_dir)?;
+    let lock = DataLock::take(&settings.data_dir)?;
     // `config` has checked it, but another version may have run in between.
     format::record(&settings.data_dir)?;
     let signals = Signals::catch()?;
@@ -280,6 +280,7 @@ pub fn run_with(
         end_workers: Pool::new("end", 0, END_WORKERS, limits::CONNECTIONS)?,
     });
     announce::announce(&ctx, &settings, &doors, up.is_none());
+    lock.record_addresses(doors.addresses());
     let address = doors.addresses().first().map(ToString::to_string).unwrap_or_default();
     let http = Arc::new(accept::HttpServers::new(settings.http_threads, gate::PROBE_HEADER, {
         let ctx = ctx.clone();

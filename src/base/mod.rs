@@ -19,6 +19,7 @@ mod redact_text;
 pub mod repeat_limiter;
 pub mod service_manager;
 pub mod shares;
+pub mod size;
 pub mod thread;
 pub mod truncate;
 

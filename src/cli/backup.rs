@@ -10,12 +10,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, IsTerminal as _, Write};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat};
+use rustix::io::Errno;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -81,9 +83,15 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
     let plan = config::resolve_tokens(&asked, &config::process_env, &current_dir)?;
     let data_dir = &plan.data_dir;
-    if !data_dir.join("workspaces").is_dir() {
-        let problem = "has no data of berth; --data-dir names another folder";
-        return Err(Error::config(data_dir.display(), problem));
+    match fs::metadata(data_dir.join("workspaces")) {
+        Ok(found) if found.is_dir() => {}
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(super::unreadable(data_dir, error));
+        }
+        _ => {
+            let problem = "has no data of berth; --data-dir names another folder";
+            return Err(Error::config(data_dir.display(), problem));
+        }
     }
     let cancel = Cancel::new()?;
     super::doctor::on_interrupt(&cancel)?;
@@ -321,7 +329,13 @@ impl BackupWork<'_> {
         let mut root = None;
         if self.containers && workspace.is_container() {
             *taken = self.snapshot(workspace)?;
-            root = saved::save(&workspace.folder, &workspace.path(), *taken)?;
+            root = saved::save(&workspace.folder, &workspace.path(), *taken).map_err(|error| {
+                let hint = "repair it, or leave containers out with --without-containers";
+                Error::new(
+                    error.code(),
+                    format!("The workspace {}: {}; {hint}", workspace.id, error.message()),
+                )
+            })?;
         }
         let name = format!("workspaces/{}", workspace.id);
         let (with_root, prefix) = (root.is_some(), format!("{name}/"));
@@ -448,14 +462,20 @@ fn is_temporary(path: &[u8]) -> bool {
     std::str::from_utf8(name).is_ok_and(is_temp_name)
 }
 
-/// Where the archive goes. A file appears when it is whole.
+/// Where the archive goes. A file appears when it is complete: until then it has no name (O_TMPFILE), so that a backup that
+/// is killed leaves nothing. On file systems that cannot do this it has a temporary name, which the next backup into the
+/// folder removes.
 struct Destination {
     out: File,
-    /// Where the checksums wait.
+    /// Where the checksums are written meanwhile.
     folder: PathBuf,
-    /// The file in the making, and what it will be.
-    names: Option<(PathBuf, PathBuf)>,
+    /// The file to be.
+    path: Option<PathBuf>,
+    /// The temporary name.
+    part: Option<PathBuf>,
 }
+
+const PART: &str = ".part-";
 
 impl Destination {
     fn stdout() -> Result<Destination> {
@@ -464,7 +484,7 @@ impl Destination {
             return Err(Error::config("-", "a backup is not for a terminal; name a file"));
         }
         let out = io::stdout().as_fd().try_clone_to_owned().at("open", "standard output")?;
-        Ok(Destination { out: File::from(out), folder: std::env::temp_dir(), names: None })
+        Ok(Destination { out: File::from(out), folder: std::env::temp_dir(), path: None, part: None })
     }
 
     fn file(path: &Path, data_dir: &Path) -> Result<Destination> {
@@ -475,43 +495,67 @@ impl Destination {
         let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(Error::config(path.display(), "is not the name of a file"));
         };
-        let real = |path: &Path| fs::canonicalize(path).map_err(|error| Error::config(path.display(), error));
+        let real = |path: &Path| fs::canonicalize(path).map_err(|error| super::unreadable(path, error));
         if real(folder)?.starts_with(real(data_dir)?) {
             let problem = "is in the data folder itself; name a file elsewhere";
             return Err(Error::config(path.display(), problem));
         }
-        let prefix = format!(".{}.part-", name.to_string_lossy());
-        // What a backup that was killed has left is not locked.
-        for entry in fs::read_dir(folder).map_err(|error| Error::config(folder.display(), error))?.flatten() {
-            let old = entry.file_name().to_string_lossy().starts_with(&prefix);
-            if old && File::open(entry.path()).is_ok_and(|file| lock(&file)) {
-                let _ = fs::remove_file(entry.path());
+        sweep(folder)?;
+        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        let (out, part) = match rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(out) => (File::from(out), None),
+            // open(2): not every file system supports it.
+            Err(Errno::OPNOTSUPP | Errno::ISDIR) => {
+                let part = folder.join(format!(".{}{PART}{}", name.to_string_lossy(), Uuid::new_v4()));
+                let out = File::options().write(true).create_new(true).mode(0o600).open(&part);
+                (out.at("write", &part)?, Some(part))
             }
-        }
-        let part = folder.join(format!("{prefix}{}", Uuid::new_v4()));
-        let out = File::options().write(true).create_new(true).mode(0o600).open(&part).at("write", &part)?;
+            Err(error) => return Err(error).at("write", path),
+        };
         lock(&out);
-        Ok(Destination { out, folder: folder.to_owned(), names: Some((part, path.to_owned())) })
+        Ok(Destination { out, folder: folder.to_owned(), path: Some(path.to_owned()), part })
     }
 
     fn keep(self) -> Result<()> {
-        let Some((part, path)) = &self.names else { return Ok(()) };
-        self.out.sync_all().at("write", part)?;
-        // A file that was created in the meantime is not replaced.
-        match fs::hard_link(part, path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error).at("write", path),
-            // A file system without links.
-            Err(_) => fs::rename(part, path).at("write", path),
-            // The other name goes with `self`.
-            Ok(()) => Ok(()),
-        }?;
+        let Some(path) = &self.path else { return Ok(()) };
+        self.out.sync_all().at("write", path)?;
+        // Neither way replaces a file that was created in the meantime.
+        match &self.part {
+            None => {
+                // open(2), O_TMPFILE: without a capability this is how such a file gets a name.
+                let unnamed = format!("/proc/self/fd/{}", self.out.as_raw_fd());
+                linkat(CWD, unnamed, CWD, path, AtFlags::SYMLINK_FOLLOW).at("write", path)?;
+            }
+            Some(part) => match fs::hard_link(part, path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error).at("write", path)?,
+                // A file system without links.
+                Err(_) => fs::rename(part, path).at("write", path)?,
+                // The other name goes with `self`.
+                Ok(()) => {}
+            },
+        }
         file::sync_folder_at(&self.folder)
     }
 }
 
+/// Removes what backups that were killed have left in the folder: what a backup still writes is locked.
+fn sweep(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(|error| super::unreadable(folder, error))?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let id = name.strip_prefix('.').and_then(|name| name.rsplit_once(PART)).map(|(_, id)| id);
+        let old = id.is_some_and(|id| Uuid::try_parse(id).is_ok())
+            // A FIFO of this name would be waited for.
+            && entry.file_type().is_ok_and(|kind| kind.is_file());
+        if old && File::open(entry.path()).is_ok_and(|file| lock(&file)) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    Ok(())
+}
+
 impl Drop for Destination {
     fn drop(&mut self) {
-        if let Some((part, _)) = &self.names {
+        if let Some(part) = &self.part {
             let _ = fs::remove_file(part);
         }
     }

@@ -11,6 +11,7 @@ use serde_json::Value;
 use ureq::Agent;
 use ureq::unversioned::transport::TcpConnector;
 
+use super::unix_socket::UnixConnector;
 use crate::base::{Error, Result, limits, logging};
 use crate::config::{self, ClientPlan, CommandLine, FlagValues};
 use crate::opencode::HostLookup;
@@ -19,6 +20,8 @@ use crate::proc::{Cgroups, CgroupsHandle};
 /// A client of a server.
 pub(super) struct ApiClient {
     agent: Agent,
+    /// The beginning of URLs: the server's own, or anything for a Unix socket.
+    base: String,
     pub(super) plan: ClientPlan,
 }
 
@@ -47,12 +50,15 @@ pub(super) fn of(line: &CommandLine) -> Result<ApiClient> {
     let plan = config::resolve_client(line, &config::process_env, &current_dir)?;
     // Proxies of the environment are for external hosts, so none is used.
     let config = Agent::config_builder().http_status_as_error(false).max_redirects(0).proxy(None).build();
-    let agent = Agent::with_parts(
-        config,
-        TcpConnector::default(),
-        HostLookup::new(Cgroups::from_handle(CgroupsHandle::default())),
-    );
-    Ok(ApiClient { agent, plan })
+    let lookup = HostLookup::new(Cgroups::from_handle(CgroupsHandle::default()));
+    let (agent, base) = match plan.url.strip_prefix("unix:") {
+        Some(path) => {
+            let connector = UnixConnector(path.into());
+            (Agent::with_parts(config, connector, lookup), "http://127.0.0.1".to_owned())
+        }
+        None => (Agent::with_parts(config, TcpConnector::default(), lookup), plan.url.clone()),
+    };
+    Ok(ApiClient { agent, base, plan })
 }
 
 impl ApiClient {
@@ -139,7 +145,7 @@ impl ApiClient {
         body: Option<&Value>,
         patience: Duration,
     ) -> Result<ureq::http::Response<ureq::Body>> {
-        let url = format!("{}{path}", self.plan.url);
+        let url = format!("{}{path}", self.base);
         let mut request = ureq::http::Request::builder().method(method).uri(&url);
         if let Some(token) = &self.plan.host_token {
             request = request.header("X-OpenWork-Host-Token", token);

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{self, IsTerminal as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
@@ -15,17 +15,21 @@ use super::setup::{agreed, ended};
 use crate::base::{At, Error, Result, limits};
 use crate::config::{CommandLine, FlagValues};
 use crate::proc::tools;
-use crate::store::{file, tree};
+use crate::store::beneath::Root;
+use crate::store::tree;
 
 /// The unit, with the paths of the package.
 const UNIT: &str = include_str!("../../assets/packaging/systemd/berth.service");
 const UNIT_PATH: &str = "/etc/systemd/system/berth.service";
+/// What `systemctl enable` makes of the unit's `WantedBy=`.
+const WANTED: &str = "/etc/systemd/system/multi-user.target.wants/berth.service";
 /// Where packages put theirs.
 const PACKAGED_UNITS: [&str; 2] =
     ["/usr/lib/systemd/system/berth.service", "/lib/systemd/system/berth.service"];
 const PACKAGED_BINARY: &str = "/usr/bin/berth";
 const SETTINGS: &str = "/etc/berth";
 const DATA: &str = "/var/lib/berth";
+const UNIT_BYTES: u64 = 1 << 20;
 const ENVIRONMENT: &str = include_str!("../../assets/packaging/deb/environment");
 /// A start may convert data, a stop waits for requests: the unit has limits of its own.
 const SYSTEMCTL: Duration = Duration::from_secs(900);
@@ -37,6 +41,117 @@ fn folder(flag: &str, value: Option<&String>) -> Result<Option<PathBuf>> {
     if absolute { Ok(Some(path)) } else { Err(Error::config(flag, "must be an absolute path without ..")) }
 }
 
+/// The folder for the binary. It is written into the unit, where other characters have a meaning (systemd.unit(5)).
+fn bin_folder(value: Option<&String>) -> Result<PathBuf> {
+    let plain = |c: char| c.is_alphanumeric() || "/._+-@:,=~".contains(c);
+    let bin = folder("--bin", value)?.unwrap_or_else(|| "/usr/local/bin".into());
+    match bin.to_string_lossy().chars().find(|c| !plain(*c)) {
+        None => Ok(bin),
+        Some(c) => Err(Error::config("--bin", format!("{c:?} cannot be in the path of a service's binary"))),
+    }
+}
+
+/// The tree into which a service is installed: this machine's own, or one below `--root`. Links in it lead where they
+/// would lead a machine that boots from it, so nothing outside of it is changed.
+struct Machine {
+    tree: Root,
+    /// `--root`.
+    root: Option<PathBuf>,
+}
+
+impl Machine {
+    fn open(root: Option<&Path>) -> Result<Machine> {
+        let top = root.unwrap_or(Path::new("/"));
+        Ok(Machine { tree: Root::open(top)?, root: root.map(Path::to_owned) })
+    }
+
+    /// The path of a file of the tree, for people.
+    fn shown(&self, path: &str) -> String {
+        match &self.root {
+            Some(root) => below(root, path),
+            None => path.to_owned(),
+        }
+    }
+
+    /// As [`Machine::installed`].
+    ///
+    /// # Errors
+    /// Also where berth is installed as a package.
+    fn own_or_none(&self) -> Result<Option<String>> {
+        for unit in PACKAGED_UNITS {
+            if self.tree.exists(unit)? {
+                return Err(Error::config(
+                    self.shown(unit),
+                    "berth is installed as a package here; use the package manager to upgrade or remove it",
+                ));
+            }
+        }
+        self.installed()
+    }
+
+    /// The binary that the unit here starts; `None` without a unit of berth.
+    fn installed(&self) -> Result<Option<String>> {
+        let unit = self.tree.read(UNIT_PATH, UNIT_BYTES)?;
+        let unit = unit.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        let starts = unit.iter().flat_map(|unit| unit.lines());
+        let mut starts = starts.filter_map(|line| line.strip_prefix("ExecStart=")?.split(' ').next());
+        // Whatever else stands in a unit that was edited by hand is not removed.
+        let binary = starts.find(|path| path.starts_with('/') && path.ends_with("/berth"));
+        Ok(binary.map(str::to_owned))
+    }
+
+    /// A binary that runs cannot be written to, so it is replaced.
+    fn copy_binary(&self, to: &str) -> Result<()> {
+        let itself = Path::new("/proc/self/exe");
+        let ours = fs::metadata(itself).at("read", itself)?;
+        let there = self.tree.metadata(to)?;
+        if there.is_some_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
+            return Ok(());
+        }
+        self.make_parent(to)?;
+        self.tree.write_new(to, &fs::read(itself).at("read", itself)?, 0o755)
+    }
+
+    fn make_parent(&self, path: &str) -> Result<()> {
+        path.rsplit_once('/').map_or(Ok(()), |(parent, _)| self.tree.make_dirs(parent))
+    }
+
+    fn enable(&self) -> Result<()> {
+        if self.root.is_none() {
+            systemctl(&["daemon-reload"])?;
+            return systemctl(&["enable", "berth.service"]);
+        }
+        // `systemctl --root` takes absolute links in the tree for links to this machine's folders (systemd 252).
+        self.make_parent(WANTED)?;
+        self.tree.link_new(WANTED, UNIT_PATH)
+    }
+
+    fn disable(&self) -> Result<()> {
+        if self.root.is_none() {
+            return systemctl(&["disable", "--now", "berth.service"]);
+        }
+        self.tree.remove(WANTED).map(drop)
+    }
+
+    /// Removes a folder with all in it, unless something is still mounted there. A link goes with the folder that it names.
+    fn remove_folder(&self, path: &str) -> Result<()> {
+        if let Some(folder) = self.tree.real_path(path)? {
+            if let Some(mount) = tree::mounts_below(&folder)?.first() {
+                return Err(Error::internal(format!(
+                    "{} is still mounted, so {} was kept; unmount it and remove the folder",
+                    mount.display(),
+                    folder.display()
+                )));
+            }
+            let name = folder.file_name().and_then(|name| name.to_str());
+            if let (Some(parent), Some(name)) = (folder.parent(), name) {
+                tree::remove_tree(parent, name)?;
+            }
+        }
+        self.tree.remove(path).map(drop)
+    }
+}
+
 /// `berth install`
 ///
 /// # Errors
@@ -46,64 +161,62 @@ pub fn install(args: &[String]) -> Result<ExitCode> {
         Ok(asked) => asked,
         Err(code) => return Ok(code),
     };
-    let elsewhere = folder("--root", asked.root.as_ref())?;
-    if elsewhere.as_deref() == Some(Path::new("/")) {
-        return Err(Error::config("--root", "/ is this machine; leave --root out to install here"));
-    }
-    let root = elsewhere.clone().unwrap_or_else(|| "/".into());
-    let bin = folder("--bin", asked.bin.as_ref())?.unwrap_or_else(|| "/usr/local/bin".into()).join("berth");
-    refuse_packaged(&root)?;
-    let starts = elsewhere.is_none() && !asked.no_start;
-    check_host(elsewhere.is_some())?;
+    let root = root_folder(asked.root.as_ref())?;
+    let binary = bin_folder(asked.bin.as_ref())?.join("berth").display().to_string();
+    let shown = |path: &str| below(root.as_deref().unwrap_or(Path::new("/")), path);
+    let starts = root.is_none() && !asked.no_start;
+    check_host(root.is_some())?;
+    // A folder that is not there has no other service.
+    let there = root.as_ref().is_none_or(|root| root.exists());
+    let before = if there { Machine::open(root.as_deref())?.own_or_none()? } else { None };
+    let before = before.filter(|before| *before != binary);
     let mut steps = vec![
-        format!(
-            "copy this binary (version {}) to {}",
-            env!("CARGO_PKG_VERSION"),
-            below(&root, &bin).display()
-        ),
-        format!("make {SETTINGS} with server.json and environment, if they are not there"),
-        format!("write {}", below(&root, Path::new(UNIT_PATH)).display()),
+        format!("copy this binary (version {}) to {}", env!("CARGO_PKG_VERSION"), shown(&binary)),
+        format!("make {} with server.json and environment, if they are not there", shown(SETTINGS)),
+        format!("write {}", shown(UNIT_PATH)),
         "enable the service berth".to_owned(),
     ];
     if starts {
         steps.push("start it, or restart it if it runs".to_owned());
     }
+    steps.extend(before.as_ref().map(|before| format!("remove the binary of before, {}", shown(before))));
     let mut steps = InstallSteps::confirmed(&steps, asked.yes)?;
 
+    if let Some(root) = &root {
+        fs::create_dir_all(root).at("make", root)?;
+    }
+    let machine = Machine::open(root.as_deref())?;
     steps.next();
-    copy_binary(&below(&root, &bin))?;
+    machine.copy_binary(&binary)?;
     steps.next();
-    let settings = below(&root, Path::new(SETTINGS));
-    file::create_dir_private(&settings)?;
+    machine.tree.make_private_dir(SETTINGS)?;
     for (name, text) in [("server.json", "{}\n"), ("environment", ENVIRONMENT)] {
-        let path = settings.join(name);
-        if !path.exists() {
-            file::write_atomic(&path, text.as_bytes(), 0o600)?;
+        let path = format!("{SETTINGS}/{name}");
+        if !machine.tree.exists(&path)? {
+            machine.tree.write_new(&path, text.as_bytes(), 0o600)?;
         }
     }
     steps.next();
-    let unit = below(&root, Path::new(UNIT_PATH));
-    make_folder(unit.parent())?;
-    let start = format!("ExecStart={PACKAGED_BINARY} ");
-    file::write_atomic(
-        &unit,
-        UNIT.replace(&start, &format!("ExecStart={} ", bin.display())).as_bytes(),
-        0o644,
-    )?;
-    make_folder(Some(&below(&root, Path::new("/srv"))))?;
+    machine.make_parent(UNIT_PATH)?;
+    let unit = UNIT.replace(&format!("ExecStart={PACKAGED_BINARY} "), &format!("ExecStart={binary} "));
+    machine.tree.write_new(UNIT_PATH, unit.as_bytes(), 0o644)?;
+    machine.tree.make_dirs("/srv")?;
     steps.next();
-    match &elsewhere {
-        Some(root) => systemctl(&[&format!("--root={}", root.display()), "enable", "berth.service"])?,
-        None => {
-            systemctl(&["daemon-reload"])?;
-            systemctl(&["enable", "berth.service"])?;
-        }
-    }
+    machine.enable()?;
     if starts {
         steps.next();
         systemctl(&["restart", "berth.service"]).map_err(|error| {
             Error::internal(format!("{error}; `journalctl --unit=berth --lines=20` shows why"))
         })?;
+    }
+    if let Some(before) = before {
+        steps.next();
+        // By a link it may be the same file.
+        if machine.tree.real_path(&before)? != machine.tree.real_path(&binary)? {
+            machine.tree.remove(&before)?;
+        }
+    }
+    if starts {
         super::print(
             "berth runs. `berth token show` prints its tokens, `berth status` its state; the settings are in /etc/berth.\n",
         );
@@ -120,47 +233,58 @@ pub fn uninstall(args: &[String]) -> Result<ExitCode> {
         Ok(asked) => asked,
         Err(code) => return Ok(code),
     };
+    let root = root_folder(asked.root.as_ref())?;
     if asked.only_workloads {
+        if root.is_some() {
+            return Err(Error::config("--only-workloads", "contradicts --root: nothing runs there"));
+        }
         // What the package's scripts call: the rest is theirs.
         check_host(false)?;
         InstallSteps::confirmed(&["end detached runs, and stop containers".to_owned()], asked.yes)?.next();
         end_all(&asked)?;
         return Ok(ExitCode::SUCCESS);
     }
-    refuse_packaged(Path::new("/"))?;
-    check_host(false)?;
-    let unit = fs::read_to_string(UNIT_PATH).map_err(|error| {
-        Error::config("uninstall", format!("{UNIT_PATH}: {error}; `berth install` would make it"))
+    check_host(root.is_some())?;
+    let machine = Machine::open(root.as_deref())?;
+    let binary = machine.own_or_none()?.ok_or_else(|| {
+        let problem = "there is no such unit with a binary named berth; `berth install` would make it";
+        Error::config(machine.shown(UNIT_PATH), problem)
     })?;
-    let binary = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")?.split(' ').next());
-    let binary = binary.ok_or_else(|| Error::config(UNIT_PATH, "has no ExecStart="))?;
-    let mut steps = vec![
-        "start the service if it does not run, and have it end detached runs and containers".to_owned(),
-        "stop and disable the service".to_owned(),
-        format!("remove {UNIT_PATH} and {binary}"),
-    ];
+    let mut steps = Vec::new();
+    if root.is_none() {
+        let what = if asked.purge { "delete all workspaces" } else { "end detached runs and containers" };
+        steps.push(format!("start the service if it does not run, and have it {what}"));
+    }
+    steps.push("stop and disable the service".to_owned());
+    steps.push(format!("remove {} and {}", machine.shown(UNIT_PATH), machine.shown(&binary)));
     if asked.purge {
-        steps[0] = "start the service if it does not run, and have it delete all workspaces".to_owned();
-        steps.push(format!("remove {SETTINGS} and {DATA}: tokens, images, templates, everything"));
+        let (settings, data) = (machine.shown(SETTINGS), machine.shown(DATA));
+        steps.push(format!("remove {settings} and {data}: tokens, images, templates, everything"));
     }
     let mut steps = InstallSteps::confirmed(&steps, asked.yes)?;
+    if root.is_none() {
+        steps.next();
+        systemctl(&["start", "berth.service"])?;
+        end_all(&asked)?;
+    }
     steps.next();
-    systemctl(&["start", "berth.service"])?;
-    end_all(&asked)?;
+    machine.disable()?;
     steps.next();
-    systemctl(&["disable", "--now", "berth.service"])?;
-    steps.next();
-    remove_file(Path::new(UNIT_PATH))?;
-    remove_file(Path::new(binary))?;
-    systemctl(&["daemon-reload"])?;
+    machine.tree.remove(UNIT_PATH)?;
+    machine.tree.remove(&binary)?;
+    if root.is_none() {
+        systemctl(&["daemon-reload"])?;
+    }
     if asked.purge {
         steps.next();
-        for folder in [DATA, SETTINGS].map(Path::new) {
-            remove_folder(folder)?;
+        for folder in [DATA, SETTINGS] {
+            machine.remove_folder(folder)?;
         }
     } else {
         super::print(&format!(
-            "Kept: {SETTINGS} and {DATA}. `berth uninstall --purge` would have removed them.\n"
+            "Kept: {} and {}. `berth uninstall --purge` would have removed them.\n",
+            machine.shown(SETTINGS),
+            machine.shown(DATA)
         ));
     }
     Ok(ExitCode::SUCCESS)
@@ -233,23 +357,24 @@ impl InstallSteps {
     }
 }
 
-fn below(root: &Path, path: &Path) -> PathBuf {
-    root.join(path.strip_prefix("/").unwrap_or(path))
+fn below(root: &Path, path: &str) -> String {
+    root.join(path.trim_start_matches('/')).display().to_string()
 }
 
-fn refuse_packaged(root: &Path) -> Result<()> {
-    match PACKAGED_UNITS.iter().map(|unit| below(root, Path::new(unit))).find(|unit| unit.exists()) {
-        Some(unit) => Err(Error::config(
-            unit.display(),
-            "berth is installed as a package here; use the package manager to upgrade or remove it",
-        )),
-        None => Ok(()),
+/// `--root`.
+fn root_folder(value: Option<&String>) -> Result<Option<PathBuf>> {
+    let root = folder("--root", value)?;
+    // Also by another name of it.
+    let real = root.as_ref().and_then(|root| fs::canonicalize(root).ok());
+    if root.as_deref() == Some(Path::new("/")) || real.as_deref() == Some(Path::new("/")) {
+        return Err(Error::config("--root", "/ is this machine; leave --root out for it"));
     }
+    Ok(root)
 }
 
 fn check_host(elsewhere: bool) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
-        return Err(Error::internal("A service is installed by root; run it with sudo"));
+        return Err(Error::internal("Only root can install or remove a service; run it with sudo"));
     }
     // sd_booted(3)
     if !elsewhere && !Path::new("/run/systemd/system").exists() {
@@ -259,56 +384,6 @@ fn check_host(elsewhere: bool) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-fn make_folder(folder: Option<&Path>) -> Result<()> {
-    let Some(folder) = folder else { return Ok(()) };
-    fs::create_dir_all(folder).at("make", folder)
-}
-
-/// A binary that runs cannot be written to, so it is replaced.
-fn copy_binary(to: &Path) -> Result<()> {
-    let itself = Path::new("/proc/self/exe");
-    let same =
-        fs::canonicalize(itself).ok().zip(fs::canonicalize(to).ok()).is_some_and(|(one, other)| one == other);
-    if same {
-        return Ok(());
-    }
-    make_folder(to.parent())?;
-    let part = to.with_file_name(format!(".berth-{}", std::process::id()));
-    let copied = (|| {
-        fs::copy(itself, &part).at("write", &part)?;
-        fs::set_permissions(&part, fs::Permissions::from_mode(0o755)).at("write", &part)?;
-        fs::File::open(&part).and_then(|file| file.sync_all()).at("write", &part)?;
-        fs::rename(&part, to).at("write", to)
-    })();
-    if copied.is_err() {
-        let _ = fs::remove_file(&part);
-    }
-    copied
-}
-
-fn remove_file(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).at("remove", path),
-        _ => Ok(()),
-    }
-}
-
-/// Removes a folder with all in it, unless something is still mounted there.
-fn remove_folder(folder: &Path) -> Result<()> {
-    if let Some(mount) = tree::mounts_below(folder)?.first() {
-        return Err(Error::internal(format!(
-            "{} is still mounted, so {} was kept; unmount it and remove the folder",
-            mount.display(),
-            folder.display()
-        )));
-    }
-    let (Some(parent), Some(name)) = (folder.parent(), folder.file_name().and_then(|name| name.to_str()))
-    else {
-        return Ok(());
-    };
-    if folder.exists() { tree::remove_tree(parent, name) } else { Ok(()) }
 }
 
 /// Runs systemctl under the person's eyes.

@@ -25,6 +25,7 @@ pub mod serve;
 pub mod setup;
 pub mod status;
 pub mod token;
+mod unix_socket;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -116,6 +117,16 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
         Some("-h" | "--help") => Ok(help("")),
         _ => serve::run(&words),
     }
+}
+
+/// The error for a file or folder that a person named and this process cannot open.
+fn unreadable(path: &std::path::Path, error: io::Error) -> Error {
+    let user = rustix::process::geteuid();
+    if error.kind() == io::ErrorKind::PermissionDenied && !user.is_root() {
+        let problem = format!("user {} may not open it ({error}); run this with sudo", user.as_raw());
+        return Error::config(path.display(), problem);
+    }
+    Error::config(path.display(), error)
 }
 
 /// Prints the help of a command, or of all of berth.

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::backup::CountLine;
 use crate::access::tokens;
-use crate::base::{At, Code, Error, Result};
+use crate::base::{At, Code, Error, Result, logging};
 use crate::config;
 use crate::containers;
 use crate::images::backup::{self, BackupInfo, DATA};
@@ -47,9 +47,14 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
         "-" => Box::new(io::stdin()),
         name => {
             let path = current_dir.join(name);
-            Box::new(File::open(&path).map_err(|error| Error::config(path.display(), error))?)
+            let file = File::open(&path).map_err(|error| super::unreadable(&path, error))?;
+            if file.metadata().is_ok_and(|found| found.is_dir()) {
+                return Err(Error::config(path.display(), "is a folder, not a backup"));
+            }
+            Box::new(file)
         }
     };
+    let data_dir = followed(data_dir)?;
     let replaced = check_target(&data_dir, asked.replace)?;
     let cancel = Cancel::new()?;
     super::doctor::on_interrupt(&cancel)?;
@@ -57,7 +62,15 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     let mut line = CountLine::default();
     let info = backup::unpack(input, &unpacked.folder, &cancel, &mut |count| line.show(count));
     line.end();
-    let info = info?;
+    let info = info.map_err(|error| {
+        let file = if name == "-" { "standard input" } else { name.as_str() };
+        match error.code() {
+            Code::InvalidImage | Code::NewerFormat | Code::DiskFull => {
+                Error::new(error.code(), format!("{file}: {}", error.message()))
+            }
+            _ => error,
+        }
+    })?;
     let data = unpacked.folder.join(DATA);
     format::prepare(&data)?;
     saved::complete_restored_roots(&data)?;
@@ -68,8 +81,8 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     eprintln!(
         "{} has the data that berth {} backed up at {}{}. Start the server with --data-dir {}",
         data_dir.display(),
-        info.version,
-        info.created_at,
+        logging::one_line(&info.version),
+        logging::one_line(&info.created_at),
         if info.containers {
             ""
         } else {
@@ -80,11 +93,24 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The folder that a link leads to: it is what is replaced, and the link stays.
+fn followed(data_dir: PathBuf) -> Result<PathBuf> {
+    match fs::symlink_metadata(&data_dir) {
+        Ok(found) if found.is_symlink() => fs::canonicalize(&data_dir).map_err(|error| {
+            Error::config(data_dir.display(), format!("is a link that leads nowhere: {error}"))
+        }),
+        Ok(found) if !found.is_dir() => {
+            Err(Error::config(data_dir.display(), "is not a folder; name another one with --data-dir"))
+        }
+        _ => Ok(data_dir),
+    }
+}
+
 /// Refuses a folder that has something in it, unless it is to be replaced and nothing uses it.
 fn check_target(data_dir: &Path, replace: bool) -> Result<Option<DataLock>> {
     let entries = match fs::read_dir(data_dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        entries => entries.map_err(|error| Error::config(data_dir.display(), error))?,
+        entries => entries.map_err(|error| super::unreadable(data_dir, error))?,
     };
     if entries.flatten().next().is_none() {
         return Ok(None);

@@ -9,10 +9,11 @@ use super::sources::{Lookup, Sources};
 use super::table;
 use crate::access::credentials;
 use crate::base::Result;
+use crate::store::lock;
 
 /// What was decided. Not `Debug`: the token is in it.
 pub struct ClientPlan {
-    /// The server, without a slash at its end.
+    /// The server, without a slash at its end; or `unix:` and the path of its socket.
     pub url: String,
     /// The host token, if one is known.
     pub host_token: Option<String>,
@@ -32,12 +33,15 @@ pub fn resolve_client(line: &CommandLine, env: Lookup<'_>, current_dir: &Path) -
     let server = match url(&table::OPENWORK_URL)? {
         Some(url) => url,
         None => {
-            // A port that only a flag or a variable of a server has is not known here.
-            let port = match sources.file.json.values.get(table::PORT.key) {
-                Some(JsonValue::Text(port)) => port.clone(),
-                _ => table::PORT.default_text(),
+            // The server that uses the data folder has recorded its address there.
+            let default = || {
+                let port = match sources.file.json.values.get(table::PORT.key) {
+                    Some(JsonValue::Text(port)) => port.clone(),
+                    _ => table::PORT.default_text(),
+                };
+                format!("http://127.0.0.1:{port}")
             };
-            format!("http://127.0.0.1:{port}")
+            lock::server_url(&sources.data_dir()?).unwrap_or_else(default)
         }
     };
     let host_token = match sources.secret(&table::CLIENT_TOKEN)?.0.secret {

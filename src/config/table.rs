@@ -362,7 +362,7 @@ flags! {
         "folder of an added remote workspace");
 
     OPENWORK_URL = option openwork_url: Option<String>, client("--openwork-url URL", "the server")
-        .of(Url(&["http://"])).else_as("http://127.0.0.1:8787").vars(&["OPENWORK_URL", "OPENWORK_SERVER_URL"])
+        .of(Url(&["http://", "unix:/"])).else_as("that of the data folder's server, else http://127.0.0.1:8787").vars(&["OPENWORK_URL", "OPENWORK_SERVER_URL"])
         .also(Takers::BACKUP).also(Takers::UNINSTALL);
     OPENCODE_URL = option opencode_url: Option<String>, client("--opencode-url URL", "an OpenCode whose status is shown as well")
         .of(Url(&["http://"])).vars(&["OPENCODE_URL"]);
@@ -386,7 +386,7 @@ flags! {
     REPLACE = switch replace: bool, flag(Section::Restore, Takers::RESTORE, "--replace",
         "replace a folder that is not empty").of(Switch);
     ROOT = option root: Option<String>, flag(Section::Service, Takers::INSTALL, "--root DIR",
-        "write everything below this folder, and start nothing").of(Path);
+        "write everything below this folder, and start nothing; uninstall removes it from there").of(Path).also(Takers::UNINSTALL);
     NO_START = switch no_start: bool, flag(Section::Service, Takers::INSTALL, "--no-start", "do not start the service").of(Switch);
     PURGE = switch purge: bool, flag(Section::Service, Takers::UNINSTALL, "--purge", "remove settings and data as well").of(Switch);
     ONLY_WORKLOADS = switch only_workloads: bool, flag(Section::Service, Takers::UNINSTALL, "--only-workloads",

@@ -108,7 +108,7 @@ fn secret(place: &str, text: &str) -> Result<()> {
 
 /// A URL of one of the schemes (`http://` …).
 pub(super) fn url(place: &str, text: &str, schemes: &[&str]) -> Result<()> {
-    if text.starts_with("https://") && schemes == ["http://"] {
+    if text.starts_with("https://") && !schemes.contains(&"https://") {
         return Err(Error::config(place, "berth has no TLS; name the server by http on its own machine"));
     }
     let rest = schemes.iter().find_map(|scheme| text.strip_prefix(scheme));

@@ -8,6 +8,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::{Check, ScratchFolder, Subject, is_root, run};
 use crate::base::limits;
+use crate::base::size::bytes;
 use crate::proc::confinement::Confinement;
 use crate::proc::spawn::protect_from_oom;
 use crate::store::quota;
@@ -194,31 +195,4 @@ pub(super) fn machine(subject: &Subject) -> Vec<Check> {
         });
     }
     checks
-}
-
-/// Formats a size with two or three digits.
-fn bytes(count: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = count as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    let digits = usize::from(unit > 0 && value < 10.0);
-    format!("{value:.digits$} {}", UNITS[unit])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_for_a_person() {
-        for (count, want) in
-            [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (77 << 30, "77 GiB"), (5 << 40, "5.0 TiB")]
-        {
-            assert_eq!(bytes(count), want);
-        }
-    }
 }

@@ -421,8 +421,12 @@ fn extended(mut bytes: &[u8], next: &mut PaxOverrides) -> Result<()> {
             b"mtime" => {
                 let text = std::str::from_utf8(value).map_err(|_| broken())?;
                 let (whole, part) = text.split_once('.').unwrap_or((text, ""));
-                let seconds = whole.parse().map_err(|_| broken())?;
-                next.mtime = Some((seconds, nanos(part)));
+                let seconds: i64 = whole.parse().map_err(|_| broken())?;
+                // Before 1970: nanoseconds count upwards from the second below.
+                next.mtime = Some(match nanos(part) {
+                    part @ 1.. if text.starts_with('-') => (seconds.saturating_sub(1), 1_000_000_000 - part),
+                    part => (seconds, part),
+                });
             }
             b"GNU.sparse.major" => next.sparse.major = count()?,
             b"GNU.sparse.realsize" | b"GNU.sparse.size" => next.sparse.size = count()?,

@@ -25,8 +25,9 @@ use super::pack::Packer;
 pub use super::rules::DATA;
 use super::rules::{BACKUP, may_be_link};
 use super::sums;
-use super::writer::TreeWriter;
+use super::writer::{self, TreeWriter};
 use crate::base::input_bytes::unnamed_file;
+use crate::base::size::bytes;
 use crate::base::{At, Code, Error, Result};
 use crate::proc::Cancel;
 use crate::store::format;
@@ -145,7 +146,10 @@ pub fn unpack(
     cancel: &Cancel,
     progress: &mut dyn FnMut(u64),
 ) -> Result<BackupInfo> {
+    let free = free_bytes(into)?;
     let mut writer = TreeWriter::exact(into)?;
+    // Once the disk is full the rest is only counted.
+    let (mut full, mut needed) = (false, writer::IMAGE_FREE_BYTES);
     let mut lines = BufWriter::new(unnamed_file(into).at("write in", into)?);
     let (mut info, mut compared) = (None, false);
     let observe = StreamObserver { rules: &BACKUP, raw: &mut |_| {}, plain: &mut |_| {} };
@@ -162,6 +166,9 @@ pub fn unpack(
             }
             if path == SUMS.as_bytes() && member.kind == MemberKind::File {
                 compared = true;
+                if full {
+                    return Ok(());
+                }
                 return compare(&mut lines, member, content);
             }
             let inside = path.strip_prefix(DATA.as_bytes()).is_some_and(|rest| rest.first() == Some(&b'/'));
@@ -178,17 +185,54 @@ pub fn unpack(
                 let path = String::from_utf8_lossy(path).chars().take(200).collect::<String>();
                 return Err(refused(&format!("has a link or device at '{}'", path.escape_debug())));
             }
-            let digest = writer.put(member, content)?;
-            progress(writer.entries);
-            lines.write_all(&sums::line(member, digest.as_ref())).at("write", "the checksums")
+            needed = needed.saturating_add(occupied(member));
+            if full {
+                return Ok(());
+            }
+            let put = writer.put(member, content).and_then(|digest| {
+                progress(writer.entries);
+                lines.write_all(&sums::line(member, digest.as_ref())).at("write", "the checksums")
+            });
+            match put {
+                Err(error) if error.code() == Code::DiskFull => {
+                    full = true;
+                    Ok(())
+                }
+                put => put,
+            }
         })?;
         // A compressed stream ends with a checksum of its own.
         stream.drain()
     })?;
+    if full {
+        let (needed, free, folder) = (bytes(needed), bytes(free), into.parent().unwrap_or(into));
+        let message = format!(
+            "The backup needs {needed}, and {free} are free in {}; free some disk space, or restore it elsewhere with \
+             --data-dir",
+            folder.display()
+        );
+        return Err(Error::new(Code::DiskFull, message));
+    }
     let info = info.filter(|_| compared);
     let info = info.ok_or_else(|| refused("ends without its checksums; it is incomplete"))?;
     writer.finish()?;
     Ok(info)
+}
+
+/// What a member takes on a disk, about: a block for its entry, and whole blocks for its data.
+fn occupied(member: &Member) -> u64 {
+    const BLOCK: u64 = 4096;
+    let data = match (&member.pieces, member.kind) {
+        (Some(pieces), _) => pieces.iter().map(|piece| piece.length).fold(0, u64::saturating_add),
+        (None, MemberKind::File) => member.size,
+        (None, _) => 0,
+    };
+    data.checked_next_multiple_of(BLOCK).unwrap_or(data).saturating_add(BLOCK)
+}
+
+fn free_bytes(folder: &Path) -> Result<u64> {
+    let room = rustix::fs::statvfs(folder).at("look at", folder)?;
+    Ok(room.f_bavail.saturating_mul(room.f_frsize))
 }
 
 fn read_info(member: &Member, content: &mut MemberContent<'_>) -> Result<(BackupInfo, Vec<u8>)> {

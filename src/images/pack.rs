@@ -233,7 +233,7 @@ impl<'a> Packer<'a> {
         skip: SkipFn<'_>,
     ) -> Result<()> {
         if self.cancel.is_cancelled() {
-            return Err(Error::new(Code::Cancelled, "The operation was cancelled"));
+            return Err(cancelled());
         }
         if self.rules.exact && path.len() >= limits::IMAGE_PATH_BYTES {
             self.leave_out(path, "its path is too long");
@@ -363,7 +363,8 @@ impl<'a> Packer<'a> {
             })
             .at("read", display_path(path))?;
         }
-        let nanos = if stat.st_mtime >= 0 { u32::try_from(stat.st_mtime_nsec).unwrap_or(0) } else { 0 };
+        let exact = self.rules.exact;
+        let nanos = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);
         Ok(Member {
             path: path.to_vec(),
             target: Vec::new(),
@@ -371,8 +372,8 @@ impl<'a> Packer<'a> {
             mode: stat.st_mode & 0o7777,
             uid: stat.st_uid.into(),
             gid: stat.st_gid.into(),
-            mtime: stat.st_mtime.max(0),
-            nanos: if self.rules.exact { nanos } else { 0 },
+            mtime: if exact { stat.st_mtime } else { stat.st_mtime.max(0) },
+            nanos: if exact { nanos } else { 0 },
             device,
             size: if kind == MemberKind::File { stat.st_size.unsigned_abs() } else { 0 },
             attributes: found,
@@ -381,6 +382,12 @@ impl<'a> Packer<'a> {
     }
 
     fn put(&mut self, member: &Member, content: impl Read) -> Result<()> {
+        let cancel = self.cancel;
+        let written = self.put_all(member, Cancellable { inner: content, cancel });
+        if written.is_err() && cancel.is_cancelled() { Err(cancelled()) } else { written }
+    }
+
+    fn put_all(&mut self, member: &Member, content: impl Read) -> Result<()> {
         self.entries += 1;
         if self.entries > self.rules.entries {
             return Err(too_many());
@@ -389,8 +396,8 @@ impl<'a> Packer<'a> {
         for (name, value) in &member.attributes {
             records.push((format!("SCHILY.xattr.{}", String::from_utf8_lossy(name)), value.clone()));
         }
-        if member.nanos > 0 {
-            records.push(("mtime".into(), format!("{}.{:09}", member.mtime, member.nanos).into_bytes()));
+        if member.nanos > 0 || member.mtime < 0 {
+            records.push(("mtime".into(), decimal(member.mtime, member.nanos).into_bytes()));
         }
         let (mut size, mut map) = (member.size, Vec::new());
         if let Some(pieces) = &member.pieces {
@@ -424,7 +431,7 @@ impl<'a> Packer<'a> {
         header.set_mode(member.mode);
         header.set_uid(member.uid);
         header.set_gid(member.gid);
-        header.set_mtime(member.mtime.unsigned_abs());
+        header.set_mtime(u64::try_from(member.mtime).unwrap_or(0));
         header.set_size(size);
         if let Some(device) = member.device {
             header
@@ -447,6 +454,33 @@ impl<'a> Packer<'a> {
         }
         (self.progress)(self.entries);
         Ok(())
+    }
+}
+
+fn cancelled() -> Error {
+    Error::new(Code::Cancelled, "The operation was cancelled")
+}
+
+/// Ends in the middle of a file too: a file may be as large as the disk.
+struct Cancellable<'a, R> {
+    inner: R,
+    cancel: &'a Cancel,
+}
+
+impl<R: Read> Read for Cancellable<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.cancel.is_cancelled() {
+            return Err(io::Error::other("cancelled"));
+        }
+        self.inner.read(buffer)
+    }
+}
+
+/// A time as pax has it. The kernel counts nanoseconds upwards from the second below, also before 1970.
+fn decimal(seconds: i64, nanos: u32) -> String {
+    match (seconds, nanos) {
+        (..0, 1..) => format!("-{}.{:09}", seconds.unsigned_abs() - 1, 1_000_000_000 - nanos),
+        _ => format!("{seconds}.{nanos:09}"),
     }
 }
 

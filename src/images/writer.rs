@@ -31,7 +31,7 @@ use crate::store::beneath::dir_entries;
 use crate::store::tree;
 
 /// Disk space that an import leaves free: enough for all other files of berth.
-const IMAGE_FREE_BYTES: u64 = 256 << 20;
+pub(super) const IMAGE_FREE_BYTES: u64 = 256 << 20;
 /// Inodes that an import leaves free.
 const IMAGE_FREE_FILES: u64 = 10_000;
 /// Maximum user and group id in a container, where 65536 are mapped; the kernel's `nobody`, 65534, replaces any other.

@@ -96,7 +96,7 @@ pub(super) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<O
     let Some(bytes) = file::read_optional(path, 1 << 20)? else { return Ok(None) };
     serde_json::from_slice(&bytes)
         .map(Some)
-        .map_err(|error| Error::config(path.display(), format_args!("invalid JSON: {error}")))
+        .map_err(|error| Error::internal(format!("{} is damaged: {error}", path.display())))
 }
 
 pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {

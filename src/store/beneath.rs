@@ -7,12 +7,12 @@ use std::fmt;
 use std::fs::{File, Metadata};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{
     AtFlags, Dir, DirEntry, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, fstat, fstatfs,
-    major, minor, mkdirat, open, openat, openat2, renameat, unlinkat,
+    major, minor, mkdirat, open, openat, openat2, renameat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::path::Arg;
@@ -269,6 +269,54 @@ impl Root {
             map_kernel_error(fchmod(&folder, Mode::from_raw_mode(SHARED)), "prepare", rel)?;
         }
         Ok(())
+    }
+
+    /// Makes a folder for its owner alone (mode 0700), and those above it that are missing (mode 0755). A folder that exists
+    /// keeps its mode.
+    ///
+    /// # Errors
+    /// As [`Root::make_dirs`].
+    pub fn make_private_dir(&self, rel: &str) -> Result<()> {
+        let (parent, name) = split(rel, "make")?;
+        if parent != "." {
+            self.make_dirs(parent)?;
+        }
+        let folder = map_kernel_error(self.resolve(parent, FOLDER, IN_ROOT), "make", rel)?;
+        match mkdirat(&folder, name, Mode::RWXU) {
+            Ok(()) => {
+                let made =
+                    map_kernel_error(self.resolve(rel, FOLDER | OFlags::NOFOLLOW, IN_ROOT), "make", rel)?;
+                map_kernel_error(inherit_owner(&made, &folder), "make", rel)
+            }
+            Err(Errno::EXIST) => map_kernel_error(self.resolve(rel, FOLDER, IN_ROOT), "make", rel).map(drop),
+            Err(error) => map_kernel_error(Err(error), "make", rel),
+        }
+    }
+
+    /// Makes a link with this target; whatever else than a folder has the name is replaced.
+    ///
+    /// # Errors
+    /// See [`Root`]; `InvalidPath` also when its folder is missing or a folder has the name.
+    pub fn link_new(&self, rel: &str, target: &str) -> Result<()> {
+        let (folder, name) = self.folder_of(rel, "write")?;
+        let temp = temp_name();
+        map_kernel_error(symlinkat(target, &folder, &temp), "write", rel)?;
+        let renamed = renameat(&folder, &temp, &folder, name);
+        if renamed.is_err() {
+            let _ = unlinkat(&folder, &temp, AtFlags::empty());
+        }
+        map_kernel_error(renamed, "write", rel)
+    }
+
+    /// The path of an entry without links, as this process sees it; `None` if there is none. The tree may change at any
+    /// moment: use it where no workload can change the tree.
+    ///
+    /// # Errors
+    /// See [`Root`].
+    pub fn real_path(&self, rel: &str) -> Result<Option<PathBuf>> {
+        let Some(found) = self.find(rel)? else { return Ok(None) };
+        map_kernel_error(std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())), "open", rel)
+            .map(Some)
     }
 
     /// Removes a folder if it is empty; returns whether it did.

@@ -10,9 +10,10 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::base::{At, Code, Error, Result, limits};
 
-/// The lock of a data folder, held while the server runs.
+/// The lock of a data folder, held while the server runs. The file has the server's pid, and a line for each of its
+/// addresses.
 #[derive(Debug)]
-pub struct DataLock(#[expect(dead_code, reason = "held, not used")] File);
+pub struct DataLock(File);
 
 impl DataLock {
     /// Locks the data folder.
@@ -27,8 +28,9 @@ impl DataLock {
         let mut file = options.open(&path).at("open", &path)?;
         let deadline = Instant::now() + limits::LOCK_PASSES;
         while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            let mut pid = String::new();
-            let _ = file.rewind().and_then(|()| file.read_to_string(&mut pid));
+            let mut text = String::new();
+            let _ = file.rewind().and_then(|()| file.read_to_string(&mut text));
+            let pid = text.lines().next().unwrap_or_default();
             // The holder may be a child of a killed server, which shares its descriptors until its execve(2).
             if !Path::new("/proc").join(pid.trim()).join("exe").exists() && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(10));
@@ -47,6 +49,31 @@ impl DataLock {
         writeln!(file, "{}", std::process::id()).at("write", &path)?;
         Ok(DataLock(file))
     }
+
+    /// Records where the server listens, for commands on this machine; without it they need `--openwork-url`, so a full disk
+    /// is no reason not to start.
+    pub fn record_addresses(&self, addresses: &[impl std::fmt::Display]) {
+        let text: String = addresses.iter().map(|address| format!("{address}\n")).collect();
+        if let Err(error) = (&self.0).write_all(text.as_bytes()) {
+            log::warn!("The data folder's lock does not have the server's address: {error}");
+        }
+    }
+}
+
+/// The address of the server that uses this data folder; `None` if none runs, or it cannot be read.
+pub fn server_url(folder: &Path) -> Option<String> {
+    let bytes = super::file::read_optional(&folder.join("lock"), 64 << 10).ok().flatten()?;
+    let text = String::from_utf8(bytes).ok()?;
+    let mut lines = text.lines();
+    let pid: u32 = lines.next()?.parse().ok()?;
+    if !Path::new("/proc").join(pid.to_string()).join("exe").exists() {
+        return None;
+    }
+    let addresses: Vec<&str> = lines.collect();
+    let tcp = addresses.iter().find(|address| address.starts_with("http://"));
+    let found = tcp.or_else(|| addresses.iter().find(|address| address.starts_with("unix:/")))?;
+    // All addresses of the machine are no address to call.
+    Some(found.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:"))
 }
 
 /// The lock of this binary, for work that only one process may do at a time.

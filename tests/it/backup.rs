@@ -64,6 +64,9 @@ fn furnish(folder: &Path) {
     fs::set_permissions(folder.join("plain"), fs::Permissions::from_mode(0o4751)).unwrap();
     fs::hard_link(folder.join("plain"), folder.join("second name")).unwrap();
     symlink("/etc/passwd", folder.join("link")).unwrap();
+    for name in ["before 1970", "just before 1970", "long before 1970"] {
+        fs::write(folder.join(name), name).unwrap();
+    }
     fs::create_dir(folder.join("closed")).unwrap();
     fs::write(folder.join("closed/ä\n\\"), "odd").unwrap();
     fs::set_permissions(folder.join("closed"), fs::Permissions::from_mode(0o1500)).unwrap();
@@ -77,6 +80,9 @@ fn furnish(folder: &Path) {
         &["chown", "--no-dereference", "1234:4000000000", &path("link"), &path("sparse"), &path("fifo")],
         &["python3", "-c", "import os, sys; os.setxattr(sys.argv[1], 'user.mine', b'yours')", &path("plain")],
         &["touch", "-d", "2001-02-03 04:05:06.789012345", &path("plain"), &path("closed")],
+        &["touch", "-d", "@-1.25", &path("before 1970")],
+        &["touch", "-d", "@-0.5", &path("just before 1970")],
+        &["touch", "-d", "@-1234567890", &path("long before 1970")],
     ] {
         let ended = server::run(Command::new(words[0]).args(&words[1..]), secs(20));
         assert_eq!(ended.code, Some(0), "{ended:?}");
@@ -275,6 +281,7 @@ fn malicious_archives_are_refused() {
         let ended = on(&data, &["restore", file.to_str().unwrap()]);
         assert_eq!(ended.code, Some(code), "{what}: {ended:?}");
         assert!(ended.stderr.contains(words), "{what}: {ended:?}");
+        assert!(ended.stderr.contains(file.to_str().unwrap()), "{what}: {ended:?}");
         assert_eq!(names(scratch.path()), ["archive", "outside"], "{what}");
         assert!(names(&outside).is_empty(), "{what}");
     }
@@ -341,6 +348,10 @@ fn a_full_disk_leaves_neither_a_backup_nor_a_data_folder() {
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let ended = on(&disk.0.join("data"), &["restore", file.to_str().unwrap()]);
     assert!(ended.code == Some(1) && ended.stderr.contains("space"), "{ended:?}");
+    let free = format!("are free in {};", disk.0.display());
+    for said in [file.to_str().unwrap(), "The backup needs 2", " MiB, and 2.0 MiB ", &free] {
+        assert!(ended.stderr.contains(said), "{said}: {ended:?}");
+    }
     assert!(names(&disk.0).is_empty());
     // A mount point cannot be replaced.
     let ended = on(&disk.0, &["restore", file.to_str().unwrap()]);
@@ -364,15 +375,28 @@ fn a_killed_backup_or_restore_leaves_no_partial_result() {
     let file = folder.join("backup");
     let words = ["backup", file.to_str().unwrap()];
     let mut first = begin(&words, setup.data_dir());
-    wait_for("the backup to begin", secs(60), || (!names(&folder).is_empty()).then_some(()));
-    // A second backup at the same time.
+    // The file has no name yet.
+    wait_for("the backup to begin", secs(60), || writes_into(first.id(), &folder).then_some(()));
+    assert!(names(&folder).is_empty());
+    // Two at once.
     let second = on(setup.data_dir(), &["backup", folder.join("other").to_str().unwrap()]);
     let _ = first.kill();
     first.wait().unwrap();
     assert!(second.code == Some(1) && second.stderr.contains("Another berth backup"), "{second:?}");
-    assert!(!file.exists());
+    assert!(names(&folder).is_empty());
+    // What an older version, or one on a file system without unnamed files, has left goes with the next backup into the
+    // folder, whatever that is called; what is still written to stays.
+    let part = |name: &str| folder.join(format!(".{name}.part-{}", uuid::Uuid::new_v4()));
+    let (left, busy, fifo) = (part("other"), part("busy"), part("fifo"));
+    fs::write(&left, "half").unwrap();
+    let held = File::create(&busy).unwrap();
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    assert_eq!(server::run(Command::new("mkfifo").arg(&fifo), secs(20)).code, Some(0));
     let ended = on(setup.data_dir(), &words);
     assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(!left.exists() && busy.exists() && fifo.exists());
+    fs::remove_file(&busy).unwrap();
+    fs::remove_file(&fifo).unwrap();
     assert_eq!(names(&folder), ["backup"]);
 
     let there = setup.scratch().folder("there");
@@ -392,6 +416,101 @@ fn a_killed_backup_or_restore_leaves_no_partial_result() {
         wait_for("the folder to be clean", secs(30), || Some(names(&there)).filter(|names| names.len() == 1));
     assert_eq!(remaining, ["data"]);
     setup.clone().data(&data).start().stop();
+}
+
+/// Whether a process writes a file without a name in this folder.
+fn writes_into(pid: u32, folder: &Path) -> bool {
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    open.filter_map(|entry| fs::read_link(entry.path()).ok()).any(|path| path.starts_with(folder))
+}
+
+#[test]
+fn an_interrupt_ends_a_backup_in_the_middle_of_a_file() {
+    let setup = Setup::new();
+    setup.start().stop();
+    let big = File::create(setup.data_dir().join("library/big")).unwrap();
+    let mut noise = File::open("/dev/urandom").unwrap();
+    std::io::copy(&mut std::io::Read::take(&mut noise, 32 << 20), &mut &big).unwrap();
+    let mut command = Command::new(BINARY);
+    command.args(["backup", "-"]).arg(format!("--data-dir={}", setup.data_dir().display()));
+    let mut child = command.env_clear().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut out = child.stdout.take().unwrap();
+    std::io::Read::read_exact(&mut out, &mut vec![0; 1 << 20]).unwrap();
+    crate::procs::signal(child.id(), rustix::process::Signal::INT);
+    let tasks = format!("/proc/{}/task", child.id());
+    wait_for("the interrupt to be seen", secs(60), || {
+        let names = fs::read_dir(&tasks).ok()?.flatten();
+        let waits = names
+            .filter_map(|task| fs::read_to_string(task.path().join("comm")).ok())
+            .any(|name| name == "interrupt\n");
+        (!waits).then_some(())
+    });
+    let rest = std::io::copy(&mut out, &mut std::io::sink()).unwrap();
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    assert!(String::from_utf8_lossy(&ended.stderr).contains("cancelled"), "{ended:?}");
+    assert!(rest < 16 << 20, "{rest} bytes came afterwards");
+}
+
+#[test]
+fn a_restore_follows_a_link_and_names_what_is_wrong() {
+    let setup = Setup::new();
+    let server = setup.start();
+    let owner = server.owner();
+    let made = owner.post(200, "/api/workspaces", json!({"name": "box", "workspace_type": "container"}));
+    server.stop();
+    let scratch = Scratch::new();
+    let file = scratch.path().join("archive");
+    let name = file.to_str().unwrap();
+    let record = setup.data_dir().join("workspaces").join(made["id"].as_str().unwrap()).join("root.json");
+    fs::write(&record, "{").unwrap();
+    let damaged = on(setup.data_dir(), &["backup", name]);
+    assert!(damaged.code == Some(1) && damaged.stderr.contains("root.json is damaged"), "{damaged:?}");
+    assert!(damaged.stderr.contains("--without-containers"), "{damaged:?}");
+    fs::remove_file(&record).unwrap();
+    assert_eq!(on(setup.data_dir(), &["backup", name]).code, Some(0));
+
+    let (folder, link) = (scratch.folder("there/empty"), scratch.path().join("link"));
+    symlink(&folder, &link).unwrap();
+    let done = on(&link, &["restore", name]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink() && folder.join("workspaces").is_dir());
+    assert_eq!(names(folder.parent().unwrap()), ["empty"]);
+    let again = on(&link, &["restore", name, "--replace"]);
+    assert_eq!(again.code, Some(0), "{again:?}");
+    assert_eq!(names(folder.parent().unwrap()), ["empty"]);
+    let nowhere = scratch.path().join("nowhere");
+    symlink("/nowhere/at/all", &nowhere).unwrap();
+    for (target, said) in [(&nowhere, "a link that leads nowhere"), (&file, "is not a folder")] {
+        let refused = on(target, &["restore", name]);
+        assert!(refused.code == Some(2) && refused.stderr.contains(said), "{refused:?}");
+    }
+    let refused = on(&scratch.path().join("new"), &["restore", folder.to_str().unwrap()]);
+    assert!(refused.code == Some(2) && refused.stderr.contains("is a folder, not a backup"), "{refused:?}");
+
+    // A version and a time that steer a terminal, in an archive that is right otherwise.
+    let plain = zstd::decode_all(&fs::read(&file).unwrap()[..]).unwrap();
+    let size = usize::from_str_radix(std::str::from_utf8(&plain[124..135]).unwrap(), 8).unwrap();
+    let info = std::str::from_utf8(&plain[512..512 + size]).unwrap().to_owned();
+    let time =
+        json!(serde_json::from_str::<serde_json::Value>(&info).unwrap()["created_at"].as_str().unwrap());
+    let length = time.as_str().unwrap().len();
+    let evil = info.replace(time.as_str().unwrap(), &format!("{:x<length$}", "\\u001b[31m"));
+    assert_eq!(evil.len(), size);
+    let digest = |text: &str| {
+        let path = scratch.file("info", text);
+        let summed = server::run(Command::new("sha256sum").arg(path), secs(20));
+        summed.stdout.split(' ').next().unwrap().to_owned()
+    };
+    let (before, after) = (digest(&info), digest(&evil));
+    let mut edited = plain.clone();
+    edited[512..512 + size].copy_from_slice(evil.as_bytes());
+    let at = edited.windows(64).position(|bytes| bytes == before.as_bytes()).unwrap();
+    edited[at..at + 64].copy_from_slice(after.as_bytes());
+    fs::write(&file, edited).unwrap();
+    let shown = on(&scratch.path().join("evil"), &["restore", name]);
+    assert_eq!(shown.code, Some(0), "{shown:?}");
+    assert!(shown.stderr.contains("\\u{1b}[31m") && !shown.stderr.contains('\u{1b}'), "{shown:?}");
 }
 
 #[test]

@@ -3,13 +3,14 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::{Value, json};
 
 use crate::backup::{backup, on, restore};
 use crate::fixture::{Place, seeded};
 use crate::procs::{secs, wait_for};
-use crate::server::{Server, read};
+use crate::server::{BINARY, HOST_TOKEN, Server, read, run};
 
 fn json_of(path: &Path) -> Value {
     serde_json::from_str(&read(path)).unwrap()
@@ -166,4 +167,35 @@ fn a_backup_of_running_containers_needs_the_folders_own_server() {
     let server = setup.start();
     let place = wait_for("the workspace", secs(60), || Some(again(&server, &id)));
     assert_eq!(place.sh("cat /root/mine"), "mine\n");
+
+    // The data folder has the server's address: that of a port that the kernel chose, and that of a socket.
+    let found = on(&data, &["backup", setup.scratch().path().join("found").to_str().unwrap()]);
+    assert_eq!(found.code, Some(0), "{found:?}");
+    std::mem::forget(place);
+    server.stop();
+    let socket = setup.scratch().path().join("sock");
+    let listen = format!("--listen=unix:{}", socket.display());
+    let mut silent = Command::new(BINARY);
+    silent.arg(&listen).arg(format!("--data-dir={}", data.display())).current_dir(setup.scratch().path());
+    silent.env_clear().env("HOME", "/nowhere").env("PATH", std::env::var("PATH").unwrap());
+    silent.env("OPENWORK_HOST_TOKEN", HOST_TOKEN);
+    std::thread::scope(|scope| {
+        let server = scope.spawn(|| run(&mut silent, secs(300)));
+        let answers = || (on(&data, &["status"]).code == Some(0)).then_some(());
+        wait_for("the server on a Unix socket", secs(60), answers);
+        for (name, flag) in
+            [("by itself", None), ("by flag", Some(format!("--openwork-url=unix:{}", socket.display())))]
+        {
+            let file = setup.scratch().path().join(name);
+            let words: Vec<&str> =
+                ["backup", file.to_str().unwrap()].into_iter().chain(flag.as_deref()).collect();
+            let done = on(&data, &words);
+            assert_eq!(done.code, Some(0), "{done:?}");
+        }
+        let lock = read(data.join("lock"));
+        assert_eq!(lock.lines().nth(1), Some(&*format!("unix:{}", socket.display())));
+        let pid = lock.lines().next().unwrap().parse().unwrap();
+        crate::procs::signal(pid, rustix::process::Signal::TERM);
+        assert_eq!(server.join().unwrap().code, Some(0));
+    });
 }

@@ -23,17 +23,23 @@ fn call(docker: &Docker, name: &str, method: &str, path: &str, body: &str) -> Va
     serde_json::from_str(answer).unwrap_or_else(|error| panic!("{error}: {answer}"))
 }
 
-#[test]
-fn the_image_serves_without_root_and_keeps_everything_on_its_volumes() {
-    let docker = Docker::shared();
+/// Builds the image on this base.
+fn build(docker: &Docker, tag: &str, base: &str) {
     let scratch = Scratch::new();
     let mut build = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/packaging/container/build"));
-    build.args([BINARY, "it-berth", "--build-arg"]).arg(format!("BASE={IMAGE}"));
+    build.args([BINARY, tag, "--build-arg"]).arg(format!("BASE={base}"));
     let tools = docker.program().parent().unwrap().display().to_string();
     build.env("PATH", format!("{tools}:{}", std::env::var("PATH").unwrap()));
     build.env("DOCKER_HOST", docker.host()).env("DOCKER_BUILDKIT", "0").env("HOME", scratch.path());
     let built = run(&mut build, secs(120));
     assert_eq!(built.code, Some(0), "{built:?}");
+}
+
+#[test]
+fn the_image_serves_without_root_and_keeps_everything_on_its_volumes() {
+    let docker = Docker::shared();
+    let scratch = Scratch::new();
+    build(&docker, "it-berth", IMAGE);
     let image: Value = serde_json::from_str(&docker.ask(&["image", "inspect", "it-berth"]).stdout).unwrap();
     let config = &image[0]["Config"];
     assert_eq!(config["User"], "1000:1000");

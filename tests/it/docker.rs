@@ -105,12 +105,18 @@ impl Docker {
         wait_for(&format!("dockerd: {}", docker.log.text()), secs(60), || {
             (docker.ask(&["version"]).code == Some(0)).then_some(())
         });
-        let root = root(&docker.scratch);
-        let mut import = docker.command("sh");
-        import.args(["-c", "tar -C \"$1\" -c . | docker import - \"$2\"", "sh"]).arg(root).arg(IMAGE);
-        let imported = run(&mut import, secs(120));
-        assert_eq!(imported.code, Some(0), "{imported:?}{}", docker.log.text());
+        docker.import(IMAGE);
         docker
+    }
+
+    /// Creates an image of a few of this machine's programs.
+    fn import(&self, image: &str) {
+        let folder = Scratch::new();
+        let root = root(&folder);
+        let mut import = self.command("sh");
+        import.args(["-c", "tar -C \"$1\" -c . | docker import - \"$2\"", "sh"]).arg(root).arg(image);
+        let imported = run(&mut import, secs(120));
+        assert_eq!(imported.code, Some(0), "{imported:?}{}", self.log.text());
     }
 
     /// Path of the program `docker`.

@@ -33,6 +33,7 @@ mod approvals_shown;
 mod audit;
 mod backup;
 mod backup_containers;
+mod bare_root;
 mod browser;
 mod builds;
 mod bundle;

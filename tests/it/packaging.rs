@@ -2,7 +2,7 @@
 //! package. Tests that need a booted systemd are in `tests/vm/package.sh`.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
@@ -128,6 +128,12 @@ fn a_service_is_installed_below_another_root_and_reinstalled() {
         let refused = berth(args);
         assert!(refused.code == Some(2) && refused.stderr.contains(message), "{args:?}: {refused:?}");
     }
+    for (bin, message) in
+        [("/opt/my bin", "' '"), ("/opt/100%", "'%'"), ("/opt/\"x", "'\"'"), ("/opt/x\ny", "'\\n'")]
+    {
+        let refused = berth(&["install", &format!("--bin={bin}"), "--yes", &root_flag]);
+        assert!(refused.code == Some(2) && refused.stderr.contains(message), "{bin:?}: {refused:?}");
+    }
     // This machine has no systemd, or must not be changed.
     if !Path::new("/run/systemd/system").exists() {
         let refused = berth(&["uninstall", "--yes"]);
@@ -139,12 +145,145 @@ fn a_service_is_installed_below_another_root_and_reinstalled() {
 }
 
 #[test]
+fn install_below_a_root_stays_there_and_uninstall_removes_all_of_it() {
+    let scratch = Scratch::new();
+    let root = scratch.folder("root");
+    let root_flag = format!("--root={}", root.display());
+    let path = |rel: &str| root.join(rel);
+    // As in an image of a machine, links are absolute and name its own folders; some name folders of this one as well.
+    let outside = scratch.folder("outside");
+    fs::create_dir_all(path("usr/local/lib/bin")).unwrap();
+    fs::create_dir_all(path(&format!(".{}", outside.display()))).unwrap();
+    fs::create_dir_all(path("state/data")).unwrap();
+    fs::create_dir_all(path("var/lib")).unwrap();
+    symlink("/usr/local/lib/bin", path("usr/local/bin")).unwrap();
+    symlink(&outside, path("etc")).unwrap();
+    symlink("/state/data", path("var/lib/berth")).unwrap();
+    symlink("../../../../../../../../srv", path("srv")).unwrap();
+    fs::write(path("state/data/tokens.json"), "{}").unwrap();
+    let kept = everything(&root);
+    let install = |bin: &[&str]| {
+        let done = berth(&[&["install", &root_flag, "--yes"], bin].concat());
+        assert_eq!(done.code, Some(0), "{done:?}");
+        done.stderr
+    };
+    let uninstall = |flags: &[&str]| berth(&[&["uninstall", &root_flag, "--yes"], flags].concat());
+    let none = uninstall(&[]);
+    assert!(none.code == Some(2) && none.stderr.contains("berth.service: there is no such unit"), "{none:?}");
+    // `srv` leads to itself: the tree stands in the way, and nothing else was touched.
+    let circle = berth(&["install", &root_flag, "--yes"]);
+    assert!(circle.code == Some(1) && circle.stderr.contains("srv"), "{circle:?}");
+    fs::remove_file(path("srv")).unwrap();
+    install(&[]);
+    assert!(path("usr/local/lib/bin/berth").is_file());
+    assert!(fs::read_dir(&outside).unwrap().next().is_none(), "something was written outside of the root");
+    let inside = path(&format!(".{}", outside.display()));
+    assert!(
+        inside.join("berth/server.json").is_file() && inside.join("systemd/system/berth.service").is_file()
+    );
+
+    // Another place for the binary: the one before goes, unless it is the same file by another name.
+    let moved = install(&["--bin=/opt/bin"]);
+    assert!(
+        moved.contains("remove the binary of before") && moved.contains("usr/local/bin/berth"),
+        "{moved}"
+    );
+    assert!(path("opt/bin/berth").is_file() && !path("usr/local/lib/bin/berth").exists());
+    install(&["--bin=/usr/local/lib/bin"]);
+    install(&["--bin=/usr/local/bin"]);
+    assert!(path("usr/local/lib/bin/berth").is_file() && !path("opt/bin/berth").exists());
+
+    let contradicts = uninstall(&["--only-workloads"]);
+    assert!(contradicts.code == Some(2) && contradicts.stderr.contains("--root"), "{contradicts:?}");
+    let done = uninstall(&[]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert!(done.stdout.contains("Kept: ") && done.stdout.contains("uninstall --purge"), "{done:?}");
+    assert!(inside.join("berth/server.json").is_file() && path("state/data/tokens.json").is_file());
+    install(&[]);
+    let done = uninstall(&["--purge"]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    // Folders of the system stay; all files of berth are gone.
+    let kept: Vec<_> =
+        kept.into_iter().filter(|path| !path.contains("state/data") && path != "srv").collect();
+    let left: Vec<_> =
+        everything(&root).into_iter().filter(|path| path.contains("berth") || kept.contains(path)).collect();
+    let kept: Vec<_> = kept.into_iter().filter(|path| path != "var/lib/berth").collect();
+    assert_eq!(left, kept);
+    assert!(fs::read_dir(&outside).unwrap().next().is_none());
+}
+
+/// The paths of all entries below a folder, sorted.
+fn everything(folder: &Path) -> Vec<String> {
+    let found = server::run(
+        Command::new("find").args([".", "-mindepth", "1", "-printf", "%P\\n"]).current_dir(folder),
+        secs(20),
+    );
+    let mut all: Vec<String> = found.stdout.lines().map(str::to_owned).collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn another_user_is_told_what_to_do() {
+    let setup = Setup::new();
+    setup.start().stop();
+    let data = format!("--data-dir={}", setup.data_dir().display());
+    let file = setup.scratch().path().join("backup");
+    let words: [(&[&str], i32, &str); 5] = [
+        (&["install", "--yes"], 1, "sudo"),
+        (&["uninstall", "--yes"], 1, "sudo"),
+        (&["install", "--root=/nowhere/root", "--yes"], 1, "sudo"),
+        (&["backup", file.to_str().unwrap(), &data], 2, "run this with sudo"),
+        (&["restore", file.to_str().unwrap(), &data, "--replace"], 2, "run this with sudo"),
+    ];
+    fs::write(&file, "").unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::remove_file(&file).unwrap();
+    for (words, code, said) in words {
+        if words[0] == "restore" {
+            fs::write(&file, "").unwrap();
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=4242", "--regid=4242", "--clear-groups", BINARY]).args(words);
+        command.env_clear().env("PATH", std::env::var("PATH").unwrap()).current_dir("/");
+        let refused = server::run(&mut command, secs(20));
+        assert_eq!(refused.code, Some(code), "{words:?}: {refused:?}");
+        assert!(refused.stderr.contains(said), "{words:?}: {refused:?}");
+    }
+}
+
+#[test]
+fn an_unknown_command_is_an_error_that_names_the_nearest() {
+    for (words, said) in [
+        (&["help", "bogus"][..], "unknown command `bogus`; there are serve"),
+        (&["help", "mann"], "did you mean `man`?"),
+        (&["help", "restor"], "did you mean `restore`?"),
+        (&["instal"], "did you mean `install`?"),
+        (&["bakcup", "x"], "did you mean `backup`?"),
+        (&["\u{1b}[31m"], "unknown command `\\u{1b}[31m`"),
+    ] {
+        let refused = berth(words);
+        assert!(refused.code == Some(2) && refused.stdout.is_empty(), "{words:?}: {refused:?}");
+        assert!(refused.stderr.contains(said), "{words:?}: {refused:?}");
+    }
+    for words in [&["help"][..], &["help", "backup"], &["help", "--help"]] {
+        assert_eq!(berth(words).code, Some(0), "{words:?}");
+    }
+}
+
+#[test]
 fn the_debian_package_has_the_binary_the_units_and_settings() {
     let scratch = Scratch::new();
     let build = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/packaging/deb/build");
     let build = |out: &Path| {
         let created = server::run(
-            Command::new(build).arg(BINARY).arg(out).env("SOURCE_DATE_EPOCH", "1700000000"),
+            // A debug build is large.
+            Command::new(build)
+                .arg(BINARY)
+                .arg(out)
+                .env("SOURCE_DATE_EPOCH", "1700000000")
+                .env("DEB_COMPRESSION", "none"),
             secs(120),
         );
         assert_eq!(created.code, Some(0), "{created:?}");
@@ -213,6 +352,20 @@ fn the_manual_page_and_completions_have_every_command_and_flag() {
         }
         plain.split_whitespace().collect::<Vec<_>>().join(" ")
     };
+    // Headings in the help text are headings there, and no line of a list runs into the next one.
+    let headings = help.lines().zip(help.lines().skip(1)).filter(|(line, next)| {
+        !line.starts_with([' ', 'b', 'U'])
+            && !line.is_empty()
+            && !line.ends_with('.')
+            && next.starts_with("  ")
+    });
+    for (heading, _) in headings {
+        let heading = heading.to_uppercase().replace("CODES", "STATUS").replace('-', "\\-");
+        assert!(page.stdout.lines().any(|line| line == format!(".SH {heading}")), "{heading}");
+    }
+    for line in help.lines().filter(|line| line.starts_with(&" ".repeat(20))) {
+        assert!(!line.ends_with(':'), "{line:?} is a heading inside of an entry");
+    }
     let view = view.to_uppercase();
     for line in help.replace("Usage:", "").replace("codes", "status").lines() {
         for word in line.split_whitespace().filter(|word| word.len() > 3) {
