@@ -117,10 +117,14 @@ fn archives_of_gnu_tar_unpack_as_with_gnu_tar() {
         assert!(packed.unwrap().success(), "{format}");
         let reply = import(&server, format, &fs::read(&archive).unwrap(), 201);
         let root = server.data.join("images").join(reply["id"].as_str().unwrap()).join("root");
-        let theirs = scratch.join(format!("{format}.d"));
-        fs::create_dir(&theirs).unwrap();
-        let unpacked =
-            Command::new("tar").args(["--same-owner", "-xpf"]).arg(&archive).arg("-C").arg(&theirs).status();
+        let reference = scratch.join(format!("{format}.d"));
+        fs::create_dir(&reference).unwrap();
+        let unpacked = Command::new("tar")
+            .args(["--same-owner", "-xpf"])
+            .arg(&archive)
+            .arg("-C")
+            .arg(&reference)
+            .status();
         assert!(unpacked.unwrap().success(), "{format}");
         // Additions to an image are excluded from the list: folders of a system, files for name resolution.
         let list = "cd \"$1\" && find . -mindepth 1 ! -path './etc/*' ! -path ./etc ! -path ./var ! -path ./root ! -path ./proc ! -path ./sys \
@@ -129,6 +133,6 @@ fn archives_of_gnu_tar_unpack_as_with_gnu_tar() {
         let seen = |top: &std::path::Path| {
             run(Command::new("bash").args(["-c", list, "x"]).arg(top), secs(30)).stdout
         };
-        assert_eq!(seen(&root), seen(&theirs), "{format}");
+        assert_eq!(seen(&root), seen(&reference), "{format}");
     }
 }

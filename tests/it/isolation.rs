@@ -263,15 +263,15 @@ fn the_owner_of_the_parent_folder_gets_no_root_and_loses_no_file() {
         assert_ne!(reply["status"], "ready", "{reply}");
     };
     let place = Place::pending(&server, json!({"name": "swapped", "path": path}));
-    let theirs = elsewhere.join("theirs");
-    fs::create_dir(&theirs).unwrap();
-    fs::write(theirs.join("kept"), "kept").unwrap();
-    std::os::unix::fs::chown(&theirs, Some(1234), Some(1234)).unwrap();
+    let user_folder = elsewhere.join("theirs");
+    fs::create_dir(&user_folder).unwrap();
+    fs::write(user_folder.join("kept"), "kept").unwrap();
+    std::os::unix::fs::chown(&user_folder, Some(1234), Some(1234)).unwrap();
     // A link, a folder of the user, and a folder of the user with a marker file.
-    std::os::unix::fs::symlink(&theirs, &path).unwrap();
+    std::os::unix::fs::symlink(&user_folder, &path).unwrap();
     refused(&place);
     fs::remove_file(&path).unwrap();
-    fs::rename(&theirs, &path).unwrap();
+    fs::rename(&user_folder, &path).unwrap();
     refused(&place);
     fs::write(path.join(".berth-workspace"), &place.id).unwrap();
     std::os::unix::fs::chown(path.join(".berth-workspace"), Some(1234), None).unwrap();

@@ -55,8 +55,8 @@ fn a_skill_is_copied_to_workspaces_completely() {
         let ran = run(&mut Command::new(script(place)), secs(20));
         assert_eq!(ran.stdout, "ran\n", "{place}: {}", ran.stderr);
         for file in ["data/font.ttf", "app/[...slug]/v1..v2.tsx", ".env.example"] {
-            let there = fs::read(folder.join(place).join("kit").join(file)).unwrap_or_default();
-            assert!(there == fs::read(library.join(file)).unwrap(), "{place}: {file}");
+            let copied = fs::read(folder.join(place).join("kit").join(file)).unwrap_or_default();
+            assert!(copied == fs::read(library.join(file)).unwrap(), "{place}: {file}");
         }
         assert!(!executable(&folder.join(place).join("kit/data/font.ttf")));
         for litter in [".DS_Store", "scripts/.x.sh.swp"] {

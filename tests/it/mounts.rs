@@ -44,9 +44,9 @@ fn mount(source: &Path, target: &str, read_only: bool) -> Value {
 fn files_of_a_mount_are_shared_between_host_and_container() {
     let (setup, base) = allowed();
     let work = base.join("shared/work");
-    let odd = base.join("shared/a:b\\c d");
-    fs::create_dir(&odd).unwrap();
-    fs::write(odd.join("text"), "odd\n").unwrap();
+    let special = base.join("shared/a:b\\c d");
+    fs::create_dir(&special).unwrap();
+    fs::write(special.join("text"), "odd\n").unwrap();
     for path in [&work, &work.join("text")] {
         chown(path, Some(4321), Some(4321)).unwrap();
     }
@@ -54,7 +54,7 @@ fn files_of_a_mount_are_shared_between_host_and_container() {
     let mounts = json!([
         mount(&work, "/mnt/work", false),
         mount(&base.join("public"), "/srv/public", true),
-        mount(&odd, "/mnt/x:y\\z", true),
+        mount(&special, "/mnt/x:y\\z", true),
         {"source": base.join("public/text"), "target": "/etc/one-file"}
     ]);
     let place = Place::ready(&server, json!({"name": "mounted", "mounts": mounts}));

@@ -97,9 +97,9 @@ fn a_private_network_reaches_the_outside_but_not_the_host() {
     }
     assert_eq!(get(&place, METADATA, PORT), None);
     for berth in &own {
-        let there = format!("exec 3<>/dev/tcp/{berth}/{}", server.address.port());
+        let connect_script = format!("exec 3<>/dev/tcp/{berth}/{}", server.address.port());
         assert_ne!(
-            place.exec(json!({"args": ["timeout", "2", "bash", "-c", there]}))["exit_code"],
+            place.exec(json!({"args": ["timeout", "2", "bash", "-c", connect_script]}))["exit_code"],
             0,
             "{berth}"
         );

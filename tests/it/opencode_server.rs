@@ -66,7 +66,7 @@ impl Opencode {
     }
 
     fn is_healthy(&self) -> bool {
-        let asked = || -> std::io::Result<String> {
+        let poll = || -> std::io::Result<String> {
             let mut stream = TcpStream::connect_timeout(&self.address, secs(2))?;
             stream.set_read_timeout(Some(Duration::from_secs(3)))?;
             let head = format!(
@@ -85,7 +85,7 @@ impl Opencode {
             }
             Ok(reply)
         };
-        asked().is_ok_and(|reply| reply.contains("\"healthy\":true"))
+        poll().is_ok_and(|reply| reply.contains("\"healthy\":true"))
     }
 
     /// A server that forwards requests to it.

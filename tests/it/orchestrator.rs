@@ -122,9 +122,9 @@ fn the_checks_of_the_orchestrator_pass_with_berth_in_docker() {
     scratch.folder("work");
     let opencode = program("opencode-new");
     // The orchestrator gives this four seconds, and the first call reads the program from the disk.
-    let mut asked = Command::new(&opencode);
-    environment(&mut asked, &scratch.path().join("home"));
-    assert_eq!(run(asked.arg("--version"), secs(90)).code, Some(0));
+    let mut version = Command::new(&opencode);
+    environment(&mut version, &scratch.path().join("home"));
+    assert_eq!(run(version.arg("--version"), secs(90)).code, Some(0));
     // The port that the engine publishes is in the engine's network namespace.
     let mut command = Command::new("nsenter");
     environment(&mut command, &scratch.path().join("home"));

@@ -206,8 +206,11 @@ fn forty_concurrent_writers_lose_no_change() {
     });
     let config = project.get("/config");
     for (what, count) in [("mcp", 40), ("plugin", 40)] {
-        let there = &config["opencode"][what];
-        assert_eq!(there.as_object().map_or_else(|| there.as_array().unwrap().len(), |all| all.len()), count);
+        let section = &config["opencode"][what];
+        assert_eq!(
+            section.as_object().map_or_else(|| section.as_array().unwrap().len(), |all| all.len()),
+            count
+        );
     }
     assert_eq!(config["openwork"].as_object().unwrap().len(), 40);
     assert!(project.read("opencode.jsonc").contains("// mine"));
@@ -531,17 +534,21 @@ fn writes_wait_for_the_host_in_manual_mode() {
     thread::scope(|scope| {
         let write = scope
             .spawn(|| project.post("/mcp", json!({"name": "a", "config": {"type": "remote", "url": "u"}})));
-        let asked = loop {
+        let approval = loop {
             let list = owner.get(200, "/approvals");
             if let Some(item) = list["items"].get(0) {
                 break item.clone();
             }
             thread::yield_now();
         };
-        assert_eq!(asked["action"], "mcp.add");
-        assert_eq!(asked["paths"], json!([project.work.join("opencode.jsonc")]));
+        assert_eq!(approval["action"], "mcp.add");
+        assert_eq!(approval["paths"], json!([project.work.join("opencode.jsonc")]));
         assert!(!project.work.join("opencode.jsonc").exists(), "nothing is written before the approval");
-        owner.post(200, &format!("/approvals/{}", asked["id"].as_str().unwrap()), json!({"reply": "allow"}));
+        owner.post(
+            200,
+            &format!("/approvals/{}", approval["id"].as_str().unwrap()),
+            json!({"reply": "allow"}),
+        );
         assert_eq!(write.join().unwrap()["items"][0]["name"], "a");
     });
     // Invalid requests are refused before a person is asked.

@@ -44,12 +44,12 @@ fn rows(list: &Value, old: bool) -> Vec<&Value> {
     list["items"].as_array().unwrap().iter().filter(loaded).collect()
 }
 
-fn same(what: &str, ours: BTreeMap<String, Value>, theirs: BTreeMap<String, Value>) {
-    let keys: BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
+fn same(what: &str, ours: BTreeMap<String, Value>, loaded: BTreeMap<String, Value>) {
+    let keys: BTreeSet<&String> = ours.keys().chain(loaded.keys()).collect();
     let differing: Vec<String> = keys
         .into_iter()
-        .filter(|key| ours.get(*key) != theirs.get(*key))
-        .map(|key| format!("{key:?}: berth {:?}, OpenCode {:?}", ours.get(key), theirs.get(key)))
+        .filter(|key| ours.get(*key) != loaded.get(*key))
+        .map(|key| format!("{key:?}: berth {:?}, OpenCode {:?}", ours.get(key), loaded.get(key)))
         .collect();
     assert!(differing.is_empty(), "{what}:\n{}", differing.join("\n"));
 }
@@ -67,7 +67,7 @@ fn lists_contain_what_opencode_loads() {
     symlink(outside.join("file.md"), project.work.join(".opencode/skills/far-file/SKILL.md")).unwrap();
     symlink(outside.join("file.md"), project.work.join(".opencode/commands/far-command.md")).unwrap();
     let (skills, commands) = (project.get("/skills"), project.get("/commands"));
-    let theirs = thread::scope(|scope| {
+    let loaded = thread::scope(|scope| {
         VERSIONS
             .map(|version| {
                 let work = &project.work;
@@ -75,9 +75,9 @@ fn lists_contain_what_opencode_loads() {
                     (ask(version, work, ["debug", "skill"]), ask(version, work, ["debug", "config"]))
                 })
             })
-            .map(|asked| asked.join().unwrap())
+            .map(|call| call.join().unwrap())
     });
-    for (version, (their_skills, config)) in VERSIONS.iter().zip(&theirs) {
+    for (version, (their_skills, config)) in VERSIONS.iter().zip(&loaded) {
         let old = *version == "opencode-old";
         let described = |row: &Value| json!([row["description"].as_str().unwrap_or_default()]);
         let ours = rows(&skills, old)
@@ -204,9 +204,13 @@ fn all_lists(project: &ProjectServer, what: &str, most_mb: u64) -> Vec<Value> {
             .flat_map(|list| [list, list])
             .map(|list| scope.spawn(move || project.server.collaborator().get(200, &project.path(list))))
             .collect();
-        let asked = Instant::now();
+        let requested_at = Instant::now();
         project.server.owner().get(200, "/health");
-        assert!(asked.elapsed() < secs(2), "{what}: /health took {:?} beside lists", asked.elapsed());
+        assert!(
+            requested_at.elapsed() < secs(2),
+            "{what}: /health took {:?} beside lists",
+            requested_at.elapsed()
+        );
         calls.into_iter().map(|call| call.join().unwrap()).collect::<Vec<_>>()
     });
     let (took, growth) = (started.elapsed(), peak(project).saturating_sub(before));

@@ -49,8 +49,8 @@ fn reads_and_writes_keep_references_unchanged() {
     let full = project.server.owner().get(200, &project.path("/export?secrets=true"));
     assert_eq!(full["opencode"], config);
     // A reference remains a string, so a field that needs a list still refuses it.
-    let odd = json!({"opencode": {"plugin": "{env:PLUGINS}"}});
-    project.refused(422, "invalid_config", "PATCH", "/config", odd);
+    let wrong_type = json!({"opencode": {"plugin": "{env:PLUGINS}"}});
+    project.refused(422, "invalid_config", "PATCH", "/config", wrong_type);
     assert!(!project.server.log().contains(SECRET));
 }
 

@@ -125,34 +125,34 @@ fn a_deletion_is_approved_for_the_job_that_was_shown() {
     let delete = || {
         let (client, path) = (server.collaborator(), format!("{jobs}/desk"));
         let waiting = thread::spawn(move || client.call("DELETE", &path, None));
-        let asked = wait_for("a question", secs(60), || {
+        let approval = wait_for("a question", secs(60), || {
             server.owner().get(200, "/approvals")["items"].get(0).cloned()
         });
-        (asked, waiting)
+        (approval, waiting)
     };
-    let allow = |asked: &Value| {
+    let allow = |approval: &Value| {
         server.owner().post(
             200,
-            &format!("/approvals/{}", asked["id"].as_str().unwrap()),
+            &format!("/approvals/{}", approval["id"].as_str().unwrap()),
             json!({"reply": "allow"}),
         )
     };
-    let (asked, waiting) = delete();
+    let (approval, waiting) = delete();
     assert_eq!(
-        (&asked["action"], &asked["summary"]),
+        (&approval["action"], &approval["summary"]),
         (&json!("scheduler.delete"), &json!("Delete scheduled job Desk"))
     );
     let units = home.join(".config/systemd/user/opencode-job-desk");
     let file = home.join(".config/opencode/jobs/desk.json");
     let paths = [file.clone(), units.with_extension("service"), units.with_extension("timer")];
-    assert_eq!(asked["paths"], json!(paths));
+    assert_eq!(approval["paths"], json!(paths));
     put_job(&home, "desk", "Changed");
-    allow(&asked);
+    allow(&approval);
     let reply = waiting.join().unwrap();
     assert_eq!((reply.status, &reply.value()["code"]), (409, &json!("approval_outdated")));
     assert!(file.exists());
-    let (asked, waiting) = delete();
-    allow(&asked);
+    let (approval, waiting) = delete();
+    allow(&approval);
     assert_eq!(waiting.join().unwrap().status, 200);
     assert!(paths.iter().all(|path| !path.exists()));
     let audit = server.owner().get(200, &jobs.replace("scheduler/jobs", "audit"));

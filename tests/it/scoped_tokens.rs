@@ -394,12 +394,12 @@ fn revoking_a_token_withdraws_its_pending_approvals() {
     let path = format!("/api/workspaces/{}/sync", created["id"].as_str().unwrap());
     let client = server.with_token(&secret);
     let waiting = thread::spawn(move || client.call("POST", &path, None));
-    let asked =
+    let approval =
         wait_for("a question", secs(20), || server.owner().get(200, "/approvals")["items"].get(0).cloned());
     revoke(&server, &id);
     let reply = waiting.join().unwrap().expect(401).value();
     assert!(reply["message"].as_str().unwrap().contains("revoked"), "{reply}");
     assert_eq!(server.owner().get(200, "/approvals"), json!({"items": []}));
-    let path = format!("/approvals/{}", asked["id"].as_str().unwrap());
+    let path = format!("/approvals/{}", approval["id"].as_str().unwrap());
     server.owner().refused(404, "approval_not_found", "POST", &path, Some(json!({"reply": "allow"})));
 }

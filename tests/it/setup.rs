@@ -315,10 +315,10 @@ impl Drop for AtTerminal {
 #[test]
 fn setup_at_a_terminal_shows_the_commands_and_continues_after_yes() {
     let mut berth = AtTerminal::start();
-    let asked = berth.wait("Go on? [y/N] ");
+    let question = berth.wait("Go on? [y/N] ");
     let install = "dnf install --assumeyes --setopt=install_weak_deps=False systemd-container debootstrap";
-    assert!(asked.contains(&format!("berth would run: {install}")), "{asked}");
-    assert!(!asked.contains("Dependencies resolved"), "it did not wait for the answer:\n{asked}");
+    assert!(question.contains(&format!("berth would run: {install}")), "{question}");
+    assert!(!question.contains("Dependencies resolved"), "it did not wait for the answer:\n{question}");
     berth.typed(Some("y\n"));
     let screen = berth.wait("listening on http://");
     assert!(screen.contains("Complete!") && screen.contains("Setup: done"), "{screen}");

@@ -174,8 +174,8 @@ fn every_reply_has_its_observed_shape() {
     let moved = json_reply(owner.call("PATCH", &format!("/workspaces/{id}"), Some(&url)), 200);
     all.shape("workspace_patched", row, &with_upstream(moved));
     let url = Some(json!({"baseUrl": "http://169.254.169.254"}));
-    let odd = owner.refused(400, "invalid_base_url", "PATCH", &format!("/workspaces/{id}"), url);
-    all.shape("workspace_patch_refused", row, &odd);
+    let invalid = owner.refused(400, "invalid_base_url", "PATCH", &format!("/workspaces/{id}"), url);
+    all.shape("workspace_patch_refused", row, &invalid);
     owner.call("PATCH", &format!("/workspaces/{id}"), Some(&json!({"baseUrl": null}))).expect(200);
 
     // Files.
@@ -191,8 +191,8 @@ fn every_reply_has_its_observed_shape() {
     let none =
         client.refused(404, "artifact_not_found", "GET", &format!("{w}/artifacts/{}", id_of("no")), None);
     all.shape("artifact_not_found", "GET /workspace/:id/artifacts/:artifactId", &none);
-    let odd = client.refused(400, "invalid_artifact", "GET", &format!("{w}/artifacts/%21"), None);
-    all.shape("artifact_invalid", "GET /workspace/:id/artifacts/:artifactId", &odd);
+    let invalid = client.refused(400, "invalid_artifact", "GET", &format!("{w}/artifacts/%21"), None);
+    all.shape("artifact_invalid", "GET /workspace/:id/artifacts/:artifactId", &invalid);
     let row = "POST /workspace/:id/inbox";
     let up = json_reply(all.trays.upload("/inbox?path=..", &[("name=file; filename=x", b"1")]), 400);
     all.shape("inbox_invalid_path", row, &up);
@@ -228,9 +228,9 @@ fn every_reply_has_its_observed_shape() {
     let row = "POST /workspace/:id/import";
     all.shape("import_dry", row, &client.post(200, &format!("{w}/import?dryRun=true"), body.clone()));
     all.shape("imported", row, &client.post(200, &format!("{w}/import"), body));
-    let odd = json!({"skills": [{"name": "No Name", "content": "x"}]});
-    let odd = client.refused(400, "invalid_skill_name", "POST", &format!("{w}/import"), Some(odd));
-    all.shape("import_refused", row, &odd);
+    let invalid = json!({"skills": [{"name": "No Name", "content": "x"}]});
+    let invalid = client.refused(400, "invalid_skill_name", "POST", &format!("{w}/import"), Some(invalid));
+    all.shape("import_refused", row, &invalid);
     let mut feed = Events::ask(
         &all.trays.server,
         &format!("GET {w}/events/stream HTTP/1.1\r\nLast-Event-ID: 0\r\n"),
@@ -246,8 +246,8 @@ fn every_reply_has_its_observed_shape() {
     all.shape("workspace_not_found", "GET /workspace/:id/config", &none);
     all.shape("not_found", "", &client.refused(404, "not_found", "GET", "/nothing", None));
     let body = [("Content-Type", "application/json")];
-    let odd = client.send("PATCH", &format!("{w}/config"), &body, Some(b"{"));
-    all.shape("json_invalid", "PATCH /workspace/:id/config", &json_reply(odd, 400));
+    let invalid = client.send("PATCH", &format!("{w}/config"), &body, Some(b"{"));
+    all.shape("json_invalid", "PATCH /workspace/:id/config", &json_reply(invalid, 400));
     let low = viewer.refused(403, "forbidden", "PATCH", &format!("{w}/config"), Some(json!({})));
     all.shape("forbidden_viewer", "PATCH /workspace/:id/config", &low);
     let low = viewer.refused(403, "forbidden", "POST", "/opencode/session", Some(json!({})));
@@ -291,8 +291,8 @@ fn gated() -> Vec<String> {
             Some(owner.get(200, "/approvals")).filter(|list| list["items"][0].is_object())
         });
         all.shape("approvals", row, &list);
-        let asked = feed.next().unwrap();
-        all.shape("approval_asked", "GET /approvals/events", &json!([asked.name, asked.data]));
+        let approval = feed.next().unwrap();
+        all.shape("approval_asked", "GET /approvals/events", &json!([approval.name, approval.data]));
         let path = format!("/approvals/{}", list["items"][0]["id"].as_str().unwrap());
         all.shape("approval_whole", "GET /approvals/:id", &owner.get(200, &path));
         let answered = owner.post(200, &path, json!({ "reply": reply }));

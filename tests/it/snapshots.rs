@@ -244,24 +244,24 @@ fn synced_files_stay_managed_after_a_restore() {
     );
     let place = Place::ready(&server, json!({"name": "synced", "skills": ["greet"]}));
     let file = "/.opencode/skill/greet/SKILL.md";
-    let there =
+    let is_synced =
         |place: &Place<'_>| place.exec(json!({"command": format!("test -e {file}")}))["exit_code"] == 0;
     let taken = take(&place, "with skill");
     owner.put(200, &place.path(""), json!({"skills": []}));
-    assert!(!there(&place));
+    assert!(!is_synced(&place));
     let without = clone(&place, json!({}));
-    assert!(!there(&without));
+    assert!(!is_synced(&without));
     restore(&place, &taken);
-    assert!(there(&place), "the files were not restored");
+    assert!(is_synced(&place), "the files were not restored");
     let with = clone(&place, json!({}));
     let then = clone(&without, json!({}));
     for place in [&place, &with] {
-        assert!(there(place));
+        assert!(is_synced(place));
         owner.post(200, &place.path("/sync"), json!({}));
-        assert!(!there(place), "the sync did not remove the files of berth");
+        assert!(!is_synced(place), "the sync did not remove the files of berth");
     }
     owner.put(200, &then.path(""), json!({"skills": ["greet"]}));
-    assert!(there(&then));
+    assert!(is_synced(&then));
 }
 
 /// Stops a `cp` of this server with SIGSTOP as soon as one is running.
@@ -438,10 +438,10 @@ fn a_layered_root_is_the_old_or_the_new_one_after_kill_9() {
             let place = Place::of(&server, &view);
             let (client, path) = (server.owner(), format!("{}/restore", path_of(&place, expected)));
             let (pid, other) = (server.pid, clone_later(&server, &place));
-            let asked = thread::spawn(move || client.try_send("POST", &path, &[], Some(b"{}")).is_ok());
+            let request = thread::spawn(move || client.try_send("POST", &path, &[], Some(b"{}")).is_ok());
             thread::sleep(std::time::Duration::from_micros(round * 1500));
             procs::kill(pid);
-            let _ = (asked.join(), other.join());
+            let _ = (request.join(), other.join());
             std::mem::forget(place);
         }
         server.crash();

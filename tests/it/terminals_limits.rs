@@ -144,9 +144,9 @@ fn the_host_is_for_owners_and_containers_are_for_collaborators() {
         assert_eq!(refused(server, &path, &[("Authorization", &client)]), (403, "forbidden".to_owned()));
     }
     let created = collaborator.post(201, &container.path("/terminals"), json!({"command": "cat"}));
-    let theirs = container.path(&format!("/terminals/{}", created["id"].as_str().unwrap()));
-    collaborator.post(200, &format!("{theirs}/input"), json!({"text": "hi"}));
-    assert!(Socket::try_open(server, &format!("{theirs}/ws"), &[("Authorization", &client)]).is_ok());
+    let foreign_path = container.path(&format!("/terminals/{}", created["id"].as_str().unwrap()));
+    collaborator.post(200, &format!("{foreign_path}/input"), json!({"text": "hi"}));
+    assert!(Socket::try_open(server, &format!("{foreign_path}/ws"), &[("Authorization", &client)]).is_ok());
     // An id is valid only in its own workspace.
     let id = on_host.id.clone();
     for call in ["", "/screen", "/ws"] {
@@ -158,7 +158,7 @@ fn the_host_is_for_owners_and_containers_are_for_collaborators() {
             None,
         );
     }
-    collaborator.delete(200, &theirs);
+    collaborator.delete(200, &foreign_path);
 }
 
 #[test]
@@ -172,12 +172,12 @@ fn manual_mode_asks_before_a_host_terminal_opens() {
                 let opened = Socket::try_open(&server, &place.path("/shell"), &[("Authorization", &client)]);
                 opened.map_err(|reply| reply.status)
             });
-            let asked = wait_for("the question", secs(20), || {
+            let approval = wait_for("the question", secs(20), || {
                 let items = server.owner().get(200, "/approvals")["items"].clone();
                 items.get(0).cloned()
             });
-            assert_eq!(asked["action"], "workspace.terminal", "{asked}");
-            let path = format!("/approvals/{}", asked["id"].as_str().unwrap());
+            assert_eq!(approval["action"], "workspace.terminal", "{approval}");
+            let path = format!("/approvals/{}", approval["id"].as_str().unwrap());
             server.owner().post(200, &path, json!({ "reply": reply }));
             match opening.join().unwrap() {
                 Ok(mut shell) => {

@@ -129,10 +129,10 @@ pub fn sections(page: &str) -> BTreeSet<String> {
 #[track_caller]
 pub fn covered<'a>(page: &str, named: impl Iterator<Item = &'a str>) {
     let named: BTreeSet<String> = named.map(str::to_owned).collect();
-    let there = sections(page);
-    let missing: Vec<_> = named.difference(&there).collect();
+    let exists = sections(page);
+    let missing: Vec<_> = named.difference(&exists).collect();
     assert!(missing.is_empty(), "assets/docs/{page} has no section {missing:?}");
-    let unproven: Vec<_> = there.difference(&named).collect();
+    let unproven: Vec<_> = exists.difference(&named).collect();
     assert!(unproven.is_empty(), "no test proves these sections of assets/docs/{page}: {unproven:?}");
 }
 
@@ -142,12 +142,12 @@ pub fn tests_exist(promise: &str, tests: &[&str]) {
     assert!(!tests.is_empty(), "{promise}: shown by no test");
     for test in tests {
         let (file, name) = test.split_once("::").unwrap();
-        let there = match file {
+        let exists = match file {
             "vm" => root().join(format!("tests/vm/{name}.sh")).is_file(),
             _ => fs::read_to_string(root().join(format!("tests/it/{file}.rs")))
                 .is_ok_and(|text| text.contains(&format!("fn {name}("))),
         };
-        assert!(there, "{promise}: there is no {test}");
+        assert!(exists, "{promise}: there is no {test}");
     }
 }
 
@@ -232,14 +232,14 @@ fn every_link_of_a_page_leads_somewhere() {
                 "" => file.clone(),
                 path => plain(&Path::new(file).parent().unwrap().join(path)),
             };
-            let there = match files.get(&path) {
+            let exists = match files.get(&path) {
                 Some(Some(page)) => {
                     section.is_empty() || anchors(page).iter().any(|(_, anchor)| anchor == section)
                 }
                 Some(None) => section.is_empty(),
                 None => root().join(&path).is_dir() && section.is_empty(),
             };
-            if !there {
+            if !exists {
                 wrong.push(format!("{file}: the link {target} leads nowhere"));
             }
         }

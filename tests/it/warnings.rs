@@ -146,7 +146,7 @@ fn misspelt_parameters_give_warnings_on_every_route() {
     let server = Setup::new().arg("--approval=auto").start();
     let owner = server.owner();
     let id = owner.get(200, "/workspaces")["activeId"].as_str().unwrap().to_owned();
-    let mut asked = 0;
+    let mut requests = 0;
     for route in ROUTES.iter().filter(|route| route.method.as_str() == "GET") {
         // Pages and proxied requests have queries of their own; streams do not end.
         let own = ["/ui", "opencode", "/events", "/doctor"].iter().any(|part| route.pattern.contains(part));
@@ -161,11 +161,11 @@ fn misspelt_parameters_give_warnings_on_every_route() {
         let path: Vec<String> = route.pattern.split('/').map(fill).collect();
         let reply = owner.call("GET", &format!("{}?qqqqq=1", path.join("/")), None);
         if reply.status < 300 {
-            asked += 1;
+            requests += 1;
             assert_eq!(warnings(&reply), ["unknown query parameter `qqqqq`"], "{}", route.pattern);
         }
     }
-    assert!(asked >= 25, "{asked}");
+    assert!(requests >= 25, "{requests}");
     let runs = format!("/api/workspaces/{NIL}/runs");
     for (path, expected) in [
         (format!("{runs}?stats=running"), "unknown query parameter `stats`; did you mean `status`?"),

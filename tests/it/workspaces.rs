@@ -326,12 +326,12 @@ fn delete_removes_exactly_the_files_of_the_workspace() {
     owner.refused(404, "workspace_not_found", "GET", &url(&created), None);
     owner.refused(404, "workspace_not_found", "DELETE", &url(&created), None);
     // A folder that the user supplied stays; only the record is deleted.
-    let theirs = fs::canonicalize(&server.work).unwrap().join("theirs");
-    fs::create_dir(&theirs).unwrap();
-    fs::write(theirs.join("file"), "x").unwrap();
-    let created = owner.post(200, "/api/workspaces", json!({"name": "theirs", "path": theirs}));
+    let user_folder = fs::canonicalize(&server.work).unwrap().join("theirs");
+    fs::create_dir(&user_folder).unwrap();
+    fs::write(user_folder.join("file"), "x").unwrap();
+    let created = owner.post(200, "/api/workspaces", json!({"name": "theirs", "path": user_folder}));
     owner.delete(200, &url(&created));
-    assert_eq!(read(theirs.join("file")), "x");
+    assert_eq!(read(user_folder.join("file")), "x");
     let remaining: Vec<_> = leftovers(&server.data);
     assert!(remaining.is_empty(), "{remaining:?}");
 }
