@@ -128,7 +128,7 @@ fn approvals_are_answered_with_a_key_and_the_terminal_is_restored() {
         screen.key("a");
         wait_for("the answer", secs(60), || {
             let text = screen.text();
-            if text.contains("look at it first") {
+            if text.contains("read it first") {
                 screen.key("a");
             }
             text.contains("Allowed.").then_some(())

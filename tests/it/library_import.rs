@@ -158,12 +158,12 @@ fn invalid_archives_are_refused_and_leave_no_files() {
                 "{main}change = lambda d: d.replace(zipfile.crc32(b'# X\\n').to_bytes(4, 'little'), b'abcd')"
             ),
         ),
-        ("two names", &format!("{main}change = lambda d: d.replace(b'SKILL.md', b'OTHER.md', 1)")),
-        ("another number", &format!("{main}change = lambda d: d[:-14] + bytes([2, 0, 2, 0]) + d[-10:]")),
+        ("two different names", &format!("{main}change = lambda d: d.replace(b'SKILL.md', b'OTHER.md', 1)")),
+        ("entry count does not match", &format!("{main}change = lambda d: d[:-14] + bytes([2, 0, 2, 0]) + d[-10:]")),
         ("encrypted", &format!("{main}change = lambda d: d[:-22-54+8] + b'\\1' + d[-22-54+9:]")),
         // An entry whose data overlaps that of another entry.
         (
-            "over each other",
+            "overlap",
             &format!(
                 "{main}b = io.BytesIO()\ny = zipfile.ZipFile(b, 'w')\ny.writestr('b', 'bb')\ny.close()\n\
                  z.writestr(zipfile.ZipInfo('a'), b.getvalue())\ninner = y.filelist[0]\n\
@@ -206,7 +206,7 @@ fn an_unusable_entry_is_skipped_and_named() {
         ),
         (
             "x/f\u{fffd}r",
-            "not UTF-8",
+            "not valid UTF-8",
             "z.writestr('x/f\u{fc}r', 'x')\nchange = lambda d: d.replace('\u{fc}'.encode(), b'z\\x81')"
                 .to_owned(),
         ),
