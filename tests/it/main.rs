@@ -126,6 +126,8 @@ mod terminals_limits;
 mod terminals_real;
 mod terminals_shell;
 mod tidy;
+mod tidy_language;
+mod tidy_names;
 mod tidy_references;
 mod token_expiry;
 mod tokens;

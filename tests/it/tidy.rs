@@ -48,7 +48,7 @@ fn root() -> &'static Path {
 }
 
 /// Every Rust file below `folder`: its path below the project, and its text.
-fn sources(folder: &str) -> Vec<(String, String)> {
+pub(super) fn sources(folder: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut folders = vec![root().join(folder)];
     while let Some(folder) = folders.pop() {
