@@ -71,7 +71,7 @@ fn a_bundle_makes_a_working_server() {
     fs::write(there.data_dir().join("library/skill/packed/SKILL.md"), "mine").unwrap();
     let output = bundle(there.data_dir(), &restore);
     assert_eq!(output.code, Some(0), "{}", output.stderr);
-    assert!(output.stderr.contains("1 others were there already"), "{}", output.stderr);
+    assert!(output.stderr.contains("not replaced: 1 that existed already"), "{}", output.stderr);
     assert_eq!(fs::read(there.data_dir().join("library/skill/packed/SKILL.md")).unwrap(), b"mine");
     assert_eq!(server.owner().get(200, "/api/images").as_array().unwrap().len(), 1);
 }

@@ -62,7 +62,7 @@ fn no_configuration_makes_an_edit_slow() {
     fs::write(project.work.join("opencode.json"), format!("[{}]", vec!["1"; 30_000].join(","))).unwrap();
     let reply =
         project.refused(422, "invalid_jsonc", "PATCH", "/config", json!({"opencode": {"model": "x/y"}}));
-    assert!(reply["message"].as_str().unwrap().contains("limit is 20000"), "{reply}");
+    assert!(reply["message"].as_str().unwrap().contains("more than 20000 entries"), "{reply}");
     fs::write(project.work.join("opencode.json"), "{}").unwrap();
     let many: serde_json::Map<String, Value> = (0..30_000).map(|n| (format!("k{n}"), json!("x"))).collect();
     let body = json!({"opencode": {"provider": {"p": {"options": many}}}});

@@ -159,7 +159,10 @@ fn invalid_archives_are_refused_and_leave_no_files() {
             ),
         ),
         ("two different names", &format!("{main}change = lambda d: d.replace(b'SKILL.md', b'OTHER.md', 1)")),
-        ("entry count does not match", &format!("{main}change = lambda d: d[:-14] + bytes([2, 0, 2, 0]) + d[-10:]")),
+        (
+            "entry count does not match",
+            &format!("{main}change = lambda d: d[:-14] + bytes([2, 0, 2, 0]) + d[-10:]"),
+        ),
         ("encrypted", &format!("{main}change = lambda d: d[:-22-54+8] + b'\\1' + d[-22-54+9:]")),
         // An entry whose data overlaps that of another entry.
         (

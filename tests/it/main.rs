@@ -113,6 +113,7 @@ mod scoped_tokens;
 mod secrets;
 mod security_cases;
 mod security_promises;
+mod security_sentences;
 mod setup;
 mod shapes;
 mod slow_attacks;
