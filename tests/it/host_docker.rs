@@ -197,7 +197,7 @@ fn missing_features_of_the_engine_are_reported_before_the_start() {
     };
     refused(
         &["--sandbox=docker", "--sandbox-image=none/such:1"],
-        "the engine has no image none/such:1; `docker pull",
+        "the engine has no image none/such:1; pull it with `docker pull",
     );
     assert!(docker.ask(&["image", "inspect", "none/such:1"]).code != Some(0), "nothing is pulled");
     let mut place = Place::new(&program("opencode-new"));
