@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::Actor;
 use super::approval_request::ApprovalRequest;
 use crate::base::repeat_limiter::{INTERVAL, RepeatLimiter};
-use crate::base::shares::{Ledger, Party, Share, Shares};
+use crate::base::shares::{Ledger, Share, ShareHolder, Shares};
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Code, Error, Result, limits};
 use crate::events::Topic;
@@ -128,7 +128,7 @@ impl Approvals {
     pub fn request(
         &self,
         asked: ApprovalRequest,
-        party: Party,
+        party: ShareHolder,
         disconnected: Cancel,
         step: ApprovalCallback,
     ) {
@@ -253,7 +253,7 @@ impl Drop for Approvals {
 }
 
 impl ApprovalsShared {
-    fn log_requested(&self, party: Party, id: &str, note: &str) {
+    fn log_requested(&self, party: ShareHolder, id: &str, note: &str) {
         let noted = self.lines.note(party.without_workspace(), LOG_LINES, Instant::now(), || ());
         for (_, count) in noted.summaries {
             log::info!(
@@ -296,6 +296,11 @@ fn denied(id: &str, reason: &str) -> Error {
     Error::new(Code::WriteDenied, "Write request denied").detail("requestId", id).detail("reason", reason)
 }
 
+/// Why a request ended without a reply: `gone` if its client disconnected, else `timeout`.
+fn end_reason(waiting: &PendingApproval) -> &'static str {
+    if waiting.disconnected.is_cancelled() { "gone" } else { "timeout" }
+}
+
 fn run_deadlines(shared: &ApprovalsShared) {
     let mut state = lock(&shared.state);
     while !state.closed {
@@ -309,8 +314,7 @@ fn run_deadlines(shared: &ApprovalsShared) {
         let late: Vec<PendingApproval> =
             late.iter().filter_map(|number| state.waiting.remove(number)).collect();
         for waiting in &late {
-            let disconnected = waiting.disconnected.is_cancelled();
-            shared.publish_end(waiting, if disconnected { "gone" } else { "timeout" });
+            shared.publish_end(waiting, end_reason(waiting));
         }
         if late.is_empty() {
             // A disconnect does not wake this thread, so it checks periodically; followers of the feed are notified
@@ -322,8 +326,10 @@ fn run_deadlines(shared: &ApprovalsShared) {
         }
         drop(state);
         for waiting in late {
-            log::info!("Approval {} timed out: {}", waiting.question.id(), waiting.question.note());
-            let verdict = denied(waiting.question.id(), "timeout");
+            let (id, reason) = (waiting.question.id(), end_reason(&waiting));
+            let what = if reason == "gone" { "ended, because its client disconnected" } else { "timed out" };
+            log::info!("Approval {id} {what}: {}", waiting.question.note());
+            let verdict = denied(id, reason);
             (waiting.callback)(Err(verdict));
         }
         state = lock(&shared.state);
@@ -347,7 +353,7 @@ mod tests {
         let actor = Actor::remote(Scope::Collaborator, token.to_owned(), None);
         let disconnected = Cancel::new().unwrap();
         let step: ApprovalCallback = Box::new(move |verdict| sender.send(verdict).unwrap());
-        let party = Party::new(&actor.token_hash, None, false);
+        let party = ShareHolder::new(&actor.token_hash, None, false);
         let question = ApprovalRequest::new(NewApprovalRequest {
             workspace_id: "w",
             action: "a",

@@ -8,7 +8,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
-use super::{Ctx, authorization};
+use super::{Ctx, workspace_access};
 use crate::access::approval_request::{ApprovalRequest, FileChange, LIST_ITEM_BYTES, NewApprovalRequest};
 use crate::base::truncate::JsonTruncator;
 use crate::base::{Error, Result, limits, logging};
@@ -65,7 +65,7 @@ impl BodyEncoding {
 pub(super) fn build(ctx: &Ctx, request: &Request, asking: WriteDescription) -> Result<ApprovalRequest> {
     let actor = request.actor().cloned().ok_or_else(|| Error::internal("A gated route has no actor"))?;
     let named = request.param("id");
-    let workspace = authorization::concerned(ctx, request);
+    let workspace = workspace_access::concerned(ctx, request);
     let record = workspace.as_ref().map(|workspace| workspace.record());
     let name = record.as_ref().map(|record| record.view.name.as_str());
     let mut extra = Map::new();

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Map, json};
 
-use super::{Ctx, authorization, topic};
+use super::{Ctx, topic, workspace_access};
 use crate::access::approval_request::ApprovalRequest;
 use crate::access::approvals::not_found;
 use crate::access::audit::AuditDraft;
@@ -46,7 +46,7 @@ pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 }
 
 fn sees(ctx: &Ctx, request: &Request, asked: &ApprovalRequest) -> bool {
-    request.actor().is_some_and(|actor| authorization::sees_id(ctx, actor, asked.workspace_id()))
+    request.actor().is_some_and(|actor| workspace_access::sees_id(ctx, actor, asked.workspace_id()))
 }
 
 #[derive(Deserialize)]
@@ -60,7 +60,8 @@ pub fn answer(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let id = request.param("id").to_owned();
     let found = ctx.approvals.find(&id).filter(|(asked, _)| sees(ctx, request, asked));
     let (asked, _) = found.ok_or_else(not_found)?;
-    let log = authorization::find(ctx, asked.workspace_id()).map(|workspace| workspace.openwork_id.clone());
+    let log =
+        workspace_access::find(ctx, asked.workspace_id()).map(|workspace| workspace.openwork_id.clone());
     if let Some(draft) = request.draft() {
         let word = if allow { "allow" } else { "deny" };
         *draft = AuditDraft {

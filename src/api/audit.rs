@@ -5,7 +5,7 @@ use std::fs::File;
 
 use serde_json::json;
 
-use super::{Ctx, authorization, opencode_policy};
+use super::{Ctx, opencode_policy, workspace_access};
 use crate::access::Actor;
 use crate::access::audit::{AuditDraft, AuditOutcome, SERVER, sanitize};
 use crate::base::Result;
@@ -38,15 +38,15 @@ pub(super) fn draft(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Option<
     if (!writes && !forwarded) || SILENT.contains(&route.pattern) {
         return None;
     }
-    let workspace = match authorization::of(route) {
-        authorization::WorkspaceAccess::Active => authorization::concerned(ctx, request),
+    let workspace = match workspace_access::of(route) {
+        workspace_access::WorkspaceAccess::Active => workspace_access::concerned(ctx, request),
         // The workspace's own log disappears from view when it is deleted.
-        authorization::WorkspaceAccess::Named
+        workspace_access::WorkspaceAccess::Named
             if route.pattern == "/api/workspaces/:id" && route.method == Method::Delete =>
         {
             None
         }
-        authorization::WorkspaceAccess::Named => authorization::find(ctx, request.param("id")),
+        workspace_access::WorkspaceAccess::Named => workspace_access::find(ctx, request.param("id")),
         _ => None,
     };
     let path = sanitize(request.path());
@@ -85,7 +85,7 @@ fn action(route: &Route<Ctx>) -> String {
 
 /// Adds the exact target of a write once it is known.
 pub(super) fn describe(ctx: &Ctx, request: &mut Request, summary: &str, paths: &[String]) {
-    let root = paths.first().and_then(|_| authorization::find(ctx, request.param("id")));
+    let root = paths.first().and_then(|_| workspace_access::find(ctx, request.param("id")));
     let root = root.map(|workspace| workspace.record().view.path.clone());
     let Some(draft) = request.draft() else { return };
     draft.summary = sanitize(summary);

@@ -8,15 +8,15 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::approval_request::{self, WriteDescription};
-use super::authorization::WorkspaceAccess;
 use super::routes::TABLE;
-use super::{Ctx, PROXIED, audit, authorization, opencode, opencode_policy, routes, view};
+use super::workspace_access::WorkspaceAccess;
+use super::{Ctx, PROXIED, audit, opencode, opencode_policy, routes, viewer_redaction, workspace_access};
 use crate::access::approval_request::ApprovalRequest;
 use crate::access::credentials::Presented;
 use crate::access::{Actor, ApprovalMode, Scope, TokenLease};
 use crate::base::pool::{self, Permit};
 use crate::base::redact::Redactor;
-use crate::base::shares::Party;
+use crate::base::shares::ShareHolder;
 use crate::base::{Code, Error, Result};
 use crate::http::request::bearer_of;
 use crate::http::route::RouteMatch;
@@ -85,26 +85,26 @@ pub fn claim(ctx: &Ctx, connection: u64, head: &str) -> Result<()> {
     claim_for(ctx, connection, party_of(&actor, None))
 }
 
-fn claim_for(ctx: &Ctx, connection: u64, party: Party) -> Result<()> {
+fn claim_for(ctx: &Ctx, connection: u64, party: ShareHolder) -> Result<()> {
     let full = || Error::new(Code::Busy, "The server has no room for another connection; try again");
     let claimed = ctx.disconnects.claim(connection, party);
     claimed.map_err(|refused| refused.error("connections (--max-connections)", full))
 }
 
-fn party_of(actor: &Actor, workspace: Option<Uuid>) -> Party {
+fn party_of(actor: &Actor, workspace: Option<Uuid>) -> ShareHolder {
     match (actor.scope, &actor.workspace_ids) {
-        (Scope::Owner, None) => Party::OWNER,
-        _ => Party::new(&actor.token_hash, workspace, false),
+        (Scope::Owner, None) => ShareHolder::OWNER,
+        _ => ShareHolder::new(&actor.token_hash, workspace, false),
     }
 }
 
 /// The owner of the shares that a request uses: its token, and the workspace that it concerns. An owner without
 /// restrictions has no share.
-fn party(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Party {
-    let Some(actor) = request.actor() else { return Party::ANONYMOUS };
-    let workspace = match authorization::of(route) {
+fn party(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> ShareHolder {
+    let Some(actor) = request.actor() else { return ShareHolder::ANONYMOUS };
+    let workspace = match workspace_access::of(route) {
         WorkspaceAccess::Named => {
-            authorization::find(ctx, request.param("id")).map(|workspace| workspace.id())
+            workspace_access::find(ctx, request.param("id")).map(|workspace| workspace.id())
         }
         WorkspaceAccess::Active => {
             ctx.lifecycle.registry().openwork_list().first().map(|workspace| workspace.id())
@@ -154,14 +154,14 @@ fn admit(ctx: &Ctx, request: &mut Request) -> Result<AdmittedRoute> {
     if let Some(actor) = &actor {
         match route.auth {
             Auth::Scope(required) if actor.scope < required => {
-                return Err(authorization::too_low(ctx, required, actor));
+                return Err(workspace_access::too_low(ctx, required, actor));
             }
-            _ => authorization::check(ctx, route, request, actor)?,
+            _ => workspace_access::check(ctx, route, request, actor)?,
         }
         // Checked before approval is requested.
-        match authorization::required(ctx, route, request) {
+        match workspace_access::required(ctx, route, request) {
             Some(required) if actor.scope < required => {
-                return Err(authorization::too_low(ctx, required, actor));
+                return Err(workspace_access::too_low(ctx, required, actor));
             }
             _ => {}
         }
@@ -352,7 +352,7 @@ fn buffer_and_describe(
     action: &'static str,
 ) -> Result<ApprovalRequest> {
     request.buffer_body(routes::cap_of(route) as u64, ctx.approvals.spool())?;
-    let workspace = authorization::concerned(ctx, request);
+    let workspace = workspace_access::concerned(ctx, request);
     let paths = workspace.iter().map(|workspace| workspace.record().view.path.clone()).collect();
     approval_request::build(ctx, request, WriteDescription { action, paths, ..WriteDescription::default() })
 }
@@ -362,7 +362,7 @@ fn unauthorized(seen: &str, host: bool, required: Scope) -> Error {
     let what = if host { "Invalid host token" } else { "Invalid bearer token" };
     Error::new(
         Code::Unauthorized,
-        format!("{what}: {seen} was sent; this needs {}", authorization::needed(required)),
+        format!("{what}: {seen} was sent; this needs {}", workspace_access::needed(required)),
     )
     .detail("required", required.as_str())
 }
@@ -400,7 +400,7 @@ fn authenticate(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Result<Opti
     }
 }
 
-fn permit_for(ctx: &Ctx, class: Class, party: Party) -> Result<Permit> {
+fn permit_for(ctx: &Ctx, class: Class, party: ShareHolder) -> Result<Permit> {
     match class {
         Class::Stream => ctx.stream_permit(party),
         Class::Upload => ctx.transfer_permit(party),
@@ -412,7 +412,7 @@ fn permit_for(ctx: &Ctx, class: Class, party: Party) -> Result<Permit> {
 }
 
 /// Writes wait for other writes of the same workspace, which must not block the HTTP threads.
-fn write_permit(ctx: &Ctx, class: Class, party: Party) -> Result<Permit> {
+fn write_permit(ctx: &Ctx, class: Class, party: ShareHolder) -> Result<Permit> {
     if class == Class::Short { ctx.transfer_permit(party) } else { permit_for(ctx, class, party) }
 }
 
@@ -543,7 +543,7 @@ fn is_disconnected(ctx: &Ctx, request: &Request) -> bool {
 
 fn send(ctx: &Ctx, mut request: Request, response: Response) {
     audit::record(ctx, &mut request, &response);
-    let response = match view::redactor(ctx, &request) {
+    let response = match viewer_redaction::redactor(ctx, &request) {
         Some(redactor) => response.redacted(&redactor),
         None => response,
     };

@@ -4,11 +4,11 @@
 use serde::Deserialize;
 use serde_json::{Map as Object, Value};
 
-use super::{Ctx, view};
-use crate::base::fields::KnownFields as Known;
+use super::{Ctx, viewer_redaction};
 use crate::base::redact::HIDDEN;
+use crate::base::unknown_fields::KnownFields as Known;
 use crate::base::{Code, Error, Result, limits};
-use crate::http::upload::MultipartForm;
+use crate::http::multipart::MultipartForm;
 use crate::http::{Answer, Request, Response};
 use crate::library::watch::LibraryChange;
 use crate::library::{LibraryMap, TemplateFields, TextKind};
@@ -166,7 +166,7 @@ pub fn text(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let kind = kind(request)?;
     let mut text = ctx.lifecycle.library().text(kind, request.param("name"))?;
     // A script may hold secrets in any form; an init script of a workspace is redacted by its key.
-    if kind == TextKind::InitScript && view::hides(request.actor()) && !text.content.is_empty() {
+    if kind == TextKind::InitScript && viewer_redaction::hides(request.actor()) && !text.content.is_empty() {
         HIDDEN.clone_into(&mut text.content);
     }
     json_answer(&text)

@@ -4,7 +4,6 @@
 mod approval_request;
 pub mod approvals;
 pub mod audit;
-pub mod authorization;
 pub mod dispatch;
 pub mod doctor;
 pub mod follow;
@@ -35,7 +34,8 @@ pub mod topic;
 pub mod trays;
 pub mod tunnel;
 pub mod ui;
-mod view;
+mod viewer_redaction;
+pub mod workspace_access;
 pub mod workspaces;
 
 use std::path::PathBuf;
@@ -46,7 +46,7 @@ use crate::access::{ApprovalSettings, Approvals, Audit, Credentials, Scope};
 use serde_json::Value;
 
 use crate::base::pool::{Permit, Pool};
-use crate::base::shares::Party;
+use crate::base::shares::ShareHolder;
 use crate::base::{Code, Error, Result};
 use crate::doctor::Doctor;
 use crate::events::{Bus, Topic};
@@ -110,7 +110,7 @@ impl Ctx {
     ///
     /// # Errors
     /// `Busy`, `OverShare`.
-    pub fn run_permit(&self, party: Party) -> Result<Permit> {
+    pub fn run_permit(&self, party: ShareHolder) -> Result<Permit> {
         let busy = "All run workers are busy; try again, or start berth with a larger --max-runs";
         reserve(&self.run_workers, party, "run workers (--max-runs)", busy)
     }
@@ -119,7 +119,7 @@ impl Ctx {
     ///
     /// # Errors
     /// `Busy`, `OverShare`.
-    pub fn stream_permit(&self, party: Party) -> Result<Permit> {
+    pub fn stream_permit(&self, party: ShareHolder) -> Result<Permit> {
         reserve_stream(&self.stream_workers, party)
     }
 
@@ -127,7 +127,7 @@ impl Ctx {
     ///
     /// # Errors
     /// `Busy`, `OverShare`.
-    pub fn proxy_permit(&self, party: Party) -> Result<Permit> {
+    pub fn proxy_permit(&self, party: ShareHolder) -> Result<Permit> {
         let busy = "Too many requests are waiting for OpenCode; try again, or start berth with a larger --max-proxied";
         reserve(&self.proxy_workers, party, PROXIED, busy)
     }
@@ -136,7 +136,7 @@ impl Ctx {
     ///
     /// # Errors
     /// `Busy`, `OverShare`.
-    pub fn files_permit(&self, party: Party) -> Result<Permit> {
+    pub fn files_permit(&self, party: ShareHolder) -> Result<Permit> {
         let busy = "Too many requests are accessing workspace files; try again";
         reserve(&self.file_workers, party, "requests for workspace files", busy)
     }
@@ -145,7 +145,7 @@ impl Ctx {
     ///
     /// # Errors
     /// `Busy`, `OverShare`.
-    pub fn transfer_permit(&self, party: Party) -> Result<Permit> {
+    pub fn transfer_permit(&self, party: ShareHolder) -> Result<Permit> {
         let busy = "Too many large bodies and answers are being transferred; try again";
         reserve(&self.transfers, party, "large bodies and answers", busy)
     }
@@ -154,7 +154,7 @@ impl Ctx {
     ///
     /// # Errors
     /// `Busy`, `OverShare`.
-    pub fn end_permit(&self, party: Party) -> Result<Permit> {
+    pub fn end_permit(&self, party: ShareHolder) -> Result<Permit> {
         let busy = "Too many requests to end runs or terminals are waiting; try again";
         reserve(&self.end_workers, party, "requests to end runs or terminals", busy)
     }
@@ -164,12 +164,12 @@ impl Ctx {
 const PROXIED: &str = "requests to OpenCode (--max-proxied)";
 
 /// As [`Ctx::stream_permit`], for a thread without a context.
-fn reserve_stream(workers: &Pool, party: Party) -> Result<Permit> {
+fn reserve_stream(workers: &Pool, party: ShareHolder) -> Result<Permit> {
     let busy = "All stream workers are taken; try again, or start berth with a larger --max-streams";
     reserve(workers, party, "stream workers (--max-streams)", busy)
 }
 
-fn reserve(workers: &Pool, party: Party, what: &str, busy: &str) -> Result<Permit> {
+fn reserve(workers: &Pool, party: ShareHolder, what: &str, busy: &str) -> Result<Permit> {
     workers.reserve(party).map_err(|refused| refused.error(what, || Error::new(Code::Busy, busy)))
 }
 

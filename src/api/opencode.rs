@@ -10,10 +10,10 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::opencode_policy::Inspection;
-use super::{Ctx, authorization, managed, reserve_stream, tunnel};
+use super::{Ctx, managed, reserve_stream, tunnel, workspace_access};
 use crate::access::{ApprovalMode, Scope};
 use crate::base::pool::{Permit, Pool, step_aside};
-use crate::base::shares::Party;
+use crate::base::shares::ShareHolder;
 use crate::base::{Code, Error, Result, clock, limits};
 use crate::http::{Answer, Method, PreparedWrite, Reply, Request, Response};
 use crate::opencode::fields::{CheckedBody, FieldNames, FieldScanner};
@@ -56,7 +56,7 @@ fn mount(path: &str) -> Option<&str> {
 /// `WorkspaceNotFound`.
 pub fn workspace_of(ctx: &Ctx, request: &Request) -> Result<(Arc<Workspace>, String)> {
     let workspace = match request.param("id") {
-        "" => authorization::visible(ctx, request).into_iter().next(),
+        "" => workspace_access::visible(ctx, request).into_iter().next(),
         id => Some(ctx.lifecycle.registry().by_openwork_id(id)?),
     };
     let workspace = workspace.ok_or_else(|| Error::new(Code::WorkspaceNotFound, "Workspace not found"))?;
@@ -116,7 +116,7 @@ struct ProxyJob {
 struct ProxyServices {
     upstreams: Arc<Upstreams>,
     stream_workers: Arc<Pool>,
-    party: Party,
+    party: ShareHolder,
     tickets: crate::http::client::Tickets,
     spool: SpoolArea,
 }
@@ -221,7 +221,7 @@ pub(super) fn check_scope(ctx: &Ctx, request: &Request, path: &str, query: &str)
 struct StreamPermit(RefCell<Option<Permit>>);
 
 impl StreamPermit {
-    fn step(&self, streams: &Pool, party: Party) -> Result<()> {
+    fn step(&self, streams: &Pool, party: ShareHolder) -> Result<()> {
         if self.0.borrow().is_none() {
             self.0.replace(Some(reserve_stream(streams, party)?));
             step_aside();

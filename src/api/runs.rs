@@ -11,11 +11,11 @@ use serde::Deserialize;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{Ctx, follow, reserve_stream, view};
+use super::{Ctx, follow, reserve_stream, viewer_redaction};
 use crate::base::ids::{parse_uuid, parse_uuid_of};
 use crate::base::input_bytes::InputBytes;
 use crate::base::pool::Permit;
-use crate::base::shares::Party;
+use crate::base::shares::ShareHolder;
 use crate::base::{Code, Error, Result, limits};
 use crate::http::client::Tickets;
 use crate::http::sse::EventStreamFormat;
@@ -76,7 +76,7 @@ pub(super) fn exec_stream(
     id: Uuid,
     body: ExecRequest,
     format: EventStreamFormat,
-    party: Party,
+    party: ShareHolder,
 ) -> Result<Answer> {
     body.check_exec()?;
     let timeout = body.exec_timeout()?;
@@ -275,7 +275,7 @@ pub fn events(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         return Ok(Answer::Now(format.head(Response::empty(200))));
     }
     let (permit, runs) = (ctx.stream_permit(request.party())?, ctx.lifecycle.runs().clone());
-    let redactor = view::redactor(ctx, request);
+    let redactor = viewer_redaction::redactor(ctx, request);
     let ticket = ctx.tickets.issue(move |socket, _| {
         permit.run(move || {
             follow::events(socket, follower, format, &runs, redactor.as_ref());

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Ctx, VERSION, authorization, managed};
+use super::{Ctx, VERSION, managed, workspace_access};
 use crate::access::{Login, Scope};
 use crate::base::{Result, limits};
 use crate::http::{Answer, Request, Response};
@@ -49,7 +49,7 @@ pub fn whoami(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 
 /// `GET /status`
 pub fn status(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let all = authorization::visible(ctx, request);
+    let all = workspace_access::visible(ctx, request);
     ok(&status_of(ctx, request, all.len(), all.first().map(AsRef::as_ref)))
 }
 
@@ -133,7 +133,7 @@ pub fn capabilities(ctx: &Ctx, _: &mut Request) -> Result<Answer> {
 
 /// `GET /workspaces`
 pub fn list_workspaces(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
-    let all = authorization::visible(ctx, request);
+    let all = workspace_access::visible(ctx, request);
     let items: Vec<Value> = all.iter().map(|workspace| shown(workspace, request)).collect();
     ok(&json!({ "items": items, "activeId": all.first().map(|active| active.openwork_id.clone()) }))
 }

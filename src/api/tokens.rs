@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Ctx, authorization};
+use super::{Ctx, workspace_access};
 use crate::access::Scope;
 use crate::access::credentials::describe_token;
 use crate::access::tokens::{NewToken, Token};
@@ -48,7 +48,7 @@ pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace_ids = match body.workspace_ids {
         None => None,
         Some(ids) if (1..=TOKEN_WORKSPACES).contains(&ids.len()) => {
-            Some(authorization::openwork_ids(ctx, &ids)?)
+            Some(workspace_access::openwork_ids(ctx, &ids)?)
         }
         Some(_) => {
             let most = TOKEN_WORKSPACES;

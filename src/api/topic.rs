@@ -8,7 +8,7 @@ use std::time::Instant;
 use rustix::event::PollFlags;
 use serde_json::{Map, Value, json};
 
-use super::{Ctx, view};
+use super::{Ctx, viewer_redaction};
 use crate::base::redact::Redactor;
 use crate::base::{Code, Error, Result};
 use crate::events::{NextEvent, Subscriber, Topic};
@@ -79,7 +79,7 @@ fn start(
     if request.method() == Method::Head {
         return Ok(Answer::Now(format.head(Response::empty(200))));
     }
-    let redactor = view::redactor(ctx, request);
+    let redactor = viewer_redaction::redactor(ctx, request);
     let mut out = format.opening().to_vec();
     if let Some((number, (kind, mut data))) = opening {
         if let Some(redactor) = &redactor {

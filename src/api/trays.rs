@@ -9,7 +9,7 @@ use crate::access::approval_request::{FileChange, FileContent};
 use crate::base::logging::counted;
 use crate::base::{Code, Error, Result, hex, limits};
 use crate::http::download::Download;
-use crate::http::upload::MultipartForm;
+use crate::http::multipart::MultipartForm;
 use crate::http::{Answer, Request, Response};
 use crate::project::preview::outdated;
 use crate::project::trays::{self, Inbox, TrayKind, TrayPath, id_of};

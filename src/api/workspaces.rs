@@ -6,10 +6,10 @@ use serde::Deserialize;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Ctx, authorization, runs, topic, view};
+use super::{Ctx, runs, topic, viewer_redaction, workspace_access};
 use crate::access::Scope;
-use crate::base::fields::KnownFields;
 use crate::base::ids::parse_uuid;
+use crate::base::unknown_fields::KnownFields;
 use crate::base::{Code, Error, Result, limits};
 use crate::http::sse::EventStreamFormat;
 use crate::http::{Answer, Reply, Request, Response};
@@ -32,10 +32,10 @@ fn shown(record: &WorkspaceView) -> Result<Answer> {
 pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let mut records = ctx.lifecycle.registry().list();
     if let Some(actor) = request.actor().filter(|actor| actor.workspace_ids.is_some()) {
-        records.retain(|record| authorization::sees_id(ctx, actor, &record.view.id.to_string()));
+        records.retain(|record| workspace_access::sees_id(ctx, actor, &record.view.id.to_string()));
     }
-    Ok(Answer::Now(if view::hides(request.actor()) {
-        Response::ok(&records.iter().map(|record| view::record(&record.view)).collect::<Vec<_>>())
+    Ok(Answer::Now(if viewer_redaction::hides(request.actor()) {
+        Response::ok(&records.iter().map(|record| viewer_redaction::record(&record.view)).collect::<Vec<_>>())
     } else {
         Response::list(records.iter().map(|record| record.json()))
     }))

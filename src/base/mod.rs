@@ -4,7 +4,6 @@
 pub mod clock;
 pub mod error;
 pub mod fair_semaphore;
-pub mod fields;
 pub mod hex;
 pub mod ids;
 pub mod input_bytes;
@@ -12,7 +11,6 @@ pub mod json_keys;
 pub mod limits;
 pub mod logging;
 pub mod object;
-mod pace;
 pub mod pool;
 pub mod redact;
 mod redact_text;
@@ -20,7 +18,9 @@ pub mod repeat_limiter;
 pub mod service_manager;
 pub mod shares;
 pub mod size;
+mod start_pacing;
 pub mod thread;
 pub mod truncate;
+pub mod unknown_fields;
 
 pub use error::{At, Code, Error, Result};

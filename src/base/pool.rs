@@ -11,8 +11,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{Thread, current, park_timeout};
 use std::time::{Duration, Instant};
 
-use super::pace::{StartPacer, TICK};
-use super::shares::{Ledger, Party, ShareError};
+use super::shares::{Ledger, ShareError, ShareHolder};
+use super::start_pacing::{StartPacer, TICK};
 use super::thread::{self, JoinOnDrop, lock, spawn};
 use super::{Result, limits};
 
@@ -41,7 +41,7 @@ struct PoolWorkers {
 struct PoolState {
     /// `false` once the pool is being dropped: no new threads, no new jobs.
     open: bool,
-    queue: VecDeque<(Party, PoolJob)>,
+    queue: VecDeque<(ShareHolder, PoolJob)>,
     /// Jobs that are queued or running.
     pending: Ledger,
     /// Jobs that are running, on the pool's threads and on threads of others ([`Pool::occupy`]).
@@ -49,7 +49,7 @@ struct PoolState {
     /// Threads with a job that has released its permit early ([`release_early`]).
     finishing: usize,
     /// Threads of others that wait in [`claim`], in order of arrival. A thread is removed when its claim is granted.
-    claims: VecDeque<(Party, Thread)>,
+    claims: VecDeque<(ShareHolder, Thread)>,
     /// Worker threads.
     live_threads: usize,
     max_threads: usize,
@@ -60,7 +60,7 @@ struct PoolState {
 
 impl PoolState {
     /// Takes the oldest job that may start.
-    fn begin(&mut self) -> Option<(Party, Instant, PoolJob)> {
+    fn begin(&mut self) -> Option<(ShareHolder, Instant, PoolJob)> {
         let now = Instant::now();
         let paced = |party| self.pace.as_ref().is_none_or(|pace| pace.allows(party, now));
         let at =
@@ -135,7 +135,7 @@ impl Pool {
     /// When all workers are busy and the queue is full, or the party holds its share; the job is dropped.
     pub fn submit(
         &self,
-        party: Party,
+        party: ShareHolder,
         job: impl FnOnce() + Send + 'static,
     ) -> std::result::Result<(), ShareError> {
         self.reserve(party).map(|permit| permit.run(job))
@@ -145,7 +145,7 @@ impl Pool {
     ///
     /// # Errors
     /// When all workers are busy and the queue is full, or the party holds its share.
-    pub fn reserve(&self, party: Party) -> std::result::Result<Permit, ShareError> {
+    pub fn reserve(&self, party: ShareHolder) -> std::result::Result<Permit, ShareError> {
         lock(&self.0.state).pending.take(party)?;
         let permit = Permit { pool: self.0.clone(), party, used: false, begun: false };
         if self.0.ensure_worker() { Ok(permit) } else { Err(ShareError::Full) }
@@ -156,7 +156,7 @@ impl Pool {
     /// # Errors
     /// When all workers are busy, even if the queue is not full.
     pub fn occupy(&self) -> std::result::Result<Permit, ShareError> {
-        let party = Party::ANONYMOUS;
+        let party = ShareHolder::ANONYMOUS;
         let mut state = lock(&self.0.state);
         // Queued jobs came first.
         state.begun.check(party)?;
@@ -172,7 +172,7 @@ impl Pool {
 /// The right to run one job. If it is dropped unused, the permit is free again.
 pub struct Permit {
     pool: Arc<PoolInner>,
-    party: Party,
+    party: ShareHolder,
     /// The job was queued: the worker returns the permit.
     used: bool,
     /// The job runs, on the thread that holds this permit.
@@ -215,7 +215,7 @@ impl Permit {
 ///
 /// # Errors
 /// When the party also holds its share of the queue, or none of its jobs ends within `patience`.
-pub fn claim(party: Party, patience: Duration) -> std::result::Result<(), ShareError> {
+pub fn claim(party: ShareHolder, patience: Duration) -> std::result::Result<(), ShareError> {
     OCCUPIED_PERMIT.with_borrow_mut(|permit| {
         let Some(permit) = permit.as_mut().filter(|permit| permit.begun) else { return Ok(()) };
         let pool = permit.pool.clone();
@@ -320,7 +320,7 @@ thread_local! {
 /// The job that a worker is running.
 struct CurrentJob {
     pool: Arc<PoolInner>,
-    party: Party,
+    party: ShareHolder,
     begun: Instant,
     finishing: bool,
 }

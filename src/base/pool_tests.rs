@@ -4,7 +4,7 @@ use super::*;
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use std::sync::Barrier;
 
-const P: Party = Party::ANONYMOUS;
+const P: ShareHolder = ShareHolder::ANONYMOUS;
 
 #[test]
 fn refuses_beyond_its_bounds_and_survives_panics() {
@@ -125,7 +125,7 @@ fn callers_own_thread_holds_a_permit_until_it_steps_aside() {
 
 #[test]
 fn jobs_of_other_tokens_pass_those_beyond_a_tokens_share() {
-    let party = |token: &str| Party::new(token, None, false);
+    let party = |token: &str| ShareHolder::new(token, None, false);
     let pool = Pool::new("test", 0, 2, 8).unwrap();
     let (go_on, long) = bounded::<()>(0);
     let (done, finished) = bounded(8);
@@ -142,7 +142,7 @@ fn jobs_of_other_tokens_pass_those_beyond_a_tokens_share() {
     pool.submit(party("b"), move || report.send(10).unwrap()).unwrap();
     assert_eq!(finished.recv(), Ok(10));
     let report = done.clone();
-    pool.submit(Party::OWNER, move || report.send(11).unwrap()).unwrap();
+    pool.submit(ShareHolder::OWNER, move || report.send(11).unwrap()).unwrap();
     assert_eq!(finished.recv(), Ok(11));
     drop(go_on);
     assert_eq!((0..4).map(|_| finished.recv().unwrap()).collect::<Vec<_>>(), [0, 1, 2, 3]);
@@ -150,7 +150,7 @@ fn jobs_of_other_tokens_pass_those_beyond_a_tokens_share() {
 
 #[test]
 fn permit_is_claimed_once_its_party_is_known() {
-    let party = Party::new("a", None, false);
+    let party = ShareHolder::new("a", None, false);
     let pool = Pool::new("test", 0, 2, 0).unwrap();
     let (first, second) = (pool.occupy().unwrap(), pool.occupy().unwrap());
     first.run_here(|| {
@@ -169,7 +169,7 @@ fn permit_is_claimed_once_its_party_is_known() {
 
 #[test]
 fn claim_waits_while_its_party_holds_its_share() {
-    let party = Party::new("a", None, false);
+    let party = ShareHolder::new("a", None, false);
     let pool = Pool::new("test", 0, 2, 4).unwrap();
     let (go_on, held) = bounded::<()>(0);
     pool.submit(party, move || {
@@ -199,7 +199,7 @@ fn claim_waits_while_its_party_holds_its_share() {
 
 #[test]
 fn claims_are_granted_in_order_and_no_other_thread_is_woken() {
-    let [held, other] = ["a", "b"].map(|token| Party::new(token, None, false));
+    let [held, other] = ["a", "b"].map(|token| ShareHolder::new(token, None, false));
     let pool = Pool::new("test", 0, 4, 8).unwrap();
     let order = Mutex::new(Vec::new());
     std::thread::scope(|scope| {

@@ -17,34 +17,34 @@ use super::{Code, Error};
 
 /// A user of bounded resources: a token, a workspace, or both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Party {
+pub struct ShareHolder {
     token: Option<u128>,
     workspace: Option<Uuid>,
     unlimited: bool,
 }
 
-impl Party {
+impl ShareHolder {
     /// An unknown user: limited by the capacity alone.
-    pub const ANONYMOUS: Party = Party { token: None, workspace: None, unlimited: false };
+    pub const ANONYMOUS: ShareHolder = ShareHolder { token: None, workspace: None, unlimited: false };
     /// An owner without a share limit, or the server itself.
-    pub const OWNER: Party = Party { token: None, workspace: None, unlimited: true };
+    pub const OWNER: ShareHolder = ShareHolder { token: None, workspace: None, unlimited: true };
 
     /// A token that acts on a workspace. `unlimited`: an owner's token that reaches every workspace.
-    pub fn new(token_hash: &str, workspace: Option<Uuid>, unlimited: bool) -> Party {
+    pub fn new(token_hash: &str, workspace: Option<Uuid>, unlimited: bool) -> ShareHolder {
         // FNV-1a, as a key for a map. Tokens are random and made by the server, so clients cannot choose their hashes.
         let key = token_hash.bytes().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d, |key: u128, byte| {
             (key ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
         });
-        Party { token: Some(key), workspace, unlimited }
+        ShareHolder { token: Some(key), workspace, unlimited }
     }
 
     /// A workspace's own use, without a known token.
-    pub fn of_workspace(workspace: Uuid) -> Party {
-        Party { workspace: Some(workspace), ..Party::ANONYMOUS }
+    pub fn of_workspace(workspace: Uuid) -> ShareHolder {
+        ShareHolder { workspace: Some(workspace), ..ShareHolder::ANONYMOUS }
     }
 
     /// Whether both belong to the same token.
-    pub fn shares_token(self, other: Party) -> bool {
+    pub fn shares_token(self, other: ShareHolder) -> bool {
         self.token == other.token && self.unlimited == other.unlimited
     }
 
@@ -54,8 +54,8 @@ impl Party {
 
     /// Returns the token alone.
     #[must_use]
-    pub fn without_workspace(self) -> Party {
-        Party { workspace: None, ..self }
+    pub fn without_workspace(self) -> ShareHolder {
+        ShareHolder { workspace: None, ..self }
     }
 }
 
@@ -138,7 +138,7 @@ impl Ledger {
     ///
     /// # Errors
     /// The reason, if it could not.
-    pub fn check(&self, party: Party) -> Result<(), ShareError> {
+    pub fn check(&self, party: ShareHolder) -> Result<(), ShareError> {
         let full = self.used >= self.capacity;
         if party.unlimited {
             return if full && self.by_owners >= self.reserve() { Err(ShareError::Full) } else { Ok(()) };
@@ -147,7 +147,7 @@ impl Ledger {
     }
 
     /// Checks whether `party` is below its share, regardless of the capacity.
-    fn check_share(&self, party: Party) -> Result<(), ShareError> {
+    fn check_share(&self, party: ShareHolder) -> Result<(), ShareError> {
         let holds = |count: Option<&usize>, share| count.is_some_and(|count| *count >= share);
         if party.token.is_some_and(|token| holds(self.tokens.get(&token), self.token_share)) {
             return Err(ShareError::Token);
@@ -164,14 +164,14 @@ impl Ledger {
     ///
     /// # Errors
     /// As [`Ledger::check`].
-    pub fn take(&mut self, party: Party) -> Result<(), ShareError> {
+    pub fn take(&mut self, party: ShareHolder) -> Result<(), ShareError> {
         self.check(party)?;
         self.force_take(party);
         Ok(())
     }
 
     /// Counts one that exists already, without checking any limit.
-    pub fn force_take(&mut self, party: Party) {
+    pub fn force_take(&mut self, party: ShareHolder) {
         self.used += 1;
         if party.unlimited {
             self.by_owners += 1;
@@ -186,7 +186,7 @@ impl Ledger {
     }
 
     /// Returns one of `party`.
-    pub fn give_back(&mut self, party: Party) {
+    pub fn give_back(&mut self, party: ShareHolder) {
         fn less<K: std::hash::Hash + Eq>(map: &mut HashMap<K, usize>, key: K) {
             if let Some(count) = map.get_mut(&key) {
                 *count -= 1;
@@ -208,7 +208,7 @@ impl Ledger {
     ///
     /// # Errors
     /// As [`Ledger::check`]; it then remains with `from`.
-    pub fn assign(&mut self, from: Party, to: Party) -> Result<(), ShareError> {
+    pub fn assign(&mut self, from: ShareHolder, to: ShareHolder) -> Result<(), ShareError> {
         self.give_back(from);
         let taken = self.take(to);
         if taken.is_err() {
@@ -272,13 +272,13 @@ impl Shares {
     ///
     /// # Errors
     /// As [`Ledger::check`].
-    pub fn take(&self, party: Party) -> Result<Share, ShareError> {
+    pub fn take(&self, party: ShareHolder) -> Result<Share, ShareError> {
         lock(&self.0).take(party)?;
         Ok(Share { shares: self.clone(), party })
     }
 
     /// Counts one that exists already, without checking any limit.
-    pub fn force_take(&self, party: Party) -> Share {
+    pub fn force_take(&self, party: ShareHolder) -> Share {
         lock(&self.0).force_take(party);
         Share { shares: self.clone(), party }
     }
@@ -287,7 +287,7 @@ impl Shares {
     ///
     /// # Errors
     /// When the party holds its share.
-    pub fn take_within_share(&self, party: Party) -> Result<Share, ShareError> {
+    pub fn take_within_share(&self, party: ShareHolder) -> Result<Share, ShareError> {
         let mut ledger = lock(&self.0);
         if !party.unlimited {
             ledger.check_share(party)?;
@@ -307,7 +307,7 @@ impl Shares {
 #[derive(Debug)]
 pub struct Share {
     shares: Shares,
-    party: Party,
+    party: ShareHolder,
 }
 
 impl Drop for Share {
@@ -320,8 +320,8 @@ impl Drop for Share {
 mod tests {
     use super::*;
 
-    fn party(token: &str, workspace: u128) -> Party {
-        Party::new(token, Some(Uuid::from_u128(workspace)), false)
+    fn party(token: &str, workspace: u128) -> ShareHolder {
+        ShareHolder::new(token, Some(Uuid::from_u128(workspace)), false)
     }
 
     #[test]
@@ -336,12 +336,12 @@ mod tests {
             ledger.take(party(token, 2)).unwrap();
         }
         assert_eq!(ledger.take(party("c", 3)), Err(ShareError::Full));
-        ledger.take(Party::OWNER).unwrap();
-        assert_eq!(ledger.take(Party::OWNER), Err(ShareError::Full));
+        ledger.take(ShareHolder::OWNER).unwrap();
+        assert_eq!(ledger.take(ShareHolder::OWNER), Err(ShareError::Full));
         ledger.give_back(party("a", 1));
         // The owner's unit is in addition to the capacity.
         assert_eq!(ledger.take(party("d", 3)), Err(ShareError::Full));
-        ledger.give_back(Party::OWNER);
+        ledger.give_back(ShareHolder::OWNER);
         ledger.take(party("d", 3)).unwrap();
     }
 
@@ -350,27 +350,27 @@ mod tests {
         let mut ledger = Ledger::new(1);
         ledger.take(party("a", 1)).unwrap();
         assert_eq!(ledger.take(party("a", 1)), Err(ShareError::Full));
-        ledger.take(Party::OWNER).unwrap();
-        assert_eq!(ledger.take(Party::OWNER), Err(ShareError::Full));
+        ledger.take(ShareHolder::OWNER).unwrap();
+        assert_eq!(ledger.take(ShareHolder::OWNER), Err(ShareError::Full));
     }
 
     #[test]
     fn owners_alone_are_limited_to_the_capacity() {
         let mut ledger = Ledger::new(3);
         for _ in 0..3 {
-            ledger.take(Party::OWNER).unwrap();
+            ledger.take(ShareHolder::OWNER).unwrap();
         }
-        assert_eq!(ledger.take(Party::OWNER), Err(ShareError::Full));
+        assert_eq!(ledger.take(ShareHolder::OWNER), Err(ShareError::Full));
     }
 
     #[test]
     fn unit_is_assigned_once_its_party_is_known() {
         let mut ledger = Ledger::new(2);
-        ledger.take(Party::ANONYMOUS).unwrap();
-        ledger.assign(Party::ANONYMOUS, party("a", 1)).unwrap();
-        ledger.take(Party::ANONYMOUS).unwrap();
-        assert_eq!(ledger.assign(Party::ANONYMOUS, party("a", 1)), Err(ShareError::Token));
-        ledger.give_back(Party::ANONYMOUS);
+        ledger.take(ShareHolder::ANONYMOUS).unwrap();
+        ledger.assign(ShareHolder::ANONYMOUS, party("a", 1)).unwrap();
+        ledger.take(ShareHolder::ANONYMOUS).unwrap();
+        assert_eq!(ledger.assign(ShareHolder::ANONYMOUS, party("a", 1)), Err(ShareError::Token));
+        ledger.give_back(ShareHolder::ANONYMOUS);
         ledger.give_back(party("a", 1));
         assert_eq!((ledger.used(), ledger.tokens.len(), ledger.workspaces.len()), (0, 0, 0));
     }

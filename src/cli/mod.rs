@@ -17,8 +17,8 @@ mod host_sandbox;
 mod host_state;
 pub mod image;
 pub mod install;
-pub mod link;
 mod manual;
+pub mod openwork_alias;
 pub mod restore;
 mod screen;
 pub mod serve;
@@ -66,7 +66,7 @@ const OWN: [&str; 7] = ["host", "probe", "attach", "keeper", "enclose", "relay",
 
 fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
     let name = args.first().map(std::path::Path::new).and_then(std::path::Path::file_name);
-    let program = name.and_then(|name| link::NAMES.into_iter().find(|link| name == *link));
+    let program = name.and_then(|name| openwork_alias::NAMES.into_iter().find(|alias| name == *alias));
     let mut words = Vec::with_capacity(args.len());
     for arg in args.into_iter().skip(1) {
         let word = arg.into_string();
@@ -74,7 +74,7 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
     }
     let own = words.first().is_some_and(|word| OWN.contains(&word.as_str()));
     if let Some(program) = program.filter(|_| !own) {
-        return link::run(program, &words);
+        return openwork_alias::run(program, &words);
     }
     match words.first().map(String::as_str) {
         Some("host") => host::run(&words[1..], Style::Strict),

@@ -1,6 +1,6 @@
 //! The table of commands: what `--help` of each prints beside its flags, and which rows of the table of settings it takes.
 
-use super::setting::{Section, Setting, Takers};
+use super::setting::{CommandSet, Section, Setting};
 use super::table::settings;
 use crate::base::{Error, Result};
 
@@ -16,9 +16,9 @@ pub struct CommandSpec {
     /// Command lines behind `berth`, each with its purpose.
     pub examples: [(&'static str, &'static str); 2],
     /// The settings that its help lists.
-    pub own: Takers,
+    pub own: CommandSet,
     /// The settings that it takes.
-    pub takes: Takers,
+    pub takes: CommandSet,
     /// Takes words that are not flags.
     pub words: bool,
     /// Takes OpenWork's names of flags, `--no-flag`, and a value behind a switch.
@@ -31,21 +31,21 @@ const BARE: CommandSpec = CommandSpec {
     about: "",
     usage: &[],
     examples: [("", ""); 2],
-    own: Takers::NONE,
-    takes: Takers::NONE,
+    own: CommandSet::NONE,
+    takes: CommandSet::NONE,
     words: false,
     like_host: false,
 };
 
 /// A command of the host or the daemon.
 const HOST: CommandSpec = CommandSpec {
-    takes: Takers::SERVE.and(Takers::HOSTS).and(Takers::CONNECT).and(Takers::WORKSPACE),
+    takes: CommandSet::SERVE.and(CommandSet::HOSTS).and(CommandSet::CONNECT).and(CommandSet::WORKSPACE),
     words: true,
     like_host: true,
     ..BARE
 };
 
-const fn takes(own: Takers, rest: Takers) -> CommandSpec {
+const fn takes(own: CommandSet, rest: CommandSet) -> CommandSpec {
     CommandSpec { own, takes: own.and(rest), words: true, ..BARE }
 }
 
@@ -61,7 +61,7 @@ pub const COMMANDS: &[CommandSpec] = &[
             ("serve --port 9000 --approval auto --log-format json", "on another port, without questions, with a JSON log"),
         ],
         words: false,
-        ..takes(Takers::SERVE, Takers::NONE)
+        ..takes(CommandSet::SERVE, CommandSet::NONE)
     },
     CommandSpec {
         name: "host",
@@ -77,7 +77,7 @@ pub const COMMANDS: &[CommandSpec] = &[
             ("host --workspace ~/project --detach", "start in the background"),
             ("host connect --connect-host box.local --scope viewer", "let a client elsewhere read"),
         ],
-        own: Takers::HOST.and(Takers::CONNECT),
+        own: CommandSet::HOST.and(CommandSet::CONNECT),
         ..HOST
     },
     CommandSpec {
@@ -90,7 +90,7 @@ pub const COMMANDS: &[CommandSpec] = &[
             ("daemon start --data-dir ~/.berth", "start it in the background"),
             ("daemon status", "print its address and its OpenCode as JSON"),
         ],
-        own: Takers::DAEMON,
+        own: CommandSet::DAEMON,
         ..HOST
     },
     CommandSpec {
@@ -103,7 +103,7 @@ pub const COMMANDS: &[CommandSpec] = &[
             ("workspace add ~/project --name project", "add a folder"),
             ("workspace switch project", "make it the active one"),
         ],
-        own: Takers::WORKSPACE,
+        own: CommandSet::WORKSPACE,
         ..HOST
     },
     CommandSpec {
@@ -129,7 +129,7 @@ pub const COMMANDS: &[CommandSpec] = &[
             ("token show", "of the default data folder"),
             ("token make --data-dir /srv/berth", "before the first start of a server that other machines reach"),
         ],
-        ..takes(Takers::TOKEN, Takers::NONE)
+        ..takes(CommandSet::TOKEN, CommandSet::NONE)
     },
     CommandSpec {
         name: "doctor",
@@ -141,7 +141,7 @@ pub const COMMANDS: &[CommandSpec] = &[
             ("doctor --json --data-dir /srv/berth", "as JSON, for a server with another data folder"),
         ],
         words: false,
-        ..takes(Takers::DOCTOR, Takers::SERVE)
+        ..takes(CommandSet::DOCTOR, CommandSet::SERVE)
     },
     CommandSpec {
         name: "status",
@@ -152,7 +152,7 @@ pub const COMMANDS: &[CommandSpec] = &[
             ("status --openwork-url http://127.0.0.1:9000 --json", "of another one, as JSON"),
         ],
         words: false,
-        ..takes(Takers::CLIENT, Takers::NONE)
+        ..takes(CommandSet::CLIENT, CommandSet::NONE)
     },
     CommandSpec {
         name: "approvals",
@@ -168,7 +168,7 @@ pub const COMMANDS: &[CommandSpec] = &[
             ("approvals list --json", "as JSON"),
             ("approvals reply 4f1c --allow", "allow one"),
         ],
-        ..takes(Takers::CLIENT.and(Takers::REPLY), Takers::NONE)
+        ..takes(CommandSet::CLIENT.and(CommandSet::REPLY), CommandSet::NONE)
     },
     CommandSpec {
         name: "image",
@@ -189,7 +189,7 @@ pub const COMMANDS: &[CommandSpec] = &[
             ("image build debian-bookworm", "make the image of a distribution"),
             ("image import tools ./rootfs.tar.zst --json", "import a root file system, and print its id as JSON"),
         ],
-        ..takes(Takers::IMAGE, Takers::SERVE)
+        ..takes(CommandSet::IMAGE, CommandSet::SERVE)
     },
     CommandSpec {
         name: "bundle",
@@ -203,7 +203,7 @@ pub const COMMANDS: &[CommandSpec] = &[
             ("bundle berth.tar --image debian-bookworm", "pack one image"),
             ("bundle --restore berth.tar", "unpack, and install the binary to /usr/local/bin"),
         ],
-        ..takes(Takers::BUNDLE, Takers::SERVE)
+        ..takes(CommandSet::BUNDLE, CommandSet::SERVE)
     },
     CommandSpec {
         name: "backup",
@@ -214,7 +214,7 @@ pub const COMMANDS: &[CommandSpec] = &[
             ("backup /mnt/berth.backup", "with containers"),
             ("backup - --without-containers | ssh box 'cat > berth.backup'", "without them, to another machine"),
         ],
-        ..takes(Takers::BACKUP, Takers::NONE)
+        ..takes(CommandSet::BACKUP, CommandSet::NONE)
     },
     CommandSpec {
         name: "restore",
@@ -225,7 +225,7 @@ pub const COMMANDS: &[CommandSpec] = &[
             ("restore /mnt/berth.backup --data-dir /srv/berth", "to an empty folder"),
             ("restore /mnt/berth.backup --replace", "over the default data folder"),
         ],
-        ..takes(Takers::RESTORE, Takers::NONE)
+        ..takes(CommandSet::RESTORE, CommandSet::NONE)
     },
     CommandSpec {
         name: "install",
@@ -236,7 +236,7 @@ pub const COMMANDS: &[CommandSpec] = &[
             ("install --root /mnt/image --no-start", "into the file system of another machine"),
         ],
         words: false,
-        ..takes(Takers::INSTALL, Takers::NONE)
+        ..takes(CommandSet::INSTALL, CommandSet::NONE)
     },
     CommandSpec {
         name: "uninstall",
@@ -248,7 +248,7 @@ pub const COMMANDS: &[CommandSpec] = &[
             ("uninstall --purge --yes", "remove everything, without questions"),
         ],
         words: false,
-        ..takes(Takers::UNINSTALL, Takers::NONE)
+        ..takes(CommandSet::UNINSTALL, CommandSet::NONE)
     },
     CommandSpec {
         name: "help",

@@ -13,8 +13,8 @@ use serde::{Deserialize, Deserializer};
 use super::login::UserJson;
 use super::setting::{Setting, ValueKind};
 use super::table::{USERS, WORKSPACE, settings};
-use crate::base::fields::unknown_name_message;
 use crate::base::json_keys::{self, KeyPosition, describe_type_error};
+use crate::base::unknown_fields::unknown_name_message;
 use crate::base::{Error, Result};
 
 /// Nobody writes a configuration of this size by hand; a wrong path may name a disk image.

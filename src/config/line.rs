@@ -10,10 +10,10 @@ use std::ops::{Deref, DerefMut};
 use argh::FromArgs as _;
 
 use super::commands::CommandSpec;
-use super::setting::{Setting, Takers, ValueKind};
+use super::setting::{CommandSet, Setting, ValueKind};
 pub use super::table::FlagValues;
 use super::table::{self, settings};
-use crate::base::{Error, Result, fields};
+use crate::base::{Error, Result, unknown_fields};
 
 /// What a command line asks for.
 pub enum Parsed {
@@ -220,7 +220,7 @@ impl CommandLine {
         if style == Style::Lenient {
             return Ok(());
         }
-        let takes = Takers::SERVE.and(Takers::HOST);
+        let takes = CommandSet::SERVE.and(CommandSet::HOST);
         let mut named = table::FLAGS.iter().filter(|setting| !setting.given(self).is_empty());
         let other = named.find(|setting| !setting.takers.meets(takes));
         if let Some(setting) = other {
@@ -251,7 +251,7 @@ fn unknown(name: &str, command: &CommandSpec) -> Error {
             None => {
                 let flags: Vec<String> =
                     command.flags().into_iter().map(|setting| setting.flag().to_owned()).collect();
-                match fields::nearest(name, &flags) {
+                match unknown_fields::nearest(name, &flags) {
                     Some(flag) => format!("unknown flag; did you mean {flag}? {help}"),
                     None => format!("unknown flag; {help}"),
                 }

@@ -131,55 +131,55 @@ impl Section {
 
 /// A set of commands: those that take a setting's flag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Takers(u32);
+pub struct CommandSet(u32);
 
-impl Takers {
-    pub const NONE: Takers = Takers(0);
-    pub const SERVE: Takers = Takers(1);
-    pub const HOST: Takers = Takers(1 << 1);
-    pub const CONNECT: Takers = Takers(1 << 2);
-    pub const DAEMON: Takers = Takers(1 << 3);
-    pub const WORKSPACE: Takers = Takers(1 << 4);
-    pub const CLIENT: Takers = Takers(1 << 5);
-    pub const REPLY: Takers = Takers(1 << 6);
-    pub const TOKEN: Takers = Takers(1 << 7);
-    pub const DOCTOR: Takers = Takers(1 << 8);
-    pub const IMAGE: Takers = Takers(1 << 9);
-    pub const BUNDLE: Takers = Takers(1 << 10);
-    pub const BACKUP: Takers = Takers(1 << 11);
-    pub const RESTORE: Takers = Takers(1 << 12);
-    pub const INSTALL: Takers = Takers(1 << 13);
-    pub const UNINSTALL: Takers = Takers(1 << 14);
+impl CommandSet {
+    pub const NONE: CommandSet = CommandSet(0);
+    pub const SERVE: CommandSet = CommandSet(1);
+    pub const HOST: CommandSet = CommandSet(1 << 1);
+    pub const CONNECT: CommandSet = CommandSet(1 << 2);
+    pub const DAEMON: CommandSet = CommandSet(1 << 3);
+    pub const WORKSPACE: CommandSet = CommandSet(1 << 4);
+    pub const CLIENT: CommandSet = CommandSet(1 << 5);
+    pub const REPLY: CommandSet = CommandSet(1 << 6);
+    pub const TOKEN: CommandSet = CommandSet(1 << 7);
+    pub const DOCTOR: CommandSet = CommandSet(1 << 8);
+    pub const IMAGE: CommandSet = CommandSet(1 << 9);
+    pub const BUNDLE: CommandSet = CommandSet(1 << 10);
+    pub const BACKUP: CommandSet = CommandSet(1 << 11);
+    pub const RESTORE: CommandSet = CommandSet(1 << 12);
+    pub const INSTALL: CommandSet = CommandSet(1 << 13);
+    pub const UNINSTALL: CommandSet = CommandSet(1 << 14);
     /// `berth host start` and the daemon have these in common.
-    pub const HOSTS: Takers = Takers::HOST.and(Takers::DAEMON);
+    pub const HOSTS: CommandSet = CommandSet::HOST.and(CommandSet::DAEMON);
 
     /// The commands as a user writes them.
     pub fn names(self) -> Vec<&'static str> {
         let names = [
-            (Takers::SERVE, "serve"),
-            (Takers::HOST, "host"),
-            (Takers::CONNECT, "host connect"),
-            (Takers::DAEMON, "daemon"),
-            (Takers::WORKSPACE, "workspace"),
-            (Takers::CLIENT, "status"),
-            (Takers::CLIENT.and(Takers::REPLY), "approvals"),
-            (Takers::TOKEN, "token"),
-            (Takers::DOCTOR, "doctor"),
-            (Takers::IMAGE, "image"),
-            (Takers::BUNDLE, "bundle"),
-            (Takers::BACKUP, "backup"),
-            (Takers::RESTORE, "restore"),
-            (Takers::INSTALL, "install"),
-            (Takers::UNINSTALL, "uninstall"),
+            (CommandSet::SERVE, "serve"),
+            (CommandSet::HOST, "host"),
+            (CommandSet::CONNECT, "host connect"),
+            (CommandSet::DAEMON, "daemon"),
+            (CommandSet::WORKSPACE, "workspace"),
+            (CommandSet::CLIENT, "status"),
+            (CommandSet::CLIENT.and(CommandSet::REPLY), "approvals"),
+            (CommandSet::TOKEN, "token"),
+            (CommandSet::DOCTOR, "doctor"),
+            (CommandSet::IMAGE, "image"),
+            (CommandSet::BUNDLE, "bundle"),
+            (CommandSet::BACKUP, "backup"),
+            (CommandSet::RESTORE, "restore"),
+            (CommandSet::INSTALL, "install"),
+            (CommandSet::UNINSTALL, "uninstall"),
         ];
         names.into_iter().filter(|(takers, _)| takers.meets(self)).map(|(_, name)| name).collect()
     }
 
-    pub const fn and(self, other: Takers) -> Takers {
-        Takers(self.0 | other.0)
+    pub const fn and(self, other: CommandSet) -> CommandSet {
+        CommandSet(self.0 | other.0)
     }
 
-    pub const fn meets(self, other: Takers) -> bool {
+    pub const fn meets(self, other: CommandSet) -> bool {
         self.0 & other.0 != 0
     }
 }
@@ -199,7 +199,7 @@ pub struct Setting {
     pub fallback: Fallback,
     pub section: Section,
     /// The commands that take the flag.
-    pub takers: Takers,
+    pub takers: CommandSet,
     /// The meaning, in one line.
     pub about: &'static str,
     /// May be given more than once.
@@ -216,7 +216,7 @@ fn no_values(_: &FlagValues) -> Vec<&str> {
 /// A row: the flag with the name of its value, and the meaning.
 pub(super) const fn flag(
     section: Section,
-    takers: Takers,
+    takers: CommandSet,
     shown: &'static str,
     about: &'static str,
 ) -> Setting {
@@ -238,7 +238,7 @@ pub(super) const fn flag(
 
 /// A row without flag.
 pub(super) const fn variable(vars: &'static [&'static str], about: &'static str) -> Setting {
-    flag(Section::Environment, Takers::NONE, "", about).vars(vars)
+    flag(Section::Environment, CommandSet::NONE, "", about).vars(vars)
 }
 
 impl Setting {
@@ -257,7 +257,7 @@ impl Setting {
         self
     }
 
-    pub(super) const fn also(mut self, takers: Takers) -> Setting {
+    pub(super) const fn also(mut self, takers: CommandSet) -> Setting {
         self.takers = self.takers.and(takers);
         self
     }

@@ -18,7 +18,7 @@ use super::setting::ValueKind::{
     Address, Bytes, Choice, Count, Days, HostName, Ignored, Json, List, Loopback, Millis, Pairs, Path,
     Processors, Seconds, Secret, Switch, Url,
 };
-use super::setting::{Fallback, Section, Setting, Takers, flag, variable};
+use super::setting::{CommandSet, Fallback, Section, Setting, flag, variable};
 use crate::base::limits;
 
 /// The texts that a field of [`FlagValues`] holds.
@@ -88,53 +88,54 @@ const RUN_BYTES: super::setting::ValueKind = Bytes(1 << 20, 1 << 50);
 const OPENCODE_BYTES: super::setting::ValueKind = Bytes(128 << 20, 1 << 50);
 
 const fn server(shown: &'static str, about: &'static str) -> Setting {
-    flag(Section::Server, Takers::SERVE, shown, about)
+    flag(Section::Server, CommandSet::SERVE, shown, about)
 }
 
 const fn access(shown: &'static str, about: &'static str) -> Setting {
-    flag(Section::Access, Takers::SERVE, shown, about)
+    flag(Section::Access, CommandSet::SERVE, shown, about)
 }
 
 const fn workspaces(shown: &'static str, about: &'static str) -> Setting {
-    flag(Section::Workspaces, Takers::SERVE, shown, about)
+    flag(Section::Workspaces, CommandSet::SERVE, shown, about)
 }
 
 const fn opencode(shown: &'static str, about: &'static str) -> Setting {
-    flag(Section::Opencode, Takers::SERVE, shown, about)
+    flag(Section::Opencode, CommandSet::SERVE, shown, about)
 }
 
 const fn containers(shown: &'static str, about: &'static str) -> Setting {
-    flag(Section::Containers, Takers::SERVE, shown, about)
+    flag(Section::Containers, CommandSet::SERVE, shown, about)
 }
 
 const fn log(shown: &'static str, about: &'static str) -> Setting {
-    flag(Section::Log, Takers::SERVE, shown, about)
+    flag(Section::Log, CommandSet::SERVE, shown, about)
 }
 
 const fn host(shown: &'static str, about: &'static str) -> Setting {
-    flag(Section::Host, Takers::HOST, shown, about)
+    flag(Section::Host, CommandSet::HOST, shown, about)
 }
 
 const fn sandbox(shown: &'static str, about: &'static str) -> Setting {
-    flag(Section::Sandbox, Takers::HOST, shown, about)
+    flag(Section::Sandbox, CommandSet::HOST, shown, about)
 }
 
 const fn client(shown: &'static str, about: &'static str) -> Setting {
-    flag(Section::Client, Takers::CLIENT, shown, about)
+    flag(Section::Client, CommandSet::CLIENT, shown, about)
 }
 
 const fn hidden(shown: &'static str) -> Setting {
-    flag(Section::Hidden, Takers::HOSTS, shown, "")
+    flag(Section::Hidden, CommandSet::HOSTS, shown, "")
 }
 
-const IN_DATA_FOLDER: Takers = Takers::TOKEN.and(Takers::BACKUP).and(Takers::RESTORE).and(Takers::CLIENT);
-const OWN_PROCESS: Takers = Takers::DOCTOR.and(Takers::IMAGE).and(Takers::BUNDLE);
-const REPORTS: Takers = Takers::HOSTS
-    .and(Takers::CONNECT)
-    .and(Takers::WORKSPACE)
-    .and(Takers::CLIENT)
-    .and(Takers::DOCTOR)
-    .and(Takers::IMAGE);
+const IN_DATA_FOLDER: CommandSet =
+    CommandSet::TOKEN.and(CommandSet::BACKUP).and(CommandSet::RESTORE).and(CommandSet::CLIENT);
+const OWN_PROCESS: CommandSet = CommandSet::DOCTOR.and(CommandSet::IMAGE).and(CommandSet::BUNDLE);
+const REPORTS: CommandSet = CommandSet::HOSTS
+    .and(CommandSet::CONNECT)
+    .and(CommandSet::WORKSPACE)
+    .and(CommandSet::CLIENT)
+    .and(CommandSet::DOCTOR)
+    .and(CommandSet::IMAGE);
 
 #[rustfmt::skip]
 flags! {
@@ -279,7 +280,7 @@ flags! {
     SETUP = switch setup: bool, containers("--setup",
         "first install the packages that container workspaces need and this machine lacks (apt-get, dnf, pacman)").of(Switch);
     YES = switch yes: bool, containers("--yes", "do not ask before changes to this machine").of(Switch)
-        .also(Takers::INSTALL).also(Takers::UNINSTALL);
+        .also(CommandSet::INSTALL).also(CommandSet::UNINSTALL);
 
     LOG_FORMAT = option log_format: Option<String>, log("--log-format FORMAT", "form of log lines")
         .of(Choice(&["pretty", "json"])).or_word("pretty").vars(&["OPENWORK_LOG_FORMAT"]).key("logFormat");
@@ -287,7 +288,7 @@ flags! {
         .of(Switch).else_as("yes, but repeated ones are counted").vars(&["OPENWORK_LOG_REQUESTS"]).key("logRequests");
     NO_LOG_REQUESTS = switch no_log_requests: bool, log("--no-log-requests", "log no requests").of(Switch);
     VERBOSE = switch verbose: bool, log("--verbose", "log more").of(Switch);
-    RUN_ID = option run_id: Option<String>, flag(Section::Log, Takers::HOSTS, "--run-id ID", "name of this start in every log line")
+    RUN_ID = option run_id: Option<String>, flag(Section::Log, CommandSet::HOSTS, "--run-id ID", "name of this start in every log line")
         .else_as("a new one").vars(&["OPENWRK_RUN_ID", "OPENWORK_RUN_ID"]);
     JSON = switch json: bool, flag(Section::Log, REPORTS, "--json", "print JSON").of(Switch);
 
@@ -300,14 +301,14 @@ flags! {
     DETACH = switch detach: bool, host("--detach",
         "return when OpenCode answers; the host continues, and logs to host/host.log in --data-dir").of(Switch);
     LOG_FILE = option log_file: Option<String>, host("--log-file FILE",
-        "log to this file instead of standard error; 8 MiB and one older file").of(Path).also(Takers::DAEMON);
+        "log to this file instead of standard error; 8 MiB and one older file").of(Path).also(CommandSet::DAEMON);
     CONNECT_HOST = option connect_host: Option<String>, host("--connect-host NAME", "the host in URLs that are printed")
-        .of(HostName).also(Takers::CONNECT);
-    SCOPE = option scope: Option<String>, flag(Section::Host, Takers::CONNECT, "--scope SCOPE", "scope of the token of connect")
+        .of(HostName).also(CommandSet::CONNECT);
+    SCOPE = option scope: Option<String>, flag(Section::Host, CommandSet::CONNECT, "--scope SCOPE", "scope of the token of connect")
         .of(Choice(&["viewer", "collaborator", "owner"])).or_word("collaborator");
-    EXPIRES = option expires: Option<String>, flag(Section::Host, Takers::CONNECT, "--expires SECONDS", "lifetime of that token")
+    EXPIRES = option expires: Option<String>, flag(Section::Host, CommandSet::CONNECT, "--expires SECONDS", "lifetime of that token")
         .of(Seconds(1, limits::TOKEN_LIFETIME_SECS)).or(DAY);
-    QR = switch qr: bool, flag(Section::Host, Takers::CONNECT, "--qr", "print the document of connect as a QR code").of(Switch);
+    QR = switch qr: bool, flag(Section::Host, CommandSet::CONNECT, "--qr", "print the document of connect as a QR code").of(Switch);
     OPENWORK_SERVER_BIN = option openwork_server_bin: Option<String>, host("--openwork-server-bin FILE",
         "--sandbox-server inside: the server's program in the container").of(Path).else_as("this program");
     BOT_HEALTH_PORT = option owpenbot_health_port: Option<String>, host("--owpenbot-health-port N",
@@ -353,43 +354,43 @@ flags! {
         "docker, container: when a registry is asked for the image")
         .of(Choice(&["never", "missing", "always"])).else_as("never");
 
-    DAEMON_PORT = option daemon_port: Option<String>, flag(Section::Daemon, Takers::DAEMON, "--daemon-port N",
+    DAEMON_PORT = option daemon_port: Option<String>, flag(Section::Daemon, CommandSet::DAEMON, "--daemon-port N",
         "port of the daemon's router on loopback; 0: any, kept in openwork-orchestrator-state.json").of(Count(0, 65_535)).or(0);
-    OPENCODE_WORKDIR = option opencode_workdir: Option<String>, flag(Section::Daemon, Takers::DAEMON, "--opencode-workdir DIR",
+    OPENCODE_WORKDIR = option opencode_workdir: Option<String>, flag(Section::Daemon, CommandSet::DAEMON, "--opencode-workdir DIR",
         "folder in which the daemon starts OpenCode").of(Path).else_as("the current folder");
-    NAME = option name: Option<String>, flag(Section::Daemon, Takers::WORKSPACE, "--name NAME", "name of an added workspace");
-    DIRECTORY = option directory: Option<String>, flag(Section::Daemon, Takers::WORKSPACE, "--directory DIR",
+    NAME = option name: Option<String>, flag(Section::Daemon, CommandSet::WORKSPACE, "--name NAME", "name of an added workspace");
+    DIRECTORY = option directory: Option<String>, flag(Section::Daemon, CommandSet::WORKSPACE, "--directory DIR",
         "folder of an added remote workspace");
 
     OPENWORK_URL = option openwork_url: Option<String>, client("--openwork-url URL", "the server")
         .of(Url(&["http://", "unix:/"])).else_as("that of the data folder's server, else http://127.0.0.1:8787").vars(&["OPENWORK_URL", "OPENWORK_SERVER_URL"])
-        .also(Takers::BACKUP).also(Takers::UNINSTALL);
+        .also(CommandSet::BACKUP).also(CommandSet::UNINSTALL);
     OPENCODE_URL = option opencode_url: Option<String>, client("--opencode-url URL", "an OpenCode whose status is shown as well")
         .of(Url(&["http://"])).vars(&["OPENCODE_URL"]);
-    ALLOW = switch allow: bool, flag(Section::Client, Takers::REPLY, "--allow", "allow the write").of(Switch);
-    DENY = switch deny: bool, flag(Section::Client, Takers::REPLY, "--deny", "deny the write").of(Switch);
+    ALLOW = switch allow: bool, flag(Section::Client, CommandSet::REPLY, "--allow", "allow the write").of(Switch);
+    DENY = switch deny: bool, flag(Section::Client, CommandSet::REPLY, "--deny", "deny the write").of(Switch);
 
-    REFERENCE = option reference: Option<String>, flag(Section::Image, Takers::IMAGE, "--reference TAG",
+    REFERENCE = option reference: Option<String>, flag(Section::Image, CommandSet::IMAGE, "--reference TAG",
         "image to import from an archive or layout that has more than one");
-    PULL = option pull: Option<String>, flag(Section::Image, Takers::IMAGE, "--pull WHEN",
+    PULL = option pull: Option<String>, flag(Section::Image, CommandSet::IMAGE, "--pull WHEN",
         "when build asks the network for the distribution")
         .of(Choice(&["missing", "always", "never"])).or_word("missing");
-    IMAGE = option image: Vec<String>, flag(Section::Bundle, Takers::BUNDLE, "--image NAME", "image to pack; repeatable")
+    IMAGE = option image: Vec<String>, flag(Section::Bundle, CommandSet::BUNDLE, "--image NAME", "image to pack; repeatable")
         .else_as("all with a name");
-    RESTORE = switch restore: bool, flag(Section::Bundle, Takers::BUNDLE, "--restore", "unpack instead").of(Switch);
-    BIN = option bin: Option<String>, flag(Section::Service, Takers::INSTALL, "--bin DIR", "folder of the installed binary")
-        .of(Path).else_as("/usr/local/bin").also(Takers::BUNDLE);
-    CONTAINERS = switch containers: bool, flag(Section::Backup, Takers::BACKUP, "--containers",
+    RESTORE = switch restore: bool, flag(Section::Bundle, CommandSet::BUNDLE, "--restore", "unpack instead").of(Switch);
+    BIN = option bin: Option<String>, flag(Section::Service, CommandSet::INSTALL, "--bin DIR", "folder of the installed binary")
+        .of(Path).else_as("/usr/local/bin").also(CommandSet::BUNDLE);
+    CONTAINERS = switch containers: bool, flag(Section::Backup, CommandSet::BACKUP, "--containers",
         "with the files, snapshots and images of containers").of(Switch).else_as("yes");
-    WITHOUT_CONTAINERS = switch without_containers: bool, flag(Section::Backup, Takers::BACKUP, "--without-containers",
+    WITHOUT_CONTAINERS = switch without_containers: bool, flag(Section::Backup, CommandSet::BACKUP, "--without-containers",
         "without them").of(Switch);
-    REPLACE = switch replace: bool, flag(Section::Restore, Takers::RESTORE, "--replace",
+    REPLACE = switch replace: bool, flag(Section::Restore, CommandSet::RESTORE, "--replace",
         "replace a folder that is not empty").of(Switch);
-    ROOT = option root: Option<String>, flag(Section::Service, Takers::INSTALL, "--root DIR",
-        "write everything below this folder, and start nothing; uninstall removes it from there").of(Path).also(Takers::UNINSTALL);
-    NO_START = switch no_start: bool, flag(Section::Service, Takers::INSTALL, "--no-start", "do not start the service").of(Switch);
-    PURGE = switch purge: bool, flag(Section::Service, Takers::UNINSTALL, "--purge", "remove settings and data as well").of(Switch);
-    ONLY_WORKLOADS = switch only_workloads: bool, flag(Section::Service, Takers::UNINSTALL, "--only-workloads",
+    ROOT = option root: Option<String>, flag(Section::Service, CommandSet::INSTALL, "--root DIR",
+        "write everything below this folder, and start nothing; uninstall removes it from there").of(Path).also(CommandSet::UNINSTALL);
+    NO_START = switch no_start: bool, flag(Section::Service, CommandSet::INSTALL, "--no-start", "do not start the service").of(Switch);
+    PURGE = switch purge: bool, flag(Section::Service, CommandSet::UNINSTALL, "--purge", "remove settings and data as well").of(Switch);
+    ONLY_WORKLOADS = switch only_workloads: bool, flag(Section::Service, CommandSet::UNINSTALL, "--only-workloads",
         "only end detached runs and containers; the service stays").of(Switch);
 
     DETACHED = switch detached: bool, hidden("--detached").of(Switch);
@@ -410,7 +411,7 @@ flags! {
 /// Rows whose flag has another meaning, or another variable, with other commands.
 pub const CLIENT_TOKEN: Setting = Setting {
     section: Section::Client,
-    takers: Takers::CLIENT.and(Takers::BACKUP).and(Takers::UNINSTALL),
+    takers: CommandSet::CLIENT.and(CommandSet::BACKUP).and(CommandSet::UNINSTALL),
     fallback: Fallback::Described("the one kept in --data-dir"),
     about: "host token of the server",
     ..HOST_TOKEN
@@ -420,7 +421,7 @@ pub const STATUS_USERNAME: Setting = Setting {
     key: "",
     about: "user of --opencode-url",
     section: Section::Client,
-    takers: Takers::CLIENT,
+    takers: CommandSet::CLIENT,
     fallback: Fallback::Word("opencode"),
     ..OPENCODE_USERNAME
 };
@@ -430,7 +431,7 @@ pub const STATUS_PASSWORD: Setting = Setting {
     key: "",
     about: "password of --opencode-url: prefer the variable",
     section: Section::Client,
-    takers: Takers::CLIENT,
+    takers: CommandSet::CLIENT,
     ..OPENCODE_PASSWORD
 };
 

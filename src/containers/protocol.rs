@@ -16,8 +16,8 @@ use rustix::net::{
 use rustix::process::{Pid, getgid, getuid};
 
 use crate::base::{At, Code, Error, Result, limits};
+use crate::proc::command_block::{MAX_PROCS_FILES, STREAMS, pack};
 use crate::proc::exec::{REPORT_BYTES, StartReport, decode_pair, encode_pair};
-use crate::proc::packed::{MAX_PROCS_FILES, STREAMS, pack};
 use crate::proc::{CommandSpec, Stdio};
 
 /// Protocol version. A server that finds a running agent with another version stops its container.

@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::base::shares::{Ledger, Party, Share, ShareError, Shares};
+use crate::base::shares::{Ledger, Share, ShareError, ShareHolder, Shares};
 use crate::base::thread::lock;
 use crate::base::{Error, Result, limits};
 use crate::proc::Cancel;
@@ -171,7 +171,7 @@ struct WatchedConnection {
     /// Reserved for owners and for routes that need no token.
     reserved: bool,
     /// The token of its last request, and that token's share of the connections.
-    holder: Option<(Party, Share)>,
+    holder: Option<(ShareHolder, Share)>,
     next: u64,
     subscribers: Vec<(u64, Cancel)>,
 }
@@ -192,11 +192,11 @@ impl Disconnects {
     ///
     /// # Errors
     /// If the token has used its share of the connections, or the connection is reserved for owners.
-    pub fn claim(&self, connection: u64, party: Party) -> std::result::Result<(), ShareError> {
+    pub fn claim(&self, connection: u64, party: ShareHolder) -> std::result::Result<(), ShareError> {
         let party = party.without_workspace();
         let mut watched = lock(&self.0);
         let Some(watched) = watched.get_mut(&connection) else { return Ok(()) };
-        if watched.reserved && !party.is_unlimited() && party != Party::ANONYMOUS {
+        if watched.reserved && !party.is_unlimited() && party != ShareHolder::ANONYMOUS {
             return Err(ShareError::Full);
         }
         if watched.holder.as_ref().is_none_or(|(holder, _)| *holder != party) {

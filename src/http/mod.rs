@@ -7,13 +7,13 @@ pub mod cors;
 pub mod direct;
 pub mod download;
 pub mod event_stream;
+pub mod multipart;
 pub mod reply;
 pub mod request;
 pub mod response;
 pub mod route;
 pub mod sse;
 pub mod stream;
-pub mod upload;
 pub mod websocket;
 
 pub use reply::Reply;

@@ -13,9 +13,9 @@ use super::direct::DirectRequest;
 use super::response::Response;
 use crate::access::Actor;
 use crate::access::audit::AuditDraft;
-use crate::base::fields;
 use crate::base::input_bytes::Charge;
-use crate::base::shares::Party;
+use crate::base::shares::ShareHolder;
+use crate::base::unknown_fields;
 use crate::base::{Code, Error, Result, pool};
 
 /// The methods that routes can have.
@@ -80,7 +80,7 @@ pub struct Request {
     pub(super) params: Vec<(&'static str, String)>,
     actor: Option<Actor>,
     /// The owner of the shares that it uses.
-    party: Party,
+    party: ShareHolder,
     started: Instant,
     /// Runs on a worker thread, which a slow client may block.
     on_worker: bool,
@@ -126,7 +126,7 @@ impl Request {
             method,
             params,
             actor: None,
-            party: Party::ANONYMOUS,
+            party: ShareHolder::ANONYMOUS,
             started,
             on_worker: false,
             continues: false,
@@ -186,12 +186,12 @@ impl Request {
     }
 
     /// The owner of the shares that it uses; anonymous before authentication.
-    pub fn party(&self) -> Party {
+    pub fn party(&self) -> ShareHolder {
         self.party
     }
 
     /// Sets the owner of its shares; called by dispatch only.
-    pub fn set_party(&mut self, party: Party) {
+    pub fn set_party(&mut self, party: ShareHolder) {
         self.party = party;
     }
 
@@ -310,7 +310,7 @@ impl Request {
             let key = pair.split('=').next().unwrap_or_default().replace('+', " ");
             let key = decode(&key).unwrap_or(key);
             if !asked.contains(&key) {
-                warnings.push(fields::unknown_name_message("query parameter", &key, &asked));
+                warnings.push(unknown_fields::unknown_name_message("query parameter", &key, &asked));
             }
         }
         warnings

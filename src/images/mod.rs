@@ -21,6 +21,7 @@ mod archive;
 pub mod backup;
 pub mod bootstrap;
 pub mod build_log;
+mod build_policy;
 mod clean;
 mod compression;
 mod export;
@@ -28,12 +29,11 @@ mod hasher;
 pub mod host_image;
 mod id;
 mod import;
-mod job;
+mod job_events;
 mod layers;
 mod listing;
 pub mod mirrors;
 mod pack;
-mod pull;
 mod record;
 mod report;
 mod rules;
@@ -61,9 +61,9 @@ use crate::proc::{Cancel, Cgroups};
 use crate::store::{file, tree};
 
 pub use build_log::BuildLog;
+pub use build_policy::Pull;
 pub use export::Compression;
 pub use id::{ImageId, ImageName};
-pub use pull::Pull;
 pub use record::{ImageRecord, ImageSource, ImageView};
 pub use report::{ImportProgress, ImportSpec, ImportedImage, ProgressFn};
 use staging::Staging;
@@ -128,7 +128,7 @@ impl Images {
             return Ok(image);
         }
         if pull == Pull::Never {
-            return Err(pull::no_image(distro));
+            return Err(build_policy::no_image(distro));
         }
         let _turn = self.lock_name(&name, log, cancel)?;
         // Another process may have made it while this one waited.

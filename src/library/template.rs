@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Library, check_name, missing, seal};
-use crate::base::fields::KnownFields as Known;
 use crate::base::ids::{Distro, Label, Network, check_env_vars};
 use crate::base::thread::lock;
+use crate::base::unknown_fields::KnownFields as Known;
 use crate::base::{Code, Error, Result, limits, object};
 use crate::store::allowlist::{self, MountRequest};
 use crate::store::jsonc;

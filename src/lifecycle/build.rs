@@ -14,7 +14,7 @@ use super::jobs::JobGuard;
 use super::{END_RUNS_TIMEOUT, Lifecycle, build_log_path, site};
 use crate::base::ids::{Distro, Network};
 use crate::base::logging::counted;
-use crate::base::shares::Party;
+use crate::base::shares::ShareHolder;
 use crate::base::{Code, Error, Result};
 use crate::images::BuildLog;
 use crate::images::Pull;
@@ -48,7 +48,7 @@ impl Lifecycle {
         self: &Arc<Self>,
         id: Uuid,
         asked: BuildRequest,
-        party: Party,
+        party: ShareHolder,
     ) -> Result<Arc<WorkspaceRecord>> {
         let workspace = self.registry.get(id)?;
         check_container(&workspace.record())?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{Lifecycle, variables};
-use crate::base::shares::Party;
+use crate::base::shares::ShareHolder;
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::{Cancel, Launcher};
 use crate::runs::request::LaunchPlan;
@@ -77,7 +77,7 @@ impl Lifecycle {
         id: Uuid,
         request: ExecRequest,
         timeout: Duration,
-        party: Party,
+        party: ShareHolder,
     ) -> Result<AcceptedRun> {
         request.check_run()?;
         let workspace = self.registry.get(id)?;

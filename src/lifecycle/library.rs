@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::Lifecycle;
 use super::build::BuildRequest;
-use crate::base::shares::Party;
+use crate::base::shares::ShareHolder;
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result};
 use crate::images::Pull;
@@ -49,7 +49,7 @@ impl Lifecycle {
         }
         let asked = BuildRequest { base: None, rebuild: false, pull };
         // Only unlimited owners create workspaces.
-        self.start_build(workspace.id(), asked, Party::OWNER).inspect_err(|_| {
+        self.start_build(workspace.id(), asked, ShareHolder::OWNER).inspect_err(|_| {
             if let Err(error) = self.delete(workspace.id()) {
                 log::error!("workspace {}: {error}", workspace.id());
             }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::Lifecycle;
 use super::build::BuildRequest;
 use crate::base::ids::Network;
-use crate::base::shares::Party;
+use crate::base::shares::ShareHolder;
 use crate::base::{Code, Error, Result};
 use crate::images::Pull;
 use crate::proc::{Cancel, CommandSpec, Process, Stdio};
@@ -96,7 +96,7 @@ impl Sandbox {
         }
         if now.view.status != WorkspaceStatus::Ready && now.view.status != WorkspaceStatus::Building {
             let asked = BuildRequest { base: None, rebuild: true, pull: Pull::Missing };
-            self.lifecycle.start_build(id, asked, Party::OWNER)?;
+            self.lifecycle.start_build(id, asked, ShareHolder::OWNER)?;
         }
         loop {
             let record = workspace.record();

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::commands::{check_ready, cwd_inside};
 use super::{Lifecycle, variables};
 use crate::base::Result;
-use crate::base::shares::Party;
+use crate::base::shares::ShareHolder;
 use crate::proc::pty::WindowSize;
 use crate::terminals::{Terminal, TerminalKind, TerminalRequest, TerminalSpec, TerminalWatcher, Terminals};
 use crate::workspaces::{Workspace, WorkspaceKind};
@@ -26,7 +26,7 @@ impl Lifecycle {
         self: &Arc<Self>,
         id: Uuid,
         request: &TerminalRequest,
-        party: Party,
+        party: ShareHolder,
     ) -> Result<impl FnOnce() -> Result<Arc<Terminal>> + Send + use<>> {
         let workspace = self.registry.get(id)?;
         let plan = self.plan(&workspace, request, TerminalKind::Terminal)?;
@@ -44,7 +44,7 @@ impl Lifecycle {
         id: Uuid,
         owner: String,
         size: WindowSize,
-        party: Party,
+        party: ShareHolder,
     ) -> Result<impl FnOnce() -> Result<TerminalWatcher> + Send + use<>> {
         let workspace = self.registry.get(id)?;
         let request =
@@ -79,7 +79,7 @@ impl Lifecycle {
         &self,
         workspace: &Workspace,
         plan: TerminalSpec,
-        party: Party,
+        party: ShareHolder,
     ) -> Result<Arc<Terminal>> {
         let running = self.runs.enter_terminal(workspace.id())?;
         // The run is registered, so an operation that changes the status from now on finds it and stops it.

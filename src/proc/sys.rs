@@ -20,12 +20,12 @@ use rustix::net::{SendFlags, send};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use rustix::thread::UnshareFlags;
 
+use super::command_block::{Word, receive, receive_and_enter_groups, unpack};
 use super::exec::{
     ALL_SIGNALS, CHILD_STACK, CLONE_CLEAR_SIGHAND, CLONE_INTO_CGROUP, ChildTask, CloneArgs, Cwd, ExecSpec,
     RawUser, Reaped, SLOT_KEPT_BYTES, SpawnError, Spawned, StartReport, StartStep, arrays, enter_group,
     open_procs_at, pointers, read_failure, signals_to_reset,
 };
-use super::packed::{Word, receive, receive_and_enter_groups, unpack};
 use crate::base::limits;
 
 /// Makes the allocator return large blocks to the kernel when they are freed: by default glibc keeps blocks up to the size

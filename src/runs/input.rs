@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::kept::KeeperControl;
+use super::keeper_control::KeeperControl;
 use crate::base::input_bytes::InputBytes;
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::plain;
 use super::run::{RunOrigin, RunSpec, truncated_for_display};
+use super::shell_free;
 use super::user::UserAccount;
-use crate::base::fields::KnownFields;
 use crate::base::ids::check_env_vars;
 use crate::base::input_bytes::InputBytes;
+use crate::base::unknown_fields::KnownFields;
 use crate::base::{Code, Error, Result, limits, object};
 use crate::proc::pty::WindowSize;
 use crate::proc::spawn::PATH;
@@ -351,7 +351,7 @@ impl ExecRequest {
         let mut variables = defaults.keys().chain(self.env.keys());
         let mut attempts = Vec::new();
         if !variables.any(|name| shell_has_a_say.contains(&name.as_str())) {
-            for line in plain::command_lines(command, path) {
+            for line in shell_free::command_lines(command, path) {
                 attempts.push(c_strings(&line)?);
             }
         }
@@ -376,7 +376,7 @@ fn program_attempts(args: &[String], path: &str) -> Result<Vec<Vec<CString>>> {
             ),
         ));
     }
-    if !program.contains('/') && !plain::is_searchable(total, path) {
+    if !program.contains('/') && !shell_free::is_searchable(total, path) {
         return Err(Error::new(
             Code::InvalidCommand,
             "PATH has too many folders to look for the program in; give its whole path",

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::disk_budget::DiskBudget;
-use super::kept::KeeperControl;
+use super::keeper_control::KeeperControl;
 use super::track::StreamTrack;
 use crate::base::thread::lock;
 use crate::base::{At, Result, limits};

@@ -17,7 +17,7 @@ use super::keeper::{self, FoundKeeper, KeeperLookup, Keepers, KeptRun};
 use super::request::LaunchPlan;
 use super::run::{Run, RunEnd, RunError, RunOrigin, RunSpec, RunStatus, age, read_record};
 use super::spool::{OutputWriter, Spool};
-use crate::base::shares::{Ledger, Party, Share, Shares, WorkspaceCounts};
+use crate::base::shares::{Ledger, Share, ShareHolder, Shares, WorkspaceCounts};
 use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result, clock, input_bytes, limits};
 use crate::proc::{Cancel, Cgroups, HandoverGuard, Usage};
@@ -115,7 +115,7 @@ impl Runs {
             match self.load_one(&path) {
                 Some(LoadedRun::Ended(run)) => ended.push(Arc::new(run)),
                 Some(LoadedRun::Resumed(run, met)) => {
-                    let share = self.detached.force_take(Party::of_workspace(run.workspace));
+                    let share = self.detached.force_take(ShareHolder::of_workspace(run.workspace));
                     let kept = met.resume(self.insert(run, Some(share))?);
                     lock(&self.resumable).push(kept);
                 }
@@ -208,7 +208,7 @@ impl Runs {
         workspace: Uuid,
         spec: RunSpec,
         window: u64,
-        party: Party,
+        party: ShareHolder,
     ) -> Result<(ActiveRun, OutputWriter)> {
         let share = spec.detach.then(|| self.detached.take(party)).transpose().map_err(|refused| {
             let message = format!("{} detached runs are running, which is the limit", self.detached.used());

@@ -431,7 +431,7 @@ impl TerminalState {
     /// Processes the program's output. Queries in it are answered by the writing client's terminal; without a writer
     /// the model answers, so that a program that is only watched over HTTP does not wait forever. Never both, because a
     /// second reply would be typed into the shell.
-    fn take_output(&mut self, bytes: &[u8]) {
+    fn distribute_output(&mut self, bytes: &[u8]) {
         let cut = self.splitter.take(bytes);
         let answers = self.screen.feed(&cut);
         if self.writer.is_none() && self.input.len() + answers.len() <= limits::TERMINAL_INPUT_BYTES {

@@ -166,7 +166,7 @@ impl PtyLoop {
                     self.closed_until = Some(Instant::now() + CLOSED_RECHECK);
                     return false;
                 }
-                Ok(count) => lock(&self.terminal.state).take_output(&chunk[..count]),
+                Ok(count) => lock(&self.terminal.state).distribute_output(&chunk[..count]),
                 Err(Errno::INTR) => {}
                 Err(_) => return false,
             }

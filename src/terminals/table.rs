@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{
     EndReason, PasteBudget, Terminal, TerminalKind, TerminalSpec, TerminalView, TerminalWatcher, WatchMode,
 };
-use crate::base::shares::{Ledger, Party, Share, Shares, WorkspaceCounts};
+use crate::base::shares::{Ledger, Share, ShareHolder, Shares, WorkspaceCounts};
 use crate::base::thread::{JoinOnDrop, lock};
 use crate::base::{Code, Error, Result};
 use crate::proc::Launcher;
@@ -68,7 +68,7 @@ impl Terminals {
     pub fn start(
         &self,
         running: ActiveRun,
-        party: Party,
+        party: ShareHolder,
         launcher: &dyn Launcher,
         plan: TerminalSpec,
     ) -> Result<Arc<Terminal>> {
@@ -155,7 +155,7 @@ impl Terminals {
         }
     }
 
-    fn share(&self, party: Party) -> Result<Share> {
+    fn share(&self, party: ShareHolder) -> Result<Share> {
         self.prune();
         let full = || {
             let message =

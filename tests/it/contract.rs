@@ -6,8 +6,8 @@ use std::thread;
 
 use berth::access::Scope;
 use berth::api::Ctx;
-use berth::api::authorization::{self, WorkspaceAccess};
 use berth::api::routes::ROUTES;
+use berth::api::workspace_access::{self, WorkspaceAccess};
 use berth::http::{ApprovalPolicy, Auth, Effect, Route};
 use serde_json::json;
 
@@ -148,9 +148,9 @@ fn credentials_of(server: &Server, scoped: &Scoped, route: &Route<Ctx>, manual: 
         assert!(status < 500 || proxied, "{place}: {status} {code}");
     }
     let (status, code) = respond(server.with_token(&scoped.elsewhere));
-    let open = route.auth == Auth::Public || authorization::of(route) == WorkspaceAccess::Filtered;
+    let open = route.auth == Auth::Public || workspace_access::of(route) == WorkspaceAccess::Filtered;
     // `/opencode` belongs to the active workspace, which this token may use.
-    if open || authorization::of(route) == WorkspaceAccess::Active {
+    if open || workspace_access::of(route) == WorkspaceAccess::Active {
         assert!(status != 401 && status != 403, "{place}: {status} {code}");
     } else {
         assert_eq!((status, code.as_str()), (403, "forbidden"), "{place}");
@@ -163,7 +163,9 @@ fn credentials_of(server: &Server, scoped: &Scoped, route: &Route<Ctx>, manual: 
 fn routes_for_limited_tokens_without_a_workspace_are_listed() {
     let filtered: Vec<String> = ROUTES
         .iter()
-        .filter(|route| route.auth != Auth::Public && authorization::of(route) == WorkspaceAccess::Filtered)
+        .filter(|route| {
+            route.auth != Auth::Public && workspace_access::of(route) == WorkspaceAccess::Filtered
+        })
         .filter(|route| !route.pattern.starts_with("/api/library/"))
         .map(|route| format!("{} {}", route.method.as_str(), route.pattern))
         .collect();
@@ -184,14 +186,14 @@ fn routes_for_limited_tokens_without_a_workspace_are_listed() {
     // A clone is a workspace outside of the token's limit.
     let refused = |route: &&Route<Ctx>| route.pattern == "/api/workspaces/:id/clone";
     for route in ROUTES.iter().filter(refused) {
-        assert!(authorization::of(route) == WorkspaceAccess::Refused, "{}", route.pattern);
+        assert!(workspace_access::of(route) == WorkspaceAccess::Refused, "{}", route.pattern);
     }
     for route in ROUTES.iter().filter(|route| route.pattern.contains("/:id") && !refused(route)) {
         let elsewhere = ["/tokens/:id", "/approvals/:id"].contains(&route.pattern);
         let named = ["/workspace/", "/workspaces/", "/w/", "/api/workspaces/"];
         let named = named.iter().any(|start| route.pattern.starts_with(start));
         assert!(
-            elsewhere || !named || authorization::of(route) == WorkspaceAccess::Named,
+            elsewhere || !named || workspace_access::of(route) == WorkspaceAccess::Named,
             "{}",
             route.pattern
         );

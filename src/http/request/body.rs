@@ -8,9 +8,9 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 
 use super::Request;
-use crate::base::fields::KnownFields;
 use crate::base::input_bytes::{InputBytes, PARSING};
 use crate::base::json_keys;
+use crate::base::unknown_fields::KnownFields;
 use crate::base::{Code, Error, Result, limits};
 use crate::store::spool::{SpoolArea, SpoolReader, SpooledFile};
 

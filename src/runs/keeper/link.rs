@@ -8,7 +8,7 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Map, Value};
 
-use super::super::kept::KeeperControl;
+use super::super::keeper_control::KeeperControl;
 use super::super::live::Live;
 use super::super::request::{LaunchPlan, Stdin};
 use super::super::run::{Run, RunRecord};

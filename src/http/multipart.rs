@@ -274,5 +274,5 @@ fn parameters(mut rest: &[u8]) -> Vec<(String, Vec<u8>)> {
 }
 
 #[cfg(test)]
-#[path = "upload_tests.rs"]
+#[path = "multipart_tests.rs"]
 mod tests;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{Ctx, authorization};
+use super::{Ctx, workspace_access};
 use crate::access::{Actor, Scope};
 use crate::base::redact::Redactor;
 use crate::http::Request;
@@ -16,7 +16,7 @@ pub(super) fn redactor(ctx: &Ctx, request: &Request) -> Option<Redactor> {
     if !hides(request.actor()) {
         return None;
     }
-    let workspace = authorization::find(ctx, request.param("id"));
+    let workspace = workspace_access::find(ctx, request.param("id"));
     Some(workspace.map_or_else(Redactor::default, |found| redactor_for(&found.record().view.env_vars)))
 }
 

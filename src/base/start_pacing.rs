@@ -9,7 +9,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::shares::Party;
+use super::shares::ShareHolder;
 
 /// How long a job is fresh.
 const FRESH: Duration = Duration::from_millis(50);
@@ -25,9 +25,9 @@ pub(super) const TICK: Duration = Duration::from_millis(10);
 pub(super) struct StartPacer {
     most_fresh: usize,
     /// Fresh jobs that have not ended.
-    fresh: Vec<(Party, Instant)>,
+    fresh: Vec<(ShareHolder, Instant)>,
     /// The latest start of a job of each party.
-    present: Vec<(Party, Instant)>,
+    present: Vec<(ShareHolder, Instant)>,
 }
 
 impl StartPacer {
@@ -37,8 +37,9 @@ impl StartPacer {
     }
 
     /// Whether a job of `party` may start now.
-    pub(super) fn allows(&self, party: Party, now: Instant) -> bool {
-        let other = |(one, begun): &(Party, Instant)| !one.shares_token(party) && now - *begun < PRESENT;
+    pub(super) fn allows(&self, party: ShareHolder, now: Instant) -> bool {
+        let other =
+            |(one, begun): &(ShareHolder, Instant)| !one.shares_token(party) && now - *begun < PRESENT;
         let (mut own, mut all) = (0, 0);
         for (one, _) in self.fresh.iter().filter(|(_, begun)| now - *begun < FRESH) {
             all += 1;
@@ -51,7 +52,7 @@ impl StartPacer {
     }
 
     /// Records the start of a job.
-    pub(super) fn begin(&mut self, party: Party, now: Instant) {
+    pub(super) fn begin(&mut self, party: ShareHolder, now: Instant) {
         self.fresh.retain(|(_, begun)| now - *begun < FRESH);
         self.fresh.push((party, now));
         self.present.retain(|(one, begun)| !one.shares_token(party) && now - *begun < PRESENT);
@@ -59,7 +60,7 @@ impl StartPacer {
     }
 
     /// Records the end of the job that started at `begun`.
-    pub(super) fn end(&mut self, party: Party, begun: Instant) {
+    pub(super) fn end(&mut self, party: ShareHolder, begun: Instant) {
         if let Some(at) = self.fresh.iter().position(|job| *job == (party, begun)) {
             self.fresh.swap_remove(at);
         }
@@ -72,7 +73,7 @@ mod tests {
 
     #[test]
     fn flood_is_slowed_only_while_other_tokens_are_active() {
-        let [flood, other] = ["a", "b"].map(|token| Party::new(token, None, false));
+        let [flood, other] = ["a", "b"].map(|token| ShareHolder::new(token, None, false));
         let now = Instant::now();
         let mut pace = StartPacer::new(2);
         for _ in 0..10 {
@@ -80,7 +81,7 @@ mod tests {
             pace.begin(flood, now);
         }
         pace.begin(other, now);
-        assert!(!pace.allows(flood, now) && pace.allows(other, now) && pace.allows(Party::OWNER, now));
+        assert!(!pace.allows(flood, now) && pace.allows(other, now) && pace.allows(ShareHolder::OWNER, now));
         (0..9).for_each(|_| pace.end(flood, now));
         assert!(pace.allows(flood, now), "one fresh job remains");
         pace.begin(flood, now);
@@ -94,9 +95,9 @@ mod tests {
 
     #[test]
     fn burst_is_bounded_for_one_token_and_for_all() {
-        let [one, other] = ["a", "b"].map(|token| Party::new(token, None, false));
+        let [one, other] = ["a", "b"].map(|token| ShareHolder::new(token, None, false));
         let now = Instant::now();
-        for party in [one, Party::OWNER] {
+        for party in [one, ShareHolder::OWNER] {
             let mut pace = StartPacer::new(2);
             let begun =
                 (0..100).take_while(|_| pace.allows(party, now).then(|| pace.begin(party, now)).is_some());
@@ -107,6 +108,6 @@ mod tests {
         }
         let mut pace = StartPacer::new(2);
         (0..2 * BURST).for_each(|_| pace.begin(one, now));
-        assert!(pace.allows(Party::OWNER, now), "other tokens do not delay owners");
+        assert!(pace.allows(ShareHolder::OWNER, now), "other tokens do not delay owners");
     }
 }
