@@ -1,5 +1,5 @@
-//! The accept loop. When descriptors, memory or threads run out, the client that is being accepted receives a 503 if
-//! possible and is closed; the loop itself goes on.
+//! The accept loop. When descriptors, memory or threads run out, the loop sends the new client a 503 if it can,
+//! closes the connection, and continues.
 //!
 //! **Invariant:** the loop ends only when the gate stops.
 //!
@@ -24,25 +24,26 @@ use crate::base::{Code, Error, limits};
 use crate::http::client::Socket;
 use crate::proc::Cancel;
 
-/// Connections reserved for owners in addition, for one short request each.
+/// Connections reserved for owners beyond `--max-connections`. Each serves one short request.
 const RESERVED_CONNECTIONS: usize = 8;
-/// How long to wait, with all connections in use, for threads to notice that their clients have disconnected, before
-/// the next client is refused. About 500 threads need this long on one busy processor.
+/// When all connections are in use, the accept loop waits this long for connection threads to notice that their
+/// clients have disconnected; then it refuses the new client. About 500 threads need this long on one busy
+/// processor.
 const DISCONNECTED_SLOT_WAIT: Duration = Duration::from_millis(250);
-/// Maximum number of rejected clients that are still being answered.
+/// Maximum number of refused clients of which the connection is not closed yet.
 const REFUSED: usize = 64;
 /// How long an idle connection thread waits for another client.
 const GATE_THREAD_IDLE: Duration = Duration::from_secs(10);
-/// Pause of the accept loop after a failure for lack of resources.
+/// How long the accept loop pauses after a failure for lack of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
-/// Minimum interval between two identical warnings.
+/// Minimum interval between two log lines of one [`BurstLog`].
 const COMPLAINT_PAUSE: Duration = Duration::from_secs(10);
 
-/// The most clients accepted from one listener before the others are checked.
+/// Maximum number of clients accepted from one listener before the loop serves the other listeners.
 const ACCEPT_BATCH: usize = 64;
 
-/// How long the loop refuses at once after a wait for a slot failed, so that it spends at most a fifth of its time
-/// waiting.
+/// After a wait for a slot has failed, the loop refuses further clients without a wait for this long. It therefore
+/// spends at most a fifth of its time waiting.
 const SLOT_WAIT_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) struct AcceptLoop {
@@ -50,16 +51,16 @@ pub(super) struct AcceptLoop {
     listeners: Vec<BoundListener>,
     stop: Cancel,
     workers: ConnectionThreads,
-    /// A descriptor released to accept and refuse a client when none are left. Otherwise that client would stay in
-    /// the queue and wake the loop forever.
+    /// A descriptor that is released in order to accept and refuse a client when no other is free. Otherwise that
+    /// client would stay in the queue and wake the loop forever.
     spare_fd: Option<OwnedFd>,
     refused: Vec<(Socket, Instant)>,
-    /// The most refused clients kept open at once.
+    /// Maximum length of `refused`.
     max_refused: usize,
     complaint: BurstLog,
-    /// When a wait for a slot last failed. Clients behind it in the queue would wait in vain too.
+    /// When a wait for a slot last failed. Clients in the queue behind that client would wait in vain too.
     last_failed_wait: Option<Instant>,
-    /// Logs evictions, and the eviction count at the last look.
+    /// The log of evictions, and the table's eviction count when it was last read.
     crowded: (BurstLog, u64),
 }
 
@@ -84,7 +85,8 @@ impl AcceptLoop {
         }
     }
 
-    /// Accepts until stopped, then closes the listeners. Returns the threads that still serve connections.
+    /// Accepts clients until `stop` is cancelled, then closes the listeners. Returns the threads that still serve
+    /// connections.
     pub(super) fn run(mut self) -> ConnectionThreads {
         while !self.stop.is_cancelled() {
             let ready = self.wait();
@@ -101,8 +103,8 @@ impl AcceptLoop {
         self.workers
     }
 
-    /// Waits for listeners with pending clients. Also returns periodically to close refused clients and idle backend
-    /// connections.
+    /// Returns the listeners with pending clients. Returns early at intervals, so that the caller closes refused
+    /// clients and idle backend connections.
     fn wait(&self) -> Vec<usize> {
         let mut sockets = vec![PollFd::new(&self.stop, PollFlags::IN)];
         sockets.extend(self.listeners.iter().map(|door| PollFd::new(door, PollFlags::IN)));
@@ -112,7 +114,7 @@ impl AcceptLoop {
         match poll(&mut sockets, Some(&pause)) {
             Ok(_) => {}
             Err(Errno::INTR) => return Vec::new(),
-            // ENOMEM: the state of the listeners is unknown, so all are tried.
+            // The poll failed (ENOMEM), so the state of the listeners is unknown and all are tried.
             Err(_) => {
                 std::thread::sleep(ACCEPT_PAUSE);
                 return (0..self.listeners.len()).collect();
@@ -122,20 +124,21 @@ impl AcceptLoop {
         doors.filter(|(_, door)| !door.revents().is_empty()).map(|(number, _)| number).collect()
     }
 
-    /// Accepts one client; `false` if this listener has no more for now.
+    /// Accepts one client. Returns `false` if this listener has no further client at the moment.
     fn accept(&mut self, door: usize) -> bool {
         match self.listeners[door].accept() {
             Ok((socket, peer, local)) => {
                 if self.spare_fd.is_none() {
                     self.spare_fd = open_spare_fd();
                 }
-                // Reset while it was in the queue: needs neither a slot nor a thread.
+                // The client reset its connection while it was in the queue, so it needs neither a slot nor a
+                // thread.
                 if wire::is_reset(&socket) {
                     return true;
                 }
                 let table = &self.gate.table;
                 let mut slot = table.admit(socket, peer, local, false);
-                // Slots of disconnected clients are free as soon as their threads have run.
+                // The slot of a disconnected client becomes free once its thread has been scheduled.
                 let deadline = Instant::now() + DISCONNECTED_SLOT_WAIT;
                 let mut patient =
                     self.last_failed_wait.is_none_or(|since| since.elapsed() > SLOT_WAIT_INTERVAL);
@@ -185,7 +188,7 @@ impl AcceptLoop {
         }
     }
 
-    /// Refuses a client while no descriptor is free, using the spare one.
+    /// Refuses a client while no descriptor is free, by means of the spare descriptor.
     fn turn_away(&mut self, door: usize) {
         self.refused.clear();
         self.spare_fd = None;
@@ -209,7 +212,8 @@ impl AcceptLoop {
 
     fn refuse(&mut self, socket: Socket) {
         send_busy(&socket);
-        // An immediate close would answer the request in transit with a reset, which discards the 503.
+        // If the socket were closed at once, the kernel would answer the request in transit with a reset, and the
+        // client would discard the 503.
         if self.refused.len() < self.max_refused {
             socket.shutdown(std::net::Shutdown::Write);
             self.refused.push((socket, Instant::now()));
@@ -238,7 +242,7 @@ fn open_spare_fd() -> Option<OwnedFd> {
     rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()
 }
 
-/// Logs at most once per interval.
+/// A log that writes at most one line per interval and counts the suppressed lines.
 #[derive(Default)]
 struct BurstLog {
     last: Option<Instant>,
@@ -259,9 +263,10 @@ impl BurstLog {
     }
 }
 
-/// The threads that serve connections.
+/// The pool of threads that serve connections.
 pub(super) struct ConnectionThreads {
-    /// A rendezvous channel: a send succeeds only if a thread is waiting, else the caller starts one.
+    /// A channel without capacity: a send succeeds only if a thread is waiting; otherwise the caller starts a
+    /// thread.
     slots: Sender<ConnectionSlot>,
     waiting: Receiver<ConnectionSlot>,
     threads: Vec<JoinOnDrop>,
@@ -281,7 +286,7 @@ impl ConnectionThreads {
         };
         self.threads.retain(|thread| !thread.is_finished());
         self.number += 1;
-        // Keeps the connection reachable if the thread cannot be started.
+        // The slot stays in `shared` if the thread cannot be started, so that the caller gets it back.
         let shared = Arc::new(Mutex::new(Some(slot)));
         let (gate, waiting, mine) = (gate.clone(), self.waiting.clone(), shared.clone());
         let started = spawn(format!("gate-{}", self.number), limits::GATE_STACK, move || {
@@ -304,7 +309,7 @@ impl ConnectionThreads {
         }
     }
 
-    /// Joins the threads. Their connections must have been closed.
+    /// Joins the threads. The caller must have closed their connections.
     pub(super) fn join(self) {
         let ConnectionThreads { slots, waiting, threads, .. } = self;
         drop((slots, waiting));
@@ -312,8 +317,8 @@ impl ConnectionThreads {
     }
 }
 
-/// Raises the soft limit of open files to the hard limit. Returns the previous limit, for children that use
-/// select(2), and the new one.
+/// Raises the soft limit of open files to the hard limit. Returns the previous soft limit, which child processes
+/// that use select(2) need, and the new one.
 pub fn raise_file_limit() -> (u64, u64) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let old = getrlimit(Resource::Nofile);
@@ -325,21 +330,22 @@ pub fn raise_file_limit() -> (u64, u64) {
     (old.current.unwrap_or(u64::MAX), now.unwrap_or(u64::MAX))
 }
 
-/// Limits derived from the open-file limit.
+/// The limits on connections, derived from the open-file limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ConnectionLimits {
-    /// Connections.
+    /// Maximum number of connections.
     pub(super) cap: usize,
-    /// Slots beyond `cap` that are reserved for owners.
+    /// Number of slots beyond `cap` that are reserved for owners.
     pub(super) reserved: usize,
-    /// Refused clients that are still open.
+    /// Maximum number of refused clients of which the connection is still open.
     pub(super) refused: usize,
-    /// Evicted connections that have not closed yet.
+    /// Maximum number of evicted connections that have not closed yet.
     pub(super) leaving: usize,
 }
 
 impl ConnectionLimits {
-    /// The requested limits, reduced to fit the open-file limit, which tiny_http must never reach.
+    /// Returns the requested limits, reduced to fit the open-file limit `files`: tiny_http must never reach that
+    /// limit.
     pub(super) fn new(wanted: usize, files: u64) -> ConnectionLimits {
         let files = usize::try_from(files).unwrap_or(usize::MAX);
         let slots = files.saturating_sub(limits::DESCRIPTORS_RESERVED) / limits::DESCRIPTORS_PER_CONNECTION;
@@ -348,7 +354,7 @@ impl ConnectionLimits {
             return ConnectionLimits { cap: wanted, reserved, refused, leaving: refused };
         }
         let reserved = reserved.min(slots / 3).max(1);
-        // These fit into the descriptors reserved for the rest of the server.
+        // The refused and the evicted connections use descriptors that are reserved for the rest of the server.
         ConnectionLimits {
             cap: wanted.min(slots.saturating_sub(reserved)).max(1),
             reserved,

@@ -1,5 +1,5 @@
-//! Rewrites the head of a backend answer for the client and determines its body framing. The backend is trusted code,
-//! so this checks for bugs rather than attacks; it never reads past its input. Pure.
+//! Rewrites the head of a backend answer for the client and determines how its body ends. The backend is trusted
+//! code, so the checks here find bugs rather than attacks; no function reads past its input. Pure.
 
 use std::io::Write as _;
 
@@ -9,9 +9,9 @@ use crate::base::{Error, Result};
 /// Where the body of an answer ends.
 #[derive(Debug)]
 pub(super) enum BodyFraming {
-    /// As its head declares.
+    /// The body ends as the head of the answer declares.
     Sized(RequestBody),
-    /// At the end of the backend connection.
+    /// The body ends when the backend closes the connection.
     Close,
 }
 
@@ -19,27 +19,27 @@ pub(super) enum BodyFraming {
 #[derive(Debug)]
 pub(super) struct ResponseHead {
     pub(super) framing: BodyFraming,
-    /// The client connection closes after this answer.
+    /// Whether the client connection closes after this answer.
     pub(super) close: bool,
-    /// The backend guarantees the declared length, so its connection can be reused.
+    /// Whether the backend guarantees the declared length, so that its connection can be reused.
     pub(super) reusable: bool,
-    /// The client socket is handed over to the holder of this ticket.
+    /// The ticket of the thread that receives the client socket, if the socket is handed over.
     pub(super) ticket: Option<String>,
-    /// The head sent to the client declares chunked encoding.
+    /// Whether the head sent to the client declares chunked encoding.
     pub(super) chunked: bool,
 }
 
-/// Properties of the request that affect its answer.
+/// Properties of the request that affect the head of its answer.
 pub(super) struct RequestTraits<'a> {
     pub(super) is_head: bool,
     pub(super) is_11: bool,
     pub(super) upgrade: bool,
-    /// Another request may follow on this connection.
+    /// Whether another request may follow on this connection.
     pub(super) keep_alive: bool,
     pub(super) id: &'a str,
 }
 
-/// Returns the length of the head at the start of `bytes` once it is complete.
+/// Returns the length of the head at the start of `bytes`, or `None` if the head is incomplete.
 pub(super) fn head_length(bytes: &[u8]) -> Option<usize> {
     bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
 }
@@ -49,8 +49,8 @@ pub(super) fn status(head: &[u8]) -> Option<u16> {
     std::str::from_utf8(head.get(9..12)?).ok()?.parse().ok()
 }
 
-/// Parses a complete head and appends the rewritten one to `out`. Returns `None` for an interim answer, which the
-/// client does not receive.
+/// Parses a complete head and appends the rewritten head to `out`. Returns `None` for an interim answer, which is
+/// not sent to the client.
 ///
 /// # Errors
 /// `Internal` if the backend sent something other than HTTP.
@@ -108,7 +108,7 @@ pub(super) fn rewrite(
         return Err(broken());
     }
     let taken = ticket.is_some();
-    // RFC 9110, 6.4.1 and 8.6: answers without a body, and those without a length.
+    // RFC 9110, 6.4.1 and 8.6: some answers have no body, and some no declared length.
     let bodyless = asked.is_head || status == 204 || status == 304 || taken;
     let framing = match (bodyless, length) {
         (true, _) => BodyFraming::Sized(RequestBody::none()),
@@ -116,7 +116,7 @@ pub(super) fn rewrite(
         (_, Some(length)) => BodyFraming::Sized(RequestBody::Length(length)),
         (_, None) => BodyFraming::Close,
     };
-    // HTTP/1.0 has no chunked encoding; the body ends with the connection.
+    // HTTP/1.0 has no chunked encoding, so the body ends with the connection.
     let close = !asked.keep_alive || taken || matches!(framing, BodyFraming::Close);
     let framed = !matches!(status, 101 | 204);
     let sends_chunked = chunked && asked.is_11 && framed;

@@ -1,4 +1,5 @@
-//! Connections to tiny_http. Each is confirmed to have a serving thread before a request uses it.
+//! Connections to tiny_http. A connection is used for requests only after a probe has confirmed that a thread serves
+//! it.
 //!
 //! tiny_http 0.12 counts its idle threads before a woken thread has lowered the count (`util/task_pool.rs`), so when
 //! several connections arrive together, some may wait for a thread that never comes. The gate therefore connects one
@@ -8,8 +9,8 @@
 //! Connections are reused for any client, but only after a complete request and an answer that the backend marked as
 //! reusable (`ResponseHead::reusable`), so no bytes remain on them.
 //!
-//! Threads: the connections' own, and `gate-accept`, which closes idle ones. Locks: `state` (held while connecting),
-//! then `idle` (a leaf).
+//! Threads: those of the client connections, and `gate-accept`, which closes idle backend connections. Locks:
+//! `state` (held while connecting), then `idle` (a leaf).
 
 use std::collections::VecDeque;
 use std::fs;
@@ -26,26 +27,27 @@ use rustix::fs::{Mode, OFlags};
 use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result, limits};
 
-/// Timeout for tiny_http's answer to a health check, which needs no work; a thrashing machine needs this long.
+/// Timeout for tiny_http's answer to a probe request. The probe needs no work, but a thrashing machine needs this
+/// long.
 const INSIDE_ANSWER: Duration = Duration::from_secs(5);
-/// How long a connection's thread waits for an answer before it also watches its client: most answers arrive sooner,
-/// and a disconnect is noticed this much later. The kernel's ticks are up to 10 ms.
+/// How long a connection thread waits for an answer before it starts to watch its client too. Most answers arrive
+/// sooner; a disconnect is noticed this much later. The kernel's ticks are up to 10 ms.
 const QUICK_ANSWER: Duration = Duration::from_millis(10);
-/// Number of failed health checks after which tiny_http is restarted.
+/// Number of unanswered probes after which tiny_http is restarted.
 const INSIDE_SILENCES: u32 = 2;
 /// Minimum interval between two restarts of tiny_http.
 const INSIDE_PAUSE: Duration = Duration::from_secs(1);
 
-/// Starts tiny_http and its loop on a socket at this path. Called at start-up, and again with another path if the
-/// loop has died.
+/// Starts tiny_http and its request loop on a socket at this path. The gate calls it at start-up, and again with
+/// another path if the loop has died.
 pub type StartBackend = Box<dyn Fn(&Path) -> Result<()> + Send + Sync>;
 
-/// The header of a probe request, which is answered before anything else is checked.
+/// The header of a probe request. The backend answers a probe before it checks anything else.
 pub const PROBE_HEADER: &str = "X-Berth-Ping";
 
 pub(super) struct Backend {
     folder: PathBuf,
-    /// Keeps `/proc/self/fd/N`, the short form of a long folder path, valid.
+    /// Keeps `/proc/self/fd/N` valid, the short form of a folder path that is too long for a socket address.
     handle: OwnedFd,
     open: StartBackend,
     state: Mutex<BackendState>,
@@ -56,9 +58,9 @@ struct BackendState {
     number: u32,
     path: PathBuf,
     opened: Instant,
-    /// When the last attempt failed, if it did.
+    /// When the last attempt to connect failed; `None` if it succeeded.
     failed: Option<Instant>,
-    /// Consecutive probes without an answer.
+    /// Number of consecutive probes that were not answered.
     unanswered_probes: u32,
 }
 
@@ -68,7 +70,7 @@ impl Backend {
     /// # Errors
     /// If the folder cannot be created, or `open` fails.
     pub(super) fn new(folder: &Path, open: StartBackend) -> Result<Backend> {
-        // Only leftovers of a crashed server can be there: the data folder is locked.
+        // The data folder is locked, so the folder can only contain files that a crashed server left.
         clear(folder);
         fs::DirBuilder::new().mode(0o700).create(folder).at("create the folder", folder)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -99,11 +101,12 @@ impl Backend {
             return Ok(stream);
         }
         let mut line = lock(&self.state);
-        // Another thread may have returned one while this thread waited for the lock.
+        // While this thread waited for the lock, another thread may have returned a connection.
         if let Some(stream) = self.take_idle() {
             return Ok(stream);
         }
-        // Threads queued behind a failed attempt would only repeat it one after another.
+        // If the thread before this one failed, the threads queued behind it would only repeat its attempt one by
+        // one.
         if line.failed.is_some_and(|failed| failed.elapsed() < INSIDE_PAUSE) {
             return Err(Error::new(Code::Unavailable, UNAVAILABLE));
         }
@@ -124,7 +127,7 @@ impl Backend {
             }
             Err(error) => error,
         };
-        // A timeout may only mean overload; a dead loop refuses or closes the connection.
+        // A timeout may only mean overload. A request loop that has died refuses or closes the connection.
         if failed.code() == Code::Busy && line.unanswered_probes < INSIDE_SILENCES {
             line.unanswered_probes += 1;
             return Err(failed);
@@ -143,12 +146,12 @@ impl Backend {
         lock(&self.idle).pop_back().map(|(stream, _)| stream)
     }
 
-    /// Keeps a connection for the next request.
+    /// Keeps a connection for a later request.
     pub(super) fn give_back(&self, stream: UnixStream) {
         lock(&self.idle).push_back((stream, Instant::now()));
     }
 
-    /// Closes connections that have been idle for long.
+    /// Closes connections that have been idle for longer than `INSIDE_IDLE`.
     pub(super) fn trim(&self) {
         let mut stock = lock(&self.idle);
         while stock.front().is_some_and(|(_, since)| since.elapsed() > limits::INSIDE_IDLE) {
@@ -171,8 +174,9 @@ impl Backend {
         (self.open)(&line.path)
     }
 
-    /// Checks that a few descriptors are free: tiny_http panics or ends its loop without them. It needs two per
-    /// connection, the gate one. Another thread may take them before they are used; then the loop is restarted.
+    /// Checks that a few descriptors are free, because tiny_http panics or ends its loop without them. A connection
+    /// needs two descriptors in tiny_http and one in the gate. If another thread takes them first, the loop is
+    /// restarted.
     fn check_free_descriptors(&self) -> Result<()> {
         let look = || {
             (0..4).map(|_| rustix::io::fcntl_dupfd_cloexec(&self.handle, 0)).collect::<Result<Vec<_>, _>>()
@@ -199,7 +203,7 @@ fn clear(folder: &Path) {
     let _ = fs::remove_dir(folder);
 }
 
-/// Connects and waits until a thread of tiny_http serves the connection.
+/// Connects, and waits until the probe request has been answered by the thread that serves the connection.
 fn connect_and_probe(path: &Path) -> Result<UnixStream> {
     let mut stream = UnixStream::connect(path).at("connect to", path)?;
     stream.set_read_timeout(Some(INSIDE_ANSWER)).at("set up", path)?;
@@ -210,7 +214,7 @@ fn connect_and_probe(path: &Path) -> Result<UnixStream> {
     while super::answer::head_length(&answer) != Some(answer.len()) {
         let mut piece = [0; 512];
         let read = match stream.read(&mut piece) {
-            // signal(7): with a timeout the call is not restarted, even after a brief stop of the thread.
+            // signal(7): a call with a timeout is not restarted, not even after the thread was stopped only briefly.
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 return Err(Error::new(Code::Busy, "no answer before the deadline").with_source(error));

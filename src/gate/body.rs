@@ -5,12 +5,12 @@ use std::io::Write as _;
 
 use crate::base::{Code, Error, Result, limits};
 
-/// The remaining part of a body.
+/// The part of a message body that has not been read yet.
 #[derive(Debug)]
 pub(super) enum RequestBody {
-    /// The number of bytes.
+    /// The number of remaining bytes, for a declared length.
     Length(u64),
-    /// Chunked encoding (RFC 9112, 7.1).
+    /// The state of the decoder, for chunked encoding (RFC 9112, 7.1).
     Chunked(ChunkedDecoder),
 }
 
@@ -19,7 +19,7 @@ impl RequestBody {
         RequestBody::Length(0)
     }
 
-    /// Whether the body is complete.
+    /// Returns whether the body is complete.
     pub(super) fn is_done(&self) -> bool {
         match self {
             RequestBody::Length(left) => *left == 0,
@@ -27,11 +27,11 @@ impl RequestBody {
         }
     }
 
-    /// Consumes `input` up to the end of one piece of data. Returns the number of bytes consumed and the data among
-    /// them; 0 bytes means that more input is needed.
+    /// Consumes `input` up to the end of one piece of data. Returns the number of consumed bytes and the data among
+    /// them. If the number is 0, more input is needed.
     ///
     /// # Errors
-    /// `InvalidRequest` for malformed chunks, `BodyTooLarge` above the limit.
+    /// `InvalidRequest` for a malformed chunk, `BodyTooLarge` for a body above the limit.
     pub(super) fn take<'a>(&mut self, input: &'a [u8]) -> Result<(usize, &'a [u8])> {
         match self {
             RequestBody::Length(left) => {
@@ -46,19 +46,20 @@ impl RequestBody {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ChunkState {
-    /// In the digits of a size; their count so far.
+    /// Within the digits of a chunk size, with the number of digits so far.
     Size(u8),
-    /// In the white space after the digits.
+    /// In the white space after the digits of a chunk size.
     SizePad,
-    /// In an extension, which is ignored.
+    /// In a chunk extension, which is ignored.
     Extension,
     /// After the CR of a size line.
     SizeEnd,
     Data,
-    /// The CR, then the LF after the data.
+    /// Before the CR that follows the data (`DataCr`), and before the LF after that CR (`DataLf`).
     DataCr,
     DataLf,
-    /// At the start of a trailer line, in its name, after the colon, after its CR.
+    /// At the start of a trailer line (`Trailer`), in the trailer's name, in its value, or after its CR
+    /// (`TrailerLf`).
     Trailer,
     TrailerName,
     TrailerValue,
@@ -72,11 +73,11 @@ enum ChunkState {
 #[derive(Debug)]
 pub(super) struct ChunkedDecoder {
     state: ChunkState,
-    /// The size of the current chunk as parsed so far, then its remaining data.
+    /// The size of the current chunk while its digits are parsed; afterwards the number of its remaining bytes.
     left: u64,
-    /// The remaining data allowed for the whole body.
+    /// The number of data bytes that the rest of the body may still have.
     budget: u64,
-    /// Bytes of extension in the current size line.
+    /// The number of bytes of padding and extension in the current size line.
     extension: usize,
     trailers: usize,
 }
@@ -105,7 +106,7 @@ impl ChunkedDecoder {
         Ok((at, &[]))
     }
 
-    /// Consumes one byte that is not chunk data.
+    /// Consumes one byte outside of the chunk data.
     fn byte(&mut self, byte: u8) -> Result<()> {
         let broken =
             |what: &str| Err(Error::new(Code::InvalidRequest, format!("Malformed chunked body: {what}")));
@@ -123,7 +124,7 @@ impl ChunkedDecoder {
             (ChunkState::Size(_), b'\r') => ChunkState::SizeEnd,
             (ChunkState::Size(_), b';') => ChunkState::Extension,
             // Some clients pad the size to a fixed width. White space before a semicolon, which RFC 9112 calls bad,
-            // is refused like any other byte: no client is known to send it, and readers disagree about `2 2`.
+            // is refused like any other byte: no known client sends it, and implementations disagree about `2 2`.
             (ChunkState::Size(_) | ChunkState::SizePad, b' ' | b'\t') => {
                 self.count_extension()?;
                 ChunkState::SizePad
@@ -191,13 +192,13 @@ impl ChunkedDecoder {
         Ok(next)
     }
 
-    /// Ends a size line.
+    /// Returns the state after a complete size line.
     fn chunk(&mut self) -> Result<ChunkState> {
         self.extension = 0;
         if self.left == 0 {
             return Ok(ChunkState::Trailer);
         }
-        // Refused when announced, before any data is read.
+        // A chunk that is too large is refused when its size is known, before any of its data is read.
         self.budget = self.budget.checked_sub(self.left).ok_or_else(too_large)?;
         Ok(ChunkState::Data)
     }
@@ -214,12 +215,12 @@ pub(super) fn write_chunk(data: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// A `tchar` of RFC 9110, 5.6.2.
+/// Returns whether `byte` is a `tchar` of RFC 9110, 5.6.2.
 pub(super) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// The 413 answer.
+/// Returns the error for a body that is too large (status 413).
 pub(super) fn too_large() -> Error {
     Error::new(Code::BodyTooLarge, "The request body is larger than this endpoint accepts")
 }

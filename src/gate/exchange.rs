@@ -1,8 +1,9 @@
-//! Relays one request and its answer between a client and the backend, both directions at once, with poll(2) over the
-//! two sockets. Backpressure is per direction: unsent bytes in one direction stop reading for that direction only.
+//! Relays one request and its answer between a client and the backend, in both directions at once, with poll(2) over
+//! the two sockets. Backpressure is per direction: while bytes of one direction are unsent, only that direction
+//! stops reading.
 //!
-//! EOF from the client counts as a disconnect, as in Go's net/http: subscribers are notified, but the answer is still
-//! sent, because the client may only have closed its sending side. A reset ends the exchange.
+//! An EOF from the client counts as a disconnect, as in Go's net/http: subscribers are notified. The answer is still
+//! sent, because the client may have closed only its sending side. A reset ends the exchange.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -22,44 +23,45 @@ use super::wire::{self, ReadOutcome};
 use crate::base::{Error, Result, limits};
 use crate::http::Request;
 
-/// Maximum head of a response.
+/// Maximum size of the head of a backend answer.
 const ANSWER_HEAD_BYTES: usize = 64 << 10;
 
 const LOST: PollFlags = PollFlags::ERR.union(PollFlags::HUP).union(PollFlags::NVAL);
 
-/// How long the connection of a client that received `OverShare` is paused, so that a client that retries at once
-/// costs little.
+/// How long a connection pauses before its client receives `OverShare`, so that a client that retries at once costs
+/// little.
 pub(super) const OVER_SHARE_PAUSE: Duration = Duration::from_millis(200);
 
 /// The state of one exchange.
 struct Exchange {
     head: RequestHead,
-    /// `None` if the request is answered on this thread.
+    /// The backend connection; `None` if the request is answered on this thread.
     backend: Option<UnixStream>,
-    /// The body was not complete when the request was forwarded; the rest is relayed through `head.body`.
+    /// Whether the body was incomplete when the request was forwarded. The rest is then relayed through `head.body`.
     streamed: bool,
-    /// The backend accepts no more of the body.
+    /// Whether the backend has stopped accepting the body.
     backend_closed: bool,
     sent_in: usize,
     sent_out: usize,
     answer: Option<ResponseHead>,
-    /// The answer is complete.
+    /// Whether all of the answer has been received.
     complete: bool,
-    /// The backend sent more bytes than the answer has.
+    /// Whether the backend sent bytes after the end of the answer.
     has_excess: bool,
-    /// The client closed its sending side.
+    /// Whether the client closed its sending side.
     half_closed: bool,
-    /// Since when a write to the client has been blocked, and since when the client's body has been awaited.
+    /// Since when a write to the client has been blocked (`write_blocked_since`), and since when the exchange has
+    /// waited for more of the client's body (`body_awaited_since`).
     write_blocked_since: Option<Instant>,
     body_awaited_since: Option<Instant>,
 }
 
-/// The result of one relay step.
+/// What follows after one relay step.
 enum ExchangeStep {
     Continue,
-    /// Both directions are complete.
+    /// The exchange is complete in both directions.
     Done,
-    /// The client cannot receive the rest.
+    /// The client cannot receive the rest of the answer.
     Abort,
 }
 
@@ -91,10 +93,10 @@ impl Exchange {
 }
 
 impl Connection<'_> {
-    /// Sends the buffered request and the rest of its body to the backend, and the answer to the client.
+    /// Sends the buffered request and the rest of its body to the backend, and sends the answer to the client.
     ///
     /// # Errors
-    /// The error to report to the client, if no part of an answer has been sent.
+    /// Returns the error to report to the client, if no part of an answer has been sent.
     pub(super) fn exchange(
         &mut self,
         head: RequestHead,
@@ -106,15 +108,16 @@ impl Connection<'_> {
         self.relay(Exchange::new(head, Some(inside), streamed))
     }
 
-    /// Answers the buffered request on this thread and sends the answer.
+    /// Handles the buffered request on this thread and sends the answer to the client.
     ///
     /// # Errors
-    /// The error to report to the client, if no part of an answer has been sent.
+    /// Returns the error to report to the client, if no part of an answer has been sent.
     pub(super) fn answer_here(&mut self, head: RequestHead, handle: DirectHandler) -> Result<AfterRequest> {
         let (request, answered) = Request::direct_from(&self.to_backend, self.socket.clone())?;
         self.to_backend.clear();
         self.to_client.clear();
-        // The panic hook has logged a panic. A request dropped by it either was answered or is answered below.
+        // The panic hook logs a panic. If the handler drops the request without an answer, the code below reports an
+        // error.
         drop(catch_unwind(AssertUnwindSafe(|| handle(request))));
         self.from_backend = answered.take();
         let mut x = Exchange::new(head, None, false);
@@ -130,7 +133,7 @@ impl Connection<'_> {
     }
 
     fn relay(&mut self, mut x: Exchange) -> Result<AfterRequest> {
-        // Most answers arrive within a fraction of a millisecond, so the first wait does not poll the client.
+        // Most answers arrive within a fraction of a millisecond, so the first wait does not poll the client socket.
         let mut quick = !x.streamed && x.backend.is_some();
         loop {
             let step = self.send_to_backend(&mut x).and_then(|()| self.send_to_client(&mut x));
@@ -150,7 +153,8 @@ impl Connection<'_> {
                 Ok(ExchangeStep::Continue) => {}
                 Ok(ExchangeStep::Done) => return self.finish(x),
                 Ok(ExchangeStep::Abort) => return Ok(AfterRequest::Close),
-                // The answer has begun, so the error cannot be reported; the client detects the truncation by length.
+                // Part of the answer has been sent, so the error cannot be reported. The client detects the
+                // truncation by the length.
                 Err(_) if x.answer.is_some() => return Ok(AfterRequest::Close),
                 Err(error) => return Err(error),
             }
@@ -164,7 +168,7 @@ impl Connection<'_> {
             {
                 match wire::send(inside, &self.to_backend[x.sent_in..]) {
                     Ok(sent) => x.sent_in += sent,
-                    // The backend answered without reading the whole body; its answer is relayed.
+                    // The backend answered before it had read the whole body, so its answer is relayed.
                     Err(_) => x.backend_closed = true,
                 }
                 if x.sent_in < self.to_backend.len() {
@@ -181,7 +185,7 @@ impl Connection<'_> {
         }
     }
 
-    /// Encodes the received part of a streamed body as chunks into the backend buffer.
+    /// Encodes the received part of a streamed body as chunks and appends them to the buffer for the backend.
     fn wrap_body(&mut self, body: &mut RequestBody) -> Result<()> {
         while self.consumed < self.input.len() && !body.is_done() {
             let (used, data) = body.take(&self.input[self.consumed..])?;
@@ -219,7 +223,7 @@ impl Connection<'_> {
         Ok(ExchangeStep::Continue)
     }
 
-    /// Records that the client does not read its answer at the moment.
+    /// Records since when the client has not read its answer.
     fn wait_for_reader(&self, x: &mut Exchange) {
         if x.write_blocked_since.is_none() {
             x.write_blocked_since = Some(Instant::now());
@@ -241,7 +245,8 @@ impl Connection<'_> {
                 .map(|since| (since + limits::WRITE_STALL).min(Instant::now() + limits::WRITE_LOOK)),
             x.body_awaited_since.map(|since| since + limits::BODY_STALL),
         ];
-        // Without an event to wait for, a hang-up of the backend would wake the thread repeatedly.
+        // The backend socket is watched only for an expected event: otherwise its HUP would wake the thread
+        // repeatedly.
         let watched = if inside.is_empty() || x.backend.is_none() { 1 } else { 2 };
         let other = x.backend.as_ref().map_or(self.socket.as_fd(), AsFd::as_fd);
         let mut sockets = [PollFd::new(&*self.socket, client), PollFd::from_borrowed_fd(other, inside)];
@@ -268,7 +273,7 @@ impl Connection<'_> {
             self.consumed = 0;
             match wire::receive(&*self.socket, &mut self.input) {
                 Ok(ReadOutcome::Bytes(_) | ReadOutcome::WouldBlock) => {}
-                // The body is truncated; the backend detects that when its connection closes.
+                // The client's body is truncated. The backend detects that when its connection closes.
                 _ => return Ok(self.client_lost()),
             }
         }
@@ -292,7 +297,7 @@ impl Connection<'_> {
                         x.complete = true;
                         Ok(ExchangeStep::Continue)
                     }
-                    // The answer is truncated; the close without a proper end shows that to the client.
+                    // The answer is truncated. The client detects that when its connection closes early.
                     Some(_) => Ok(ExchangeStep::Abort),
                 };
             }
@@ -300,7 +305,7 @@ impl Connection<'_> {
         self.forward_answer(x)
     }
 
-    /// Parses newly received bytes of the answer and queues them for the client.
+    /// Parses newly received bytes of the answer and appends them to the buffer for the client.
     fn forward_answer(&mut self, x: &mut Exchange) -> Result<ExchangeStep> {
         let mut used = 0;
         if x.answer.is_none() {
@@ -326,8 +331,8 @@ impl Connection<'_> {
         Ok(ExchangeStep::Continue)
     }
 
-    /// Parses the answer's head, if complete, and rewrites it. Returns the number of bytes that it and interim
-    /// answers took.
+    /// Parses the head of the answer, if it is complete, and appends the rewritten head to the buffer for the
+    /// client. Returns the number of bytes that the head and any interim answers before it took.
     fn read_answer_head(&mut self, x: &mut Exchange) -> Result<usize> {
         let mut at = 0;
         while let Some(length) = answer::head_length(&self.from_backend[at..]) {
@@ -337,7 +342,7 @@ impl Connection<'_> {
                 RequestBody::Chunked(_) => u64::MAX,
             };
             let head = &self.from_backend[at..at + length];
-            // Pauses only this thread, which serves this client only; eviction ends the pause.
+            // This pause blocks only this thread, which serves no other client. An eviction ends it.
             match answer::status(head) {
                 Some(401) => {
                     let throttle = &self.gate.throttle;
@@ -375,7 +380,7 @@ impl Connection<'_> {
         ExchangeStep::Abort
     }
 
-    /// Decides the fate of the connection after the answer was sent.
+    /// Returns the next step of the connection after the answer was sent.
     fn finish(&mut self, mut x: Exchange) -> Result<AfterRequest> {
         let Some(answer) = x.answer else { return Ok(AfterRequest::Close) };
         let unread = x.streamed && !x.head.body.is_done();
@@ -397,7 +402,8 @@ impl Connection<'_> {
                 AfterRequest::Close
             });
         }
-        // The answer promised to keep the connection open; at most `DRAINED_BODY_BYTES` remain to be discarded.
+        // The answer declared that the connection stays open, so the rest of the body is discarded: at most
+        // `DRAINED_BODY_BYTES`.
         while !x.head.body.is_done() {
             if self.consumed == self.input.len() && !matches!(self.receive_body(), Ok(true)) {
                 return Ok(AfterRequest::Close);

@@ -1,6 +1,7 @@
-//! Finds, validates and rewrites request heads. httparse splits a head; rules stricter than those of httparse are
-//! enforced here. Metadata from the gate reaches the backend in `X-Berth-*` headers, which are stripped from client
-//! requests. Pure: no sockets, no clocks. RFC numbers: 9110 (semantics), 9112 (messages), 6455 (WebSocket).
+//! Finds, validates and rewrites request heads. httparse splits a head into its fields; this module enforces the
+//! rules that are stricter. The gate passes metadata to the backend in `X-Berth-*` headers, and removes such headers
+//! from client requests. Pure: no sockets, no clocks. RFC numbers: 9110 (semantics), 9112 (messages), 6455
+//! (WebSocket).
 
 use std::io::Write as _;
 use std::mem::MaybeUninit;
@@ -12,13 +13,13 @@ use super::body::{self, ChunkedDecoder, RequestBody, is_token};
 use super::host_check::{Authority, HostRules};
 use crate::base::{Code, Error, Result, limits};
 
-/// Maximum length of a client's request id.
+/// Maximum length of a request id that the client chose.
 const REQUEST_ID_BYTES: usize = 64;
 
-/// The context that validation depends on.
+/// The configuration and connection that a head is validated against.
 pub(super) struct HeadContext<'a> {
     pub(super) rules: &'a HostRules,
-    /// The body limit for a method and path.
+    /// Returns the body limit for a method and path.
     pub(super) body_cap: &'a (dyn Fn(&str, &str) -> usize + Send + Sync),
     pub(super) peer: &'a str,
     pub(super) local: Option<IpAddr>,
@@ -29,16 +30,16 @@ pub(super) struct HeadContext<'a> {
 #[derive(Debug)]
 pub(super) struct RequestHead {
     pub(super) is_head: bool,
-    /// HTTP/1.1; otherwise 1.0.
+    /// Whether the request is HTTP/1.1; otherwise it is HTTP/1.0.
     pub(super) is_11: bool,
-    /// The client allows another request on this connection.
+    /// Whether the client allows another request on this connection.
     pub(super) keep_alive: bool,
     pub(super) body: RequestBody,
-    /// The client declared a body, possibly empty; the backend receives a declaration too.
+    /// Whether the client declared a body, possibly an empty one. The backend then receives a declaration too.
     pub(super) has_body: bool,
-    /// The client waits for `100 Continue` before it sends the body.
+    /// Whether the client waits for `100 Continue` before it sends the body.
     pub(super) expects_continue: bool,
-    /// A complete WebSocket handshake.
+    /// Whether the request is a complete WebSocket handshake.
     pub(super) upgrade: bool,
 }
 
@@ -46,7 +47,7 @@ fn bad(message: impl Into<String>) -> Error {
     Error::new(Code::InvalidRequest, message)
 }
 
-/// Finds the end of a head in input that arrives in pieces.
+/// Finds the end of a head that arrives in pieces.
 #[derive(Debug, Default)]
 pub(super) struct HeadScanner {
     at: usize,
@@ -54,11 +55,11 @@ pub(super) struct HeadScanner {
 }
 
 impl HeadScanner {
-    /// Scans the new part of `bytes`, which starts at the beginning of the head. Returns the head's length once it is
-    /// complete.
+    /// Scans the new part of `bytes`, which must begin with the first byte of the head. Returns the length of the
+    /// head, or `None` if the head is incomplete.
     ///
     /// # Errors
-    /// `InvalidRequest` at the first byte not allowed in a head, `HeadTooLarge` above the limit.
+    /// `InvalidRequest` at the first byte that is not allowed in a head, `HeadTooLarge` above the limit.
     pub(super) fn find(&mut self, bytes: &[u8]) -> Result<Option<usize>> {
         let visible = &bytes[..bytes.len().min(limits::HEAD_BYTES)];
         while let Some(&byte) = visible.get(self.at) {
@@ -70,7 +71,8 @@ impl HeadScanner {
                 }
                 b'\n' => {
                     match (self.line + 2 == self.at, self.line) {
-                        // RFC 9112, 2.2: some clients send one extra CR LF after a body.
+                        // RFC 9112, 2.2: some clients send one extra CR LF after a body, so one is skipped before
+                        // the request line.
                         (true, 0) | (false, _) => self.line = self.at,
                         (true, 2) => return Err(bad("The request line is empty")),
                         (true, _) => return Ok(Some(self.at)),
@@ -100,7 +102,7 @@ fn too_large() -> Error {
     )
 }
 
-/// The headers that affect parsing, framing and access.
+/// The headers of a request that affect parsing, framing and access.
 #[derive(Default)]
 struct HeaderFields<'h> {
     host: Option<&'h str>,
@@ -108,7 +110,7 @@ struct HeaderFields<'h> {
     encoding: Option<&'h str>,
     expect: Option<&'h str>,
     has_upgrade: bool,
-    /// The token `websocket` as the client spelled it, if `Upgrade` offers it.
+    /// The token `websocket` as the client spelled it; `None` if `Upgrade` does not offer it.
     websocket: Option<&'h str>,
     origin: Option<&'h str>,
     key: Option<&'h str>,
@@ -116,15 +118,15 @@ struct HeaderFields<'h> {
     request_id: Option<&'h str>,
     close: bool,
     connection_upgrade: bool,
-    /// Headers named by `Connection`: they apply to this hop only.
+    /// The headers that `Connection` names. They apply to this hop only and are not forwarded.
     hop_by_hop: Vec<&'h str>,
 }
 
-/// Validates a complete head and appends the head for the backend to `out`, without body framing and the final empty
-/// line. `id` becomes the client's request id if that is well-formed, and otherwise keeps its value.
+/// Validates a complete head and appends the head for the backend to `out`, without body framing and without the
+/// final empty line. Replaces `id` by the client's request id if the client sent a well-formed one.
 ///
 /// # Errors
-/// The first violation, with its code. `out` is unchanged then.
+/// Returns the first violation, with its code; `out` is unchanged then.
 pub(super) fn admit(
     bytes: &[u8],
     context: &HeadContext<'_>,
@@ -167,7 +169,7 @@ pub(super) fn admit(
         return Err(bad("A WebSocket handshake cannot have a body"));
     }
     let expects_continue = match facts.expect {
-        // RFC 9110, 10.1.1: ignored in HTTP/1.0.
+        // RFC 9110, 10.1.1: a server ignores Expect in HTTP/1.0.
         Some(_) if !is_11 => false,
         Some(value) if value.eq_ignore_ascii_case("100-continue") => !body.is_done(),
         Some(_) => {
@@ -197,7 +199,7 @@ pub(super) fn admit(
     })
 }
 
-/// RFC 9112, 3: exactly two spaces; the version is case-sensitive (2.3).
+/// Splits the request line (RFC 9112, 3), which has exactly two spaces. The version is case-sensitive (2.3).
 fn request_line(line: &[u8]) -> Result<(&'static str, &str, bool)> {
     let line = std::str::from_utf8(line).map_err(|_| bad("The request line contains a non-ASCII byte"))?;
     let mut parts = line.split(' ');
@@ -236,7 +238,8 @@ fn request_line(line: &[u8]) -> Result<(&'static str, &str, bool)> {
     Ok((method, target, is_11))
 }
 
-/// RFC 9112, 3.2: a path, a URL with the same authority as Host, or `*` for OPTIONS. The backend receives only paths.
+/// Returns the path for the backend, which accepts only paths. RFC 9112, 3.2: the target is a path, a URL with the
+/// same authority as Host, or `*` for OPTIONS.
 fn origin_form<'t>(method: &str, target: &'t str, host: Option<&Authority>) -> Result<&'t str> {
     if target.starts_with('/') || (target == "*" && method == "OPTIONS") {
         return Ok(target);
@@ -257,7 +260,7 @@ fn origin_form<'t>(method: &str, target: &'t str, host: Option<&Authority>) -> R
     match &rest[end..] {
         "" => Ok("/"),
         path if path.starts_with('/') => Ok(path),
-        // A query without a path has no form that tiny_http accepts.
+        // tiny_http accepts no form of a target that has a query but no path.
         _ => Err(bad("The request target has no path")),
     }
 }
@@ -308,7 +311,7 @@ fn connection_options<'h>(facts: &mut HeaderFields<'h>, value: &'h str) -> Resul
             _ if !option.bytes().all(is_token) => {
                 return Err(bad("The Connection header contains an invalid token"));
             }
-            // RFC 9110, 7.6.1: headers that all recipients need must not be listed.
+            // RFC 9110, 7.6.1: `Connection` must not list headers that all recipients need.
             _ if is("host") || is("content-length") || is("transfer-encoding") || is("authorization") => {
                 return Err(bad("The Connection header names an end-to-end header"));
             }
@@ -318,15 +321,15 @@ fn connection_options<'h>(facts: &mut HeaderFields<'h>, value: &'h str) -> Resul
     Ok(())
 }
 
-/// Finds `websocket` in a list of protocols (RFC 9110, 7.8), in the client's spelling.
+/// Returns the protocol `websocket` from a list of protocols (RFC 9110, 7.8), in the client's spelling.
 fn websocket_among(value: &str) -> Option<&str> {
     let mut offered = value.split(',').map(|protocol| protocol.trim_matches([' ', '\t']));
     offered.find(|protocol| protocol.eq_ignore_ascii_case("websocket"))
 }
 
-/// Whether the request is a WebSocket handshake (RFC 6455, 4.2.1). A server may ignore any other protocol that
-/// `Upgrade` offers (RFC 9110, 7.8): `curl --http2` and Java's HttpClient offer `h2c` with their first request,
-/// Apache's HttpClient TLS.
+/// Returns whether the request is a WebSocket handshake (RFC 6455, 4.2.1). A server may ignore any other protocol
+/// that `Upgrade` offers (RFC 9110, 7.8): `curl --http2` and Java's HttpClient offer `h2c` with their first request,
+/// and Apache's HttpClient offers TLS.
 fn handshake(facts: &HeaderFields<'_>, method: &str, is_11: bool) -> Result<bool> {
     if !facts.has_upgrade && facts.connection_upgrade {
         return Err(bad("The request has Connection: upgrade but no Upgrade header"));
@@ -349,7 +352,8 @@ fn handshake(facts: &HeaderFields<'_>, method: &str, is_11: bool) -> Result<bool
     }
 }
 
-/// 16 bytes in base64: 22 characters, the last of which carries two bits, and two padding characters.
+/// Returns whether `key` is 16 bytes in base64: 22 characters, the last of which carries two bits, and two padding
+/// characters.
 fn is_key(key: &str) -> bool {
     let bytes = key.as_bytes();
     bytes.len() == 24
@@ -358,7 +362,8 @@ fn is_key(key: &str) -> bool {
         && b"AQgw".contains(&bytes[21])
 }
 
-/// RFC 9112, 6. A request is refused if two readers could interpret the length of its body differently.
+/// Returns the framing of the body (RFC 9112, 6). Refuses a request if two implementations could interpret the
+/// length of its body differently.
 fn framing(facts: &HeaderFields<'_>, is_11: bool, cap: u64) -> Result<RequestBody> {
     match (facts.length, facts.encoding) {
         (Some(_), Some(_)) => Err(bad("The request has both Content-Length and Transfer-Encoding")),
@@ -374,7 +379,7 @@ fn framing(facts: &HeaderFields<'_>, is_11: bool, cap: u64) -> Result<RequestBod
             if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
                 return Err(bad("Content-Length is not a number"));
             }
-            // Only digits: a number that does not fit is too large.
+            // The value has only digits, so a value that does not fit into a u64 is above the limit.
             let length = digits.parse().unwrap_or(u64::MAX);
             if length > cap { Err(body::too_large()) } else { Ok(RequestBody::Length(length)) }
         }
@@ -393,7 +398,7 @@ fn write_head(
     for part in [method, " ", target, " HTTP/1.1\r\n"] {
         out.extend_from_slice(part.as_bytes());
     }
-    // Of the offered protocols, only the chosen one is forwarded.
+    // If the client offers several protocols, only the chosen one is forwarded.
     let mut chosen = facts.websocket.filter(|_| upgrade);
     for header in headers {
         let hop = facts.hop_by_hop.iter().any(|name| header.name.eq_ignore_ascii_case(name));
@@ -412,7 +417,7 @@ fn write_head(
     }
 }
 
-/// Headers that are never forwarded: hop-by-hop headers and those written by the gate.
+/// Returns whether a header is never forwarded, because it is a hop-by-hop header or the gate writes it.
 fn is_ours(name: &str) -> bool {
     let is = |known: &str| name.eq_ignore_ascii_case(known);
     let starts = |known: &str| name.len() >= known.len() && name[..known.len()].eq_ignore_ascii_case(known);

@@ -1,12 +1,12 @@
-//! Checks the Host and Origin headers: Host against DNS rebinding, Origin against cross-site requests and WebSockets.
-//! Runs before any credential is checked. Pure.
+//! Checks the Host header, against DNS rebinding, and the Origin header, against cross-site requests and WebSockets.
+//! Both checks run before any credential is checked. Pure.
 
 use std::net::{IpAddr, Ipv6Addr};
 
 use crate::base::{Code, Error, Result};
 
-/// `host[:port]` as in Host and in absolute URLs (RFC 3986, 3.2): lower case, without a trailing dot or user
-/// information.
+/// A `host[:port]` as in Host and in absolute URLs (RFC 3986, 3.2): in lower case, without a trailing dot and
+/// without user information.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Authority {
     pub(super) host: AuthorityHost,
@@ -20,7 +20,7 @@ pub(super) enum AuthorityHost {
 }
 
 impl Authority {
-    /// Parses strictly; `None` for anything that RFC 3986 does not allow, and for user information.
+    /// Parses `text` strictly. Returns `None` for anything that RFC 3986 does not allow, and for user information.
     pub(super) fn parse(text: &str) -> Option<Authority> {
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
@@ -51,7 +51,7 @@ impl Authority {
         Some(Authority { host, port })
     }
 
-    /// Whether both name the same host and port; a missing port means `default`.
+    /// Returns whether both authorities name the same host and port. A missing port means `default`.
     pub(super) fn same(&self, other: &Authority, default: u16) -> bool {
         self.host == other.host && self.port.unwrap_or(default) == other.port.unwrap_or(default)
     }
@@ -83,17 +83,18 @@ impl HostRules {
         })
     }
 
-    /// Checks the host name that the client used. `local` is the address that it connected to, `None` on a Unix
-    /// socket. Any web page can make a browser connect to 127.0.0.1 under the page's own name (DNS rebinding), so
-    /// requests on loopback must use a name of loopback, whatever address the listener was bound to.
+    /// Checks the host name that the client used. `local` is the address that the client connected to, or `None` on
+    /// a Unix socket. Any web page can make a browser connect to 127.0.0.1 under the page's own name (DNS
+    /// rebinding), so a request on loopback must use a name of loopback, regardless of the address that the listener
+    /// is bound to.
     ///
     /// # Errors
-    /// `HostNotAllowed`.
+    /// `HostNotAllowed` if the name is neither one of this machine nor an allowed host.
     pub(super) fn check_host(&self, host: Option<&Authority>, local: Option<IpAddr>) -> Result<()> {
         if local.is_some_and(|address| !address.is_loopback()) {
             return Ok(());
         }
-        // HTTP/1.0 does not require Host, and no browser omits it.
+        // A request without Host is allowed: HTTP/1.0 does not require the header, and no browser omits it.
         let Some(Authority { host, .. }) = host else { return Ok(()) };
         let known = match host {
             AuthorityHost::Ip(address) => address.is_loopback() || local == Some(*address),
@@ -109,7 +110,7 @@ impl HostRules {
         ))
     }
 
-    /// Checks the Origin of a state-changing request or a WebSocket, if present.
+    /// Checks the Origin header of a state-changing request or a WebSocket, if the client sent one.
     ///
     /// # Errors
     /// `OriginNotAllowed` for an origin that is neither the requested host nor configured.
@@ -122,7 +123,8 @@ impl HostRules {
             let called = origin.strip_prefix(scheme).and_then(Authority::parse);
             called.zip(host).is_some_and(|(called, host)| called.same(host, default))
         };
-        // A proxy in front may use TLS towards the page and plain HTTP towards berth.
+        // A reverse proxy may use TLS towards the browser and plain HTTP towards berth, so both schemes are
+        // accepted.
         if same("http://", 80) || same("https://", 443) {
             return Ok(());
         }

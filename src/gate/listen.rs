@@ -1,5 +1,5 @@
-//! Listening sockets: TCP addresses, Unix sockets, and sockets inherited from systemd. Binds them, and removes the
-//! socket files that it created. Independent of the protocol spoken on them.
+//! Listening sockets: TCP addresses, Unix sockets, and sockets inherited from systemd. This module binds them, and
+//! removes the socket files that it created. It is independent of the protocol spoken on the sockets.
 
 use std::fs;
 use std::io;
@@ -18,13 +18,13 @@ use super::record::Peer;
 use crate::base::{Error, Result};
 use crate::http::client::Socket;
 
-/// Length of the accept queue; the kernel clips it to net.core.somaxconn.
+/// Length of the accept queue. The kernel reduces it to net.core.somaxconn.
 const BACKLOG: i32 = 1024;
 
 /// An address to listen on.
 #[derive(Debug)]
 pub enum Listen {
-    /// A TCP address; port 0 lets the kernel choose.
+    /// A TCP address. If the port is 0, the kernel chooses one.
     Tcp(SocketAddr),
     Unix {
         path: PathBuf,
@@ -71,8 +71,8 @@ impl Listen {
         Ok(Listen::Unix { path: path.into(), mode, group })
     }
 
-    /// Returns the sockets passed by systemd (sd_listen_fds(3)), from the values of `LISTEN_PID` and `LISTEN_FDS`;
-    /// none if they are for another process.
+    /// Returns the sockets passed by systemd (sd_listen_fds(3)), from the values of `LISTEN_PID` and `LISTEN_FDS`.
+    /// Returns none if the sockets are for another process.
     ///
     /// # Errors
     /// `Config` if a passed descriptor is missing or not a listening socket.
@@ -88,7 +88,7 @@ impl Listen {
             .ok()
             .filter(|count| (0..=64).contains(count))
             .ok_or_else(|| Error::config(place, format!("{count:?} is not a number from 0 to 64")))?;
-        // Rust has no owner for a descriptor known only by number; pidfd_getfd(2) makes an owned duplicate.
+        // Safe Rust cannot own a descriptor known only by its number, so pidfd_getfd(2) makes an owned duplicate.
         let itself = pidfd_open(ours, PidfdFlags::empty()).map_err(|error| Error::config(place, error))?;
         (3..3 + count)
             .map(|number| {
@@ -106,7 +106,7 @@ impl Listen {
     }
 }
 
-/// Bound listeners. Clients queue at them until the gate accepts them.
+/// Bound listeners. Clients wait in the accept queues until the gate accepts them.
 #[derive(Debug)]
 pub struct Listeners {
     pub(super) listeners: Vec<BoundListener>,
@@ -138,7 +138,7 @@ impl Listeners {
         Ok(Listeners { listeners: doors, addresses })
     }
 
-    /// The bound addresses, in the same order.
+    /// Returns the bound addresses, in the order in which the listeners were given.
     pub fn addresses(&self) -> &[ListenAddress] {
         &self.addresses
     }
@@ -148,7 +148,7 @@ impl Listeners {
 #[derive(Debug)]
 pub(super) struct BoundListener {
     listener: ListenerSocket,
-    /// The socket file that was created: its path, device and inode.
+    /// The socket file that this listener created: its path, device and inode.
     created_file: Option<(PathBuf, u64, u64)>,
 }
 
@@ -167,7 +167,7 @@ pub enum ListenAddress {
 }
 
 impl ListenAddress {
-    /// Whether clients on other machines can reach it.
+    /// Returns whether clients on other machines can reach the address.
     pub fn is_exposed(&self) -> bool {
         matches!(self, ListenAddress::Ip(address) if !address.ip().to_canonical().is_loopback())
     }
@@ -183,7 +183,8 @@ impl std::fmt::Display for ListenAddress {
 }
 
 impl BoundListener {
-    /// Binds. `also_v4`: all of IPv4 listens on the same port too, so IPv6 must not claim it.
+    /// Binds a listener. `also_v4` means that another listener has this port on all IPv4 addresses, so IPv6 must not
+    /// claim it.
     ///
     /// # Errors
     /// `Config` if the address is not local, is in use, or is a file that is not a socket.
@@ -226,12 +227,12 @@ impl BoundListener {
         address.map_err(|error| Error::config("--listen", error))
     }
 
-    /// Accepts the next client. Returns its socket, peer, and the local address that it connected to.
+    /// Accepts the next client. Returns its socket, its peer, and the local address that the client connected to.
     pub(super) fn accept(&self) -> io::Result<(Socket, Peer, Option<IpAddr>)> {
         match &self.listener {
             ListenerSocket::Tcp(listener) => {
                 let (stream, peer) = listener.accept()?;
-                // Fails only if the client has already disconnected.
+                // This call fails only if the client has already disconnected.
                 let local = stream.local_addr()?.ip().to_canonical();
                 Ok((Socket::Tcp(stream), Peer::Ip(peer.ip().to_canonical()), Some(local)))
             }
@@ -254,7 +255,7 @@ impl AsFd for BoundListener {
 impl Drop for BoundListener {
     fn drop(&mut self) {
         if let Some((path, device, inode)) = &self.created_file {
-            // Another server may have created its own file there since.
+            // Another server may have created its own socket file at this path since.
             if fs::symlink_metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == (*device, *inode)) {
                 let _ = fs::remove_file(path);
             }
@@ -285,7 +286,7 @@ fn unix(path: &Path, mode: u32, group: Option<&str>) -> Result<BoundListener> {
         }
         Ok(_) => match UnixStream::connect(path) {
             Ok(_) => return Err(wrong("another process already listens on it".into())),
-            // A stale socket of a crashed server.
+            // The socket file was left by a server that crashed.
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 fs::remove_file(path).map_err(|error| cannot(&error))?;
             }
@@ -301,7 +302,8 @@ fn unix(path: &Path, mode: u32, group: Option<&str>) -> Result<BoundListener> {
         Ok(socket)
     };
     let socket = bound().map_err(|error| cannot(&error))?;
-    // Clients cannot connect before listen(2), so none connects under the mode given by the umask.
+    // The mode is set before listen(2), so no client can connect while the file still has the mode given by the
+    // umask.
     let set = || -> io::Result<fs::Metadata> {
         if group.is_some() {
             chown(path, None, group)?;
@@ -318,7 +320,7 @@ fn unix(path: &Path, mode: u32, group: Option<&str>) -> Result<BoundListener> {
     Ok(BoundListener { listener: ListenerSocket::Unix(socket.into()), created_file: made })
 }
 
-/// Looks up a group id in `/etc/group`; a static binary cannot use other name services.
+/// Returns the id of a group in `/etc/group`. A static binary cannot use other name services.
 fn group_id(name: &str) -> Result<u32, String> {
     if let Ok(number) = name.parse() {
         return Ok(number);

@@ -5,13 +5,13 @@
 //! **Invariant:** tiny_http never reads from a client socket, and no byte of a refused request reaches it.
 //!
 //! Reading order: `listen`, `listener_process` and `accept` (accepting clients), `table` and `record` (open
-//! connections), `relay` (one connection), `head`, `host_check` and `body` (validation), `exchange` and `answer` (one
-//! request), `backend` (connections to tiny_http), then `refuse`, `throttle` and `wire`. Requests that
-//! [`DirectLookup`] names are answered on the connection's own thread without the backend. `http::client` is the
-//! interface between the backend and client sockets. The gate is independent of the routes.
+//! connections), `relay` (one connection), `head`, `host_check` and `body` (validation), `exchange` and `answer`
+//! (one request), `backend` (connections to tiny_http), then `refuse`, `throttle` and `wire`. A request for which
+//! [`DirectLookup`] returns a handler is answered on the thread of its connection, without the backend.
+//! `http::client` is the interface between the backend and client sockets. The gate is independent of the routes.
 //!
-//! Threads: `gate-accept`, owned by [`Gate`]; one `gate-N` per connection. Locks: no lock is held while another is
-//! taken, except for the two in `backend`.
+//! Threads: `gate-accept`, owned by [`Gate`]; one `gate-N` per connection. Locks: no thread takes a second lock
+//! while it holds one, except for the two in `backend`.
 
 mod accept;
 mod answer;
@@ -57,38 +57,37 @@ pub use record::{ConnectionState, ConnectionView, Peer};
 /// Returns the body limit for a method and path, or the largest limit if no route matches.
 pub type BodyCap = Arc<dyn Fn(&str, &str) -> usize + Send + Sync>;
 
-/// Answers one request on the connection's own thread.
+/// Answers one request on the thread of its connection.
 pub type DirectHandler = Box<dyn FnOnce(Request)>;
 
-/// Returns the handler for a path and query, or `None` if the request goes to the backend. Not called for streamed
-/// bodies or for upgrades.
+/// Returns the handler for a path and query, or `None` if the request goes to the backend. The gate does not call it
+/// for streamed bodies or for upgrades.
 pub type DirectLookup = Arc<dyn Fn(&str, &str) -> Option<DirectHandler> + Send + Sync>;
 
-/// Counts a connection against the token in its request head. Called while many connections are open; a request that
-/// it refuses does not reach the backend.
+/// Counts a connection against the token in its request head, while many connections are open. If it returns an
+/// error, the request does not reach the backend.
 pub type ConnectionClaim = Arc<dyn Fn(u64, &str) -> Result<()> + Send + Sync>;
 
 /// The configuration of a gate.
 pub struct GateSettings {
-    /// The most connections at once; the open-file limit may lower it.
+    /// Maximum number of connections at once. A low open-file limit reduces it.
     pub max_connections: usize,
-    /// The limit of open files, from [`raise_file_limit`].
+    /// The limit of open files, as returned by [`raise_file_limit`].
     pub max_files: u64,
-    /// Host names that clients may use on loopback, in addition to those of loopback itself.
+    /// Host names that clients may use on loopback, in addition to the names of loopback itself.
     pub allowed_hosts: Vec<String>,
-    /// Origins that may write and open WebSockets; `*` allows all.
+    /// Origins that may send state-changing requests and open WebSockets; `*` allows all.
     pub cors_origins: Vec<String>,
     /// The body limit per route.
     pub body_cap: BodyCap,
-    /// The requests that bypass the backend.
+    /// Selects the requests that are answered without the backend.
     pub direct: DirectLookup,
-    /// Counts connections per token.
     pub claim: ConnectionClaim,
-    /// The folder of the socket to tiny_http; created with mode 0700, removed at the end.
+    /// The folder of the socket to tiny_http. The gate creates it with mode 0700 and removes it when it stops.
     pub private_folder: PathBuf,
-    /// Shared with the backend: subscribers to disconnects.
+    /// The subscribers to disconnects, shared with the backend.
     pub disconnects: Disconnects,
-    /// Shared with the backend: sockets to hand over.
+    /// The handlers that wait for a client socket, shared with the backend.
     pub tickets: Tickets,
 }
 
@@ -106,7 +105,7 @@ struct GateShared {
     start_id: String,
 }
 
-/// A running gate. Dropping it calls [`Gate::stop`].
+/// A running gate. Dropping a gate stops it, as [`Gate::stop`] does.
 pub struct Gate {
     shared: Arc<GateShared>,
     stop: Cancel,
@@ -118,7 +117,7 @@ impl Gate {
     /// Starts the backend with `open` and begins to accept clients.
     ///
     /// # Errors
-    /// `Config` for an invalid allowed host; an error of `open`; insufficient file descriptors or threads.
+    /// `Config` for an invalid allowed host, an error from `open`, or too few file descriptors or threads.
     pub fn start(doors: Listeners, settings: GateSettings, open: StartBackend) -> Result<Gate> {
         let rules = HostRules::new(&settings.allowed_hosts, &settings.cors_origins)?;
         let room = ConnectionLimits::new(settings.max_connections, settings.max_files);
@@ -161,20 +160,20 @@ impl Gate {
         Ok(Gate { shared, stop, accepting: Mutex::new(Some(thread)), workers })
     }
 
-    /// The open connections.
+    /// Returns the open connections.
     pub fn connections(&self) -> Vec<ConnectionView> {
         self.shared.table.list()
     }
 
-    /// Closes the listeners and all idle connections; the others close after their current answer. Returns `true`
-    /// when all have closed, or `false` at the deadline: call [`Gate::stop`] then.
+    /// Closes the listeners and all idle connections; the other connections close after their current answer.
+    /// Returns `true` when all have closed. Returns `false` at the deadline; the caller then calls [`Gate::stop`].
     pub fn drain(&self, deadline: Instant) -> bool {
         self.close_listeners();
         self.shared.table.close_idle();
         self.shared.table.wait_empty(deadline)
     }
 
-    /// Closes all connections at once. Call it before the backend stops.
+    /// Closes all connections at once. The caller must call this before it stops the backend.
     pub fn stop(&self) {
         self.close_listeners();
         self.shared.table.close_idle();
@@ -188,7 +187,7 @@ impl Gate {
         }
     }
 
-    /// Joins the accept loop; no client is accepted after this returns.
+    /// Ends and joins the accept loop. No client is accepted after this function has returned.
     fn close_listeners(&self) {
         self.stop.cancel();
         let accepting = lock(&self.accepting).take();

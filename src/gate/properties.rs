@@ -1,8 +1,8 @@
-//! Property tests for heads and chunked bodies: random input, half of it valid, the rest with faults in places where
-//! HTTP readers are known to disagree. `reference` gives the expected result.
+//! Property tests for heads and chunked bodies. Half of the random input is valid; the rest has faults in places
+//! where HTTP implementations are known to disagree. The module `reference` computes the expected result.
 //!
-//! A run ends by time, not by count: after `BERTH_PROOF_SECS`, default 2 s. The seed is printed with the count
-//! (`--nocapture`) and in every failure; `BERTH_PROOF_SEED` repeats it. Failures are shrunk.
+//! A run ends after `BERTH_PROOF_SECS` (default 2 s), not after a number of cases. The test prints the seed with the
+//! number of cases (`--nocapture`) and in every failure; `BERTH_PROOF_SEED` repeats a run. Failures are shrunk.
 
 use std::time::{Duration, Instant};
 
@@ -13,10 +13,10 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use super::reference::{check_chunks, check_head};
 use crate::base::limits;
 
-/// Cases per seed.
+/// Number of cases per seed.
 const BATCH: u32 = 500;
 
-/// Runs `check` on random input of `strategy` until the time is over.
+/// Runs `check` on random input from `strategy` until the time of the run has elapsed.
 fn run_property<S: Strategy>(name: &str, strategy: &S, check: impl Fn(S::Value)) {
     #[allow(clippy::disallowed_methods, reason = "a test has no configuration")]
     let variable = |name| std::env::var(name).ok();
@@ -26,7 +26,7 @@ fn run_property<S: Strategy>(name: &str, strategy: &S, check: impl Fn(S::Value))
     let first: u64 = seed.unwrap_or_else(|| getrandom::u64().unwrap());
     let (end, mut batches) = (Instant::now() + Duration::from_secs(secs), 0);
     while Instant::now() < end {
-        // A runner cannot be reused after its cases; the next batches get seeds of their own.
+        // A runner cannot be reused once its cases have run, so each batch has a new runner with the next seed.
         let seed = first.wrapping_add(batches);
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&seed.to_le_bytes());
@@ -44,13 +44,13 @@ fn run_property<S: Strategy>(name: &str, strategy: &S, check: impl Fn(S::Value))
     eprintln!("{name}: {count} cases in {secs} s, from BERTH_PROOF_SEED={first}");
 }
 
-/// Mostly an element of `right`, sometimes one of `odd`.
+/// Returns mostly an element of `right`, and sometimes one of `odd`.
 fn mostly(right: &'static [&'static str], odd: &'static [&'static str]) -> BoxedStrategy<String> {
     let pick = |list: &'static [&'static str]| select(list).prop_map(str::to_owned);
     prop_oneof![60 => pick(right), 1 => pick(odd)].boxed()
 }
 
-/// Changes, inserts, deletes, duplicates or truncates bytes.
+/// Changes, inserts, deletes or duplicates some bytes of valid input, or truncates it.
 fn mutated(bytes: BoxedStrategy<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     let byte = prop_oneof![select(&b"\r\n\0 \t:;,=/#?\x7f\x80\xff0aZ-+"[..]), any::<u8>()];
     let change = (0..6_u8, any::<Index>(), byte, 1..40_usize);
@@ -75,7 +75,7 @@ fn mutated(bytes: BoxedStrategy<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// The ascending ends of the pieces in which `bytes` arrives.
+/// Returns the end positions, in ascending order, of the pieces in which `bytes` arrives.
 fn ends(bytes: &[u8], cuts: &[Index]) -> Vec<usize> {
     let mut ends: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
     ends.push(bytes.len());
@@ -239,7 +239,7 @@ fn chunked_bodies() -> impl Strategy<Value = Vec<u8>> {
     let zeros = mostly(&["", "", "0", "000"], &["00000000000000", "000000000000000000", "+", "-", "0x", " "]);
     let data_end = mostly(&["\r\n"], &["", "\n", "\r", "x\r\n", "\r\n\r\n"]);
     let data = prop::collection::vec(any::<u8>(), 1..40);
-    // Sometimes the declared size is wrong.
+    // The difference between the declared size and the size of the data; 0 in most cases.
     let lie = prop_oneof![30 => Just(0_i64), 1 => -3..4_i64, 1 => 0..i64::MAX / 2];
     let chunk = (zeros.clone(), lie, any::<bool>(), extension.clone(), size_end.clone(), data, data_end)
         .prop_map(|(zeros, lie, upper, extension, size_end, data, data_end)| {

@@ -1,7 +1,7 @@
-//! The record of one connection: its client, its state, and its rank for eviction when others need the slot.
+//! The record of one connection: its client, its state, and its rank for eviction when a new client needs its slot.
 //! Independent of HTTP.
 //!
-//! Threads: any. Lock: one, a leaf; the state is atomic because it changes several times per request.
+//! Threads: any. Lock: one leaf lock. The state is atomic because it changes several times per request.
 
 use std::net::{IpAddr, Shutdown};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -11,21 +11,22 @@ use std::time::{Duration, Instant};
 use crate::base::thread::lock;
 use crate::http::client::Socket;
 
-/// How long a client may take to send or read while the table is full before it counts as slow and is evicted first.
-/// A head arrives in one packet, or in two with a round trip between them.
+/// How long a client may take to send or read while the table is full. A client that takes longer counts as slow and
+/// is evicted first. A head arrives in one packet, or in two with a round trip between them.
 pub(super) const PROMPT: Duration = Duration::from_secs(1);
 
-/// The origin of a client.
+/// Where a client connects from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Peer {
-    /// An address. IPv4-mapped IPv6 addresses are stored as IPv4.
+    /// An IP address. IPv4-mapped IPv6 addresses are stored as IPv4.
     Ip(IpAddr),
-    /// This machine, over a Unix socket.
+    /// A process on this machine, over a Unix socket.
     Unix,
 }
 
 impl Peer {
-    /// The network in which the client can choose its address freely: a /64 for IPv6, as providers assign it.
+    /// Returns the network in which the client can choose its address freely. For IPv6 that is a /64, the size that
+    /// providers assign.
     pub(super) fn network(self) -> Peer {
         match self {
             Peer::Ip(IpAddr::V6(address)) => Peer::Ip(IpAddr::V6((u128::from(address) >> 64 << 64).into())),
@@ -46,23 +47,23 @@ impl std::fmt::Display for Peer {
 /// The state of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionState {
-    /// Waits for the first byte of a request.
+    /// The connection waits for the first byte of a request.
     Idle,
-    /// Receives a request head.
+    /// The gate is receiving a request head.
     Reading,
-    /// Receives a request body; nothing has been sent to the backend.
+    /// The gate is receiving a request body and has sent nothing to the backend yet.
     Receiving,
     /// A request is being answered.
     Busy,
     /// The client does not read its answer.
     Unread,
-    /// An answer is being delayed.
+    /// The answer is being delayed.
     Paused,
-    /// The last answer has been sent; further input is discarded.
+    /// The last answer has been sent; the gate discards further input.
     Lingering,
-    /// The socket was handed over.
+    /// The socket was handed over to another thread.
     Taken,
-    /// Closed to make room for another connection.
+    /// The gate closed the connection to make room for another one.
     Evicted,
 }
 
@@ -86,7 +87,8 @@ pub(super) struct ConnectionRecord {
     pub(super) peer: Peer,
     /// The local address that the client connected to; `None` on a Unix socket.
     pub(super) local: Option<IpAddr>,
-    /// Uses a slot beyond the limit: it serves one prompt request of an owner, then the slot is freed.
+    /// Whether the connection uses a reserved slot beyond the limit: it serves one short request of an owner, then
+    /// the slot is freed.
     pub(super) on_reserve: bool,
     pub(super) socket: Arc<Socket>,
     opened: Instant,
@@ -121,7 +123,7 @@ impl ConnectionRecord {
         }
     }
 
-    /// The view for `/status`.
+    /// Returns the view of this connection for `/status`.
     pub(super) fn view(&self) -> ConnectionView {
         ConnectionView {
             id: self.id,
@@ -133,16 +135,16 @@ impl ConnectionRecord {
         }
     }
 
-    /// Changes the state. Returns `false` if the connection was evicted, which is final.
+    /// Changes the state. Returns `false` and changes nothing if the connection was evicted.
     pub(super) fn set(&self, state: ConnectionState) -> bool {
         let millis = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.since.store(millis, Ordering::Relaxed);
-        // SeqCst: see `Table::close_idle`.
+        // SeqCst: see `ConnectionTable::close_idle`.
         let change = |now| (now != ConnectionState::Evicted as u8).then_some(state as u8);
         self.state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, change).is_ok()
     }
 
-    /// Records the start of an answer. Returns `false` if the connection was evicted.
+    /// Records that a request is being answered. Returns `false` if the connection was evicted.
     pub(super) fn begin_request(&self, request: &str) -> bool {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let mut current = lock(&self.request);
@@ -152,7 +154,7 @@ impl ConnectionRecord {
         self.set(ConnectionState::Busy)
     }
 
-    /// Delays an answer; eviction ends the delay.
+    /// Delays the answer by `time`. An eviction ends the delay early.
     pub(super) fn pause(&self, time: Duration) {
         if !time.is_zero() && self.set(ConnectionState::Paused) {
             let request = lock(&self.request);
@@ -170,7 +172,8 @@ impl ConnectionRecord {
         ConnectionState::ALL.get(number).copied().unwrap_or(ConnectionState::Evicted)
     }
 
-    /// Evicts the connection if it is still in state `from`. A delayed answer is sent at once.
+    /// Evicts the connection if it is still in state `from`. If its answer is being delayed, the answer is sent at
+    /// once.
     pub(super) fn evict(&self, from: ConnectionState) -> bool {
         let (from, to) = (from as u8, ConnectionState::Evicted as u8);
         if self.state.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst).is_err() {
@@ -185,8 +188,8 @@ impl ConnectionRecord {
         true
     }
 
-    /// Returns the eviction rank and the start of the idle time; `None` if the connection cannot be evicted.
-    /// `owners`: its last request was from an owner.
+    /// Returns the eviction rank and the time since when the client has been idle, or `None` if the connection
+    /// cannot be evicted. `owners` is true if its last request was from an owner.
     pub(super) fn rank(
         &self,
         state: ConnectionState,
@@ -213,32 +216,32 @@ impl ConnectionRecord {
     }
 }
 
-/// Ranks of connections, in order of eviction.
+/// The ranks of connections for eviction; the lowest rank is evicted first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum EvictionRank {
-    /// Only the last answer or the close remains.
+    /// The request has been answered; only a delayed answer or the close remains.
     Answered,
-    /// The client sends its request or reads its answer slowly.
+    /// The client is slow to send its request or to read its answer.
     Slow,
-    /// The client has received its answers and is idle.
+    /// The client has received its answers and sends no further request.
     Idle,
-    /// As `Slow` or `Idle`, but for less than [`PROMPT`].
+    /// The client would rank as `Slow` or `Idle`, but has been so for less than [`PROMPT`].
     Prompt,
-    /// A new client that has not had time to send anything.
+    /// The client is new and has not had time to send anything.
     Silent,
-    /// An idle connection of an owner.
+    /// The client is idle and its last request was from an owner.
     Owners,
 }
 
 /// A connection as `/status` shows it.
 #[derive(Clone, Debug)]
 pub struct ConnectionView {
-    /// Its number since start-up.
+    /// The number of the connection, counted from start-up.
     pub id: u64,
     pub peer: Peer,
     pub state: ConnectionState,
     pub age: Duration,
-    /// Requests accepted so far.
+    /// Number of requests that the connection has carried.
     pub requests: u64,
     /// The id of the last request; empty before the first.
     pub request: String,

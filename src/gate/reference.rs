@@ -1,5 +1,5 @@
-//! A second, simple implementation of head and chunk parsing that works on whole input. `properties` compares both on
-//! random input; `tests/fuzz` compares them on input that reaches new code.
+//! A second, simple implementation of head and chunk parsing, which needs its input as a whole. `properties`
+//! compares both implementations on random input; `tests/fuzz` compares them on input that reaches new code.
 
 #![allow(clippy::unwrap_used, reason = "a panic reports the violation")]
 
@@ -22,7 +22,7 @@ fn admitted(bytes: &[u8], out: &mut Vec<u8>) -> Result<RequestHead> {
     admit(bytes, &context, &mut "made-1".to_owned(), out)
 }
 
-/// A head in a literal reading of RFC 9112, for unambiguous input.
+/// A head, parsed as RFC 9112 literally says. Only unambiguous input is parsed.
 struct PlainHead<'a> {
     method: &'a str,
     target: &'a str,
@@ -31,7 +31,7 @@ struct PlainHead<'a> {
 }
 
 impl<'a> PlainHead<'a> {
-    /// Returns `None` if any part could be read in two ways.
+    /// Parses a head. Returns `None` if any part of it is ambiguous.
     fn read(bytes: &'a [u8]) -> Option<PlainHead<'a>> {
         let text = std::str::from_utf8(bytes).ok().filter(|text| text.is_ascii())?;
         let text = text.strip_prefix("\r\n").unwrap_or(text).strip_suffix("\r\n\r\n")?;
@@ -72,7 +72,7 @@ impl<'a> PlainHead<'a> {
         rest.find('/').map_or("/", |at| &rest[at..])
     }
 
-    /// The expected head for the backend, without the lines that the gate adds.
+    /// Returns the head that the backend should receive, without the lines that the gate adds.
     fn inner(&self, mut upgrade: bool) -> String {
         let mut text = format!("{} {} HTTP/1.1\r\n", self.method, self.path());
         let options = self.options();
@@ -109,7 +109,7 @@ impl<'a> PlainHead<'a> {
     }
 }
 
-/// Splits the forms of `host:port` that the strategies generate.
+/// Splits `host:port` in the forms that the strategies generate.
 fn host_and_port(authority: &str) -> (String, u16) {
     let bracket = authority.rfind(']').unwrap_or(0);
     let colon = authority[bracket..].find(':').map_or(authority.len(), |at| bracket + at);
@@ -130,7 +130,7 @@ fn is_v6_loopback(host: &str) -> bool {
         .is_some_and(|address| address.to_canonical().is_loopback())
 }
 
-/// Panics if the gate interprets the head differently from this reference, as a whole or split at `ends`.
+/// Panics if the gate interprets the head differently from this reference, either as a whole or split at `ends`.
 pub fn check_head(bytes: &[u8], ends: &[usize]) {
     let whole = HeadScanner::default().find(bytes);
     let mut scan = HeadScanner::default();
@@ -157,7 +157,7 @@ pub fn check_head(bytes: &[u8], ends: &[usize]) {
     let Some(plain) = PlainHead::read(bytes) else {
         panic!("an ambiguous head was accepted");
     };
-    // RFC 9112, 3.2 and 6.3: properties that every reader must agree on.
+    // RFC 9112, 3.2 and 6.3: every HTTP implementation must agree on these properties.
     let (lengths, codings, hosts) =
         (plain.all("Content-Length"), plain.all("Transfer-Encoding"), plain.all("Host"));
     assert!(lengths.len() + codings.len() <= 1 && plain.fields.len() <= limits::HEAD_LINES);
@@ -201,7 +201,8 @@ pub fn check_head(bytes: &[u8], ends: &[usize]) {
     let id = metadata.strip_suffix("\r\n").unwrap();
     assert!(id == "made-1" || ids.contains(&id), "{id:?}");
     assert!(id.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)));
-    // A second pass leaves it unchanged: no part has another meaning for the next reader.
+    // A second pass must leave the head unchanged: then no part of it means something else to the next
+    // implementation.
     let again = format!("{inner}\r\n");
     let mut second = Vec::new();
     if !head.upgrade && !hosts.is_empty() {
@@ -211,17 +212,17 @@ pub fn check_head(bytes: &[u8], ends: &[usize]) {
     }
 }
 
-/// The result of decoding a chunked body.
+/// How decoding a chunked body ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum DecodeEnd {
-    /// Complete after this many bytes.
+    /// The body is complete after this many bytes.
     Done(usize),
-    /// More input is needed.
+    /// The body is incomplete.
     Open,
     Bad(Code),
 }
 
-/// RFC 9112, 7.1, on whole input, with the limits of the gate.
+/// Decodes a chunked body (RFC 9112, 7.1) that is given as a whole, with the limits of the gate.
 fn decode(bytes: &[u8], cap: u64) -> (Vec<u8>, DecodeEnd) {
     let (mut data, mut rest) = (Vec::new(), bytes);
     let bad = DecodeEnd::Bad(Code::InvalidRequest);
@@ -287,7 +288,7 @@ fn decode(bytes: &[u8], cap: u64) -> (Vec<u8>, DecodeEnd) {
     }
 }
 
-/// Panics if a chunked body with limit `cap` decodes differently from [`decode`].
+/// Panics if the gate decodes a chunked body with the limit `cap` differently from [`decode`].
 pub fn check_chunks(bytes: &[u8], ends: &[usize], cap: u64) {
     let (mut body, mut data, mut used) = (RequestBody::Chunked(ChunkedDecoder::new(cap)), Vec::new(), 0);
     let mut end = DecodeEnd::Open;
@@ -314,7 +315,7 @@ pub fn check_chunks(bytes: &[u8], ends: &[usize], cap: u64) {
     assert_eq!(data, wanted);
 }
 
-/// The split positions for pieces of `size` bytes; 0 means one piece.
+/// Returns the end positions of pieces of `size` bytes; a size of 0 means one piece.
 pub fn pieces(length: usize, size: u8) -> Vec<usize> {
     let mut ends: Vec<usize> = match size {
         0 => Vec::new(),

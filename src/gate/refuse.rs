@@ -1,4 +1,4 @@
-//! Error answers of the gate itself, and the lingering close after them.
+//! The error answers that the gate itself sends, and the lingering close after them.
 
 use std::fmt::Write as _;
 use std::net::Shutdown;
@@ -8,7 +8,7 @@ use super::wire::{self, ReadOutcome};
 use crate::base::{Code, Error, limits};
 use crate::http::client::Socket;
 
-/// Formats a complete error answer. `id` is empty if no request was read; an answer to HEAD has no body.
+/// Formats a complete error answer. `id` is empty if no request was read. The answer to a HEAD request has no body.
 pub(super) fn answer(error: &Error, id: &str, is_head: bool) -> String {
     let body = error.body().to_string();
     let status = error.code().status();
@@ -32,8 +32,8 @@ pub(super) fn answer(error: &Error, id: &str, is_head: bool) -> String {
     text
 }
 
-/// Closes a connection while its client may still be sending: closing with unread input sends a reset, which discards
-/// answer bytes that the client has not read (RFC 9112, 9.6).
+/// Closes a connection while its client may still be sending. The input is read first: a close with unread input
+/// sends a reset, which discards answer bytes that the client has not read (RFC 9112, 9.6).
 pub(super) fn linger(socket: &Socket) {
     socket.shutdown(Shutdown::Write);
     let deadline = Instant::now() + limits::LINGER;
@@ -62,7 +62,7 @@ fn reason(status: u16) -> &'static str {
         501 => "Not Implemented",
         503 => "Service Unavailable",
         505 => "HTTP Version Not Supported",
-        // RFC 9112, 4: the reason may be empty.
+        // RFC 9112, 4: the reason phrase may be empty.
         _ => "",
     }
 }

@@ -1,8 +1,8 @@
-//! The life of one connection: receive and validate a head, buffer a small body, relay the request and its answer
-//! (`exchange`), repeat. Independent of the routes.
+//! The life of one connection: it receives and validates a head, buffers a small body, relays the request and its
+//! answer (`exchange`), and repeats. Independent of the routes.
 //!
-//! Threads: one `gate-N` per connection. It blocks in read(2) while idle and in poll(2) otherwise; other threads end
-//! it by shutting down the socket.
+//! Threads: one `gate-N` per connection. The thread blocks in read(2) while the connection is idle, and in poll(2)
+//! otherwise. Other threads end it by shutting down the socket.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -21,22 +21,22 @@ use super::wire::{self, ReadOutcome};
 use crate::base::{Code, Error, Result, limits};
 use crate::http::client::{ClientSocket, HandoverFn, Socket};
 
-/// Timeout for a request head, from its first byte; a slow connection needs a second.
+/// Timeout for a request head, counted from its first byte. A client on a slow network needs about a second.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection may wait for its next request; reverse proxies keep theirs about as long.
+/// How long a connection may wait for its next request. Reverse proxies keep idle connections for about as long.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
-/// Timeout on a reserved connection, from the connection to the complete head.
+/// Timeout for the head on a reserved connection, counted from the accept.
 const RESERVE_HEAD_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The next step of a connection after a request.
 pub(super) enum AfterRequest {
-    /// Wait for another request.
+    /// The connection waits for another request.
     Again,
-    /// Close; the client may still be sending.
+    /// The connection closes after a lingering close, because the client may still be sending.
     Linger,
-    /// Close at once.
+    /// The connection closes at once.
     Close,
-    /// The socket belongs to another thread; the flag requires chunked encoding.
+    /// The socket now belongs to another thread. The flag is true if that thread must use chunked encoding.
     HandedOver(HandoverFn, bool),
 }
 
@@ -45,35 +45,35 @@ pub(super) struct Connection<'g> {
     pub(super) slot: ConnectionSlot,
     pub(super) socket: Arc<Socket>,
     peer: String,
-    /// Bytes received from the client, consumed up to `consumed`.
+    /// Bytes received from the client. The bytes before `consumed` have been processed.
     pub(super) input: Vec<u8>,
     pub(super) consumed: usize,
-    /// The buffered part of a request body.
+    /// The part of the request body that has been received.
     body_buffer: Vec<u8>,
     pub(super) to_backend: Vec<u8>,
     pub(super) from_backend: Vec<u8>,
     pub(super) to_client: Vec<u8>,
-    /// The id of the current request; empty until its head is complete.
+    /// The id of the current request; empty until the request's head is complete.
     pub(super) id: String,
     count: u64,
     opened: Instant,
 }
 
-/// How much of a body is in `body_buffer`.
+/// How much of a request body is in `body_buffer`.
 enum ReceivedBody {
-    /// The whole body.
+    /// The whole body is in the buffer.
     Complete,
-    /// Its beginning.
+    /// The beginning of the body is in the buffer.
     Partial,
-    /// The client disconnected before its end.
+    /// The client disconnected before the end of the body.
     Aborted,
 }
 
 /// Serves a client until its connection ends.
 pub(super) fn serve(gate: &GateShared, slot: ConnectionSlot) {
     let socket = slot.record.socket.clone();
-    // Answers are written in one piece, so delaying small packets gains nothing. A socket on which this fails was
-    // reset; the first read reports that.
+    // Answers are written in one piece, so delaying small packets gains nothing. If a call here fails, the socket
+    // was reset, and the first read reports that.
     if let Socket::Tcp(stream) = &*socket {
         let _ = stream.set_nodelay(true);
     }
@@ -121,7 +121,8 @@ impl Connection<'_> {
         };
         self.count += 1;
         let record = &self.slot.record;
-        // Unique across restarts: a random part per start, the connection, the request.
+        // The id is unique across restarts: it has a random part per start, the connection's number and the
+        // request's number.
         let _ = std::fmt::Write::write_fmt(
             &mut self.id,
             format_args!("{}-{:x}-{:x}", self.gate.start_id, record.id, self.count),
@@ -144,8 +145,7 @@ impl Connection<'_> {
         }
     }
 
-    /// Waits for a complete head. Returns its length, or `None` if the client disconnected or stayed idle for too
-    /// long.
+    /// Waits for a complete head. Returns its length, or `None` if the client disconnected or was idle for too long.
     fn await_head(&mut self) -> Result<Option<usize>> {
         self.input.drain(..self.consumed);
         self.consumed = 0;
@@ -156,8 +156,8 @@ impl Connection<'_> {
             if !self.slot.record.set(ConnectionState::Idle) {
                 return Ok(None);
             }
-            // The state is set before the flag is read; see `ConnectionTable::close_idle`. Input that has arrived by
-            // then is still answered.
+            // The thread sets the state before it reads the flag; see `ConnectionTable::close_idle`. Input that has
+            // arrived before that is still answered.
             let patience =
                 if self.gate.table.is_draining() { Some(Instant::now()) } else { reserve_deadline };
             let got = match patience {
@@ -195,7 +195,7 @@ impl Connection<'_> {
         }
     }
 
-    /// Frees buffers that a large request has grown: most connections are idle most of the time.
+    /// Frees buffers that grew for a large request, because most connections are idle most of the time.
     fn shrink_buffers(&mut self) {
         if self.input.capacity() > limits::IDLE_BUFFER_BYTES {
             self.input = Vec::with_capacity(limits::IDLE_BUFFER_BYTES);
@@ -209,7 +209,7 @@ impl Connection<'_> {
         }
     }
 
-    /// While many connections are open, refuses requests of a token that uses its share of them.
+    /// While many connections are open, refuses the request if its token already uses its share of them.
     fn claim(&self) -> Result<()> {
         let head = std::str::from_utf8(&self.to_backend).ok().filter(|_| self.gate.table.is_crowded());
         let claimed = head.map_or(Ok(()), |head| (self.gate.claim)(self.slot.record.id, head));
@@ -219,14 +219,14 @@ impl Connection<'_> {
         claimed
     }
 
-    /// Handles a request after its head.
+    /// Handles a request of which the head has been accepted.
     fn answer(&mut self, mut head: RequestHead) -> Result<AfterRequest> {
         self.claim()?;
         if !self.slot.record.set(ConnectionState::Receiving) {
             return Ok(AfterRequest::Close);
         }
         if head.expects_continue && self.consumed == self.input.len() {
-            // Too small to block on an empty socket buffer.
+            // The interim answer is so small that sending it cannot block on an empty socket buffer.
             let _ = wire::send(&*self.socket, b"HTTP/1.1 100 Continue\r\n\r\n");
         }
         let streamed = match self.receive_small_body(&mut head.body)? {
@@ -247,7 +247,7 @@ impl Connection<'_> {
         self.exchange(head, inside, streamed)
     }
 
-    /// The method, and the path with query, of the rewritten head.
+    /// Returns the method, and the path with query, of the rewritten head.
     fn method_and_target(&self) -> (&str, &str) {
         let mut words = self.to_backend.splitn(3, |byte| *byte == b' ');
         let mut next = || words.next().and_then(|word| std::str::from_utf8(word).ok()).unwrap_or_default();
@@ -277,7 +277,7 @@ impl Connection<'_> {
         }
     }
 
-    /// Waits for more of a body; all earlier input has been consumed. Returns `false` at EOF.
+    /// Waits for more of a body. The caller must have consumed all earlier input. Returns `false` at EOF.
     pub(super) fn receive_body(&mut self) -> Result<bool> {
         self.input.clear();
         self.consumed = 0;
@@ -296,9 +296,9 @@ impl Connection<'_> {
     }
 
     /// Completes the head for the backend. When a request is dropped, tiny_http 0.12 reads a declared body to its
-    /// end, however long that takes, and leaves unread chunks on the connection. So a complete body, which takes no
-    /// time to read, is sent with its length and the connection stays open; any other is sent as chunks, with its
-    /// length in a separate header if known, and the backend connection closes afterwards.
+    /// end, however long that takes, and leaves unread chunks on the connection. A complete body is therefore sent
+    /// with its length, because reading it takes no time, and the backend connection stays open. Any other body is
+    /// sent as chunks, with its length in a separate header if known, and the backend connection closes afterwards.
     fn frame(&mut self, head: &RequestHead, streamed: bool) {
         let out = &mut self.to_backend;
         if let (true, RequestBody::Length(length)) = (streamed, &head.body) {
@@ -319,7 +319,7 @@ impl Connection<'_> {
         body::write_chunk(&self.body_buffer, out);
     }
 
-    /// Sends an error answer; no part of an answer has been sent yet.
+    /// Sends an error answer. The caller must not have sent any part of an answer.
     pub(super) fn refuse(&mut self, error: &Error, is_head: bool) -> AfterRequest {
         let status = error.code().status();
         if status == 500 {
@@ -327,14 +327,16 @@ impl Connection<'_> {
         } else {
             log::debug!("{} {}: refused with {status}: {error}", self.id, self.peer);
         }
-        // Too small to block on an empty socket buffer; a client that let the buffer fill does not read answers.
+        // The answer is so small that sending it cannot block on an empty socket buffer. If the buffer is full, the
+        // client does not read its answers anyway.
         let _ = wire::send(&*self.socket, refuse::answer(error, &self.id, is_head).as_bytes());
         AfterRequest::Linger
     }
 
     fn hand_over(self, take: HandoverFn, chunked: bool) {
         self.slot.record.set(ConnectionState::Taken);
-        // SO_RCVTIMEO would end an idle terminal; a blocked write ends any stream.
+        // A receive timeout would end an idle terminal, so it is removed. A send timeout ends any stream that is
+        // blocked.
         let _ = set_socket_timeout(&*self.socket, Timeout::Recv, None);
         let _ = set_socket_timeout(&*self.socket, Timeout::Send, Some(limits::WRITE_STALL));
         let early = self.input[self.consumed..].to_vec();
@@ -342,12 +344,13 @@ impl Connection<'_> {
     }
 }
 
-/// Whether the answer must not have a body (RFC 9110, 9.3.2), even if the head is invalid.
+/// Returns whether the method is HEAD, even if the head is invalid: the answer must have no body then (RFC 9110,
+/// 9.3.2).
 fn is_head_request(bytes: &[u8]) -> bool {
     bytes.strip_prefix(b"\r\n").unwrap_or(bytes).starts_with(b"HEAD ")
 }
 
-/// The 408 answer for a body.
+/// Returns the error for a body that stopped arriving (status 408).
 pub(super) fn stalled() -> Error {
     Error::new(Code::RequestTimeout, "The request body stopped arriving")
 }

@@ -1,12 +1,13 @@
-//! The table of open connections: enforces the limit, and keeps a record of each for `/status`, draining and
-//! shutdown. Independent of HTTP.
+//! The table of open connections. It enforces the limit, and keeps a record of each connection for `/status`,
+//! draining and shutdown. Independent of HTTP.
 //!
-//! **Invariant:** a connection that waits for its client does not keep a new one out. When all slots are in use, the
-//! table evicts a connection whose client has not sent a complete request, does not read its answer, or has received
-//! its last one ([`ConnectionTable::admit`]). Connections with a request in progress and sockets that were handed
-//! over are never evicted.
+//! **Invariant:** a connection that waits for its client does not keep a new client out. When all slots are in use,
+//! the table evicts a connection of which the client has not sent a complete request, does not read its answer, or
+//! has received its last answer ([`ConnectionTable::admit`]). Connections with a request in progress, and sockets
+//! that were handed over, are never evicted.
 //!
-//! Threads: any. Lock: the table's; under it only the leaf locks of a record and of [`Disconnects`] are taken.
+//! Threads: any. Lock: one, for the slots. A thread that holds it takes only the leaf locks of a record and of
+//! [`Disconnects`].
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Shutdown};
@@ -19,24 +20,25 @@ use super::wire;
 use crate::base::thread::lock;
 use crate::http::client::{Disconnects, Socket};
 
-/// How often a waiting thread checks for a free slot; a connection thread needs less to notice EOF or a request.
+/// How often a thread that waits for a slot checks again. A connection thread notices EOF or a request within this
+/// time.
 const SLOT_POLL_INTERVAL: Duration = Duration::from_millis(10);
-/// The most connections examined in a search for one to evict. Candidates with input that their threads have not read
-/// yet are skipped.
+/// Maximum number of connections examined in a search for one to evict. Connections with input that their threads
+/// have not read yet are skipped.
 const EVICTION_CANDIDATES: usize = 16;
 
 #[derive(Debug)]
 pub(super) struct ConnectionTable {
     cap: usize,
     reserved: usize,
-    /// The most evicted connections that may still be closing, in addition to those.
+    /// Maximum number of evicted connections that have not closed yet, in addition to `cap` and `reserved`.
     leaving: usize,
     /// How long a new connection may stay silent before it can be evicted. This allows 5000 new connections per
-    /// second; the rest wait in the listener's queue.
+    /// second; further ones wait in the listener's queue.
     silence: Duration,
     next: AtomicU64,
     evictions: AtomicU64,
-    /// The number of records.
+    /// The length of `ConnectionSlots::records`, readable without the lock.
     taken: AtomicUsize,
     slots: Mutex<ConnectionSlots>,
     slot_freed: Condvar,
@@ -48,28 +50,28 @@ pub(super) struct ConnectionTable {
 struct ConnectionSlots {
     records: HashMap<u64, Arc<ConnectionRecord>>,
     on_reserve: usize,
-    /// Evicted connections that their threads have not closed yet; no longer in `records`.
+    /// Number of evicted connections that their threads have not closed yet. These are no longer in `records`.
     leaving: usize,
 }
 
 /// The result of a search for a connection to evict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Eviction {
-    /// A slot is free now.
+    /// A connection was evicted and its slot is free.
     FreedSlot,
-    /// The evicted connection used a slot beyond the limit.
+    /// A connection was evicted, but it used a reserved slot beyond the limit.
     BeyondCap,
-    /// A connection can be evicted shortly.
+    /// No connection can be evicted now, but one can be shortly.
     Soon,
-    /// All connections have a request in progress.
+    /// No connection can be evicted, because all have a request in progress.
     Nothing,
 }
 
-/// The refusal of a new connection.
+/// The socket of a new connection for which there is no slot.
 #[derive(Debug)]
 pub(super) struct NoSlot {
     pub(super) socket: Socket,
-    /// A slot will be free shortly.
+    /// Whether a slot will be free shortly.
     soon: bool,
 }
 
@@ -103,9 +105,9 @@ impl ConnectionTable {
         }
     }
 
-    /// Returns a slot for a new connection, or the socket if there is none. When all slots are in use, a connection
-    /// that waits for its client is evicted. If none can be evicted, now or (unless `use_reserve`) shortly, a few slots
-    /// beyond the limit serve one prompt request of an owner each.
+    /// Returns a slot for a new connection, or the socket if there is none. When all slots are in use, evicts a
+    /// connection that waits for its client. If none can be evicted, now or (unless `use_reserve`) shortly, uses one
+    /// of the few reserved slots, each of which serves one short request of an owner.
     pub(super) fn admit(
         self: &Arc<ConnectionTable>,
         socket: Socket,
@@ -133,8 +135,8 @@ impl ConnectionTable {
         Ok(ConnectionSlot { record, table: self.clone() })
     }
 
-    /// Evicts the connection with the lowest rank, from the network that has most of the evictable ones, so that
-    /// clients of other networks keep theirs.
+    /// Evicts the connection with the lowest rank from the network with the most evictable connections, so that
+    /// clients of other networks keep their connections.
     fn evict_one(&self, slots: &mut ConnectionSlots) -> Eviction {
         if slots.leaving >= self.leaving {
             return Eviction::Soon;
@@ -162,7 +164,7 @@ impl ConnectionTable {
                 break;
             }
             let Some(record) = slots.records.get(&id).cloned() else { continue };
-            // Its thread has not been scheduled since the input arrived.
+            // Input has arrived that the connection's thread has not read yet.
             let waits = matches!(
                 state,
                 ConnectionState::Idle | ConnectionState::Reading | ConnectionState::Receiving
@@ -183,17 +185,17 @@ impl ConnectionTable {
         if soon { Eviction::Soon } else { Eviction::Nothing }
     }
 
-    /// Whether enough slots are in use that the shares of tokens are enforced.
+    /// Returns whether so many slots are in use that the share of each token is enforced.
     pub(super) fn is_crowded(&self) -> bool {
         self.taken.load(Ordering::Relaxed) > self.cap / 2
     }
 
-    /// The number of connections evicted so far.
+    /// Returns the number of connections evicted so far.
     pub(super) fn evictions(&self) -> u64 {
         self.evictions.load(Ordering::Relaxed)
     }
 
-    /// Waits briefly for a slot. Returns `false` if none is about to be free.
+    /// Waits briefly for a slot. Returns `false` at once if no slot is about to be free.
     pub(super) fn wait_for_slot(&self, refused: &NoSlot) -> bool {
         let slots = lock(&self.slots);
         let sockets: Vec<&Socket> = slots.records.values().map(|record| &*record.socket).collect();
@@ -208,25 +210,26 @@ impl ConnectionTable {
         worth
     }
 
-    /// Whether connections must close after their current answer.
+    /// Returns whether connections must close after their current answer.
     pub(super) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::SeqCst)
     }
 
-    /// Closes idle connections, now and as they become idle.
+    /// Closes idle connections, and from now on each connection that becomes idle.
     pub(super) fn close_idle(&self) {
-        // A connection sets its state and then reads the flag; here the order is reversed. With SeqCst at least one
-        // of the two sees the other.
+        // A connection first sets its state and then reads this flag; this function first sets the flag and then
+        // reads the state. With SeqCst, at least one of the two threads sees the other's write.
         self.draining.store(true, Ordering::SeqCst);
         for record in self.records() {
             if matches!(record.state(), ConnectionState::Idle | ConnectionState::Reading) {
-                // Received input stays readable, so a complete request is still answered.
+                // Only reading is shut down. Input that has arrived stays readable, so a complete request is still
+                // answered.
                 record.socket.shutdown(Shutdown::Read);
             }
         }
     }
 
-    /// Waits until all connections have closed; `false` at the deadline.
+    /// Waits until all connections have closed. Returns `false` at the deadline.
     pub(super) fn wait_empty(&self, deadline: Instant) -> bool {
         let mut slots = lock(&self.slots);
         while !slots.records.is_empty() || slots.leaving > 0 {
@@ -239,7 +242,7 @@ impl ConnectionTable {
         true
     }
 
-    /// Closes every connection in any state. Returns their number.
+    /// Closes every connection, in any state. Returns the number of connections.
     pub(super) fn cut(&self) -> usize {
         let records = self.records();
         for record in &records {
@@ -248,7 +251,7 @@ impl ConnectionTable {
         records.len()
     }
 
-    /// All connections, oldest first.
+    /// Returns the views of all connections, oldest first.
     pub(super) fn list(&self) -> Vec<ConnectionView> {
         let mut list: Vec<ConnectionView> = self.records().iter().map(|record| record.view()).collect();
         list.sort_unstable_by_key(|connection| connection.id);
@@ -281,7 +284,7 @@ mod tests {
     use crate::gate::record::PROMPT;
     use std::os::unix::net::UnixStream;
 
-    /// A socket of a silent client that stays connected.
+    /// Returns the socket of a silent client that stays connected.
     fn socket() -> Socket {
         let (here, there) = UnixStream::pair().unwrap();
         std::mem::forget(there);
@@ -292,12 +295,13 @@ mod tests {
         Peer::Ip([192, 0, 2, network].into())
     }
 
-    /// A full table of two slots, with one reserved slot and room for one closing connection.
+    /// Fills a table of two slots. It also has one reserved slot, and room for one evicted connection that is
+    /// closing.
     fn full(table: &Arc<ConnectionTable>, peers: [Peer; 2]) -> [ConnectionSlot; 2] {
         peers.map(|peer| table.admit(socket(), peer, None, true).unwrap())
     }
 
-    /// Waits for a regular slot, not a reserved one.
+    /// Waits for a slot within the limit, not a reserved one.
     fn patient(table: &Arc<ConnectionTable>, peer: Peer) -> ConnectionSlot {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
@@ -348,7 +352,7 @@ mod tests {
         );
         assert_eq!(table.evictions(), 1);
         assert!(third.record.begin_request("r"));
-        // Its thread has not ended yet.
+        // The thread of the evicted connection has not ended yet.
         let on_reserve = table.admit(socket(), Peer::Unix, None, true).unwrap();
         assert!(on_reserve.record.on_reserve && !second.record.is_evicted());
         let refused = table.admit(socket(), Peer::Unix, None, true).unwrap_err();
@@ -413,7 +417,7 @@ mod tests {
         assert_eq!(ranks(true, later), [answered, answered, owner, owner, owner, owner, None, None]);
         assert!(answered < slow && slow < idle && idle < prompt && prompt < silent && silent < owner);
         drop(slots);
-        // The largest network loses one, although a connection of another network is older.
+        // The largest network loses a connection, although a connection of another network is older.
         let table = Arc::new(ConnectionTable::new(3, 1, 8, Disconnects::default()));
         let slots = [far(1), far(2), far(2)].map(|peer| table.admit(socket(), peer, None, true).unwrap());
         let new = patient(&table, far(3));

@@ -1,7 +1,7 @@
-//! Slows down clients that repeatedly fail to authenticate, per address; successful requests are never delayed. It
-//! sees only that a 401 was answered.
+//! Slows down clients that repeatedly fail to authenticate, per address. Successful requests are never delayed. This
+//! module sees only that a request was answered with 401.
 //!
-//! Threads: the connections' own, which wait. Lock: one, a leaf.
+//! Threads: those of the connections, which wait for the delay. Lock: one, a leaf.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -10,16 +10,17 @@ use std::time::{Duration, Instant};
 use super::record::Peer;
 use crate::base::thread::lock;
 
-/// Number of failed authentications that an address may make at once: a person with a wrong script.
+/// Number of failed authentications that an address may make at once. A person with a faulty script makes about as
+/// many.
 const FAILURE_BURST: f64 = 20.0;
-/// Number of further failures allowed per second.
+/// Number of further failed authentications allowed per second.
 const FAILURES_PER_SEC: f64 = 1.0;
-/// Delay of the answer to any further failure.
+/// Delay of the answer to any failure beyond these limits.
 const FAILURE_DELAY: Duration = Duration::from_secs(1);
 /// Maximum number of addresses with recorded failures.
 const THROTTLED_PEERS: usize = 4096;
 
-/// Token buckets by address.
+/// Token buckets that count failed authentications, by address.
 #[derive(Debug, Default)]
 pub(super) struct AuthThrottle(Mutex<HashMap<Peer, TokenBucket>>);
 
@@ -38,7 +39,7 @@ impl TokenBucket {
 }
 
 impl AuthThrottle {
-    /// Counts a failure and returns how long to delay its answer.
+    /// Counts a failed authentication. Returns how long to delay its answer.
     pub(super) fn failed(&self, peer: Peer, now: Instant) -> Duration {
         let peer = peer.network();
         let mut buckets = lock(&self.0);
@@ -60,7 +61,7 @@ fn make_room(buckets: &mut HashMap<Peer, TokenBucket>, now: Instant) {
         bucket.refill(now);
         bucket.tokens < FAILURE_BURST
     });
-    // If all have failed recently, the entry with the fewest failures is dropped, which costs least.
+    // If all addresses have failed recently, the address with the fewest failures is forgotten, which costs least.
     if buckets.len() >= THROTTLED_PEERS {
         let least = buckets.iter().max_by(|(_, a), (_, b)| a.tokens.total_cmp(&b.tokens));
         if let Some(peer) = least.map(|(peer, _)| *peer) {

@@ -1,5 +1,5 @@
-//! Non-blocking reads and writes, and waits with a deadline. Sockets stay in blocking mode, because the threads that
-//! take one over expect that; every call except [`receive_waiting`] passes `MSG_DONTWAIT`.
+//! Non-blocking reads and writes, and waits with a deadline. The sockets themselves stay in blocking mode, because a
+//! thread that takes over a socket expects that. Every call except [`receive_waiting`] passes `MSG_DONTWAIT`.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -13,23 +13,22 @@ use rustix::net::{RecvFlags, SendFlags};
 
 use crate::base::limits;
 
-/// The result of a read.
+/// The result of a read from a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReadOutcome {
-    /// Bytes read, at least one.
+    /// At least one byte was read; the value is the number of bytes.
     Bytes(usize),
-    /// No input yet.
+    /// The peer has sent no input yet.
     WouldBlock,
-    /// EOF.
     Eof,
 }
 
-/// Appends received bytes, up to the buffer's spare capacity; reserves some if there is little.
+/// Appends received bytes to the spare capacity of `buffer`. Reserves more capacity first if little is left.
 pub(super) fn receive(socket: impl AsFd, buffer: &mut Vec<u8>) -> io::Result<ReadOutcome> {
     receive_with(socket, buffer, RecvFlags::DONTWAIT)
 }
 
-/// As [`receive`], but waits up to the socket's own timeout; `WouldBlock` after that.
+/// Receives like [`receive`], but waits for input up to the socket's own timeout. Returns `WouldBlock` after that.
 pub(super) fn receive_waiting(socket: impl AsFd, buffer: &mut Vec<u8>) -> io::Result<ReadOutcome> {
     receive_with(socket, buffer, RecvFlags::empty())
 }
@@ -61,14 +60,14 @@ pub(super) fn send(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     }
 }
 
-/// Makes the close a reset. Otherwise the kernel keeps unread output, some MB per client, until it has probed the
-/// client eight times, about two minutes later (tcp_orphan_retries in tcp(7)).
+/// Makes the close of this socket send a reset. Otherwise the kernel keeps unread output, some MB per client, until
+/// it has probed the client eight times, about two minutes later (tcp_orphan_retries in tcp(7)).
 pub(super) fn reset_on_close(socket: impl AsFd) {
-    // A socket on which this fails has been reset already.
+    // If the call fails, the socket has been reset already.
     let _ = set_socket_linger(socket, Some(Duration::ZERO));
 }
 
-/// Waits for an event; `false` at the deadline.
+/// Waits for an event on one of the sockets. Returns `false` at the deadline.
 pub(super) fn wait(sockets: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<bool> {
     loop {
         let left = deadline.map(|deadline| timespec(deadline.saturating_duration_since(Instant::now())));
@@ -81,29 +80,30 @@ pub(super) fn wait(sockets: &mut [PollFd<'_>], deadline: Option<Instant>) -> io:
     }
 }
 
-/// Whether the peer reset the connection, so that its input is no longer wanted. `false` if poll(2) fails.
+/// Returns whether the peer reset the connection, so that it expects no answer. Returns `false` if poll(2) fails.
 pub(super) fn is_reset<S: AsFd>(socket: &S) -> bool {
     any(&[socket], PollFlags::ERR)
 }
 
-/// Whether a peer can receive no more, after a reset or, on a Unix socket, a close. Its input may still be readable.
+/// Returns whether one of the peers can receive nothing more, because of a reset or, on a Unix socket, a close.
+/// Input from that peer may still be readable.
 pub(super) fn any_closed<S: AsFd>(sockets: &[&S]) -> bool {
     any(sockets, PollFlags::ERR | PollFlags::HUP)
 }
 
-/// Whether input or EOF is readable. `false` if poll(2) fails.
+/// Returns whether input or EOF is readable. Returns `false` if poll(2) fails.
 pub(super) fn has_input<S: AsFd>(socket: &S) -> bool {
     any(&[socket], PollFlags::IN)
 }
 
-/// poll(2) always reports ERR and HUP.
+/// Returns whether one of the sockets has an event of `flags`. poll(2) always reports ERR and HUP.
 fn any<S: AsFd>(sockets: &[&S], flags: PollFlags) -> bool {
     let mut sockets: Vec<PollFd<'_>> = sockets.iter().map(|socket| PollFd::new(*socket, flags)).collect();
     poll(&mut sockets, Some(&timespec(Duration::ZERO))).is_ok()
         && sockets.iter().any(|socket| socket.revents().intersects(flags))
 }
 
-/// Waits for input; `false` at the deadline.
+/// Waits for input or EOF. Returns `false` at the deadline.
 pub(super) fn wait_input(socket: impl AsFd, deadline: Instant) -> io::Result<bool> {
     wait(&mut [PollFd::new(&socket, PollFlags::IN)], Some(deadline))
 }
