@@ -1,5 +1,5 @@
-//! Commands: one Markdown file each, with front matter for OpenCode. The list contains the commands that OpenCode
-//! loads from the workspace's files, and those that it does not load, with the reason.
+//! Commands: one Markdown file each, with front matter for OpenCode. The list of commands contains both the commands
+//! that OpenCode loads from the workspace's files and those that it does not load, with the reason.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,33 +17,33 @@ use crate::store::beneath::Root;
 use crate::store::finder::{FoundFile, SearchBudget, json_length};
 use crate::store::front_matter::{self, ParsedMatter, js_trim};
 
-/// A list entry for a command.
+/// A command in a list.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CommandEntry {
     pub name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// The prompt for the agent.
+    /// The prompt that OpenCode sends to the agent.
     pub template: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent: Option<String>,
-    /// Null is written, as OpenWork does.
+    /// Serialised as null if the command names no model, as in OpenWork.
     pub model: Option<String>,
-    /// Whether a subagent runs it.
+    /// Whether a subagent runs the command.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subtask: Option<bool>,
     /// `workspace` or `global`.
     pub scope: &'static str,
-    /// Why OpenCode does not load it, or does not start with it.
+    /// Why OpenCode does not load the command, or does not start with it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// How OpenCode reads the file differently than intended.
+    /// How OpenCode reads the command's file differently than its author intended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
-    /// The template was left out because the list is full.
+    /// Whether the template was left out because the list is full.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
-    /// Its file, relative to the folder that was listed.
+    /// The command's file, relative to the folder that was listed.
     #[serde(skip)]
     pub(super) file: String,
 }
@@ -51,20 +51,20 @@ pub struct CommandEntry {
 /// A command in a request.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct CommandBody {
-    /// With or without a leading slash.
+    /// The command's name, with or without a leading slash.
     #[serde(default)]
     pub name: String,
-    /// The prompt for the agent.
+    /// The prompt that OpenCode sends to the agent.
     #[serde(default)]
     pub template: Option<String>,
     #[serde(default)]
     pub description: Option<String>,
     #[serde(default)]
     pub agent: Option<String>,
-    /// Null means none.
+    /// The model; null has the same meaning as an absent field.
     #[serde(default)]
     pub model: Option<String>,
-    /// Whether a subagent runs it.
+    /// Whether a subagent runs the command.
     #[serde(default)]
     pub subtask: Option<bool>,
 }
@@ -78,15 +78,15 @@ pub struct NewCommand {
 
 const GLOBAL: [&str; 4] =
     [".config/opencode/commands", ".config/opencode/command", ".opencode/commands", ".opencode/command"];
-/// The length of a reason, which may quote a value of any length.
+/// The maximum length of a reason in a list entry. A reason may quote a value of any length.
 const REASON_CHARS: usize = 400;
-/// The most rows of a list.
+/// The maximum number of commands in a list.
 const ROWS: usize = limits::PROJECT_ENTRIES;
 
 /// Returns a command's name without the leading slash.
 ///
 /// # Errors
-/// `InvalidCommandName`.
+/// Fails with `InvalidCommandName` if the name is invalid.
 pub fn name_of(text: &str) -> Result<String> {
     let name = text.trim().trim_start_matches('/');
     if is_name(name) {
@@ -105,7 +105,8 @@ impl NewCommand {
     /// Validates a command.
     ///
     /// # Errors
-    /// `InvalidCommandTemplate`, `InvalidCommandName`, `InvalidPayload` for fields that keep OpenCode from starting.
+    /// Fails with `InvalidCommandTemplate`, `InvalidCommandName`, or `InvalidPayload` if a field would keep OpenCode
+    /// from starting.
     pub fn new(body: &CommandBody) -> Result<NewCommand> {
         let template = body.template.as_deref().unwrap_or_default().trim();
         if template.is_empty() {
@@ -121,7 +122,8 @@ impl NewCommand {
         }
         let name = name_of(&body.name)?;
         let mut fields = Map::from_iter([("name".to_owned(), json!(name))]);
-        // Missing fields are not written: `model: null` would keep OpenCode from starting in the whole project.
+        // Fields without a value are not written: `model: null` would keep OpenCode from starting in the whole
+        // project.
         for (key, value) in
             [("description", &body.description), ("agent", &body.agent), ("model", &body.model)]
         {
@@ -141,7 +143,7 @@ impl NewCommand {
         &self.name
     }
 
-    /// Its file, below the workspace.
+    /// Returns the path of the command's file below the workspace.
     pub fn path(&self) -> String {
         path(&self.name)
     }
@@ -151,26 +153,26 @@ impl NewCommand {
     }
 }
 
-/// The file of a command, below the workspace.
+/// Returns the path of the file of the command `name`, below the workspace.
 pub fn path(name: &str) -> String {
     format!("{COMMAND_FOLDER}/{name}.md")
 }
 
 impl Project {
-    /// The workspace's commands, sorted by path.
+    /// Lists the workspace's commands, sorted by path.
     ///
     /// # Errors
-    /// If a folder cannot be read.
+    /// Fails if a folder cannot be read.
     pub fn commands(&self, site: &ProjectSite) -> Result<BoundedList<CommandEntry>> {
         let mut budget = SearchBudget::new(LIST_BYTES);
         let commands = self.own_commands_of(site, &mut budget)?;
         Ok(fit(commands, &mut budget))
     }
 
-    /// The user's own commands.
+    /// Lists the commands of the server's user.
     ///
     /// # Errors
-    /// If a folder cannot be read.
+    /// Fails if a folder cannot be read.
     pub fn global_commands(&self) -> Result<BoundedList<CommandEntry>> {
         let mut budget = SearchBudget::new(LIST_BYTES);
         let mut commands = Vec::new();
@@ -180,7 +182,7 @@ impl Project {
         Ok(fit(commands, &mut budget))
     }
 
-    /// The workspace's commands with complete templates, within the budget.
+    /// Lists the workspace's commands with their complete templates, as far as the budget allows.
     pub(super) fn own_commands_of(
         &self,
         site: &ProjectSite,
@@ -200,10 +202,10 @@ impl Project {
         let mut commands: Vec<CommandEntry> = Vec::new();
         let mut known: HashMap<String, usize> = HashMap::new();
         let mut views = self.commands_read.views();
-        // Templates stay in memory until the list is sent. A file with several names is kept once.
+        // The templates stay in memory until the list is sent. The content of a file with several names is kept once.
         for folder in folders {
             let found = root.walk(folder, true, |name| name.ends_with(".md"), budget)?;
-            // In a container's root no symbolic link leads out.
+            // A symbolic link in a container cannot lead out of the container's root.
             let elsewhere = found.outside_links.into_iter().filter(|_| host).map(|path| (path, None));
             let files = found.files.into_iter().map(|FoundFile { path, stat }| (path, Some(stat)));
             for (path, stat) in files.chain(elsewhere) {
@@ -253,17 +255,17 @@ impl Project {
         Ok(commands)
     }
 
-    /// Writes a command. Returns whether it is new.
+    /// Writes a command's file. Returns whether the command is new.
     ///
     /// # Errors
-    /// Those of `store::beneath`.
+    /// Fails if `store::beneath` cannot write the file.
     pub fn put_command(&self, site: &ProjectSite, command: &NewCommand) -> Result<bool> {
         let is_new = self.with_write_turn(site, || {
             let is_new = !site.root.exists(&command.path())?;
             self.put_file(site, &command.path(), command.text.as_bytes())?;
             Ok(is_new)
         })?;
-        // `updated` even for a new command, as OpenWork does.
+        // The event's action is `updated` even for a new command, as in OpenWork.
         self.report_change(
             site,
             ReloadReason::Commands,
@@ -274,10 +276,10 @@ impl Project {
         Ok(is_new)
     }
 
-    /// The file of the workspace's command with this name.
+    /// Returns the path of the file of the workspace's command `name`, or `None` if there is no such command.
     ///
     /// # Errors
-    /// `InvalidCommandName` if there is none and the name is invalid.
+    /// Fails with `InvalidCommandName` if there is no such command and the name is invalid.
     pub fn find_command(&self, site: &ProjectSite, name: &str) -> Result<Option<String>> {
         let mut budget = SearchBudget::new(LIST_BYTES);
         let commands = self.own_commands_of(site, &mut budget)?;
@@ -289,10 +291,10 @@ impl Project {
         }
     }
 
-    /// Removes a command. Returns the path of its file if there was one.
+    /// Removes a command. Returns the path of its file, or `None` if there was no such command.
     ///
     /// # Errors
-    /// `InvalidCommandName`; those of `store::beneath`.
+    /// Fails with `InvalidCommandName`, or if `store::beneath` cannot remove the file.
     pub fn delete_command(&self, site: &ProjectSite, name: &str) -> Result<Option<String>> {
         let removed = self.with_write_turn(site, || {
             let Some(file) = self.find_command(site, name)? else { return Ok(None) };
@@ -302,7 +304,7 @@ impl Project {
             }
             Ok(Some(file))
         })?;
-        // Also reported if there was no such command, as OpenWork does.
+        // The removal is reported even if there was no such command, as in OpenWork.
         let name = name.trim().trim_start_matches('/');
         let file = removed.clone().unwrap_or_else(|| path(name));
         self.report_change(site, ReloadReason::Commands, name, ReloadAction::Removed, &file);
@@ -310,22 +312,23 @@ impl Project {
     }
 }
 
-/// A file name without its extension, as Node's `extname` defines it: `.md` has none.
+/// Returns a file name without its extension, as defined by Node's `extname`: the name `.md` has no extension.
 fn stem(file: &str) -> &str {
     let name = file.rsplit('/').next().unwrap_or(file);
     if name == ".md" { file } else { file.strip_suffix(".md").unwrap_or(file) }
 }
 
-/// The rows whose names fit into a response. Their texts were counted when they were read.
+/// Keeps the commands whose names fit into a response. The budget already counted their other texts when the files
+/// were read.
 fn fit(mut commands: Vec<CommandEntry>, budget: &mut SearchBudget) -> BoundedList<CommandEntry> {
     commands.retain(|command| budget.take_text(json_length(&command.name) + 100));
     BoundedList { items: commands, truncated: budget.truncated }
 }
 
-/// A command's file as OpenCode reads it.
+/// A command's file, parsed as OpenCode parses it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ParsedCommand {
-    /// From the front matter.
+    /// The `name` field of the front matter.
     name: Option<String>,
     description: Option<String>,
     template: String,
@@ -334,9 +337,9 @@ pub(super) struct ParsedCommand {
     subtask: Option<bool>,
     error: Option<String>,
     warning: Option<String>,
-    /// `template` was truncated.
+    /// Whether `template` was truncated.
     cut: bool,
-    /// The length of all texts as JSON.
+    /// The total length of the texts, encoded as JSON.
     length: usize,
 }
 
@@ -362,7 +365,7 @@ impl ParsedCommand {
                 }
                 warning = Some(notice);
             }
-            // Valid YAML, but OpenCode may not start with it.
+            // The front matter is valid YAML, but OpenCode may not start with its values.
             None => {
                 let checked = rules::check_front_matter("command", name.as_deref().unwrap_or("x"), &fields);
                 error = checked.err().map(|error| error.message().chars().take(REASON_CHARS).collect());
@@ -393,12 +396,12 @@ impl ParsedCommand {
         reading
     }
 
-    /// The file is behind a symbolic link that leads out of the workspace, so it is not read.
+    /// Describes a file behind a symbolic link that leads out of the workspace. berth does not read such a file.
     fn elsewhere() -> ParsedCommand {
         ParsedCommand { error: Some(LINK_LEADS_OUT.to_owned()), ..ParsedCommand::default() }
     }
 
-    /// The list entry. Its texts are left out if they exceed the budget.
+    /// Returns the list entry. Its texts are left out if they exceed the budget.
     fn row(
         &self,
         name: String,
@@ -408,7 +411,7 @@ impl ParsedCommand {
     ) -> CommandEntry {
         let fits = budget.take_text(self.length);
         let whole = |text: &Option<String>| text.clone().filter(|_| fits);
-        // A file can have several names, so the parsed file contains a placeholder.
+        // One file can be listed under several names, so the parsed error contains the placeholder `x` for the name.
         let error = self.error.as_ref().map(|why| why.replacen("command.x.", &format!("command.{name}."), 1));
         CommandEntry {
             name,

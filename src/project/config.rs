@@ -12,31 +12,31 @@ use crate::base::{Code, Error, Result, limits, redact};
 use crate::store::beneath::Root;
 use crate::store::jsonc::{self, JsoncDocument, JsoncError};
 
-/// How often an edit is retried after a concurrent change of the file.
+/// The maximum number of times that an edit is retried because another process changed the file.
 const EDIT_RETRIES: usize = 8;
 
 /// OpenWork's own settings of a workspace.
 pub const OPENWORK: &str = ".opencode/openwork.json";
-/// The first of these that exists is used; if none exists, the first is created.
+/// OpenCode's configuration files. berth uses the first one that exists; if none exists, it creates the first.
 const OPENCODE: [&str; 2] = ["opencode.jsonc", "opencode.json"];
 
-/// The largest file from which the fixed pool of threads answers requests.
+/// The largest file that the fixed pool of threads (`http-N`) may read for a response.
 const CACHED_CONFIG_BYTES: u64 = 64 << 10;
 
 /// Changes of top-level keys.
 #[derive(Clone, Debug, Default)]
 pub struct ConfigPatch {
-    /// For OpenCode's configuration.
+    /// The keys to replace in OpenCode's configuration.
     pub opencode: Option<Map<String, Value>>,
-    /// For OpenWork's settings.
+    /// The keys to replace in OpenWork's settings.
     pub openwork: Option<Map<String, Value>>,
 }
 
 impl ConfigPatch {
-    /// Refuses values that keep OpenCode from starting.
+    /// Refuses values that would keep OpenCode from starting.
     ///
     /// # Errors
-    /// `InvalidConfig`; `InvalidPayload` if there is nothing to change.
+    /// Fails with `InvalidConfig`, or with `InvalidPayload` if the patch contains no changes.
     pub fn check(&self) -> Result<()> {
         if self.opencode.is_none() && self.openwork.is_none() {
             let message = "The body needs opencode or openwork, an object with the keys to set";
@@ -45,7 +45,7 @@ impl ConfigPatch {
         self.opencode.as_ref().map_or(Ok(()), rules::check_config)
     }
 
-    /// The files that it changes.
+    /// Returns the paths of the files that the patch changes.
     pub fn paths(&self, site: &ProjectSite) -> Vec<String> {
         let opencode = self.opencode.as_ref().map(|_| site.path(&path(&site.root)));
         let openwork = self.openwork.as_ref().map(|_| site.path(OPENWORK));
@@ -54,10 +54,10 @@ impl ConfigPatch {
 }
 
 impl Project {
-    /// OpenCode's configuration in the workspace's file.
+    /// Returns OpenCode's configuration from the workspace's file.
     ///
     /// # Errors
-    /// `InvalidJsonc` with the position; those of `store::beneath`.
+    /// Fails with `InvalidJsonc` and the position of the syntax error, or if `store::beneath` cannot read the file.
     pub fn opencode(&self, site: &ProjectSite) -> Result<Map<String, Value>> {
         let path = path(&site.root);
         let fields = self.configs_read.look(&site.root, &path, || {
@@ -68,8 +68,8 @@ impl Project {
         Ok(fields.map(|fields| Map::clone(&fields)).unwrap_or_default())
     }
 
-    /// OpenCode's configuration and OpenWork's settings, if both are cached, small, and can be checked without
-    /// waiting for a file system (`store::at_hand`).
+    /// Returns OpenCode's configuration and OpenWork's settings, but only if both are cached and small, and if the
+    /// cache can be validated without waiting for a file system (`store::at_hand`).
     pub fn cached_configs(&self, root: &Root) -> Option<[Map<String, Value>; 2]> {
         let known = |path: &str| match root.stat_cached(path)? {
             None => Some(None),
@@ -88,10 +88,10 @@ impl Project {
         Some([fields(opencode), fields(known(OPENWORK)?)])
     }
 
-    /// OpenWork's settings of the workspace.
+    /// Returns OpenWork's settings of the workspace.
     ///
     /// # Errors
-    /// `InvalidJsonFile`; those of `store::beneath`.
+    /// Fails with `InvalidJsonFile`, or if `store::beneath` cannot read the file.
     pub fn openwork(&self, site: &ProjectSite) -> Result<Map<String, Value>> {
         let fields = self.configs_read.look(&site.root, OPENWORK, || {
             read_openwork(&site.root).map(|(text, fields)| text.map(|_| Arc::new(fields)))
@@ -99,18 +99,19 @@ impl Project {
         Ok(fields.map(|fields| Map::clone(&fields)).unwrap_or_default())
     }
 
-    /// The file that a change of OpenCode's configuration affects.
+    /// Returns the path of the file that a change of OpenCode's configuration affects.
     pub fn config_paths(&self, site: &ProjectSite) -> Vec<String> {
         vec![site.path(&path(&site.root))]
     }
 
-    /// Replaces top-level keys. Other keys and comments are kept.
+    /// Replaces top-level keys of both files. Other keys and comments are kept.
     ///
     /// # Errors
-    /// Those of [`ConfigPatch::check`] and of reading; `Conflict` if another process keeps changing a file.
+    /// Fails if [`ConfigPatch::check`] fails, if a file cannot be read, or with `Conflict` if another process keeps
+    /// changing a file.
     pub fn patch(&self, site: &ProjectSite, patch: &ConfigPatch) -> Result<()> {
         patch.check()?;
-        // Both are read before one is written, so that neither is changed if the other is damaged.
+        // Both files are parsed before either is written, so that a syntax error in one leaves both unchanged.
         self.opencode(site)?;
         self.openwork(site)?;
         self.with_write_turn(site, || {
@@ -133,11 +134,11 @@ impl Project {
         Ok(())
     }
 
-    /// Changes OpenCode's configuration. `change` gets the document and its value; it is called again if another
-    /// process has changed the file. An unchanged file is not written.
+    /// Changes OpenCode's configuration. `change` receives the document and its parsed value; it is called again if
+    /// another process has changed the file. If `change` does not change the document, the file is not written.
     ///
     /// # Errors
-    /// Those of `change`; otherwise those of [`Project::patch`].
+    /// Fails if `change` fails, and for the same reasons as [`Project::patch`].
     pub(super) fn edit<R>(
         &self,
         site: &ProjectSite,
@@ -172,7 +173,7 @@ impl Project {
     }
 }
 
-/// The text of a changed configuration, which berth and OpenCode must be able to parse.
+/// Returns the text of a changed configuration. Refuses a text that berth or OpenCode could not parse.
 pub(super) fn edited(document: &JsoncDocument) -> Result<String> {
     let refuse = |message: String| {
         Error::new(Code::InvalidConfig, format!("The configuration would be refused: {message}"))
@@ -185,14 +186,14 @@ pub(super) fn edited(document: &JsoncDocument) -> Result<String> {
     Ok(text)
 }
 
-/// Replaces redacted values that a client sends back by the stored secrets.
+/// Replaces each redacted value that a client sent back with the stored secret.
 pub(super) fn restored(keys: &Map<String, Value>, stored: &Map<String, Value>) -> Map<String, Value> {
     let mut keys = keys.clone();
     redact::restore(&mut keys, stored);
     keys
 }
 
-/// The file of OpenCode's configuration, which may not exist yet.
+/// Returns the path of OpenCode's configuration file, which may not exist yet.
 pub(super) fn path(root: &Root) -> String {
     let there = |name: &&str| root.identity(name).is_ok_and(|found| found.is_some());
     OPENCODE.iter().find(|name| there(name)).unwrap_or(&OPENCODE[0]).to_string()

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
 
-/// The owner of a file.
+/// The owner of a plugin or skill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ItemScope {
@@ -17,24 +17,24 @@ pub enum ItemScope {
     Global,
 }
 
-/// The error of a file behind a symbolic link out of a host workspace.
+/// The error shown for a file behind a symbolic link that leads out of a host workspace.
 pub(super) const LINK_LEADS_OUT: &str =
     "berth does not read it, because its link is absolute or leads out of the workspace; OpenCode follows it";
 
-/// The size of the JSON text of a list of skills or commands.
+/// The maximum size of the JSON text of a list of skills or commands.
 pub(super) const LIST_BYTES: usize = 4 << 20;
 
 /// A list of limited size.
 #[derive(Debug, Serialize)]
 pub struct BoundedList<T> {
     pub items: Vec<T>,
-    /// Rows, or parts of rows, were left out.
+    /// Whether entries, or parts of entries, were left out.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
 }
 
-/// Reads the first `most` bytes of a file as text, as OpenCode does: invalid UTF-8 is replaced. The flag is true if
-/// that is the whole file. Returns `None` if the file does not exist.
+/// Reads the first `most` bytes of a file as text, as OpenCode does: invalid UTF-8 is replaced. The returned flag is
+/// true if the text is the whole file. Returns `None` if the file does not exist.
 pub(super) fn read_head(root: &Root, rel: &str, most: u64) -> Result<Option<(String, bool)>> {
     let Some(file) = root.open_file(rel)? else { return Ok(None) };
     let mut bytes = Vec::new();
@@ -55,7 +55,7 @@ pub(super) fn read_text(root: &Root, rel: &str) -> Result<Option<String>> {
         .map_err(|_| Error::new(Code::InvalidPath, format!("Could not read {rel}: it is not UTF-8 text")))
 }
 
-/// The error of an edit during which another process kept changing the file.
+/// Returns the error of an edit that failed because another process kept changing the file.
 pub(super) fn concurrent_change(root: &Root, rel: &str) -> Error {
     if root.is_link(rel).unwrap_or(false) {
         let message =

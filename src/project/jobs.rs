@@ -1,5 +1,6 @@
 //! Jobs of the opencode-scheduler plugin: `~/.config/opencode/jobs/*.json`, and the systemd user units that run them.
-//! They are in the home of the workspace's OpenCode: that of the server's user, or of root in the container.
+//! These files are in the home folder of the user that runs the workspace's OpenCode: the server's user on the host,
+//! or root in a container.
 //!
 //! Threads: any. No locks.
 
@@ -18,14 +19,14 @@ use crate::store::finder::{SearchBudget, json_length};
 const JOBS: &str = ".config/opencode/jobs";
 const UNITS: &str = ".config/systemd/user";
 
-/// A job and its files.
+/// A job of the plugin, and the paths of the job's files.
 #[derive(Clone, Debug)]
 pub struct ScheduledJob {
-    /// All fields of the job's file.
+    /// All fields of the job's JSON file.
     pub fields: Map<String, Value>,
-    /// Its file, below the site's root.
+    /// The path of the job's JSON file below the site's root.
     file: String,
-    /// The paths of its units.
+    /// The paths of the job's systemd units.
     units: [String; 2],
     timer: String,
 }
@@ -50,56 +51,57 @@ impl ScheduledJob {
         self.text("name")
     }
 
-    /// Its files: the job's file, then its units if it can have any.
+    /// Returns the paths of the job's JSON file and, if the job can have systemd units, of its units.
     pub fn files(&self) -> Vec<&str> {
         let units: &[String] = if self.has_units() { &self.units } else { &[] };
         [&self.file].into_iter().chain(units).map(String::as_str).collect()
     }
 
-    /// The timer unit that starts it, if it can have units.
+    /// Returns the name of the timer unit that starts the job, or `None` if the job cannot have units.
     pub fn timer(&self) -> Option<&str> {
         self.has_units().then_some(self.timer.as_str())
     }
 
-    /// Whether its slug can be part of a unit's name (systemd.unit(5)). systemctl(1) would treat a name with a slash
-    /// as a path.
+    /// Returns whether the job's slug can be part of a unit's name (systemd.unit(5)). systemctl(1) would treat a name
+    /// with a slash as a path.
     fn has_units(&self) -> bool {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
         self.text("slug").chars().all(plain)
     }
 
-    /// Whether this is the job's slug or name. Partial matches do not count, so that no other job is deleted.
+    /// Returns whether `name` is the job's slug or name. Partial matches do not count, so that no other job is
+    /// deleted.
     fn has_name(&self, name: &str) -> bool {
         let slug = self.text("slug");
         slug == name || slug == slug_of(name) || self.name().to_lowercase() == name.to_lowercase()
     }
 }
 
-/// The slug that the plugin derives from a name.
+/// Returns the slug that the plugin derives from a job's name.
 fn slug_of(name: &str) -> String {
     let words = name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
     words.collect::<Vec<_>>().join("-").to_lowercase()
 }
 
 impl Project {
-    /// The site that contains the jobs, and the prefix of their paths.
+    /// Returns the site that contains the workspace's jobs, and the prefix of the paths of their files.
     ///
     /// # Errors
-    /// If the host's root cannot be opened.
+    /// Fails if the host's root folder cannot be opened.
     pub fn home_of_jobs(&self, site: ProjectSite) -> Result<(ProjectSite, String)> {
         if site.host_folder.is_none() {
             return Ok((site, "root/".to_owned()));
         }
-        // From `/`, so that symbolic links on the way to the user's files are followed.
+        // The site's root is `/`, so that berth follows symbolic links on the way to the user's files.
         let root = Root::open(Path::new("/"))?;
         let home = self.home.to_string_lossy();
         Ok((ProjectSite { root, path_prefix: String::new(), ..site }, format!("{}/", home.trim_matches('/'))))
     }
 
-    /// All jobs, sorted by name.
+    /// Lists all jobs, sorted by name.
     ///
     /// # Errors
-    /// Those of `store::beneath`.
+    /// Fails if `store::beneath` cannot read a folder.
     pub fn jobs(&self, site: &ProjectSite, base: &str) -> Result<BoundedList<Map<String, Value>>> {
         let mut budget = SearchBudget::new(LIST_BYTES);
         let jobs = all(site, base, &mut budget)?;
@@ -109,10 +111,10 @@ impl Project {
         })
     }
 
-    /// The job of this name.
+    /// Returns the job with this slug or name. An exact match of the slug takes precedence.
     ///
     /// # Errors
-    /// `JobNotFound`; those of `store::beneath`.
+    /// Fails with `JobNotFound`, or if `store::beneath` cannot read a folder.
     pub fn job(&self, site: &ProjectSite, base: &str, name: &str) -> Result<ScheduledJob> {
         let name = name.trim();
         let mut jobs = all(site, base, &mut SearchBudget::new(LIST_BYTES))?;
@@ -123,10 +125,10 @@ impl Project {
         found.map(|at| jobs.swap_remove(at)).ok_or_else(missing)
     }
 
-    /// Removes a job's files.
+    /// Removes a job's JSON file and its units.
     ///
     /// # Errors
-    /// `ApprovalOutdated`; those of `store::beneath`.
+    /// Fails with `ApprovalOutdated`, or if `store::beneath` cannot remove a file.
     pub fn delete_job(&self, site: &ProjectSite, job: &ScheduledJob) -> Result<()> {
         site.check_plan()?;
         for file in job.files() {
@@ -147,7 +149,7 @@ fn all(site: &ProjectSite, base: &str, budget: &mut SearchBudget) -> Result<Vec<
             continue;
         }
         let file = format!("{folder}/{}", entry.name);
-        // Unreadable files are skipped, as the plugin does.
+        // Files that cannot be read are skipped, as the plugin does.
         let Ok(Some(text)) = read_text(&site.root, &file) else { continue };
         if !budget.take_read(text.len() as u64) || !budget.take_text(json_length(&text)) {
             break;

@@ -15,9 +15,9 @@ use crate::base::{Code, Error, Result, redact};
 pub struct McpServer {
     pub name: String,
     pub config: Value,
-    /// The configuration that contains it.
+    /// The name of the configuration that defines the server.
     pub source: &'static str,
-    /// Set if a pattern of `tools.deny` matches it.
+    /// Whether a pattern of `tools.deny` in the configuration matches the server's name.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub disabled_by_tools: bool,
 }
@@ -25,7 +25,7 @@ pub struct McpServer {
 /// Checks a server's name.
 ///
 /// # Errors
-/// `InvalidMcpName`.
+/// Fails with `InvalidMcpName` if the name is invalid.
 pub fn check_name(name: &str) -> Result<()> {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
     if name.is_empty() || name.starts_with('-') || !name.bytes().all(fits) {
@@ -39,7 +39,7 @@ pub fn check_name(name: &str) -> Result<()> {
 /// Checks a server's configuration.
 ///
 /// # Errors
-/// `InvalidMcpConfig` with the key in `details.path`.
+/// Fails with `InvalidMcpConfig` and the path of the invalid key in `details.path`.
 pub fn check(name: &str, config: &Value) -> Result<()> {
     check_name(name)?;
     let refuse = |key: &str, message: &str| {
@@ -68,10 +68,10 @@ pub fn check(name: &str, config: &Value) -> Result<()> {
 }
 
 impl Project {
-    /// The servers, in the order of the configuration.
+    /// Lists the MCP servers, in the order of the configuration.
     ///
     /// # Errors
-    /// Those of [`Project::opencode`].
+    /// Fails for the same reasons as [`Project::opencode`].
     pub fn mcp(&self, site: &ProjectSite) -> Result<Vec<McpServer>> {
         let config = self.opencode(site)?;
         let denied: Vec<&str> = config
@@ -91,10 +91,10 @@ impl Project {
         Ok(servers.iter().map(row).collect())
     }
 
-    /// Adds or replaces a server. Returns whether it existed.
+    /// Adds or replaces an MCP server. Returns whether a server with this name already existed.
     ///
     /// # Errors
-    /// Those of [`check`] and [`Project::patch`].
+    /// Fails for the same reasons as [`check`] and [`Project::patch`].
     pub fn add_mcp(&self, site: &ProjectSite, name: &str, server: &Value) -> Result<bool> {
         check(name, server)?;
         let known = self.edit(site, |document, config| {
@@ -113,10 +113,10 @@ impl Project {
         Ok(known)
     }
 
-    /// Removes a server. Returns whether it existed.
+    /// Removes an MCP server. Returns whether it existed.
     ///
     /// # Errors
-    /// Those of [`Project::patch`].
+    /// Fails for the same reasons as [`Project::patch`].
     pub fn remove_mcp(&self, site: &ProjectSite, name: &str) -> Result<bool> {
         let removed = self.edit(site, |document, _| Ok(document.remove(&["mcp", name])))?;
         if removed {
@@ -126,7 +126,7 @@ impl Project {
     }
 }
 
-/// Refuses to overwrite a value of an unexpected type.
+/// Refuses a configuration whose key `mcp` is not an object, so that an unexpected value is not overwritten.
 fn check_section(config: &Map<String, Value>) -> Result<()> {
     match config.get("mcp") {
         None | Some(Value::Object(_)) => Ok(()),
@@ -150,8 +150,8 @@ fn is_denied(name: &str, patterns: &[&str]) -> bool {
     patterns.iter().any(|pattern| forms.iter().any(|form| fits(pattern.as_bytes(), form.as_bytes())))
 }
 
-/// Matches a pattern with `*` and `?` against a text without slashes. Backtracks only to the last star, so that no
-/// pattern is slow.
+/// Matches a pattern with `*` and `?` against a text without slashes. Backtracks only to the last `*`, so that no
+/// pattern takes exponential time.
 fn fits(pattern: &[u8], text: &[u8]) -> bool {
     let (mut p, mut t, mut star) = (0, 0, None);
     while t < text.len() {

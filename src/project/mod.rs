@@ -1,10 +1,10 @@
 //! A workspace's agent files, as the OpenWork API shows them: OpenCode's configuration, plugins, skills, MCP servers
-//! and commands; inbox and outbox; change events; export and import of all of it. Must not know HTTP, nor where a
-//! workspace's files are: callers pass a [`ProjectSite`] for each call. The workload may change every file at any
+//! and commands; inbox and outbox; change events; export and import of all these files. Must not know HTTP, nor where
+//! a workspace's files are: callers pass a [`ProjectSite`] for each call. The workload may change every file at any
 //! moment, so every file is opened beneath the site's root.
 //!
-//! Threads: any, and `project-watch` ([`watch`]). Locks: one site's write turn (level 3), held while files are
-//! written but never while an approval is pending; then the snapshots, a leaf.
+//! Threads: any, and `project-watch` ([`watch`]). Locks: one site's write turn (level 3), which a thread holds while
+//! it writes files but never while an approval is pending; then the mutex of the snapshots, a leaf.
 
 pub mod commands;
 pub mod config;
@@ -47,7 +47,7 @@ use crate::base::{Result, limits};
 use crate::store::beneath::Root;
 use crate::store::file_cache::FileCache;
 
-/// How long a write waits for other writes to the workspace, each of which takes milliseconds.
+/// How long a write waits for other writes to the same workspace. Each write takes milliseconds.
 const WRITE_WAIT: Duration = Duration::from_secs(10);
 
 /// The services on a workspace's agent files.
@@ -58,15 +58,15 @@ pub struct Project {
     commands_read: FileCache<Arc<commands::ParsedCommand>>,
     configs_read: FileCache<Arc<Map<String, Value>>>,
     writes: Mutex<HashMap<String, Arc<WriteTurn>>>,
-    /// The last snapshot of each watched site.
+    /// The most recent snapshot of each watched site, by workspace.
     seen: Mutex<HashMap<String, ProjectSnapshot>>,
     watch_requests: WatchRequests,
-    /// The events of all changes.
+    /// The reload events of all workspaces.
     pub events: ReloadEvents,
 }
 
 impl Project {
-    /// `home` contains the global files.
+    /// Creates the services. `home` is the folder of the user's global agent files.
     pub fn new(home: &Path, events: ReloadEvents) -> Project {
         Project {
             home: home.to_owned(),
@@ -85,7 +85,8 @@ impl Project {
         self.watch_requests.watch(id);
     }
 
-    /// Takes a snapshot and reports changes by other processes since the last one. The first snapshot reports none.
+    /// Takes a snapshot and reports changes that other processes made since the previous snapshot. The first snapshot
+    /// reports no changes.
     fn detect_changes(&self, site: &ProjectSite) {
         let changes = self.with_turn(site, |_| {
             let now = snapshot::take(&site.root).0;
@@ -97,7 +98,8 @@ impl Project {
         }
     }
 
-    /// Replaces the snapshot after berth's own changes, so that they are not reported. Called with the site's turn.
+    /// Replaces the stored snapshot after berth's own changes, so that these are not reported. The caller holds the
+    /// site's write turn.
     fn refresh_snapshot(&self, site: &ProjectSite) {
         if let Some(seen) = lock(&self.seen).get_mut(&site.id) {
             *seen = snapshot::take(&site.root).0;
@@ -108,8 +110,8 @@ impl Project {
         lock(&self.seen).remove(id);
     }
 
-    /// Updates the snapshot after berth has written a file, so that the write is not reported. Called with the site's
-    /// turn.
+    /// Updates the stored snapshot after berth has written a file, so that this write is not reported. The caller
+    /// holds the site's write turn.
     fn note_own_write(&self, site: &ProjectSite, path: &str) {
         if let Some(seen) = lock(&self.seen).get_mut(&site.id) {
             match snapshot::stamp(&site.root, path) {
@@ -119,7 +121,7 @@ impl Project {
         }
     }
 
-    /// Reports a change by berth.
+    /// Publishes a reload event for a change that berth made.
     fn report_change(
         &self,
         site: &ProjectSite,
@@ -136,10 +138,10 @@ impl Project {
         self.events.record(&site.id, reason, Some(&trigger));
     }
 
-    /// The turn that serializes writes to a site.
+    /// Returns the lock that serializes writes to a site.
     fn write_turn(&self, site: &ProjectSite) -> Arc<WriteTurn> {
         let mut all = lock(&self.writes);
-        // Turns that no thread holds can be dropped.
+        // A turn without other references is not in use, so it can be dropped.
         if all.len() >= limits::WORKSPACES {
             all.retain(|_, turn| Arc::strong_count(turn) > 1);
         }
@@ -167,9 +169,9 @@ impl Project {
         look(&mut turn)
     }
 
-    /// Runs `read` without blocking writes. Returns `None` if berth wrote to the site in between.
+    /// Runs `read` without blocking writes. Returns `None` if berth wrote to the site while `read` was running.
     fn read_consistently<R>(&self, site: &ProjectSite, read: impl FnOnce() -> R) -> Result<Option<R>> {
-        // Held so that the count of writes is kept.
+        // This reference keeps the turn, and so its count of writes, from being dropped.
         let _turn = self.write_turn(site);
         let before = self.with_turn(site, |turn| Ok(turn.counted()))?;
         let read = read();
@@ -177,7 +179,7 @@ impl Project {
         Ok((before == after).then_some(read))
     }
 
-    /// Writes a file and creates the folders above it. Called with the site's turn.
+    /// Writes a file and creates its parent folders. The caller holds the site's write turn.
     fn put_file(&self, site: &ProjectSite, rel: &str, bytes: &[u8]) -> Result<()> {
         let folder = rel.rsplit_once('/').map_or("", |(above, _)| above);
         if site.applies_all() {
@@ -191,7 +193,7 @@ impl Project {
             return Ok(());
         }
         site.root.make_dirs(folder)?;
-        // The file is replaced only if it still has the content shown to the approver.
+        // The file is replaced only if it still has the content that was shown to the approver.
         let done = match &old {
             _ if site.root.is_link(rel)? => site.root.write_new(rel, bytes, FILE_MODE).map(|()| true)?,
             FileContent::Bytes(old) => site.root.replace_if(rel, Some(old), bytes)?,
@@ -202,7 +204,7 @@ impl Project {
         if done { Ok(()) } else { Err(preview::outdated(rel)) }
     }
 
-    /// A folder of the global files. Symbolic links on the way are the user's own.
+    /// Opens a folder of the user's global files. Symbolic links on the way are the user's own, so they are followed.
     fn global(&self, rel: &str) -> Option<Root> {
         Root::open(&self.home.join(rel)).ok()
     }

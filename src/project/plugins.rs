@@ -1,4 +1,4 @@
-//! Plugins: names in OpenCode's configuration, and files in a folder.
+//! Plugins of OpenCode: specifiers in OpenCode's configuration, and script files in a plugins folder.
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -13,16 +13,16 @@ use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
 use crate::store::finder::SearchBudget;
 
-/// A plugin.
+/// A plugin in a list.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Plugin {
     /// The specifier that OpenCode loads.
     pub spec: String,
     /// `config`, `dir.project` or `dir.global`.
     pub source: &'static str,
-    /// The owner.
+    /// The owner of the plugin.
     pub scope: ItemScope,
-    /// The file: relative to the workspace, or absolute.
+    /// The plugin's file, relative to the workspace or absolute; `None` for a plugin in the configuration.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
 }
@@ -36,7 +36,7 @@ const GLOBAL: &str = ".config/opencode/plugins";
 /// Checks a plugin's specifier.
 ///
 /// # Errors
-/// `InvalidPluginSpec`.
+/// Fails with `InvalidPluginSpec` if the specifier is empty or has control characters.
 pub fn check_spec(spec: &str) -> Result<()> {
     if spec.trim().is_empty() || spec.chars().any(char::is_control) {
         return Err(Error::new(
@@ -47,8 +47,8 @@ pub fn check_spec(spec: &str) -> Result<()> {
     Ok(())
 }
 
-/// Returns the part of a specifier that identifies the plugin: the package name without its version, or the whole of
-/// a URL, repository or path, in which `@` has another meaning (npm's package-spec).
+/// Returns the part of a specifier that identifies the plugin: the name of a package without its version, or the
+/// complete specifier if it is a URL, repository or path, in which `@` has another meaning (npm's package-spec).
 fn package_key(spec: &str) -> &str {
     let spec = spec.trim();
     // The first `@` of a scoped name is part of the name.
@@ -60,17 +60,18 @@ fn package_key(spec: &str) -> &str {
     let is_package = name.matches('/').count() == slashes
         && !name.contains([':', '\\', ' '])
         && !name.starts_with(['.', '~']);
-    // `git@host:path` is a repository; `a@npm:b@1` is a package under another name.
+    // `git@host:path` is a repository; `a@npm:b@1` is the package `b` under the name `a`.
     let is_repository = slashes == 0 && version.contains(':') && !version.starts_with("npm:");
     if is_package && !is_repository { name } else { spec }
 }
 
-/// The specifier of a list entry. Newer versions of OpenCode also accept a pair of specifier and options.
+/// Returns the specifier in an entry of `plugin`. Newer versions of OpenCode also accept a pair of specifier and
+/// options.
 fn spec_of(entry: &Value) -> Option<&str> {
     entry.as_str().or_else(|| entry.get(0)?.as_str())
 }
 
-/// The entries of `plugin`, which may also be a single string.
+/// Returns the entries of the key `plugin`, which may also be a single string.
 fn entries(config: &Map<String, Value>) -> Vec<Value> {
     match config.get("plugin") {
         Some(Value::Array(list)) => list.clone(),
@@ -80,10 +81,11 @@ fn entries(config: &Map<String, Value>) -> Vec<Value> {
 }
 
 impl Project {
-    /// The configured plugins in order, then plugin files by name. With `global` also the user's plugin files.
+    /// Lists the plugins of the configuration in its order, then the workspace's plugin files by name. With `global`,
+    /// the list also contains the user's plugin files.
     ///
     /// # Errors
-    /// Those of [`Project::opencode`].
+    /// Fails for the same reasons as [`Project::opencode`].
     pub fn plugins(&self, site: &ProjectSite, global: bool) -> Result<Vec<Plugin>> {
         let config = self.opencode(site)?;
         let mut plugins: Vec<Plugin> = entries(&config)
@@ -117,10 +119,11 @@ impl Project {
         Ok(plugins)
     }
 
-    /// Adds a plugin to the configuration, unless any version of it is there. Returns whether it was added.
+    /// Adds a plugin to the configuration, unless the configuration already contains a version of it. Returns whether
+    /// the plugin was added.
     ///
     /// # Errors
-    /// `InvalidPluginSpec`; those of [`Project::patch`].
+    /// Fails with `InvalidPluginSpec`, and for the same reasons as [`Project::patch`].
     pub fn add_plugin(&self, site: &ProjectSite, spec: &str) -> Result<bool> {
         check_spec(spec)?;
         let added = self.edit(site, |document, config| {
@@ -146,10 +149,11 @@ impl Project {
         Ok(added)
     }
 
-    /// Removes all versions of a plugin from the configuration. Returns whether there was one.
+    /// Removes all versions of a plugin from the configuration. Returns whether the configuration contained the
+    /// plugin.
     ///
     /// # Errors
-    /// Those of [`Project::patch`].
+    /// Fails for the same reasons as [`Project::patch`].
     pub fn remove_plugin(&self, site: &ProjectSite, name: &str) -> Result<bool> {
         let other = |entry: &Value| spec_of(entry).is_none_or(|spec| package_key(spec) != package_key(name));
         let removed = self.edit(site, |document, config| {
@@ -175,7 +179,7 @@ impl Project {
     }
 }
 
-/// The plugin files in a folder, sorted. Their number is limited.
+/// Returns the names of the plugin files in a folder, sorted, up to a limit.
 fn files(root: &Root, folder: &str) -> Result<Vec<String>> {
     let mut budget = SearchBudget::new(0);
     let Some(entries) = root.list(folder, &mut budget)? else { return Ok(Vec::new()) };

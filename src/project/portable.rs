@@ -1,6 +1,7 @@
 //! Exports a workspace's configuration, skills and commands as one document without secrets, and imports such a
-//! document completely or not at all. Documents of the OpenWork server contain only a skill's `SKILL.md` and flat
-//! commands; berth's also contain each entry's `path` and its other `files`.
+//! document completely or not at all. Documents of the OpenWork server contain only each skill's `SKILL.md`, and only
+//! commands directly in the commands folder; berth's documents also contain the `path` of each entry and the other
+//! `files` of a skill.
 
 use std::collections::HashSet;
 
@@ -24,9 +25,9 @@ use crate::base::{Code, Error, Result, clock, limits, object};
 use crate::store::front_matter;
 use crate::store::jsonc::JsoncDocument;
 
-/// The largest document that can be imported. An export is smaller.
+/// The maximum size of a document that can be imported. Exported documents are always smaller.
 pub const BODY_BYTES: usize = 8 << 20;
-/// How often an export is read while others may write, before it blocks writes.
+/// The number of attempts to read the workspace for an export without blocking writes.
 const EXPORT_READS: usize = 3;
 
 /// An exported document.
@@ -39,10 +40,10 @@ pub struct Export {
     openwork: Value,
     skills: Vec<ExportedSkill>,
     commands: Vec<ExportedCommand>,
-    /// The paths of omitted files and values.
+    /// The paths of files and values that the document does not contain.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     omitted: Vec<String>,
-    /// Entries were left out because the document is full.
+    /// Whether entries were left out because the document is full.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     truncated: bool,
 }
@@ -52,13 +53,13 @@ struct ExportedSkill {
     name: String,
     description: String,
     content: String,
-    /// Its folder below the workspace; none for a skill of a parent folder.
+    /// The skill's folder below the workspace; `None` for a skill of a parent folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<String>,
-    /// The files beside `SKILL.md`, and that file itself if `content` cannot represent it.
+    /// The files beside `SKILL.md`. Also contains `SKILL.md` if `content` cannot represent it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     files: Vec<FilePart>,
-    /// Files of it, or other skills, were left out.
+    /// Whether files of this skill, or other skills, were left out.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     partial: bool,
 }
@@ -67,9 +68,9 @@ struct ExportedSkill {
 struct ExportedCommand {
     #[serde(flatten)]
     row: CommandEntry,
-    /// The file itself. `template` is OpenCode's reading of it.
+    /// The command's file. `template` is the part that OpenCode reads as the prompt.
     file: FilePart,
-    /// Other commands were left out.
+    /// Whether other commands were left out.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     partial: bool,
 }
@@ -88,13 +89,13 @@ pub struct ImportBody {
     commands: Vec<CommandImport>,
     #[serde(default, deserialize_with = "object::one")]
     mode: ImportModes,
-    /// Only report the changes.
+    /// Whether the request only asks which changes the import would make.
     #[serde(default)]
     pub dry_run: bool,
 }
 
 impl ImportBody {
-    /// The fields that a body may contain, including those that only exports have.
+    /// Returns the fields that a body may contain, including fields that only exports have.
     pub fn known() -> KnownFields {
         let of_command = KnownFields::from_names(&["content", "file", "partial", "path", "scope", "warning"]);
         let command = KnownFields::from_type::<CommandBody>()
@@ -130,7 +131,7 @@ struct SkillImport {
 struct CommandImport {
     #[serde(flatten)]
     body: CommandBody,
-    /// The content of its file, instead of `template`.
+    /// The content of the command's file; may be sent instead of `template`.
     #[serde(default)]
     content: Option<String>,
     #[serde(default)]
@@ -139,7 +140,7 @@ struct CommandImport {
     partial: bool,
 }
 
-/// `replace`; any other value means merge, as in OpenWork.
+/// How to import each part: `replace`; any other value means merge, as in OpenWork.
 #[derive(Debug, Default, Deserialize)]
 struct ImportModes {
     opencode: Option<String>,
@@ -152,13 +153,15 @@ fn replaces(mode: &Option<String>) -> bool {
     mode.as_deref() == Some("replace")
 }
 
-/// The files of all imported skills or of all imported commands.
+/// The files of all imported skills, or the files of all imported commands.
 #[derive(Debug, Default)]
 struct ImportFiles {
     all: Vec<PortableFile>,
-    /// Remove existing files that a document of this kind could contain but that this one does not.
+    /// Whether the import removes each existing file that a document of this kind could contain but that this document
+    /// does not contain.
     replaces: bool,
-    /// The document has paths, so it could contain every file.
+    /// Whether the entries of the document have paths. Such a document could contain every portable file of the
+    /// workspace.
     has_paths: bool,
 }
 
@@ -172,10 +175,10 @@ pub struct ImportPlan {
 }
 
 impl ImportBody {
-    /// Validates the whole body before anything is written.
+    /// Validates the whole body. Writes nothing.
     ///
     /// # Errors
-    /// Those of each part's own endpoint, with the part in `details.part`.
+    /// Fails with the error of the endpoint that writes the invalid part, and names that part in `details.part`.
     pub fn check(self) -> Result<ImportPlan> {
         if let Some(keys) = &self.opencode {
             rules::check_config(keys)?;
@@ -196,7 +199,7 @@ impl ImportBody {
             commands.has_paths |= command.file.is_some();
             commands.replaces &= !command.partial;
         }
-        // An empty list removes nothing, as in OpenWork.
+        // An empty list removes no files, as in OpenWork.
         skills.replaces &= !skills.all.is_empty();
         commands.replaces &= !commands.all.is_empty();
         Ok(ImportPlan {
@@ -268,7 +271,7 @@ impl CommandImport {
         file.read("")
     }
 
-    /// Fills missing fields from the front matter of `content`.
+    /// Returns the command with its missing fields filled from the front matter of `content`.
     fn read(&self) -> Result<CommandBody> {
         let mut body = self.body.clone();
         let Some(content) = self.content.as_deref().filter(|_| body.template.is_none()) else {
@@ -288,7 +291,7 @@ impl CommandImport {
 }
 
 impl ImportPlan {
-    /// The paths that it writes, for messages.
+    /// Returns the paths of the files that the import writes, for messages.
     pub fn files(&self, site: &ProjectSite) -> Vec<String> {
         let mut files = Vec::new();
         files.extend(self.opencode.iter().map(|_| config::path(&site.root)));
@@ -299,13 +302,14 @@ impl ImportPlan {
 }
 
 impl Project {
-    /// Exports a consistent state. Without `secrets`, values that may be secret are left out; references to variables
-    /// and files are kept.
+    /// Exports a consistent state of the workspace. Without `secrets`, values that may be secret are left out;
+    /// references to variables and files are kept.
     ///
     /// # Errors
-    /// Those of the parts' own lists.
+    /// Fails if the configuration, skills or commands cannot be read.
     pub fn export(&self, site: &ProjectSite, secrets: bool) -> Result<Export> {
-        // Reading can take long, so writes are allowed at first. If one occurs, everything is read again.
+        // Reading can take long, so berth first reads without blocking writes. If a write occurs during the read,
+        // berth reads everything again.
         for _ in 0..EXPORT_READS {
             if let Some(read) = self.read_consistently(site, || self.read_all(site, secrets))? {
                 return read;
@@ -368,7 +372,7 @@ impl Project {
         })
     }
 
-    /// The skills of parent folders, and the workspace's own skills with their files.
+    /// Reads the skills of parent folders, and the workspace's own skills with their files.
     fn own_skills(
         &self,
         site: &ProjectSite,
@@ -390,13 +394,14 @@ impl Project {
         self.portable_commands(site, rows, room)
     }
 
-    /// Imports a document completely or not at all: new files are staged first, and a failure rolls back. After a
-    /// crash the next call or start completes it.
+    /// Imports a document completely or not at all: new files are staged first, and a failure rolls the import back.
+    /// After a crash, the next call or the next start of the server completes the import.
     ///
     /// # Errors
-    /// `Conflict` if another process changes a file at the same time; those of reading and of `store`.
+    /// Fails with `Conflict` if another process changes a file during the import, or if a file cannot be read or
+    /// written.
     pub fn import(&self, site: &ProjectSite, plan: &ImportPlan) -> Result<()> {
-        // Slow reads are cached before the write turn is taken.
+        // Reads the files into the cache before taking the write turn, because reading can be slow.
         if plan.skills.replaces {
             self.all_skills(site, false, &mut ExportBudget::new().budget)?;
         }
@@ -408,7 +413,7 @@ impl Project {
             if let Some((keys, whole)) = &plan.opencode {
                 let path = config::path(&site.root);
                 let old = read_text(&site.root, &path)?;
-                // With `replace` a damaged file is overwritten, and no secrets are restored from it.
+                // In mode `replace`, a damaged file is overwritten, and no secrets are restored from it.
                 let stored =
                     self.opencode(site).or_else(|error| if *whole { Ok(Map::new()) } else { Err(error) })?;
                 let text = if *whole { "" } else { old.as_deref().unwrap_or_default() };
@@ -476,12 +481,12 @@ impl Project {
     }
 }
 
-/// The most skills of parent folders in a document.
+/// The maximum number of skills of parent folders in a document.
 const INHERITED: usize = 200;
 
 impl ImportFiles {
-    /// The existing files that a document of this kind could contain but that this one does not. A document without
-    /// paths could contain only the items that match `simple`.
+    /// Returns the existing files that a document of this kind could contain but that this document does not contain.
+    /// A document without paths could contain only the items for which `simple` returns true.
     fn missing<R>(
         &self,
         existing: Vec<PortableItem<R>>,
@@ -494,7 +499,8 @@ impl ImportFiles {
     }
 }
 
-/// Whether a document without paths could contain this skill: flat, with only a valid `SKILL.md`.
+/// Returns whether a document without paths could contain this skill: a skill directly in the skills folder whose only
+/// file is a valid `SKILL.md`.
 fn is_simple(item: &PortableItem<SkillEntry>) -> bool {
     let [main] = &item.files[..] else { return false };
     let Ok(text) = std::str::from_utf8(&main.bytes) else { return false };
@@ -502,14 +508,14 @@ fn is_simple(item: &PortableItem<SkillEntry>) -> bool {
     alone && NewSkill::new(&item.row.name, text, None).is_ok()
 }
 
-/// Whether a document without paths could contain this command.
+/// Returns whether a document without paths could contain this command.
 fn is_flat(item: &PortableItem<CommandEntry>) -> bool {
     let name = item.path.strip_prefix(COMMAND_FOLDER).and_then(|name| name.strip_prefix('/'));
     let named = name.is_some_and(|name| commands::name_of(name.trim_end_matches(".md")).is_ok());
     named && item.files.iter().all(|file| std::str::from_utf8(&file.bytes).is_ok())
 }
 
-/// Removes folders that became empty after a file was removed.
+/// Removes the parent folders that became empty when the file at `path` was removed.
 fn leave_folders(site: &ProjectSite, path: &str) {
     let mut path = path;
     while let Some((above, _)) = path.rsplit_once('/') {

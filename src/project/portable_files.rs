@@ -15,17 +15,17 @@ use super::{Project, commands, skills};
 use crate::base::{Code, Error, Result, limits};
 use crate::store::finder::{SearchBudget, json_length};
 
-/// The size of the JSON text of all skills and commands in a document. With the configurations it stays below
-/// [`super::portable::BODY_BYTES`].
+/// The size of the JSON text of all skills and commands in a document. Together with the configurations, this size
+/// stays below [`super::portable::BODY_BYTES`].
 pub(super) const TEXT_BYTES: usize = 4 << 20;
-/// The most omitted paths that are listed.
+/// The maximum number of omitted paths in a document.
 const OMITTED: usize = 2000;
-/// The most files in a document. An import syncs each to disk.
+/// The maximum number of files in a document. An import syncs each of them to disk.
 const FILES: usize = 2000;
-/// The limits of a path: its components, and the bytes of each.
+/// The limits of a path: the number of its components, and the bytes of each component.
 const PATH_PARTS: usize = 32;
 const NAME_BYTES: usize = 255;
-/// The overhead of a file in the document.
+/// The estimated JSON overhead of a file in a document, in bytes.
 const OVERHEAD: usize = 80;
 
 /// A file that a document can contain.
@@ -44,7 +44,7 @@ pub(super) struct FilePart {
     content: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     base64: Option<String>,
-    /// Octal; default `644`.
+    /// The permissions in octal; `644` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     mode: Option<String>,
 }
@@ -57,7 +57,7 @@ impl FilePart {
         FilePart { path: path.to_owned(), content: text, base64, mode }
     }
 
-    /// Decodes the file, whose path is relative to `folder`.
+    /// Decodes the file. Its path is relative to `folder`.
     pub(super) fn read(&self, folder: &str) -> Result<PortableFile> {
         let refuse = |why: &str| {
             let message = format!("The file '{}' {why}", self.path.escape_debug());
@@ -87,7 +87,7 @@ impl FilePart {
     }
 }
 
-/// Whether a path is relative, without `.` and `..`, and within the limits of file systems.
+/// Returns whether a path is relative, has no `.` and `..`, and is within the limits of file systems.
 pub(super) fn is_path(path: &str) -> bool {
     let fits = |part: &str| {
         !matches!(part, "" | "." | "..") && part.len() <= NAME_BYTES && !part.contains(char::is_control)
@@ -95,7 +95,7 @@ pub(super) fn is_path(path: &str) -> bool {
     path.split('/').count() <= PATH_PARTS && path.split('/').all(fits)
 }
 
-/// Whether the path is one of the folders, or inside one.
+/// Returns whether the path is one of the folders, or inside one of them.
 pub(super) fn is_below(path: &str, folders: &[&str]) -> bool {
     folders
         .iter()
@@ -106,13 +106,13 @@ pub(super) fn is_below(path: &str, folders: &[&str]) -> bool {
 #[derive(Debug)]
 pub(super) struct PortableItem<R> {
     pub(super) row: R,
-    /// A skill's folder, or a command's file.
+    /// The path of a skill's folder or of a command's file.
     pub(super) path: String,
-    /// `SKILL.md` or the command's file, then the other files.
+    /// The skill's `SKILL.md` or the command's file, followed by the other files.
     pub(super) files: Vec<PortableFile>,
-    /// A file was left out because the document is full.
+    /// Whether a file was left out because the document is full.
     pub(super) partial: bool,
-    /// A file was left out because a document cannot contain it.
+    /// Whether a file was left out because a document cannot contain it.
     pub(super) mixed: bool,
 }
 
@@ -120,13 +120,13 @@ pub(super) struct PortableItem<R> {
 #[derive(Debug)]
 pub(super) struct PortableItems<R> {
     pub(super) items: Vec<PortableItem<R>>,
-    /// The paths of omitted files.
+    /// The paths of the omitted files.
     pub(super) omitted: Vec<String>,
-    /// Skills or commands were left out because the document is full.
+    /// Whether skills or commands were left out because the document is full.
     pub(super) partial: bool,
 }
 
-/// The remaining size of a document.
+/// The remaining space in a document.
 #[derive(Debug)]
 pub(super) struct ExportBudget {
     pub(super) budget: SearchBudget,
@@ -141,14 +141,14 @@ impl ExportBudget {
 
 enum FileReading {
     File(PortableFile),
-    /// A document cannot contain it.
+    /// A document cannot contain this file.
     Never,
-    /// The document is full.
+    /// The document has no space left for this file.
     Full,
 }
 
 impl Project {
-    /// Reads the skills in the workspace's own folders that OpenCode loads.
+    /// Reads the skills that OpenCode loads from the workspace's own folders.
     pub(super) fn portable_skills(
         &self,
         site: &ProjectSite,
@@ -184,12 +184,12 @@ impl Project {
             }
             all.items.push(item);
         }
-        // The limit was reached outside of a single skill's files.
+        // If no skill lost files, the limit was reached between skills, so whole skills are missing.
         all.partial |= room.budget.truncated && all.items.iter().all(|item| !item.partial);
         Ok(all)
     }
 
-    /// Reads the commands in the workspace's own folders that OpenCode loads.
+    /// Reads the commands that OpenCode loads from the workspace's own folders.
     pub(super) fn portable_commands(
         &self,
         site: &ProjectSite,
@@ -226,7 +226,7 @@ impl Project {
     }
 }
 
-/// Lists the other files in the folders of skills and commands, which no document contains.
+/// Adds to `omitted` the other files in the folders of skills and commands, which no document contains.
 pub(super) fn name_omitted_files(
     site: &ProjectSite,
     carried: &HashSet<String>,
@@ -237,7 +237,7 @@ pub(super) fn name_omitted_files(
     let tops = SKILL_FOLDERS.iter().chain(&COMMAND_FOLDERS);
     let mut folders: Vec<String> = tops.map(|folder| (*folder).to_owned()).collect();
     while let Some(folder) = folders.pop() {
-        // The files of a linked folder belong to another folder.
+        // The files of a folder behind a symbolic link belong to the target folder.
         if site.root.is_link(&folder).unwrap_or(true) {
             continue;
         }
@@ -257,7 +257,7 @@ pub(super) fn name_omitted_files(
     }
 }
 
-/// Reads the other files of a skill's folder, except nested skills.
+/// Reads the files beside a skill's `SKILL.md`, except those of nested skills.
 fn beside(
     site: &ProjectSite,
     folder: &str,
@@ -307,7 +307,7 @@ fn beside(
     Ok(())
 }
 
-/// Reads a regular file that is reached without a symbolic link.
+/// Reads a regular file if its path contains no symbolic link.
 fn take(site: &ProjectSite, path: &str, room: &mut ExportBudget) -> Result<FileReading> {
     let (folder, name) = path.rsplit_once('/').unwrap_or((".", path));
     let Some(file) =

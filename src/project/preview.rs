@@ -1,8 +1,9 @@
-//! Previews of writes for approval: the same code that writes runs without writing and records the changes. An
-//! approved write is then restricted to these changes: it fails if a file no longer has the content shown, or would
-//! get different content.
+//! Previews of writes, for approval. A preview runs the same code as the write itself, but records the changes instead
+//! of applying them. When the write is approved, berth restricts it to these changes: the write fails if a file no
+//! longer has the content that was shown, or would get different content.
 //!
-//! Checked with the site's turn, and once more when a file is replaced, on the content that it replaces.
+//! berth checks this when it holds the site's write turn, and once more when it replaces a file, on the content that
+//! it replaces.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -16,14 +17,14 @@ use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
 
-/// The most files of a folder that are listed individually.
+/// The maximum number of files of a folder that a preview lists individually.
 const FILES: usize = 256;
-/// A removed file up to this size is shown with its content, larger ones with their size. The workload controls the
-/// contents of the folder.
+/// The maximum size of a removed file whose content is shown. For larger files only the size is shown, because the
+/// workload controls the contents of the folder.
 const REMOVED_FILE_BYTES: u64 = 16 << 10;
 
-/// The total content of previous files in a preview; beyond it only sizes are shown. A workload can create thousands
-/// of large files that one small document replaces.
+/// The maximum total size of the previous contents in a preview. Beyond it only sizes are shown, because a workload
+/// can create thousands of large files that one small document replaces.
 const BEFORE_BYTES: usize = 8 << 20;
 
 type FingerprintHash = [u8; 32];
@@ -31,13 +32,13 @@ type FingerprintHash = [u8; 32];
 /// Identifies the version of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fingerprint {
-    /// A hash of its content.
+    /// A hash of the file's content.
     Content(FingerprintHash),
-    /// A hash of its inode, size and change time, which a workload cannot set.
+    /// A hash of the file's inode, size and change time. A workload cannot set the change time.
     State(FingerprintHash),
 }
 
-/// The treatment of writes to a site.
+/// Whether writes to a site are applied.
 #[derive(Debug, Default)]
 pub(super) enum WriteMode {
     /// Writes are applied.
@@ -45,14 +46,14 @@ pub(super) enum WriteMode {
     Apply,
     /// Writes are recorded instead of applied.
     Preview(Mutex<PreviewLog>),
-    /// Only these approved changes are applied.
+    /// Only these approved changes are applied; other writes fail.
     Approved(ApprovedChanges),
 }
 
 #[derive(Debug, Default)]
 pub(super) struct PreviewLog {
     changes: Vec<FileChange>,
-    /// The total size of previous contents.
+    /// The total size of the previous contents in `changes`.
     before_bytes: usize,
     plan: ApprovedChanges,
 }
@@ -62,21 +63,21 @@ pub(super) struct PreviewLog {
 pub struct ApprovedChanges(HashMap<String, (Option<Fingerprint>, Option<Fingerprint>)>);
 
 impl ProjectSite {
-    /// A site that records writes instead of applying them.
+    /// Returns the site in a mode that records writes instead of applying them.
     #[must_use]
     pub fn for_preview(mut self) -> ProjectSite {
         self.writes = WriteMode::Preview(Mutex::default());
         self
     }
 
-    /// A site that applies only these changes.
+    /// Returns the site in a mode that applies only the changes in `plan`, or all writes if `plan` is `None`.
     #[must_use]
     pub fn restricted_to(mut self, plan: Option<ApprovedChanges>) -> ProjectSite {
         self.writes = plan.map_or(WriteMode::Apply, WriteMode::Approved);
         self
     }
 
-    /// The recorded writes.
+    /// Returns the recorded writes, as changes for the approver and as the plan for [`ProjectSite::restricted_to`].
     pub fn into_preview(self) -> (Vec<FileChange>, ApprovedChanges) {
         match self.writes {
             WriteMode::Preview(log) => {
@@ -87,20 +88,20 @@ impl ProjectSite {
         }
     }
 
-    /// Whether writes are recorded instead of applied.
+    /// Returns whether writes are recorded instead of applied.
     pub(super) fn is_preview(&self) -> bool {
         matches!(self.writes, WriteMode::Preview(_))
     }
 
-    /// Whether writes are applied without restriction.
+    /// Returns whether writes are applied without restriction.
     pub(super) fn applies_all(&self) -> bool {
         matches!(self.writes, WriteMode::Apply)
     }
 
-    /// Called before a file is changed. Returns whether to apply the change.
+    /// Records or checks a change before a file is changed. Returns whether the caller shall apply the change.
     ///
     /// # Errors
-    /// `ApprovalOutdated` if it is not an approved change.
+    /// Fails with `ApprovalOutdated` if the change was not approved.
     pub(super) fn may_write(&self, rel: &str, before: Option<&[u8]>, after: Option<&[u8]>) -> Result<bool> {
         if self.applies_all() {
             return Ok(true);
@@ -108,10 +109,10 @@ impl ProjectSite {
         self.may_change(rel, (content(before), before.map(fingerprint)), after)
     }
 
-    /// Like [`ProjectSite::may_write`], for a file as [`inspect`] returned it.
+    /// Like [`ProjectSite::may_write`], but takes the previous version of the file as [`inspect`] returns it.
     ///
     /// # Errors
-    /// Those of [`ProjectSite::may_write`].
+    /// Fails for the same reasons as [`ProjectSite::may_write`].
     pub(super) fn may_change(
         &self,
         rel: &str,
@@ -130,10 +131,10 @@ impl ProjectSite {
         }
     }
 
-    /// Like [`ProjectSite::may_write`], for a file that is removed.
+    /// Like [`ProjectSite::may_write`], for the removal of a file.
     ///
     /// # Errors
-    /// Those of [`ProjectSite::may_write`]; an error if the file cannot be read.
+    /// Fails for the same reasons as [`ProjectSite::may_write`], and if the file cannot be read.
     pub(super) fn may_remove(&self, rel: &str) -> Result<bool> {
         if self.applies_all() {
             return Ok(true);
@@ -145,10 +146,10 @@ impl ProjectSite {
         self.may_change(rel, found, None)
     }
 
-    /// Like [`ProjectSite::may_write`], for a folder that is removed with its content.
+    /// Like [`ProjectSite::may_write`], for the removal of a folder with its content.
     ///
     /// # Errors
-    /// Those of [`ProjectSite::may_write`]; an error if the folder cannot be listed.
+    /// Fails for the same reasons as [`ProjectSite::may_write`], and if the folder cannot be listed.
     pub(super) fn may_remove_folder(&self, folder: &str) -> Result<bool> {
         if self.applies_all() {
             return Ok(true);
@@ -186,10 +187,10 @@ impl ProjectSite {
         Ok(())
     }
 
-    /// Like [`ProjectSite::may_write`], for a file that is written whatever its previous content.
+    /// Like [`ProjectSite::may_write`], for a write that replaces the file regardless of its previous content.
     ///
     /// # Errors
-    /// Those of [`ProjectSite::may_write`].
+    /// Fails for the same reasons as [`ProjectSite::may_write`].
     pub(super) fn may_put(&self, rel: &str, after: &[u8], mode: u32) -> Result<bool> {
         if self.applies_all() {
             return Ok(true);
@@ -223,10 +224,10 @@ impl ProjectSite {
         log.plan.0.insert(rel.to_owned(), hashes);
     }
 
-    /// Called once before anything is written.
+    /// Checks all approved files. The caller calls this once, before it writes the first file.
     ///
     /// # Errors
-    /// `ApprovalOutdated` if an approved file has changed.
+    /// Fails with `ApprovalOutdated` if a file has changed since the approval was requested.
     pub(super) fn check_plan(&self) -> Result<()> {
         let WriteMode::Approved(plan) = &self.writes else { return Ok(()) };
         for (rel, (before, _)) in &plan.0 {
@@ -240,7 +241,7 @@ impl ProjectSite {
     }
 }
 
-/// The 409 of a write that differs from the approved one.
+/// Returns the error (409) of a write that differs from the approved one.
 pub fn outdated(rel: &str) -> Error {
     let message = format!(
         "{rel} was changed after the approval was requested, so nothing was written; send the request again to have the new \
@@ -257,7 +258,8 @@ fn fingerprint(bytes: &[u8]) -> Fingerprint {
     Fingerprint::Content(Sha256::digest(bytes).into())
 }
 
-/// Returns a file for a preview: its content if it has at most `most` bytes, otherwise its size.
+/// Returns a file's previous version for a preview: its content if it has at most `most` bytes, otherwise its size;
+/// and a fingerprint.
 pub(super) fn inspect(root: &Root, rel: &str, most: u64) -> Result<(FileContent, Option<Fingerprint>)> {
     use std::os::unix::fs::MetadataExt as _;
     let Some(found) = root.metadata(rel)? else { return Ok((FileContent::Absent, None)) };
@@ -275,7 +277,7 @@ fn described(bytes: u64) -> FileContent {
     FileContent::Described(Map::from_iter([("bytes".to_owned(), json!(bytes))]))
 }
 
-/// The files below a folder, and whether there are more than a preview lists.
+/// Returns the files below a folder, and whether the folder has more files than a preview lists.
 fn files_below(root: &Root, folder: &str) -> Result<(Vec<String>, bool)> {
     let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
     while let Some(folder) = folders.pop() {
@@ -283,7 +285,7 @@ fn files_below(root: &Root, folder: &str) -> Result<(Vec<String>, bool)> {
         names.sort_unstable();
         for name in names {
             let rel = format!("{folder}/{name}");
-            // A link to a folder is removed itself; its target is kept.
+            // A symbolic link to a folder is removed like a file; its target is kept.
             if !root.is_link(&rel)? && root.is_dir(&rel)? {
                 folders.push(rel);
             } else {

@@ -1,22 +1,24 @@
 //! References to files in OpenCode's configuration. OpenCode replaces each `{file:PATH}` before it parses the text,
-//! and fails to start for every client if a file cannot be read (tested with 1.1.53 and 1.18.34): a missing file, a
-//! folder, a path through a file. Blanks are part of the path, and `{file:}` is not a reference.
+//! and fails to start for every client if a file cannot be read (tested with 1.1.53 and 1.18.34): if the file is
+//! missing, if it is a folder, or if a parent in its path is a file. Blanks are part of the path, and `{file:}` is not
+//! a reference.
 //!
-//! Only files of the workspace are checked. A path that leads or may lead out of it is accepted unchecked, so that
-//! the result reveals nothing about other files.
+//! berth checks only references to files of the workspace. It accepts a path that leads or may lead out of the
+//! workspace without a check, so that the result reveals nothing about other files.
 
 use serde_json::{Map, Value};
 
 use crate::base::{Code, Error, Result};
 use crate::store::beneath::Root;
 
-/// The most references checked in a value; further ones are accepted unchecked.
+/// The maximum number of references that are checked in a value. Further references are accepted unchecked.
 const REFERENCES: usize = 1000;
 
-/// Refuses references to files that the workspace does not have. The configuration is in its top folder.
+/// Refuses references to files that the workspace does not have. The configuration file is in the workspace's top
+/// folder.
 ///
 /// # Errors
-/// `InvalidConfig` with the key in `details.path`.
+/// Fails with `InvalidConfig` and the path of the key in `details.path`.
 pub fn check(root: &Root, config: &Map<String, Value>) -> Result<()> {
     match (ReferenceSearch { root, folder: "", left: REFERENCES }).fields(config, &mut Vec::new()) {
         None => Ok(()),
@@ -29,7 +31,7 @@ pub fn check(root: &Root, config: &Map<String, Value>) -> Result<()> {
     }
 }
 
-/// Whether a value of a configuration in `folder` references a file that the workspace does not have.
+/// Returns whether a value of a configuration file in `folder` references a file that the workspace does not have.
 pub fn is_broken(root: &Root, folder: &str, value: &Value) -> bool {
     ReferenceSearch { root, folder, left: REFERENCES }.value(value, &mut Vec::new()).is_some()
 }
@@ -40,7 +42,7 @@ struct ReferenceSearch<'a> {
     left: usize,
 }
 
-/// A path in the configuration, and the missing file.
+/// The path of the value in the configuration, and the path of the missing file.
 type BrokenReference = (String, String);
 
 impl ReferenceSearch<'_> {
@@ -71,7 +73,7 @@ impl ReferenceSearch<'_> {
         if !text.contains("{file:") {
             return None;
         }
-        // OpenCode searches the text of the file, in which quotes and backslashes are escaped.
+        // OpenCode searches for references in the text of the file, in which quotes and backslashes are escaped.
         let written = Value::from(text).to_string();
         let mut rest = written.as_str();
         while let Some((_, behind)) = rest.split_once("{file:") {
@@ -92,7 +94,7 @@ impl ReferenceSearch<'_> {
         self.left -= 1;
         match self.root.metadata(&path) {
             Ok(Some(found)) if found.is_file() => false,
-            // A symbolic link may lead out of the workspace, where files are not checked.
+            // The path may lead out of the workspace through a symbolic link, and files outside are not checked.
             Ok(_) => !self.has_link(&path),
             Err(_) => false,
         }
@@ -103,7 +105,7 @@ impl ReferenceSearch<'_> {
         ends.into_iter().any(|end| self.root.is_link(&path[..end]).unwrap_or(true))
     }
 
-    /// The path from the top of the workspace, or `None` if it leads out.
+    /// Returns the path relative to the workspace's top folder, or `None` if it leads out of the workspace.
     fn beneath(&self, path: &str) -> Option<String> {
         if path.starts_with(['/', '~']) {
             return None;

@@ -1,5 +1,5 @@
-//! Reload events: changes of agent files, so that clients know when an engine must be reloaded. Events are numbered
-//! per workspace. Numbering continues after a restart, and the last events are kept.
+//! Reload events report changes of agent files, so that clients know when they must reload an engine. Events are
+//! numbered per workspace. Numbering continues after a restart, and the last events are kept.
 //!
 //! Threads: any. Locks: the list of workspaces, then one workspace's file (level 3), then its topic.
 
@@ -17,7 +17,7 @@ use crate::base::{At, Result, clock, limits};
 use crate::events::{Bus, Topic};
 use crate::store::file;
 
-/// Number of reload events kept of a workspace, as in the OpenWork server.
+/// The number of reload events that are kept for each workspace, as in the OpenWork server.
 const RELOAD_EVENTS: usize = 200;
 
 /// The kind of the changed entry.
@@ -40,19 +40,19 @@ pub enum ReloadAction {
     Updated,
 }
 
-/// The change behind an event.
+/// The change that caused an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReloadTrigger {
     pub reason: ReloadReason,
-    /// The name of the entry, if a single entry changed.
+    /// The name of the changed entry; `None` if several entries changed.
     pub name: Option<String>,
     pub action: ReloadAction,
-    /// The file or folder.
+    /// The path of the changed file or folder.
     pub path: Option<String>,
 }
 
 impl ReloadTrigger {
-    /// The JSON for clients. `type` is the singular of the reason.
+    /// Returns the JSON for clients. `type` is the singular of the reason.
     fn to_json(&self) -> Value {
         let kind = match self.reason {
             ReloadReason::Plugins => "plugin",
@@ -95,15 +95,15 @@ struct ReloadLog {
 const KIND: &str = "reload";
 
 impl ReloadEvents {
-    /// Stores events in `folder`, and publishes them on the bus.
+    /// Creates the store: events are stored in `folder` and published on `bus`.
     pub fn new(folder: &Path, bus: Arc<Bus>) -> ReloadEvents {
         ReloadEvents { folder: folder.to_owned(), bus, known: Mutex::default() }
     }
 
-    /// Removes the events of workspaces that no longer exist.
+    /// Removes the stored events of all workspaces except `ids`.
     ///
     /// # Errors
-    /// If the folder cannot be read or a file cannot be removed.
+    /// Fails if the folder cannot be read or a file cannot be removed.
     pub fn forget_others(&self, ids: &[String]) -> Result<()> {
         let entries = match std::fs::read_dir(&self.folder) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -119,24 +119,24 @@ impl ReloadEvents {
         Ok(())
     }
 
-    /// The topic of a workspace, for following its events.
+    /// Returns the topic on which a workspace's events are published.
     ///
     /// # Errors
-    /// If its file cannot be read.
+    /// Fails if the file of the workspace's events cannot be read.
     pub fn topic(&self, id: &str) -> Result<Arc<Topic>> {
         Ok(self.workspace_events(id)?.topic.clone())
     }
 
-    /// The stored events after number `cursor`, and the newest number.
+    /// Returns the stored events with numbers above `cursor`, and the number of the newest event.
     ///
     /// # Errors
-    /// If its file cannot be read.
+    /// Fails if the file of the workspace's events cannot be read.
     pub fn since(&self, id: &str, cursor: u64) -> Result<(Vec<Map<String, Value>>, u64)> {
         let (events, last) = self.workspace_events(id)?.topic.since(cursor);
         Ok((events.iter().map(|event| event.data.clone()).collect(), last))
     }
 
-    /// Publishes an event. If it cannot be stored, that is logged.
+    /// Publishes an event. If the event cannot be stored, berth logs a warning.
     pub fn record(&self, id: &str, reason: ReloadReason, trigger: Option<&ReloadTrigger>) {
         let entry = match self.workspace_events(id) {
             Ok(entry) => entry,
@@ -168,7 +168,7 @@ impl ReloadEvents {
         file::create_dir_private(&self.folder)?;
         let path = self.folder.join(format!("{id}.jsonl"));
         let bytes = file::read_optional(&path, limits::STATE_FILE_BYTES)?.unwrap_or_default();
-        // A truncated last line is from a crash; its event was never published.
+        // A truncated last line was written by a server that crashed; its event was never published.
         let events: Vec<Map<String, Value>> =
             bytes.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
         let seq = |event: &Map<String, Value>| event.get("seq").and_then(Value::as_u64).unwrap_or(0);
@@ -181,7 +181,7 @@ impl ReloadEvents {
             topic.publish(KIND, event.clone());
         }
         self.bus.put(&format!("reload/{id}"), &topic);
-        // A file with a truncated line is rewritten at the next event.
+        // If the last line is truncated, the next event rewrites the file.
         let torn = bytes.last().is_some_and(|byte| *byte != b'\n');
         let lines = if torn { RELOAD_EVENTS * 2 } else { events.len() };
         let entry =
@@ -192,7 +192,7 @@ impl ReloadEvents {
 }
 
 impl ReloadLog {
-    /// Appends an event. The file is rewritten when half of its events are outdated.
+    /// Appends an event. Rewrites the file once half of its events are outdated.
     fn append(&mut self, event: &Map<String, Value>, topic: &Topic) -> Result<()> {
         let line = |event: &Map<String, Value>| Value::Object(event.clone()).to_string() + "\n";
         if self.lines >= RELOAD_EVENTS * 2 {

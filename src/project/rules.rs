@@ -1,10 +1,10 @@
 //! Validates values for OpenCode's configuration with OpenCode's own schemas, of an old version and of the newest
-//! tested one, from `assets/opencode`. An invalid value would make OpenCode unusable for the whole project until it
-//! is restarted, so berth does not write values that no version accepts. Pure.
+//! tested one, from `assets/opencode`. An invalid value would make OpenCode unusable for the whole project until it is
+//! restarted, so berth does not write values that no version accepts. Pure.
 //!
-//! The version that will read the file is unknown. A key is valid if any version that defines it accepts its value:
-//! the old version rejects more (1.1.53 fails on unknown keys, which 1.18.34 ignores), and the newest defines more
-//! keys.
+//! The version of OpenCode that will read the file is unknown. A key is valid if any version that defines it accepts
+//! its value: the old version rejects more values (1.1.53 fails on unknown keys, which 1.18.34 ignores), and the
+//! newest version defines more keys.
 
 use std::fmt::Write as _;
 use std::sync::LazyLock;
@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::base::{Code, Error, Result};
 
-/// The versions of the schemas, newest first.
+/// The versions of OpenCode whose schemas are used, newest first.
 pub const VERSIONS: [&str; 2] = ["1.18.34", "1.1.53"];
 
 static SCHEMAS: LazyLock<[Map<String, Value>; 2]> = LazyLock::new(|| {
@@ -21,16 +21,17 @@ static SCHEMAS: LazyLock<[Map<String, Value>; 2]> = LazyLock::new(|| {
         include_str!("../../assets/opencode/config-1.18.34.json"),
         include_str!("../../assets/opencode/config-1.1.53.json"),
     ]
-    // A unit test parses them too. An empty schema defines no keys and so refuses everything.
+    // A unit test checks that the schemas can be parsed. A schema that cannot be parsed would be empty, so it would
+    // define no keys and every key would be refused.
     .map(|text| serde_json::from_str(text).unwrap_or_default())
 });
 
-/// A value that no version accepts.
+/// A value that no version of OpenCode accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Issue {
-    /// Keys and list positions from the top of the configuration.
+    /// The path to the value: keys and list positions from the top of the configuration.
     pub path: Vec<String>,
-    /// The expected value.
+    /// The expected value, in words.
     pub message: String,
 }
 
@@ -39,7 +40,7 @@ impl Issue {
         Issue { path: path.to_vec(), message: message.into() }
     }
 
-    /// The path in the form `mcp.x.command.0`.
+    /// Returns the path in the form `mcp.x.command.0`.
     pub fn dotted_path(&self) -> String {
         self.path.join(".")
     }
@@ -48,15 +49,15 @@ impl Issue {
 /// Checks top-level keys of `opencode.json`.
 ///
 /// # Errors
-/// `InvalidConfig` with the path of the first issue in `details.path`, and all issues.
+/// Fails with `InvalidConfig`, the path of the first issue in `details.path`, and all issues.
 pub fn check_config(config: &Map<String, Value>) -> Result<()> {
     refuse(Code::InvalidConfig, config.iter().flat_map(|(key, value)| issues(key, value)).collect())
 }
 
-/// Checks one MCP server.
+/// Checks the configuration of one MCP server.
 ///
 /// # Errors
-/// As [`check_config`], with `InvalidMcpConfig`.
+/// Fails like [`check_config`], but with `InvalidMcpConfig`.
 pub fn check_mcp(name: &str, config: &Value) -> Result<()> {
     let all = Map::from_iter([(name.to_owned(), config.clone())]);
     refuse(Code::InvalidMcpConfig, issues("mcp", &Value::Object(all)))
@@ -66,7 +67,7 @@ pub fn check_mcp(name: &str, config: &Value) -> Result<()> {
 /// in the front matter.
 ///
 /// # Errors
-/// As [`check_config`], with `InvalidPayload`.
+/// Fails like [`check_config`], but with `InvalidPayload`.
 pub fn check_front_matter(key: &str, name: &str, matter: &Map<String, Value>) -> Result<()> {
     let mut matter = matter.clone();
     if key == "command" {
@@ -76,7 +77,7 @@ pub fn check_front_matter(key: &str, name: &str, matter: &Map<String, Value>) ->
     refuse(Code::InvalidPayload, issues(key, &Value::Object(all)))
 }
 
-/// The issues of a top-level key, if no version accepts it.
+/// Returns the issues of a top-level key's value, or none if a version of OpenCode accepts the value.
 pub fn issues(key: &str, value: &Value) -> Vec<Issue> {
     let path = [key.to_owned()];
     let mut first = None;
@@ -193,7 +194,7 @@ impl SchemaCheck<'_> {
         }
     }
 
-    /// Reports the issues of the best matching choice, which fails at the deepest path.
+    /// Reports the issues of the choice that matches best: the one that fails at the deepest path.
     fn any_of(&self, choices: &[Value], value: &Value, path: &mut Vec<String>, found: &mut Vec<Issue>) {
         let mut best: Option<(usize, usize, Vec<Issue>)> = None;
         for choice in choices {
@@ -202,7 +203,7 @@ impl SchemaCheck<'_> {
             if here.is_empty() {
                 return;
             }
-            // `type` selects the choice: a choice with another type was not intended.
+            // The field `type` selects the choice: if `type` differs, the client did not intend this choice.
             let other = here.iter().any(|issue| issue.path.last().is_some_and(|key| key == "type"));
             let deep = here.iter().map(|issue| issue.path.len()).max().unwrap_or(0);
             let rank = (if other { 0 } else { deep }, usize::MAX - here.len());
@@ -236,13 +237,13 @@ impl SchemaCheck<'_> {
     }
 }
 
-/// OpenCode replaces references by variables or files before it parses the configuration, so their values cannot be
-/// checked.
+/// Returns whether a value contains a reference. OpenCode replaces references by variables or files before it parses
+/// the configuration, so berth cannot check the values of references.
 fn is_reference(value: &Value) -> bool {
     value.as_str().is_some_and(|text| text.contains("{env:") || text.contains("{file:"))
 }
 
-/// A reference is inside quotes, so it never becomes a number.
+/// Returns whether the schema accepts a string. A reference is inside quotes, so its value never becomes a number.
 fn takes_text(schema: &Value) -> bool {
     schema["type"] == "string" || words(schema).is_some_and(|words| words.iter().any(|word| word.is_string()))
 }
@@ -302,7 +303,7 @@ fn bounds(schema: &Value, number: f64) -> Option<String> {
         .map(|least| format!("must be more than {least}"))
 }
 
-/// The only pattern in the schemas.
+/// Returns whether a text is a colour such as `#00ff00`. This is the only pattern in the schemas.
 fn is_color(text: &str) -> bool {
     text.strip_prefix('#')
         .is_some_and(|hex| hex.len() == 6 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()))
@@ -318,7 +319,7 @@ mod tests {
 
     #[test]
     fn values_that_both_versions_refuse_are_refused_with_their_path() {
-        // Tested with both versions: `GET /config` fails.
+        // Tested with both versions of OpenCode: with each of these values, `GET /config` fails.
         for (key, value, at) in [
             ("model", json!(null), "model"),
             ("plugin", json!("a"), "plugin"),
@@ -359,7 +360,7 @@ mod tests {
             ("theme", json!("x")),
             ("keybinds", json!({"leader": "x"})),
             ("shell", json!("bash")),
-            // Tested with both versions: they check the variable's value.
+            // Tested with both versions of OpenCode: they check the value of the variable, not the reference.
             ("share", json!("{env:SHARE}")),
             ("provider", json!({"a": {"options": {"apiKey": "{file:~/key}"}}})),
             ("plugin", json!(["a", ["b", {}]])),
@@ -420,7 +421,7 @@ mod tests {
             let Some(fields) = schema.as_object() else { return };
             for (word, value) in fields {
                 match word.as_str() {
-                    // Always a string here, as all keys of objects are.
+                    // The schema of a key is always a string, because all keys of objects are strings.
                     "propertyNames" => assert_eq!(value, &json!({"type": "string"})),
                     "pattern" => assert_eq!(value, "^#[0-9a-fA-F]{6}$"),
                     "$ref" => assert!(schemas.contains_key(value.as_str().unwrap()), "{value}"),

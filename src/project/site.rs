@@ -1,4 +1,4 @@
-//! One workspace's files, for one call. Must not know what the files mean.
+//! One workspace's files, for one call. This module must not know what the files contain.
 
 use std::path::PathBuf;
 
@@ -14,11 +14,13 @@ pub struct ProjectSite {
     /// The workspace's id in the OpenWork API.
     pub id: String,
     pub root: Root,
-    /// The path of the files for the workspace's own processes, without a trailing slash: empty in a container.
+    /// The path prefix under which the workspace's own processes see the files, without a trailing slash: empty in a
+    /// container.
     pub path_prefix: String,
-    /// The folder on this host, in whose parents OpenCode looks for skills too. `None` for a container.
+    /// The workspace's folder on this host, in whose parent folders OpenCode also looks for skills. `None` for a
+    /// container.
     pub host_folder: Option<PathBuf>,
-    /// berth's own folder for the workspace, outside its files.
+    /// The folder in which berth stores its own data about the workspace, outside the workspace's files.
     pub state_folder: PathBuf,
     pub(super) writes: WriteMode,
 }
@@ -35,7 +37,7 @@ impl ProjectSite {
         ProjectSite { id, root, path_prefix, host_folder, state_folder, writes: WriteMode::default() }
     }
 
-    /// The absolute path of a file, as the workspace's own processes see it.
+    /// Returns the absolute path of a file, as the workspace's own processes see it.
     pub fn path(&self, rel: &str) -> String {
         format!("{}/{rel}", self.path_prefix)
     }

@@ -1,5 +1,5 @@
-//! Skills: one folder each with a `SKILL.md`, in the workspace, in its parent folders, and the user's own. The list
-//! contains the skills that OpenCode loads, and those that it skips, with the reason.
+//! Skills: one folder each with a `SKILL.md`, in the workspace, in its parent folders, or in the user's global
+//! folders. The list of skills contains both the skills that OpenCode loads and those that it skips, with the reason.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -17,32 +17,32 @@ use crate::store::beneath::Root;
 use crate::store::finder::{FoundFile, SearchBudget, SearchResult, json_length};
 use crate::store::front_matter::{self, ParsedMatter};
 
-/// Number of parent folders of a workspace in which skills are searched.
+/// The maximum number of parent folders of a workspace in which skills are searched.
 const FOLDERS_ABOVE: usize = 32;
 
-/// A list entry for a skill.
+/// A skill in a list.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SkillEntry {
-    /// The name in its front matter, or the name of its folder if OpenCode skips it.
+    /// The name in the skill's front matter, or the name of its folder if OpenCode skips the skill.
     pub name: String,
     pub description: String,
-    /// The absolute path of its `SKILL.md`.
+    /// The absolute path of the skill's `SKILL.md`.
     pub path: String,
-    /// The owner.
+    /// The owner of the skill.
     pub scope: ItemScope,
-    /// When to use it.
+    /// When the agent should use the skill, as its front matter or text states.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trigger: Option<String>,
-    /// Why OpenCode skips it.
+    /// Why OpenCode skips the skill.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// How older versions of OpenCode treat it.
+    /// How older versions of OpenCode treat the skill.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
-    /// The description was shortened because the list is full.
+    /// Whether the description was shortened because the list is full.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
-    /// Its `SKILL.md` in the workspace; `None` for a skill elsewhere.
+    /// The path of the skill's `SKILL.md` in the workspace; `None` for a skill outside of the workspace.
     #[serde(skip)]
     pub(super) file: Option<String>,
 }
@@ -62,17 +62,17 @@ const GLOBAL: [&str; 6] = [
     ".claude/skills",
     ".agents/skills",
 ];
-/// The bytes of a file that are read for the list: the front matter and the first part of the text.
+/// The number of bytes of a `SKILL.md` that are read for the list: the front matter and the first part of the text.
 const HEAD_BYTES: u64 = 768 << 10;
-/// The most rows of a list.
+/// The maximum number of skills in a list.
 const ROWS: usize = limits::PROJECT_ENTRIES;
-/// The length of a shortened description.
+/// The maximum length of a shortened description.
 const SHORT_CHARS: usize = 200;
 
 /// Checks a skill's name.
 ///
 /// # Errors
-/// `InvalidSkillName`.
+/// Fails with `InvalidSkillName` if the name is invalid.
 pub fn check_name(name: &str) -> Result<()> {
     if is_name(name) {
         return Ok(());
@@ -88,16 +88,17 @@ fn is_name(name: &str) -> bool {
     name.len() <= 64 && name.split('-').all(word)
 }
 
-/// Counted in UTF-16 code units, as JavaScript does.
+/// Returns whether a description has a valid length, counted in UTF-16 code units as in JavaScript.
 fn is_description(text: &str) -> bool {
     (1..=1024).contains(&text.encode_utf16().count())
 }
 
 impl NewSkill {
-    /// Validates a skill from a request. The front matter of its text takes precedence over `description`.
+    /// Validates a skill from a request. A description in the front matter of `content` takes precedence over
+    /// `description`.
     ///
     /// # Errors
-    /// `InvalidSkillName`, `InvalidSkillContent`, `InvalidDescription`.
+    /// Fails with `InvalidSkillName`, `InvalidSkillContent` or `InvalidDescription`.
     pub fn new(name: &str, content: &str, description: Option<&str>) -> Result<NewSkill> {
         let name = name.trim();
         check_name(name)?;
@@ -128,7 +129,7 @@ impl NewSkill {
             return Err(Error::new(Code::InvalidDescription, message));
         }
         let text = if written.is_some() && own.is_some() {
-            // Both fields exist, so comments and layout are kept.
+            // The front matter already has both fields, so the text is kept with its comments and layout.
             content.to_owned()
         } else {
             let mut all = Map::from_iter([
@@ -148,7 +149,7 @@ impl NewSkill {
         &self.name
     }
 
-    /// Its file, below the workspace.
+    /// Returns the path of the skill's `SKILL.md` below the workspace.
     pub fn path(&self) -> String {
         main_path(SKILL_FOLDER, &self.name)
     }
@@ -162,12 +163,12 @@ impl NewSkill {
 struct SkillRoot<'a> {
     root: SkillRootFiles<'a>,
     folder: &'static str,
-    /// The prefix of `folder` in displayed paths.
+    /// The prefix of displayed paths, before `folder`.
     prefix: String,
     scope: ItemScope,
-    /// Folders whose names begin with a dot are searched too (the globs of OpenCode's `skill.ts`).
+    /// Whether folders whose names begin with a dot are searched too (the globs of OpenCode's `skill.ts`).
     dots: bool,
-    /// Its symbolic links can lead to other files of the host.
+    /// Whether symbolic links in this folder can lead to other files of the host.
     follows: bool,
 }
 
@@ -188,8 +189,8 @@ impl SkillRoot<'_> {
         matches!(self.root, SkillRootFiles::Ours(_))
     }
 
-    /// Links to skills that OpenCode would follow out of the workspace. There are none in a container, which has its
-    /// own root. A link beside a `SKILL.md` is data of that skill.
+    /// Returns the links to skills that OpenCode would follow out of the workspace. A container has no such links,
+    /// because it has its own root. A link beside a `SKILL.md` is data of that skill.
     fn leading_out(&self, found: &SearchResult) -> Vec<String> {
         fn above(path: &str) -> &str {
             path.rsplit_once('/').map_or("", |(folder, _)| folder)
@@ -204,11 +205,12 @@ impl SkillRoot<'_> {
 }
 
 impl Project {
-    /// The skills of the workspace, of its parent folders up to the one with `.git`, and with `global` the user's.
-    /// The first of a name wins. Skipped skills have the reason.
+    /// Lists the skills of the workspace and of its parent folders up to the one with `.git`; with `global`, also the
+    /// user's skills. If several skills have the same name, the first one wins. The entry of a skipped skill contains
+    /// the reason.
     ///
     /// # Errors
-    /// If a folder of skills cannot be read.
+    /// Fails if a folder of skills cannot be read.
     pub fn skills(&self, site: &ProjectSite, global: bool) -> Result<BoundedList<SkillEntry>> {
         let mut budget = SearchBudget::new(LIST_BYTES);
         let items = self.all_skills(site, global, &mut budget)?;
@@ -268,10 +270,10 @@ impl Project {
         Ok(skills)
     }
 
-    /// A skill with its text.
+    /// Returns a skill's list entry and the text of its `SKILL.md`.
     ///
     /// # Errors
-    /// `SkillNotFound`; those of `store::beneath`.
+    /// Fails with `SkillNotFound`, or if `store::beneath` cannot read the file.
     pub fn skill(&self, site: &ProjectSite, name: &str, global: bool) -> Result<(SkillEntry, String)> {
         let missing = || Error::new(Code::SkillNotFound, "Skill not found").detail("name", name);
         let mut budget = SearchBudget::new(LIST_BYTES);
@@ -288,10 +290,10 @@ impl Project {
         Err(missing())
     }
 
-    /// Writes a skill. Returns whether it is new.
+    /// Writes a skill's `SKILL.md`. Returns whether the skill is new.
     ///
     /// # Errors
-    /// Those of `store::beneath`.
+    /// Fails if `store::beneath` cannot write the file.
     pub fn put_skill(&self, site: &ProjectSite, skill: &NewSkill) -> Result<bool> {
         let is_new = self.with_write_turn(site, || {
             let is_new = !site.root.exists(&skill.path())?;
@@ -303,11 +305,11 @@ impl Project {
         Ok(is_new)
     }
 
-    /// The folder of the workspace's skill with this name, or its `SKILL.md` if the folder contains other skills or
-    /// is not the skill's own.
+    /// Returns the path of the folder of the workspace's skill `name`. If the folder also contains other skills or
+    /// does not belong to the skill alone, returns the path of the skill's `SKILL.md` instead.
     ///
     /// # Errors
-    /// `InvalidSkillName`, `SkillNotFound`.
+    /// Fails with `InvalidSkillName` or `SkillNotFound`.
     pub fn find_skill(&self, site: &ProjectSite, name: &str) -> Result<String> {
         let mut budget = SearchBudget::new(LIST_BYTES);
         let skills = self.all_skills(site, false, &mut budget)?;
@@ -326,11 +328,11 @@ impl Project {
     /// Removes a skill of the workspace with all of its files. Returns the removed path.
     ///
     /// # Errors
-    /// `InvalidSkillName`, `SkillNotFound`; those of `store::exchange`.
+    /// Fails with `InvalidSkillName` or `SkillNotFound`, or if `store::exchange` cannot remove the files.
     pub fn delete_skill(&self, site: &ProjectSite, name: &str) -> Result<String> {
         let path = self.with_write_turn(site, || {
             let path = self.find_skill(site, name)?;
-            // A link to a folder is removed itself.
+            // A symbolic link to a folder is removed like a file; its target is kept.
             let whole = site.root.is_dir(&path)? && !site.root.is_link(&path)?;
             if !if whole { site.may_remove_folder(&path)? } else { site.may_remove(&path)? } {
                 return Ok(path);
@@ -351,14 +353,14 @@ impl Project {
             let (prefix, follows) = (site.path(""), site.host_folder.is_some());
             places.push(SkillRoot { root, folder, prefix, scope: ItemScope::Project, dots, follows });
         }
-        // A container has no parent folders.
+        // A container's root has no parent folders.
         let mut ends = site.host_folder.is_none() || site.root.exists(".git")?;
         let above = site.host_folder.iter().flat_map(|folder| folder.ancestors().skip(1));
         for above in above.take(FOLDERS_ABOVE) {
             if ends {
                 break;
             }
-            // A folder without access has no skills for this server.
+            // OpenCode cannot load skills from a folder that the server's user may not open.
             let Ok(root) = Root::open(above).map(Arc::new) else { continue };
             ends |= root.exists(".git").unwrap_or(true);
             for folder in SKILL_FOLDERS {
@@ -404,19 +406,19 @@ fn passed_over(why: String) -> String {
     format!("OpenCode skips it: {why}")
 }
 
-/// A UTF-16 text that begins with dashes, as it appears when decoded as UTF-8.
+/// The beginning of a UTF-16 text that starts with dashes, after decoding it as UTF-8.
 const WIDE: &str = "\u{fffd}\u{fffd}-\0-\0-\0";
 
-/// A `SKILL.md` as OpenCode reads it.
+/// A `SKILL.md`, parsed as OpenCode parses it.
 #[derive(Clone, Debug)]
 pub(super) struct ParsedSkill {
-    /// `None` if OpenCode skips it.
+    /// The skill's name; `None` if OpenCode skips the skill.
     name: Option<String>,
     description: String,
     trigger: Option<String>,
     error: Option<String>,
     warning: Option<String>,
-    /// The length of all texts as JSON.
+    /// The total length of the texts, encoded as JSON.
     length: usize,
 }
 
@@ -466,8 +468,8 @@ impl ParsedSkill {
         ParsedSkill::unread(passed_over(why.to_owned()))
     }
 
-    /// The file is behind a symbolic link that leads out of the workspace. It is not read, because tokens limited to
-    /// the workspace must not see it.
+    /// Describes a file behind a symbolic link that leads out of the workspace. berth does not read such a file,
+    /// because tokens limited to the workspace must not reveal it.
     fn elsewhere() -> ParsedSkill {
         ParsedSkill::unread(LINK_LEADS_OUT.to_owned())
     }
@@ -484,8 +486,8 @@ impl ParsedSkill {
         self
     }
 
-    /// The list entry, shortened at once if it exceeds the budget: a file with many names would otherwise be in
-    /// memory many times. Returns `None` if the list is full.
+    /// Returns the list entry. Its texts are shortened at once if they exceed the budget: otherwise a file with many
+    /// names would be in memory many times. Returns `None` if the list is full.
     fn row(&self, place: &SkillRoot<'_>, path: &str, budget: &mut SearchBudget) -> Option<SkillEntry> {
         let rest = json_length(path) + place.prefix.len() + 200;
         let whole = budget.take_text(self.length + rest);
@@ -494,7 +496,7 @@ impl ParsedSkill {
         }
         let text = |text: &str| if whole { text.to_owned() } else { shorten(text) };
         let folder = path.strip_suffix(SKILL_FILE).unwrap_or(path).trim_end_matches('/');
-        // A skills folder that is itself a link is listed under its path, which is not a valid skill name.
+        // A skills folder that is itself a symbolic link is listed under its path, which is not a valid skill name.
         let all = path == place.folder && !path.is_empty();
         let folder = if all { path } else { folder.rsplit('/').next().unwrap_or_default() };
         Some(SkillEntry {
@@ -511,7 +513,7 @@ impl ParsedSkill {
     }
 }
 
-/// The first line below a heading "When to use".
+/// Returns the first line below a heading "When to use".
 fn when_to_use(text: &str) -> Option<String> {
     let mut under = false;
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {

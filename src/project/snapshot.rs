@@ -13,10 +13,11 @@ use crate::store::finder::SearchBudget;
 /// Maximum number of watched files in a workspace.
 const WATCHED_FILES: usize = 4000;
 
-/// A stamp that changes with every write.
+/// Identifies the version of a file: device, inode, size, modification time and change time. It changes with every
+/// write.
 pub type SnapshotStamp = (u64, u64, u64, i64, i64);
 
-/// The stamps by path.
+/// The stamps of the files, by path.
 pub type ProjectSnapshot = BTreeMap<String, SnapshotStamp>;
 
 /// A location of agent files.
@@ -29,9 +30,9 @@ struct WatchedPlace {
 enum WatchedFiles {
     /// Files with these names.
     Files(&'static [&'static str]),
-    /// All files with these extensions.
+    /// All files whose names end with one of these extensions.
     Endings(&'static [&'static str]),
-    /// All files in the tree with this ending.
+    /// All files in the folder's tree whose paths end with this text.
     Tree(&'static str),
 }
 
@@ -44,7 +45,7 @@ const fn place(folder: &'static str, reason: ReloadReason, kind: WatchedFiles) -
     WatchedPlace { folder, reason, kind }
 }
 
-/// Both of OpenCode's spellings of a folder are watched (tested with 1.1.53 and 1.18.34).
+/// OpenCode accepts two spellings of a folder's name; berth watches both (tested with 1.1.53 and 1.18.34).
 const PLACES: [WatchedPlace; 15] = [
     place("", ReloadReason::Config, CONFIG),
     place(".opencode", ReloadReason::Config, CONFIG),
@@ -63,12 +64,14 @@ const PLACES: [WatchedPlace; 15] = [
     place(".agents", ReloadReason::Skills, WatchedFiles::Files(&[])),
 ];
 
-/// Whether a name in the workspace's top folder is relevant. Other changes in a busy folder are ignored.
+/// Returns whether a name in the workspace's top folder can belong to an agent file. Changes of other names are
+/// ignored, because the folder may change often.
 pub fn is_relevant_at_top(name: &str) -> bool {
     [".opencode", ".claude", ".agents", "AGENTS.md", "opencode.json", "opencode.jsonc"].contains(&name)
 }
 
-/// Takes a snapshot. Also returns the folders in which an agent file could appear. Unreadable entries are skipped.
+/// Takes a snapshot. Also returns the folders in which an agent file could appear. Entries that cannot be read are
+/// skipped.
 pub fn take(root: &Root) -> (ProjectSnapshot, Vec<String>) {
     let (mut files, mut folders) = (ProjectSnapshot::new(), Vec::new());
     let mut budget = SearchBudget::new(0);
@@ -110,12 +113,12 @@ pub fn take(root: &Root) -> (ProjectSnapshot, Vec<String>) {
             }
         }
     }
-    // The number of watches is limited, so nested folders come last.
+    // Nested folders come last, because the number of watches is limited and the others matter more.
     folders.append(&mut nested);
     (files, folders)
 }
 
-/// The stamp of one file, after a write by berth.
+/// Returns the stamp of one file, for updating a snapshot after berth has written the file.
 pub fn stamp(root: &Root, path: &str) -> Option<SnapshotStamp> {
     root.stat(path).ok().flatten().filter(FileStat::is_file).map(|stat| stamp_of(&stat))
 }
@@ -125,7 +128,8 @@ fn stamp_of(stat: &FileStat) -> SnapshotStamp {
     (device, inode, stat.size(), modified, changed)
 }
 
-/// The changes, one per reason. Exact if a single file changed.
+/// Returns the differences between two snapshots, one for each reason. A difference names a file only if a single file
+/// changed.
 pub fn changes(site: &ProjectSite, before: &ProjectSnapshot, after: &ProjectSnapshot) -> Vec<ReloadTrigger> {
     let mut all: BTreeMap<ReloadReason, Vec<ReloadTrigger>> = BTreeMap::new();
     let gone =
@@ -148,7 +152,7 @@ pub fn changes(site: &ProjectSite, before: &ProjectSnapshot, after: &ProjectSnap
         .collect()
 }
 
-/// The reason and name for a file.
+/// Returns the reason and the entry's name for a changed file.
 fn named(path: &str) -> (ReloadReason, Option<String>) {
     let (folder, file) = path.rsplit_once('/').unwrap_or(("", path));
     for place in &PLACES {

@@ -1,8 +1,9 @@
 //! Replaces several files of a workspace together. New files are staged first, then a journal of the exchanges is
-//! written outside the workspace. From that moment the import counts: a failure rolls it back, and after a crash the
-//! journal is replayed.
+//! written outside the workspace. From then on, a failure rolls the import back, and after a crash the next start
+//! replays the journal.
 //!
-//! Threads: any, with the site's turn. Each step exchanges two names, so that at no moment a file is missing.
+//! Threads: any thread that holds the site's write turn. Each step exchanges two names, so that a replaced file is
+//! never missing.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
@@ -28,12 +29,12 @@ struct ImportJournal {
 struct ImportStep {
     staged: String,
     target: String,
-    /// The identity of the new file, or of the file to be removed. It shows whether the step was done.
+    /// The identity of the new file, or of the file to remove. It shows after a crash whether the step was done.
     new: FileIdentity,
-    /// The file at `target` is moved to `staged`, without a replacement.
+    /// Whether the step removes the file at `target` by moving it to `staged`, without a replacement.
     #[serde(default)]
     removes: bool,
-    /// The expected old content, if it was read before.
+    /// The expected previous content, if the caller has read it.
     #[serde(skip)]
     expected: Option<Option<String>>,
 }
@@ -53,20 +54,20 @@ impl<'a> StagedImport<'a> {
         Ok(StagedImport { site, stage, steps: Vec::new(), done: false })
     }
 
-    /// Stages a file that replaces `old`, which must be unchanged.
+    /// Stages a file that replaces `target`. The import fails if `target` no longer has the content `old`.
     pub(super) fn file(&mut self, target: &str, text: &str, old: Option<&str>) -> Result<()> {
         let staged = self.next();
         self.site.root.write_new(&staged, text.as_bytes(), FILE_MODE)?;
         self.step(staged, target, Some(old.map(str::to_owned)))
     }
 
-    /// Stages a file with these bytes, unless it already exists like this.
+    /// Stages a file with these bytes and mode, unless `target` already has them.
     pub(super) fn put(&mut self, target: &str, bytes: &[u8], mode: u32) -> Result<()> {
         let root = &self.site.root;
         if root.identity(target)?.is_some() {
             self.check_file(target)?;
             let same_mode = root.metadata(target)?.is_some_and(|found| found.mode() & 0o777 == mode);
-            // A larger file differs.
+            // `read` is limited to the new length; a larger file fails to be read and so counts as different.
             let same =
                 same_mode && root.read(target, bytes.len() as u64).ok().flatten().as_deref() == Some(bytes);
             if same {
@@ -79,7 +80,7 @@ impl<'a> StagedImport<'a> {
         self.step(staged, target, None)
     }
 
-    /// Removes a file.
+    /// Plans the removal of a file.
     pub(super) fn remove(&mut self, target: &str) -> Result<()> {
         self.check_file(target)?;
         let staged = self.next();
@@ -88,7 +89,7 @@ impl<'a> StagedImport<'a> {
         Ok(())
     }
 
-    /// Refuses entries that are not regular files: a document cannot contain them.
+    /// Refuses an entry that is not a regular file, because a document cannot contain it.
     fn check_file(&self, target: &str) -> Result<()> {
         let root = &self.site.root;
         let is_file = !root.is_link(target)? && root.metadata(target)?.is_some_and(|found| found.is_file());
@@ -111,7 +112,7 @@ impl<'a> StagedImport<'a> {
         Ok(())
     }
 
-    /// Applies all steps.
+    /// Writes the journal and applies all steps.
     pub(super) fn finish(mut self) -> Result<()> {
         let journal = ImportJournal { stage: self.stage.clone(), steps: self.steps.clone() };
         let bytes =
@@ -155,7 +156,7 @@ impl Drop for StagedImport<'_> {
     }
 }
 
-/// Restores the old file, or removes the new one.
+/// Undoes a step: restores the previous file, or removes the new file if there was none.
 fn undo_step(site: &ProjectSite, step: &ImportStep) {
     let undone = match site.root.identity(&step.staged) {
         Ok(Some(_)) if step.removes => site.root.move_to_free_name(&step.staged, &step.target).map(drop),
@@ -188,7 +189,7 @@ fn changed_during_import(target: &str) -> Error {
 /// Replays the journal of an interrupted import, if there is one.
 ///
 /// # Errors
-/// If the journal or the workspace cannot be read.
+/// Fails if the journal or the workspace cannot be read.
 pub(super) fn recover_import(site: &ProjectSite) -> Result<()> {
     let Some(bytes) = file::read_optional(&path(site), limits::STATE_FILE_BYTES)? else { return Ok(()) };
     if let Ok(journal) = serde_json::from_slice::<ImportJournal>(&bytes) {

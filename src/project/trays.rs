@@ -16,20 +16,20 @@ use crate::store::beneath::Root;
 use crate::store::file::is_temp_name;
 use crate::store::tray::{self, Tray, TrayListing, TrayWriter};
 
-/// Maximum depth of an upload's path.
+/// The maximum number of components in an upload's path.
 const TRAY_DEPTH: usize = 32;
 
-/// One of the two folders.
+/// One of the two folders for exchanging files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TrayKind {
-    /// From users to agents.
+    /// For files from users to agents.
     Inbox,
-    /// From agents to users.
+    /// For files from agents to users.
     Outbox,
 }
 
 impl TrayKind {
-    /// Its path in the workspace.
+    /// Returns the folder's path in the workspace.
     pub fn folder(self) -> &'static str {
         match self {
             TrayKind::Inbox => ".opencode/openwork/inbox",
@@ -51,18 +51,19 @@ impl TrayKind {
         }
     }
 
-    /// Lists its files.
+    /// Lists the files in the folder.
     ///
     /// # Errors
-    /// `InvalidPath` if the folder is a symbolic link.
+    /// Fails with `InvalidPath` if the folder is a symbolic link.
     pub fn list(self, root: &Root) -> Result<TrayListing> {
         root.tray(self.folder())?.map_or_else(|| Ok(TrayListing::default()), |tray| tray.list())
     }
 
-    /// Opens a regular file by its id. Also returns its path.
+    /// Opens a regular file in the folder by its id. Also returns the file's path.
     ///
     /// # Errors
-    /// `InvalidInboxItem`, `InvalidArtifact` for an invalid id; `InboxItemNotFound`, `ArtifactNotFound`.
+    /// Fails with `InvalidInboxItem` or `InvalidArtifact` for an invalid id, and with `InboxItemNotFound` or
+    /// `ArtifactNotFound` if there is no such file.
     pub fn open(self, root: &Root, id: &str) -> Result<(File, TrayPath)> {
         let bytes =
             BASE64_URL_SAFE_NO_PAD.decode(id.trim().trim_end_matches('=')).map_err(|_| self.bad_id())?;
@@ -74,7 +75,7 @@ impl TrayKind {
     }
 }
 
-/// The id of a file in either folder: its encoded path, which may not be UTF-8.
+/// Returns the id of a file in the inbox or outbox: its path, encoded because it may not be UTF-8.
 pub fn id_of(path: &[u8]) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(path)
 }
@@ -83,7 +84,7 @@ pub fn id_of(path: &[u8]) -> String {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrayPath {
     text: String,
-    /// The same path, if it is not UTF-8 exactly.
+    /// The exact bytes of the path, which may not be UTF-8.
     bytes: Vec<u8>,
 }
 
@@ -92,7 +93,7 @@ impl TrayPath {
     /// and a backslash is a slash.
     ///
     /// # Errors
-    /// `InvalidPath`.
+    /// Fails with `InvalidPath`.
     pub fn parse(text: &str) -> Result<TrayPath> {
         let refuse = |why: &str| Err(Error::new(Code::InvalidPath, format!("The file's path {why}")));
         let slashes = text.trim().replace('\\', "/");
@@ -119,7 +120,8 @@ impl TrayPath {
         Ok(TrayPath { bytes: text.clone().into_bytes(), text })
     }
 
-    /// A path used without normalisation, because agents may choose any file names.
+    /// Returns a path without normalising it, because agents may choose any file names; `None` if a component is
+    /// invalid.
     fn exact(bytes: Vec<u8>) -> Option<TrayPath> {
         let mut parts = bytes.split(|byte| *byte == b'/');
         let fits = parts.all(|part| !matches!(part, b"" | b"." | b"..") && !part.contains(&0));
@@ -130,18 +132,18 @@ impl TrayPath {
         &self.text
     }
 
-    /// Its last component.
+    /// Returns the last component of the path.
     pub fn name(&self) -> &str {
         self.text.rsplit('/').next().unwrap_or_default()
     }
 }
 
-/// The longest file name of Linux file systems.
+/// The maximum length of a file name in Linux file systems.
 const NAME_BYTES: usize = 255;
 
-/// Removes incomplete uploads of a killed server. Those of a running server are kept.
+/// Removes incomplete uploads that a killed server left behind. Uploads of a running server are kept.
 pub fn sweep(root: &Root) {
-    // A folder that does not exist or is a link has no uploads.
+    // An inbox that does not exist or is a symbolic link contains no uploads.
     if let Ok(Some(tray)) = root.tray(TrayKind::Inbox.folder()) {
         tray.sweep();
     }
@@ -164,7 +166,8 @@ impl Inbox {
     /// Opens the workspace's inbox for files of up to `max_bytes`. Creates it if it does not exist.
     ///
     /// # Errors
-    /// `InvalidPath` if another kind of entry, for example a link, has its path; `DiskFull`.
+    /// Fails with `InvalidPath` if another kind of entry, for example a link, has the inbox's path, and with
+    /// `DiskFull`.
     pub fn open(root: &Root, max_bytes: u64) -> Result<Inbox> {
         Ok(Inbox { tray: root.make_tray(TrayKind::Inbox.folder())?, max_bytes })
     }
@@ -172,16 +175,17 @@ impl Inbox {
     /// Begins an upload.
     ///
     /// # Errors
-    /// `DiskFull`.
+    /// Fails with `DiskFull`.
     pub fn begin(&self) -> Result<IncomingFile<'_>> {
         Ok(IncomingFile { deposit: self.tray.create()?, max_bytes: self.max_bytes, bytes: 0 })
     }
 }
 
-/// Returns the file at a path in the inbox, with its content if it has at most `most` bytes, and its tag.
+/// Returns the file at a path in the inbox, and the file's tag. The content is included only if it has at most `most`
+/// bytes.
 ///
 /// # Errors
-/// `InvalidPath` if another kind of entry has the path.
+/// Fails with `InvalidPath` if an entry at the path is not a regular file.
 pub fn inspect(root: &Root, path: &TrayPath, most: u64) -> Result<(FileContent, Option<String>)> {
     let file = match root.tray(TrayKind::Inbox.folder())? {
         Some(tray) => tray.open_if_there(path.as_str())?,
@@ -201,7 +205,7 @@ pub fn inspect(root: &Root, path: &TrayPath, most: u64) -> Result<(FileContent, 
 /// Checks that a file could be created at this path. Creates nothing.
 ///
 /// # Errors
-/// `InvalidPath` if a folder has the path, or a parent is not a folder.
+/// Fails with `InvalidPath` if the path is that of a folder, or if a parent in the path is not a folder.
 pub fn check_free(root: &Root, path: &TrayPath) -> Result<()> {
     match root.tray(TrayKind::Inbox.folder())? {
         Some(tray) => tray.check_free(path.as_str()),
@@ -210,10 +214,10 @@ pub fn check_free(root: &Root, path: &TrayPath) -> Result<()> {
 }
 
 impl IncomingFile<'_> {
-    /// Appends bytes. Returns `false` once the file is too large; further bytes are only counted.
+    /// Appends bytes. Returns `false` once the file is too large; further bytes are counted but not stored.
     ///
     /// # Errors
-    /// `DiskFull`.
+    /// Fails with `DiskFull`.
     pub fn append(&mut self, bytes: &[u8]) -> Result<bool> {
         self.bytes += bytes.len() as u64;
         if self.bytes > self.max_bytes {
@@ -223,15 +227,15 @@ impl IncomingFile<'_> {
         Ok(true)
     }
 
-    /// The number of bytes so far.
+    /// Returns the number of bytes received so far.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Completes the upload and gives the file its path.
+    /// Completes the upload: the file appears at `path` in the inbox.
     ///
     /// # Errors
-    /// `InvalidPath`; the upload is then removed.
+    /// Fails with `InvalidPath`; the uploaded file is then removed.
     pub fn commit(self, path: &TrayPath) -> Result<()> {
         self.deposit.commit(path.as_str())
     }

@@ -1,7 +1,7 @@
-//! The turn for writes to one workspace. Waiting for it is limited, so that a hanging file system or many concurrent
-//! writes do not block the threads that serve other workspaces.
+//! The turn for writes to one workspace. The time to wait for the turn is limited, so that a hanging file system or
+//! many concurrent writes do not block the threads that serve other workspaces.
 //!
-//! Lock: level 3, held while files are written; the state below it is a leaf.
+//! Locks: the turn (level 3), held while files are written; the mutex of its state is a leaf.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -30,7 +30,7 @@ impl WriteTurn {
     /// Takes the turn.
     ///
     /// # Errors
-    /// `Busy` if other writes hold it for longer than `wait`.
+    /// Fails with `Busy` if other writes hold the turn for longer than `wait`.
     pub(super) fn take(&self, wait: Duration) -> Result<TurnGuard<'_>> {
         let waited = self.free.wait_timeout_while(lock(&self.state), wait, |state| state.taken);
         let (mut state, late) = waited.unwrap_or_else(PoisonError::into_inner);
@@ -49,7 +49,7 @@ impl TurnGuard<'_> {
         lock(&self.0.state).writes += 1;
     }
 
-    /// The number of writes so far.
+    /// Returns the number of writes so far.
     pub(super) fn counted(&self) -> u64 {
         lock(&self.0.state).writes
     }

@@ -1,11 +1,11 @@
-//! Detects changes of agent files in workspaces by other processes. inotify(7) only triggers a scan; two snapshots
-//! are compared to find the changes. So no change is reported twice, none is missed if the kernel's queue overflows,
-//! and berth's own writes are not reported.
+//! Detects changes of agent files in workspaces by other processes. An inotify(7) event only triggers a scan, which
+//! compares two snapshots to find the changes. So no change is reported twice, no change is missed if the kernel's
+//! queue overflows, and berth's own writes are not reported.
 //!
 //! Thread: `project-watch`. Locks: the list of requested workspaces, a leaf; one site's write turn (level 3) during a
-//! scan, so that it never sees a partial write of berth. The number of watches is limited, in total and per
-//! workspace. A watch is set on a folder that was opened beneath its root, so it is never outside. No files of a site
-//! stay open between scans.
+//! scan, so that the scan never sees a partial write of berth. The number of watches is limited, in total and per
+//! workspace. Each watch is set on a folder that was opened beneath the site's root, so no folder outside of the site
+//! is watched. No files of a site stay open between scans.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::AsFd;
@@ -23,14 +23,16 @@ use crate::base::{Result, limits};
 use crate::proc::waiter::{Waiter, WakeReason};
 use crate::store::folder_watcher::{FolderChange, FolderWatcher};
 
-/// Delay between a manual change and its reload event, as in the OpenWork server; one event for each kind of file.
+/// The time between a change by another process and its reload event, as in the OpenWork server. All changes of one
+/// kind of file in this time cause a single event.
 const RELOAD_DEBOUNCE: Duration = Duration::from_millis(750);
-/// Maximum number of watched folders in a workspace.
+/// The maximum number of watched folders in a workspace.
 const WATCHES_EACH: usize = 1000;
-/// Maximum number of watched folders. The kernel's own limit may be lower: 8192 on an old small machine.
+/// The maximum number of watched folders in all workspaces. The kernel's own limit may be lower, for example 8192 on
+/// an old small machine.
 const WATCHES_ALL: usize = 50_000;
 
-/// Opens the files of workspaces.
+/// Opens the files of workspaces for the watching thread.
 pub trait SiteProvider: Send + Sync {
     /// Opens a workspace's files. Returns `None` if the workspace does not exist or has no files yet.
     fn open(&self, id: &str) -> Option<ProjectSite>;
@@ -57,16 +59,16 @@ struct ProjectWatcher {
     changes: FolderWatcher,
     /// The workspace of each watch, and whether it is on the workspace's top folder.
     watches: HashMap<i32, (String, bool)>,
-    /// The time of each workspace's next scan.
+    /// The time at which each workspace will be scanned next.
     due: BTreeMap<String, Instant>,
-    /// The warning about missing watches was logged; it is logged once.
+    /// Whether the warning about missing watches was logged. It is logged only once.
     warned: bool,
 }
 
 /// Starts the watching thread.
 ///
 /// # Errors
-/// If the user has no inotify instances left, or a thread cannot be started.
+/// Fails if the user has no inotify instances left, or if the thread cannot be started.
 pub fn start(project: &Arc<Project>, sites: Arc<dyn SiteProvider>) -> Result<ProjectWatch> {
     let watcher = ProjectWatcher {
         project: project.clone(),
@@ -124,17 +126,17 @@ impl ProjectWatcher {
             FolderChange::Entry { watch, name, itself } => {
                 let Some((id, top)) = self.watches.get(&watch) else { return };
                 if itself || !top || name.as_deref().is_some_and(is_relevant_at_top) {
-                    // Counted from the first change, so that continuous writes are reported too.
+                    // The delay is counted from the first change, so that continuous writes are reported too.
                     self.due.entry(id.clone()).or_insert(soon);
                 }
             }
         })?;
-        // A scan would mount it again. The next call that needs the files restarts watching.
+        // A scan would mount the workspace's files again. Watching restarts at the next call that needs the files.
         unmounted.iter().for_each(|(id, _)| self.forget(id));
         Ok(())
     }
 
-    /// Compares snapshots, and watches the folders that exist now.
+    /// Scans a workspace: compares two snapshots, and watches the folders that exist now.
     fn look(&mut self, id: &str) {
         let Some(site) = self.sites.open(id) else { return self.forget(id) };
         // Watches are set before the scan, so that changes in between trigger another scan.

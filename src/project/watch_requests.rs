@@ -1,4 +1,5 @@
-//! Requests to the thread `project-watch`. Locks: the requested workspaces, and the new ones among them; both leaves.
+//! Requests to the thread `project-watch`. Locks: the set of requested workspaces, and the set of new requests; both
+//! are leaves.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,7 +40,7 @@ impl WatchRequests {
         }
     }
 
-    /// A workspace that is no longer watched may be requested again.
+    /// Forgets a workspace that is no longer watched, so that it can be requested again.
     pub(super) fn forget(&self, id: &str) {
         lock(&self.requested).remove(id);
     }
@@ -49,7 +50,7 @@ impl WatchRequests {
         std::mem::take(&mut *lock(&self.new))
     }
 
-    /// Wakes `waiter` at every new request, and at the end.
+    /// Wakes `waiter` at every new request, and when watching ends.
     pub(super) fn add_waiter(&self, waiter: &Arc<Waiter>) {
         self.waiters.add(waiter);
     }
