@@ -1,6 +1,6 @@
-//! Rules for the addresses that an upstream may have. They are checked against the address of each new connection,
-//! because a name can resolve to another address later. Pure, except that [`ListenAddresses::is_peer_of`] reads the
-//! addresses of a connected socket.
+//! Rules for the addresses that an upstream may have. berth checks the address of each new connection, because a host
+//! name can resolve to another address later. Pure, except that [`ListenAddresses::is_peer_of`] reads the addresses of
+//! a connected socket.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -21,7 +21,7 @@ impl ListenAddresses {
         ListenAddresses(listening)
     }
 
-    /// Returns why no upstream may have this address, or `None` if one may.
+    /// Returns the reason why no upstream may have this address, or `None` if the address is allowed.
     pub(super) fn refusal(&self, address: SocketAddr) -> Option<&'static str> {
         let ip = plain(address.ip());
         let ours = self.0.iter().any(|own| {
@@ -31,7 +31,7 @@ impl ListenAddresses {
         if ours { Some(OWN_ADDRESS) } else { refused(ip) }
     }
 
-    /// Whether a connection leads back to this server by another address of this machine.
+    /// Returns whether a connection leads back to this server by another address of this machine.
     pub(super) fn is_peer_of(&self, stream: &TcpStream) -> io::Result<bool> {
         let (peer, local) = (stream.peer_addr()?, stream.local_addr()?);
         let everywhere = |own: &SocketAddr| own.port() == peer.port() && own.ip().is_unspecified();
@@ -39,7 +39,7 @@ impl ListenAddresses {
     }
 }
 
-/// Returns the IPv4 address that an IPv6 address stands for (RFC 4291, 2.5.5.2; RFC 6052), and any other address
+/// Returns the IPv4 address that an IPv6 address represents (RFC 4291, 2.5.5.2; RFC 6052). Returns any other address
 /// unchanged.
 fn plain(ip: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = ip else { return ip };
@@ -52,8 +52,8 @@ fn plain(ip: IpAddr) -> IpAddr {
     }
 }
 
-/// The IPv4 addresses to which a translator or tunnel could forward packets for an IPv6 address. An address can match
-/// several formats, so all matches are returned.
+/// Returns the IPv4 addresses to which a translator or tunnel could forward packets for an IPv6 address. The address
+/// can match several formats, so the result contains the IPv4 address of each match.
 fn embedded(v6: Ipv6Addr) -> Vec<Ipv4Addr> {
     let o = v6.octets();
     let mut found = Vec::new();
@@ -63,11 +63,11 @@ fn embedded(v6: Ipv6Addr) -> Vec<Ipv4Addr> {
     };
     const LAST: [usize; 4] = [12, 13, 14, 15];
     match o {
-        // IPv4-compatible and IPv4-translated (RFC 4291, 2.5.5.1; RFC 2765, 2.1).
+        // IPv4-compatible and IPv4-translated addresses (RFC 4291, 2.5.5.1; RFC 2765, 2.1).
         [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, ..] | [0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, ..] => {
             at(LAST, 0)
         }
-        // The local prefix of NAT64 (RFC 8215), with any length of RFC 6052, 2.2.
+        // The local prefix of NAT64 (RFC 8215), with any prefix length of RFC 6052, 2.2.
         [0, 0x64, 0xff, 0x9b, 0, 1, ..] => {
             for places in [[6, 7, 9, 10], [7, 9, 10, 11], [9, 10, 11, 12], LAST] {
                 at(places, 0);
@@ -75,12 +75,12 @@ fn embedded(v6: Ipv6Addr) -> Vec<Ipv4Addr> {
         }
         // 6to4 (RFC 3056).
         [0x20, 0x02, ..] => at([2, 3, 4, 5], 0),
-        // Teredo: the server, and the client with each bit flipped (RFC 4380, 4).
+        // Teredo: the address of the server, and the address of the client with each bit inverted (RFC 4380, 4).
         [0x20, 0x01, 0, 0, ..] => {
             at([4, 5, 6, 7], 0);
             at(LAST, 0xff);
         }
-        // ISATAP, behind any prefix (RFC 5214, 6.1).
+        // ISATAP, after any prefix (RFC 5214, 6.1).
         [_, _, _, _, _, _, _, _, 0 | 2, 0, 0x5e, 0xfe, ..] => at(LAST, 0),
         _ => {}
     }
@@ -89,7 +89,7 @@ fn embedded(v6: Ipv6Addr) -> Vec<Ipv4Addr> {
 
 fn refused(ip: IpAddr) -> Option<&'static str> {
     match ip {
-        // RFC 1122, 3.2.1.3: all of 0/8, which Linux treats as this machine.
+        // Linux treats all of 0/8 as this machine (RFC 1122, 3.2.1.3).
         IpAddr::V4(v4) if v4.octets()[0] == 0 || v4.is_multicast() || v4.is_broadcast() => Some(NOT_ONE_HOST),
         IpAddr::V6(v6) if v6.is_unspecified() || v6.is_multicast() => Some(NOT_ONE_HOST),
         IpAddr::V4(v4) => forbidden(v4),
@@ -98,7 +98,7 @@ fn refused(ip: IpAddr) -> Option<&'static str> {
 }
 
 fn forbidden(v4: Ipv4Addr) -> Option<&'static str> {
-    /// Alibaba, Oracle and Azure. The services of other providers have link-local addresses.
+    /// The metadata services of Alibaba, Oracle and Azure. Those of other providers have link-local addresses.
     const SERVICES: [Ipv4Addr; 3] =
         [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(192, 0, 0, 192), Ipv4Addr::new(168, 63, 129, 16)];
     match v4 {
@@ -113,9 +113,9 @@ fn forbidden_v6(v6: Ipv6Addr) -> Option<&'static str> {
         _ if v6.is_unicast_link_local() => Some(LINK_LOCAL),
         // AWS uses this prefix for instance metadata (::254), pod credentials (::23), time and DNS.
         [0xfd00, 0xec2, ..]
-        // Google Cloud.
+        // Google Cloud's metadata service.
         | [0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254]
-        // Scaleway.
+        // Scaleway's metadata service.
         | [0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42] => Some(METADATA),
         _ => None,
     }

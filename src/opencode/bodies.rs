@@ -1,6 +1,6 @@
 //! Parts of request bodies that could make OpenCode run a program or read a file: commands and their arguments, start
-//! commands, permission rules, directories and files. Bodies are parsed as OpenCode parses them; a body that the two
-//! could read differently is refused. Pure, except for path checks, which use the file system.
+//! commands, permission rules, directories and files. Bodies are parsed as OpenCode parses them; a body that berth and
+//! OpenCode could read differently is refused. Pure, except for path checks, which use the file system.
 
 use std::cell::RefCell;
 use std::io::{self, Read};
@@ -12,10 +12,10 @@ use super::fields::{CheckedBody, FieldNames, FieldScanner};
 use super::rules;
 use crate::base::{Code, Error, Result};
 
-/// The largest body that is inspected, for a request that is neither a prompt nor a command.
+/// The maximum size of a body that is inspected, for a request that is neither a prompt nor a command.
 pub const INSPECTED_BYTES: usize = 1 << 20;
 
-/// The largest body of a command, attachments included. Larger bodies than a few KiB are spooled to disk.
+/// The maximum size of a command's body, attachments included. Bodies larger than a few KiB are spooled to disk.
 pub const COMMAND_BYTES: u64 = 64 << 20;
 
 /// The fields of a `POST /session/:id/command` body that decide which program runs.
@@ -26,10 +26,11 @@ pub struct CommandInvocation {
     pub arguments: String,
 }
 
-/// Reads a command body. Attachments are skipped.
+/// Reads a command body. Skips its attachments.
 ///
 /// # Errors
-/// `InvalidPayload` for a body that OpenCode could read differently: values that are not strings, or a duplicate key.
+/// Fails with `InvalidPayload` for a body that OpenCode could read differently: if a value is not a string, or a key
+/// is duplicate.
 pub fn command(body: &mut dyn Read) -> Result<CommandInvocation> {
     let wrong = |what: &str| {
         let message =
@@ -62,7 +63,8 @@ pub fn command(body: &mut dyn Read) -> Result<CommandInvocation> {
     }
 }
 
-/// Whether a body contains a start command, or cannot be parsed and so might contain one for OpenCode.
+/// Returns whether a body contains a start command. Also returns true for a body that cannot be parsed, because it
+/// might contain a start command for OpenCode.
 pub fn starts_program(body: &[u8]) -> bool {
     fn within(value: &Value) -> bool {
         match value {
@@ -86,15 +88,15 @@ pub fn starts_program(body: &[u8]) -> bool {
         && serde_json::from_slice(body).map_or(true, |value| within(&value))
 }
 
-/// The fields of a session, prompt or move that are inspected. Files are attached by `url` (messages and commands) or
-/// `uri` (prompts of 1.18).
+/// The fields of session, prompt and move requests that are inspected. A request attaches files with the field `url`
+/// (messages and commands) or `uri` (prompts of 1.18).
 pub const SESSION_FIELDS: FieldNames = FieldNames {
     top: &["permission", "tools", "location", "destination", "directory"],
     nested: &["url", "uri"],
 };
 
-/// Whether a field of a session or prompt lets tools run without asking: a `permission` rule that does not deny, or
-/// an enabled entry of `tools`, which OpenCode turns into such a rule.
+/// Returns whether a field of a session or prompt lets tools run without asking: a `permission` rule that does not
+/// deny, or an enabled entry of `tools`, which OpenCode turns into such a rule.
 pub fn grants_permission(name: &str, value: Option<&Value>) -> bool {
     let denies = |rule: &Value| rule["action"] == "deny";
     match (name, value) {
@@ -105,11 +107,11 @@ pub fn grants_permission(name: &str, value: Option<&Value>) -> bool {
     }
 }
 
-/// Returns the directory in such a field. OpenCode 1.18 creates or moves a session there, or replays its events
-/// there.
+/// Returns the directory in a field of a session, prompt or move request. OpenCode 1.18 creates a session in this
+/// directory, moves a session to it, or replays a session's events in it.
 ///
 /// # Errors
-/// `InvalidPayload` for a field that cannot be parsed.
+/// Fails with `InvalidPayload` for a field that cannot be parsed.
 pub fn directory<'a>(name: &str, value: Option<&'a Value>) -> Result<Option<&'a str>> {
     match (name, value) {
         ("location" | "destination", Some(value)) => Ok(value["directory"].as_str()),
@@ -122,15 +124,15 @@ pub fn directory<'a>(name: &str, value: Option<&'a Value>) -> Result<Option<&'a 
     }
 }
 
-/// Whether expanding `template` with `arguments` can produce a part that a shell runs: `` !`…` ``. Errs on the side
-/// of `true`: the two characters may come from different pieces.
+/// Returns whether expanding `template` with `arguments` can produce a part that a shell runs: `` !`…` ``. In doubt it
+/// returns `true`, because the two characters may come from different pieces of the text.
 pub fn runs_shell(template: &str, arguments: &str) -> bool {
     const SHELL: &str = "!`";
     let (pieces, adjacent) = pieces(template);
     let has = |c: char| arguments.contains(c);
     let before = pieces.iter().rev().skip(1).any(|piece| piece.ends_with('!'));
     let behind = pieces.iter().skip(1).any(|piece| piece.starts_with('`'));
-    // JavaScript's replaceAll() replaces these with the text before or after the placeholder.
+    // JavaScript's replaceAll() replaces these two patterns with the text before or after the placeholder.
     let spliced = template.contains("$ARGUMENTS") && (arguments.contains("$`") || arguments.contains("$'"));
     template.contains(SHELL)
         || pieces.concat().contains(SHELL)
@@ -139,11 +141,12 @@ pub fn runs_shell(template: &str, arguments: &str) -> bool {
         || (behind && has('!'))
         || (adjacent && has('!') && has('`'))
         || spliced
-        // OpenCode would expand the arguments a second time.
+        // If the arguments contain the placeholder, OpenCode would expand them a second time.
         || arguments.contains("ARGUMENTS")
 }
 
-/// Splits a template at its placeholders (`$1`, `$ARGUMENTS`). The flag is true if two placeholders are adjacent.
+/// Splits a template at its placeholders (`$1`, `$ARGUMENTS`). The returned flag is true if two placeholders are
+/// adjacent.
 fn pieces(template: &str) -> (Vec<&str>, bool) {
     let (mut pieces, mut rest, mut from) = (Vec::new(), template, 0);
     while let Some(at) = rest[from..].find('$').map(|at| from + at) {
@@ -163,8 +166,9 @@ fn pieces(template: &str) -> (Vec<&str>, bool) {
     (pieces, adjacent)
 }
 
-/// The strings in which OpenCode looks for file references (`@path`) and that depend on the arguments: the arguments
-/// themselves, and each of their words after an `@…` that ends at a placeholder.
+/// Returns the strings in which OpenCode looks for file references (`@path`) and that depend on the arguments. These
+/// are the arguments themselves and, for each `@…` in the template that ends at a placeholder, that text followed by
+/// each word of the arguments.
 fn references<'a>(template: &str, arguments: &'a str) -> impl Iterator<Item = String> + use<'a> {
     let (pieces, _) = pieces(template);
     let inner = pieces.len().saturating_sub(1);
@@ -182,8 +186,9 @@ fn references<'a>(template: &str, arguments: &'a str) -> impl Iterator<Item = St
     })
 }
 
-/// Returns a file outside `base` that the arguments of a command would make OpenCode read. OpenCode resolves `@path`
-/// against the root of the repository, which is `/` outside a repository, and `~/` against the home directory.
+/// Returns a file outside of `base` that the arguments of a command would make OpenCode read, if there is one.
+/// OpenCode resolves `@path` against the root of the repository, which is `/` outside a repository, and `~/` against
+/// the home directory.
 pub fn reference_outside(template: &str, arguments: &str, base: &Path, is_here: bool) -> Option<String> {
     let leads_out = |name: &str| {
         let path = Path::new(name.trim_end_matches([',', '.', ':', ';', ')', '!', '?']));
@@ -201,11 +206,11 @@ pub fn reference_outside(template: &str, arguments: &str, base: &Path, is_here: 
     references(template, arguments).find(|name| leads_out(name))
 }
 
-/// The path of a `file:` URL in a prompt, or `None` for other URLs. OpenCode reads these files itself, without asking
-/// for permission.
+/// Returns the path of a `file:` URL in a prompt, or `None` for other URLs. OpenCode reads attached files itself,
+/// without asking for permission.
 ///
 /// # Errors
-/// `InvalidPayload` for a URL that cannot be parsed as OpenCode parses it.
+/// Fails with `InvalidPayload` for a URL that berth cannot parse as OpenCode parses it.
 pub fn file_path(value: Option<&Value>) -> Result<Option<String>> {
     let unread = |what: &str| {
         let message = format!("A `url` or `uri` of the request body {what}");
@@ -216,7 +221,7 @@ pub fn file_path(value: Option<&Value>) -> Result<Option<String>> {
         Some(_) => return Ok(None),
         None => return Err(unread("cannot be read")),
     };
-    // The URL standard drops tabs and line breaks, and spaces and control characters at both ends.
+    // The URL standard removes tabs and line breaks everywhere, and spaces and control characters at both ends.
     let plain: String = url.chars().filter(|c| !matches!(c, '\t' | '\n' | '\r')).collect();
     let plain = plain.trim_matches(|c: char| c <= ' ');
     let Some((scheme, rest)) = plain.split_once(':') else { return Ok(None) };

@@ -1,6 +1,6 @@
-//! Finds fields of a JSON object while its bytes stream through: a prompt can be many megabytes long, and its
-//! permissions, directories and files must be checked before OpenCode has the whole body. Correct for all JSON that
-//! OpenCode accepts; OpenCode rejects any other body. Pure.
+//! Finds fields of a JSON object while its bytes are streamed: a prompt can be many megabytes long, and its
+//! permissions, directories and files must be checked before OpenCode has the whole body. The scanner is correct for
+//! all JSON that OpenCode accepts; OpenCode rejects any other body. Pure.
 
 use std::io::{self, Read};
 
@@ -8,10 +8,10 @@ use serde_json::Value;
 
 use crate::base::{Error, Result};
 
-/// The longest value that is parsed. A longer one is reported as unreadable.
+/// The maximum length of a value that is parsed. A longer value is reported as unreadable.
 const VALUE_BYTES: usize = 64 << 10;
 
-/// The longest key that is compared. It has room for a key whose every letter is escaped.
+/// The maximum length of a key that is compared. It suffices for a field name of which every letter is escaped.
 const KEY_BYTES: usize = 256;
 
 /// The length of the prefix that is reported for a long string: enough for the scheme of a URL.
@@ -19,18 +19,19 @@ const PREFIX_BYTES: usize = 64;
 
 enum FieldCapture {
     Nothing,
-    /// A string, which is a key if a colon follows.
+    /// A string. The string is a key if a colon follows.
     Text,
-    /// The value of this field, which ends at this depth.
+    /// The value of the field with this name, at this nesting depth.
     Value(&'static str, u32),
 }
 
 /// The names of the fields to report.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FieldNames {
-    /// Fields of the outermost object.
+    /// The fields to report in the outermost object.
     pub top: &'static [&'static str],
-    /// Fields of any nested object with string values. For a long value only a prefix is reported.
+    /// The fields to report in nested objects, if their values are strings. For a long string only a prefix is
+    /// reported.
     pub nested: &'static [&'static str],
 }
 
@@ -44,7 +45,7 @@ pub struct FieldScanner {
     token: Vec<u8>,
 }
 
-/// Called for each field that is found. `None` stands for a value that cannot be parsed.
+/// A callback that is called for each field that is found. The value is `None` if it cannot be parsed.
 pub type FieldCheck<'a> = dyn Fn(&'static str, Option<Value>) -> Result<()> + 'a;
 
 impl FieldScanner {
@@ -53,10 +54,10 @@ impl FieldScanner {
         FieldScanner { names, depth: 0, in_string: false, escaped: false, capture, token }
     }
 
-    /// Scans the next bytes.
+    /// Scans the next bytes of the body.
     ///
     /// # Errors
-    /// Those of `check`.
+    /// Fails if `check` fails.
     pub fn scan(&mut self, bytes: &[u8], check: &FieldCheck<'_>) -> Result<()> {
         for byte in bytes {
             self.step(*byte, check)?;
@@ -111,13 +112,13 @@ impl FieldScanner {
             FieldCapture::Text => KEY_BYTES,
             FieldCapture::Value(..) => VALUE_BYTES,
         };
-        // One byte over the limit marks the token as too long.
+        // Keeping one byte more than the limit marks the token as too long.
         if self.token.len() <= most {
             self.token.push(byte);
         }
     }
 
-    /// The name of the field, if the token before this `:` is one of the names.
+    /// Returns the name of the field, if the token before the current `:` is one of the names to report.
     fn named(&self) -> Option<&'static str> {
         let names = if self.depth == 1 { self.names.top } else { self.names.nested };
         if !matches!(self.capture, FieldCapture::Text) || names.is_empty() || self.token.len() > KEY_BYTES {
@@ -127,7 +128,7 @@ impl FieldScanner {
         names.iter().find(|name| **name == key).copied()
     }
 
-    /// Reports the value that ends before `byte`, which separates values.
+    /// Reports the value that ends before `byte`, which is a separator of values.
     fn end(&mut self, byte: u8, check: &FieldCheck<'_>) -> Result<()> {
         match self.capture {
             FieldCapture::Value(name, depth) if depth == self.depth => {
@@ -147,7 +148,7 @@ impl FieldScanner {
         }
     }
 
-    /// The start of a long string, up to its first escape.
+    /// Returns the first bytes of a long string, up to its first escape.
     fn prefix(&self) -> Option<String> {
         let text = self.token.trim_ascii_start().strip_prefix(b"\"")?;
         let plain =
@@ -162,7 +163,7 @@ pub struct CheckedBody<'a> {
     body: &'a mut dyn Read,
     scanner: FieldScanner,
     check: &'a FieldCheck<'a>,
-    /// The error of the check that refused the body.
+    /// The error with which `check` refused the body.
     pub refusal: Option<Error>,
 }
 

@@ -1,14 +1,15 @@
-//! Decides which headers are forwarded. Names are forwarded as received. Values are never changed, except that
-//! WebSocket subprotocols with a token of this server are removed. Pure.
+//! Decides which headers are forwarded. Names are forwarded as the sender wrote them. Values are never changed, except
+//! that WebSocket subprotocols with a token of this server are removed. Pure.
 
-/// Whether a client's header is forwarded to the upstream. The gate has already removed hop-by-hop headers (RFC 9110,
-/// 7.6.1). This also removes this server's credentials, headers that berth sets itself, and headers that claim to
-/// identify the sender.
+/// Returns whether a client's header is forwarded to the upstream. The gate has already removed hop-by-hop headers
+/// (RFC 9110, 7.6.1). This function also excludes this server's credentials, headers that berth sets itself, and
+/// headers that claim to identify the sender.
 pub(super) fn is_request_header_forwarded(name: &str) -> bool {
     let is = |known: &str| name.eq_ignore_ascii_case(known);
     let starts = |known: &str| name.get(..known.len()).is_some_and(|start| start.eq_ignore_ascii_case(known));
     match name.as_bytes().first().map_or(0, u8::to_ascii_lowercase) {
-        // A cookie for this server's origin means nothing to the upstream and may be the secret of another service.
+        // A browser's cookie for this server's origin has no meaning for the upstream and may be the secret of another
+        // service.
         b'c' => !(is("Cookie") || is("Connection") || is("Content-Length")),
         b'a' => !is("Authorization"),
         b'e' => !is("Expect"),
@@ -31,12 +32,12 @@ pub(super) fn is_request_header_forwarded(name: &str) -> bool {
     }
 }
 
-/// The header that gives OpenCode the directory of a request.
+/// The header that names the directory of a request for OpenCode.
 pub const DIRECTORY: &str = "x-opencode-directory";
 
-/// Whether an upstream's header is forwarded to the client. This server sets the cross-origin rules itself. A cookie
-/// of one upstream would belong to this server's origin, so browsers would send it to all workspaces. `named` holds
-/// the names listed in `Connection`, which are hop-by-hop.
+/// Returns whether an upstream's header is forwarded to the client. This server sets the cross-origin headers itself.
+/// A cookie of one upstream would belong to this server's origin, so browsers would send it to all workspaces. `named`
+/// contains the header names listed in `Connection`, which are hop-by-hop.
 pub(super) fn is_response_header_forwarded(name: &str, named: &[String]) -> bool {
     let is = |known: &str| name.eq_ignore_ascii_case(known);
     let starts = |known: &str| name.get(..known.len()).is_some_and(|start| start.eq_ignore_ascii_case(known));
@@ -48,7 +49,7 @@ pub(super) fn is_response_header_forwarded(name: &str, named: &[String]) -> bool
         b's' => !is("Set-Cookie"),
         b't' => !(is("TE") || is("Trailer") || is("Transfer-Encoding")),
         b'u' => !is("Upgrade"),
-        // A browser would ask its user for the workspace's password and send it to this server.
+        // With this header, a browser would ask its user for the workspace's password and send it to this server.
         b'w' => !is("WWW-Authenticate"),
         b'x' => !starts("X-Berth-"),
         _ => true,
@@ -56,7 +57,7 @@ pub(super) fn is_response_header_forwarded(name: &str, named: &[String]) -> bool
     kept && !named.iter().any(|named| is(named))
 }
 
-/// Returns the subprotocols offered by a client, without those that carry its token.
+/// Returns the subprotocols offered by a client, without those that contain the client's token.
 pub(super) fn subprotocols<'a>(offered: impl Iterator<Item = &'a str>) -> Option<String> {
     let kept: Vec<&str> =
         offered.filter(|protocol| !protocol.is_empty() && !protocol.starts_with("jwt.")).collect();

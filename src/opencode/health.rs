@@ -1,6 +1,6 @@
-//! Checks whether an OpenCode is healthy, with a deadline for the whole response to `/global/health`. OpenCode
-//! accepts connections before it can answer them, and 1.18.34 never answers some requests that arrive during its
-//! first start.
+//! Checks whether an OpenCode server is healthy, with a deadline for the whole response to `/global/health`. OpenCode
+//! accepts connections before it can respond to requests, and 1.18.34 never answers some requests that arrive during
+//! its first start.
 
 use std::io::Read as _;
 use std::time::{Duration, Instant};
@@ -12,14 +12,14 @@ use super::upstream::{Payload, ResponseContent, UpstreamCall, UpstreamResponse, 
 use crate::base::{Code, Error, Result};
 use crate::proc::Cancel;
 
-/// Larger than the response of any version.
+/// The maximum size of a response that is read. The responses of all versions are smaller.
 const ANSWER_BYTES: u64 = 64 << 10;
 
-/// Returns the version of an OpenCode that responds within `patience`.
+/// Waits up to `patience` for OpenCode's response, and returns OpenCode's version.
 ///
 /// # Errors
-/// `OpencodeUnreachable` with the status if the response is not that of a healthy OpenCode; those of
-/// [`Upstreams::call`].
+/// Fails with `OpencodeUnreachable` and the status if the response is not that of a healthy OpenCode, and for the same
+/// reasons as [`Upstreams::call`].
 pub fn version(
     upstreams: &Upstreams,
     target: &UpstreamTarget,

@@ -1,6 +1,6 @@
-//! Resolves host names with the machine's `getent`, which uses every source in nsswitch.conf. The getaddrinfo(3) of a
-//! static binary supports only two of them, since the others are shared libraries, and adds 0.2 MB. Does not decide
-//! which addresses are allowed.
+//! Resolves host names with the machine's `getent`, which uses every source in nsswitch.conf. In a static binary,
+//! getaddrinfo(3) supports only two of these sources, since the others are shared libraries, and it adds 0.2 MB to the
+//! binary. This module does not decide which addresses are allowed.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -15,28 +15,28 @@ use crate::base::{self, Code, Error, limits};
 use crate::proc::tools;
 use crate::proc::{Cancel, Cgroups, Exit, ProcessOutcome, Spec};
 
-/// Maximum output of getent for a name: a line of some 50 bytes for each address and socket type.
+/// The maximum output of getent for a name. getent prints a line of about 50 bytes for each address and socket type.
 const LOOKUP_OUTPUT_BYTES: usize = 16 << 10;
-/// Number of addresses of a name that are tried; ureq accepts no more.
+/// The maximum number of addresses of a name that are tried; ureq accepts no more.
 const LOOKUP_ADDRESSES: usize = 16;
 
-/// A resolver that runs getent.
+/// A resolver of host names that runs getent.
 #[derive(Debug)]
 pub struct HostLookup {
     cgroups: Cgroups,
 }
 
 impl HostLookup {
-    /// Runs getent in one of `cgroups`.
+    /// Creates a resolver that runs getent in one of `cgroups`.
     pub fn new(cgroups: Cgroups) -> HostLookup {
         HostLookup { cgroups }
     }
 
-    /// Returns the addresses of `host`, best first; empty if there is no such host. Numeric addresses and `localhost`
-    /// are answered without getent.
+    /// Returns the addresses of `host`, best first. The result is empty if there is no such host. Numeric addresses
+    /// and `localhost` are resolved without getent.
     ///
     /// # Errors
-    /// `MissingTool` without getent, `Unavailable` if it failed or timed out.
+    /// Fails with `MissingTool` if getent is not installed, and with `Unavailable` if getent failed or timed out.
     pub(super) fn addresses(&self, host: &str, port: u16, cancel: &Cancel) -> base::Result<Vec<SocketAddr>> {
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
         let found = if let Ok(address) = bare.parse::<IpAddr>() {
@@ -56,7 +56,7 @@ impl HostLookup {
             spec.run_for_output(place, LOOKUP_OUTPUT_BYTES, limits::UPSTREAM_CONNECT, cancel)?;
         match ended {
             ProcessOutcome::Exited(Exit::Code(0)) => Ok(addresses(&text)),
-            // getent(1): the key was not found.
+            // getent(1) exits with 2 if it finds no entry for the name.
             ProcessOutcome::Exited(Exit::Code(2)) => Ok(Vec::new()),
             ended => Err(Error::new(
                 Code::Unavailable,
@@ -66,7 +66,7 @@ impl HostLookup {
     }
 }
 
-/// For clients that use ureq directly, outside a server.
+/// Used by clients that call ureq directly, outside of a server.
 impl Resolver for HostLookup {
     fn resolve(&self, uri: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, UreqError> {
         let authority = uri.authority().ok_or(UreqError::HostNotFound)?;
@@ -81,7 +81,7 @@ impl Resolver for HostLookup {
     }
 }
 
-/// getent prints a line per socket type for each address: `192.0.2.1  STREAM name`.
+/// Parses the output of getent, which prints a line for each address and socket type: `192.0.2.1  STREAM name`.
 fn addresses(printed: &str) -> Vec<IpAddr> {
     let mut found = Vec::new();
     for address in printed.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok()) {
@@ -108,7 +108,8 @@ mod tests {
     fn getent_resolves_short_unknown_and_odd_names() {
         let lookup = HostLookup::new(Cgroups::from_handle(CgroupsHandle::default()));
         let ask = |host: &str| lookup.addresses(host, 80, &Cancel::new().unwrap()).unwrap();
-        // Short for 127.0.0.1 (inet_aton(3)), independent of the machine's files and servers.
+        // A short form of 127.0.0.1 (inet_aton(3)), so the test does not depend on the machine's files and name
+        // servers.
         assert_eq!(ask("127.1"), ["127.0.0.1:80".parse().unwrap()]);
         assert_eq!(ask("no-such-host.invalid"), []);
         assert_eq!(ask("-x"), []);

@@ -1,5 +1,5 @@
-//! The state of the OpenCode that this server runs itself, as seen by all callers: its address if it is running, or
-//! the reason why it is not. `host` starts it, monitors it and updates this state.
+//! The state of the OpenCode process that this server runs itself: its address if it is running, or the reason why it
+//! is not. The module `host` starts and monitors the process and updates this state; all other modules only read it.
 //!
 //! Threads: any. Lock: the state, a leaf.
 
@@ -13,20 +13,20 @@ use crate::base::thread::lock;
 use crate::base::{Code, Error, Result};
 use crate::proc::Waker;
 
-/// The phase of the process's life.
+/// The phase of OpenCode's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Started, or waiting for its next start, and not responding yet.
+    /// OpenCode was started, or waits for its next start, and does not respond yet.
     Starting,
-    /// Responding to requests.
+    /// OpenCode responds to requests.
     Running,
-    /// Not restarted automatically.
+    /// OpenCode failed and is not restarted automatically.
     Failed,
     Stopped,
 }
 
 impl Phase {
-    /// The name in API replies and events.
+    /// Returns the phase's name in API replies and events.
     pub fn as_str(self) -> &'static str {
         match self {
             Phase::Starting => "starting",
@@ -37,38 +37,38 @@ impl Phase {
     }
 }
 
-/// A snapshot of the process's state.
+/// A snapshot of OpenCode's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManagedState {
     pub phase: Phase,
-    /// The current or last address.
+    /// OpenCode's current address, or its last address if it is not running.
     pub url: Option<String>,
     pub version: Option<String>,
     pub pid: Option<i32>,
-    /// The number of starts.
+    /// How often OpenCode was started.
     pub starts: u64,
-    /// Why it exited last, or why its start failed. Secrets are redacted.
+    /// Why OpenCode last exited, or why its last start failed. Secrets are redacted.
     pub reason: Option<String>,
 }
 
-/// The host name in the address of an OpenCode that is reached through an [`UpstreamRoute`] instead of a network. RFC
-/// 2606 reserves `.invalid`, so no real host has this name.
+/// The host name in OpenCode's address if berth reaches OpenCode through an [`UpstreamRoute`] instead of a network.
+/// RFC 2606 reserves `.invalid`, so no real host has this name.
 pub const ROUTED: &str = "opencode.sandbox.invalid";
 
-/// Connects to an OpenCode whose port has no network address.
+/// Connects to an OpenCode that listens in a container without a network address.
 pub trait UpstreamRoute: Send + Sync {
-    /// Requests a connection to this port. The returned stream is non-blocking. Its first byte reports the result;
-    /// EOF instead means that the connection failed.
+    /// Requests a connection to this port. The returned stream is non-blocking. The first byte that it yields reports
+    /// the result; if the stream ends without a byte, the connection failed.
     ///
     /// # Errors
-    /// If the other side does not accept connections.
+    /// Fails if the container does not accept connections.
     fn connect(&self, port: u16) -> io::Result<UnixStream>;
 
-    /// Whether this first byte reports success.
+    /// Returns whether this first byte reports a successful connection.
     fn is_connected(&self, answer: u8) -> bool;
 }
 
-/// The state of the server's own OpenCode, and the settings that are the same for each of its starts.
+/// The state of the OpenCode that this server runs itself, and the settings that are the same for each start of it.
 pub struct Managed {
     username: String,
     password: String,
@@ -88,12 +88,12 @@ impl fmt::Debug for Managed {
 }
 
 impl Managed {
-    /// Creates the state before the first start. `password_is_shared`: the caller that started the server supplied
-    /// the password and may read it back. `directory`: its working directory inside its container, if it does not see
-    /// the host's files.
+    /// Creates the state before the first start. `password_is_shared` is true if the caller that started the server
+    /// supplied the password and may read it back. `directory` is OpenCode's working directory in its container, or
+    /// `None` if OpenCode uses the host's files.
     ///
     /// # Errors
-    /// If the process is out of file descriptors.
+    /// Fails if this process has no file descriptors left.
     pub fn new(
         (username, password): (String, String),
         password_is_shared: bool,
@@ -121,28 +121,28 @@ impl Managed {
         })
     }
 
-    /// User name and password for basic authentication.
+    /// Returns the user name and password for basic authentication.
     pub fn credential(&self) -> (&str, &str) {
         (&self.username, &self.password)
     }
 
-    /// Whether the orchestrator that supplied the password may read it back.
+    /// Returns whether the orchestrator that supplied the password may read it back.
     pub fn password_is_shared(&self) -> bool {
         self.password_is_shared
     }
 
-    /// The memory limit for OpenCode and its children, if this machine can enforce one.
+    /// Returns the memory limit for OpenCode and its child processes, or `None` if this machine cannot enforce one.
     pub fn memory_bytes(&self) -> Option<u64> {
         self.memory_bytes
     }
 
-    /// Its working directory inside its container, if it does not see the host's files. It serves only this
-    /// directory.
+    /// Returns OpenCode's working directory in its container, or `None` if OpenCode uses the host's files. An OpenCode
+    /// in a container serves only this directory.
     pub fn directory(&self) -> Option<&str> {
         self.directory.as_deref()
     }
 
-    /// The route to it, if it is not reached over a network.
+    /// Returns the route to OpenCode, or `None` if OpenCode is reached over a network.
     pub(super) fn route(&self) -> Option<Arc<dyn UpstreamRoute>> {
         lock(&self.route).clone()
     }
@@ -151,17 +151,17 @@ impl Managed {
         *lock(&self.route) = Some(route);
     }
 
-    /// Its URL, if it is reached over a network.
+    /// Returns OpenCode's URL, or `None` if OpenCode is not reached over a network.
     pub fn direct_url(&self) -> Option<String> {
         self.state().url.filter(|_| self.route().is_none())
     }
 
-    /// Returns a snapshot.
+    /// Returns a snapshot of the state.
     pub fn state(&self) -> ManagedState {
         lock(&self.state).clone()
     }
 
-    /// Changes the state and wakes all waiters.
+    /// Changes the state and wakes all threads that wait for a change.
     pub fn update(&self, change: impl FnOnce(&mut ManagedState)) {
         change(&mut lock(&self.state));
         self.changed.notify_all();
@@ -170,7 +170,7 @@ impl Managed {
     /// Refuses a call while OpenCode is not running.
     ///
     /// # Errors
-    /// `OpencodeStarting`, `OpencodeFailed`, `ShuttingDown`.
+    /// Fails with `OpencodeStarting`, `OpencodeFailed` or `ShuttingDown`.
     pub fn check(&self) -> Result<()> {
         let state = lock(&self.state);
         match state.phase {
@@ -185,7 +185,7 @@ impl Managed {
         }
     }
 
-    /// Requests another start of a failed OpenCode.
+    /// Requests another start of OpenCode if it has failed.
     pub fn request_restart(&self) {
         self.update(|state| {
             if state.phase == Phase::Failed {
@@ -195,12 +195,12 @@ impl Managed {
         self.again.wake();
     }
 
-    /// Readable from a call of [`Managed::request_restart`] until it is cleared.
+    /// Returns the waker that is readable from a call of [`Managed::request_restart`] until it is cleared.
     pub fn restart_waker(&self) -> &Waker {
         &self.again
     }
 
-    /// Waits until the state differs from `seen`, and returns it.
+    /// Waits until the state differs from `seen`, and returns the new state.
     pub fn changed_since(&self, seen: &ManagedState) -> ManagedState {
         let state = lock(&self.state);
         let same = |state: &mut ManagedState| state == seen;
@@ -210,7 +210,7 @@ impl Managed {
     /// Waits until OpenCode responds or has failed.
     ///
     /// # Errors
-    /// Those of [`Managed::check`].
+    /// Fails for the same reasons as [`Managed::check`].
     pub fn wait(&self, deadline: Instant) -> Result<()> {
         let mut state = lock(&self.state);
         while state.phase == Phase::Starting {
@@ -226,7 +226,7 @@ impl Managed {
     }
 }
 
-/// The error for calls that arrive before OpenCode responds.
+/// Returns the error for calls that arrive before OpenCode responds.
 pub(super) fn starting() -> Error {
     Error::new(Code::OpencodeStarting, "OpenCode is starting; try again in a moment")
 }

@@ -5,8 +5,9 @@
 //! end a wait for it), `lookup` and `address` (name resolution and refused addresses), `relay` (after a protocol
 //! upgrade), `reload`, `health`, `managed` (the state of the OpenCode that the server runs itself).
 //!
-//! Must not know routes, this server's request type or workspaces. Threads: the caller's. A call belongs to one
-//! thread, which waits at once for the upstream, the client, the expiry of its credential and the server's shutdown.
+//! This module must not know routes, this server's request type or workspaces. Threads: the caller's. A call belongs
+//! to one thread, which waits at the same time for the upstream, the client, the expiry of its credential and the
+//! server's shutdown.
 
 pub mod address;
 pub mod bodies;

@@ -1,13 +1,13 @@
 //! berth's own queries to OpenCode about a request that is about to be forwarded: the directory of a session, the
 //! template of a command.
 //!
-//! The result can change between the query and the request. A client gains nothing by that: sessions move only by
-//! routes that require an owner token ([`super::sessions::moves`]), and a client that can change a template (`POST
+//! The data can change between the query and the request. A client cannot exploit this: sessions move only by routes
+//! that require an owner token ([`super::sessions::moves`]), and a client that can change a template (`POST
 //! /workspace/:id/commands`, a file of the workspace, OpenCode's configuration) can also write `mcp` and `plugin`
 //! entries, which OpenCode starts as programs. In manual mode a person approves each of these writes, and the command
 //! itself.
 //!
-//! Threads: the caller's, which waits for the upstream. Lock: the session cache, a leaf.
+//! Threads: the caller's thread, which waits for the upstream. Lock: the session cache, a leaf.
 
 use std::collections::HashMap;
 use std::io::Read as _;
@@ -25,19 +25,19 @@ use crate::base::thread::lock;
 use crate::base::{Code, Error, Result};
 use crate::proc::Cancel;
 
-/// The largest response that is read.
+/// The maximum size of a response to a query.
 const ANSWER_BYTES: u64 = 8 << 20;
 
-/// How long OpenCode may take to respond.
+/// How long OpenCode may take to respond to a query.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long the directory of a session is cached. A client that follows a session asks several times a second.
+/// How long the directory of a session is cached. A client that follows a session sends several requests a second.
 const SESSION_CACHE_TTL: Duration = Duration::from_secs(10);
 
-/// The most sessions that are cached.
+/// The maximum number of sessions in the cache.
 const SESSION_CACHE_ENTRIES: usize = 4096;
 
-/// Cached directories of sessions, by OpenCode URL and session id.
+/// The cached directories of sessions, by OpenCode's URL and session id.
 #[derive(Debug, Default)]
 pub(super) struct SessionCache(Mutex<HashMap<(String, String), (String, Instant)>>);
 
@@ -59,7 +59,7 @@ impl SessionCache {
     }
 }
 
-/// Sends `GET path` to the OpenCode of `call`, for the same directory as `call`, or for `directory`.
+/// Sends `GET path` to OpenCode, for `directory` or, if that is `None`, for the directory of `call`.
 fn query(
     upstreams: &Upstreams,
     target: &UpstreamTarget,
@@ -97,10 +97,11 @@ fn unreadable_answer(target: &UpstreamTarget, path: &str, why: &str) -> Error {
     target.failed(Code::OpencodeUnreachable, &format!("its response to GET {path} cannot be read: {why}"))
 }
 
-/// Returns the directory of a session, or `None` if there is no such session. `afresh` bypasses the cache.
+/// Returns the directory of a session, or `None` if there is no such session. With `afresh` the cache is not used.
 ///
 /// # Errors
-/// Those of [`Upstreams::call`]; `OpencodeUnreachable` for a response that cannot be parsed.
+/// Fails for the same reasons as [`Upstreams::call`], and with `OpencodeUnreachable` for a response that cannot be
+/// parsed.
 pub fn session_directory(
     upstreams: &Upstreams,
     target: &UpstreamTarget,
@@ -127,11 +128,13 @@ pub fn session_directory(
     }
 }
 
-/// Returns the template of a command as OpenCode has loaded it for `directory`, or by default for the directory of
-/// `call`. Returns `None` if there is no such command or its text is not available, as for prompts of MCP servers.
+/// Returns the template of a command as OpenCode has loaded it for `directory` or, if that is `None`, for the
+/// directory of `call`. Returns `None` if there is no such command, or if its text is not known in advance, as for
+/// prompts of MCP servers.
 ///
 /// # Errors
-/// Those of [`Upstreams::call`]; `OpencodeUnreachable` for a response that is not a list.
+/// Fails for the same reasons as [`Upstreams::call`], and with `OpencodeUnreachable` for a response that is not a
+/// list.
 pub fn template(
     upstreams: &Upstreams,
     target: &UpstreamTarget,
@@ -146,7 +149,7 @@ pub fn template(
     let list: Vec<Value> = serde_json::from_slice(&text)
         .map_err(|error| unreadable_answer(target, "/command", &error.to_string()))?;
     let mut found = list.iter().filter(|command| command["name"] == name);
-    // An MCP server can return another text the next time.
+    // The prompt of an MCP server can differ at each request, so its text is not returned.
     let entry = found.next().filter(|command| command["source"] != "mcp" && command["mcp"] != true);
     let template = entry.and_then(|command| command["template"].as_str()).map(str::to_owned);
     Ok(if found.next().is_some() { None } else { template })

@@ -1,6 +1,6 @@
 //! Relays raw bytes in both directions after client and upstream have switched protocols, as for the WebSockets of
-//! OpenCode's terminals. The bytes are not interpreted. One thread; each direction has one buffer, and a receiver
-//! that does not read pauses only its own direction.
+//! OpenCode's terminals. The bytes are not interpreted. One thread serves both directions. Each direction has its own
+//! buffer, so a receiver that does not read stops only the direction to itself.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -20,17 +20,17 @@ pub trait TunnelClient: AsFd + Read + Write {
     fn finish(&self, how: Shutdown);
 }
 
-/// An upgraded connection, from a response with status 101.
+/// A connection after a protocol upgrade (a response with status 101).
 pub struct Tunnel {
     channel: Channel,
     early: Vec<u8>,
     watch: Rc<CallWatch>,
 }
 
-/// How a relay ended, for log lines.
+/// The reason why a relay ended, for log lines.
 #[derive(Debug)]
 pub enum TunnelEnd {
-    /// A side closed its direction, and all of its data was delivered.
+    /// One side closed its direction, and all data that it sent was delivered.
     Closed,
     /// The connection broke, the server is shutting down, or a receiver stalled.
     Failed(io::Error),
@@ -41,11 +41,11 @@ pub enum TunnelEnd {
 struct Direction {
     bytes: Vec<u8>,
     sent: usize,
-    /// The sender has reached EOF.
+    /// Whether the sender has closed this direction.
     ended: bool,
-    /// EOF was passed on to the receiver.
+    /// Whether the end of this direction was passed on to the receiver.
     shutdown_sent: bool,
-    /// When the receiver stopped reading.
+    /// The time at which the receiver stopped reading.
     blocked: Option<Instant>,
 }
 
@@ -104,7 +104,8 @@ impl Tunnel {
         Tunnel { channel, early, watch }
     }
 
-    /// Relays on this thread until the end. `early` holds bytes that the client sent after its request.
+    /// Relays bytes on this thread until the connection ends. `early` contains the bytes that the client sent after
+    /// its request.
     pub fn relay<C: TunnelClient>(mut self, mut client: C, early: Vec<u8>) -> TunnelEnd {
         if let Err(error) = rustix::io::ioctl_fionbio(&client, true) {
             return TunnelEnd::Failed(error.into());
@@ -120,7 +121,8 @@ impl Tunnel {
         }
     }
 
-    /// Writes pending data, waits, and reads new data. Returns `false` once a direction has ended and is flushed.
+    /// Writes pending data, waits, and reads new data. Returns `false` once one direction has ended and all its data
+    /// was delivered.
     fn step<C: TunnelClient>(
         &mut self,
         client: &mut C,
@@ -137,11 +139,12 @@ impl Tunnel {
             outward.shutdown_sent = true;
             client.finish(Shutdown::Write);
         }
-        // Half-closed WebSockets carry no more data.
+        // WebSockets send no more data once one direction is closed.
         if inward.shutdown_sent || outward.shutdown_sent {
             return Ok(false);
         }
-        // Silence does not end a relay: terminals are idle for days. TCP keepalive detects vanished peers.
+        // A relay without traffic does not time out, because terminals can be idle for days. TCP keepalive detects a
+        // peer that no longer exists.
         let mut next = Instant::now() + limits::UPSTREAM_SILENCE;
         for blocked in [inward.blocked, outward.blocked].into_iter().flatten() {
             next = next.min(blocked + limits::WRITE_STALL);

@@ -1,4 +1,4 @@
-//! Makes an OpenCode reread its configuration by disposing its state for a directory.
+//! Makes OpenCode read its configuration again, by disposing of its state for a directory.
 
 use std::io::Read as _;
 
@@ -8,13 +8,14 @@ use super::upstream::{Payload, ResponseContent, UpstreamCall, UpstreamResponse, 
 use crate::base::{Code, Error, Result};
 use crate::proc::Cancel;
 
-/// Bytes of an OpenCode error that are included in berth's error.
+/// The maximum length of OpenCode's error that is included in berth's error, in bytes.
 const UPSTREAM_COMPLAINT_BYTES: u64 = 16 << 10;
 
-/// Reloads, and waits for the result.
+/// Reloads OpenCode's configuration for `directory`, and waits for the result.
 ///
 /// # Errors
-/// `OpencodeReloadFailed` with OpenCode's response if it reports a failure; those of [`Upstreams::call`].
+/// Fails with `OpencodeReloadFailed` and OpenCode's response if OpenCode reports a failure, and for the same reasons
+/// as [`Upstreams::call`].
 pub fn reload(
     upstreams: &Upstreams,
     target: &UpstreamTarget,

@@ -1,13 +1,14 @@
-//! Restricted parts of a request: paths that leave the base path, replies to permission requests, directories outside
-//! the workspace. Paths are parsed as OpenCode parses them (URL standard, decoded once); an ambiguous path counts as
-//! restricted. Pure, except for [`check_directory`] and [`is_file_inside`], which use the file system.
+//! Recognises the restricted parts of a request: paths that leave the base path, replies to permission requests, and
+//! directories outside of the workspace. Paths are parsed as OpenCode parses them (URL standard, decoded once); an
+//! ambiguous path counts as restricted. Pure, except for [`check_directory`] and [`is_file_inside`], which use the
+//! file system.
 
 use std::borrow::Cow;
 use std::path::{Component, Path};
 
 use crate::base::{Code, Error, Result};
 
-/// Decodes percent-encoding and leaves malformed escapes unchanged.
+/// Decodes percent-encoding and leaves malformed escapes unchanged. With `plus`, a `+` is decoded as a space.
 fn decode(text: &str, plus: bool) -> String {
     let bytes = text.as_bytes();
     let (mut out, mut at) = (Vec::with_capacity(bytes.len()), 0);
@@ -27,10 +28,10 @@ fn decode(text: &str, plus: bool) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// Refuses `..` in every spelling, since it would leave the base path.
+/// Refuses a path with `..` in any spelling, since it would leave the base path.
 ///
 /// # Errors
-/// `InvalidPath`.
+/// Fails with `InvalidPath`.
 pub fn check_path(path: &str) -> Result<()> {
     let climbs = decode(path, false).split(['/', '\\']).any(|segment| segment == "..");
     if climbs {
@@ -39,23 +40,24 @@ pub fn check_path(path: &str) -> Result<()> {
     Ok(())
 }
 
-/// Splits a path as any version of OpenCode could split it: 1.18 ends a path at a `;`.
+/// Splits a path at each character at which a version of OpenCode could split or end it; for example, 1.18 ends a path
+/// at a `;`.
 pub(super) fn segments(path: &str) -> Vec<String> {
     let decoded = decode(path, false);
     decoded.split(['/', '\\', ';', '?', '#']).filter(|word| !word.is_empty()).map(str::to_owned).collect()
 }
 
-/// Like [`segments`], in lower case, because the router of 1.18 ignores case.
+/// Like [`segments`], but returns the segments in lower case, because the router of 1.18 ignores case.
 pub(super) fn words(path: &str) -> Vec<String> {
     segments(path).iter().map(|word| word.to_lowercase()).collect()
 }
 
-/// The decoded parameter names of a query.
+/// Returns the decoded parameter names of a query.
 pub(super) fn query_names(query: &str) -> impl Iterator<Item = String> {
     query.split('&').map(|pair| decode(pair.split('=').next().unwrap_or_default(), true))
 }
 
-/// The parameters of a query that select the directory or workspace.
+/// Returns the parameters of a query that select the directory or workspace.
 pub(super) fn location_query(query: &str) -> String {
     let decides = |pair: &&str| {
         let name = decode(pair.split('=').next().unwrap_or_default(), true);
@@ -64,7 +66,8 @@ pub(super) fn location_query(query: &str) -> String {
     query.split('&').filter(decides).collect::<Vec<_>>().join("&")
 }
 
-/// The paths of files that a request reads, decoded as either version decodes them. 1.1.53 follows symbolic links.
+/// Returns the paths of the files that a request reads, in each way in which a version of OpenCode decodes them.
+/// 1.1.53 follows symbolic links.
 pub fn files(path: &str, query: &str) -> Vec<String> {
     if words(path).first().is_none_or(|word| word != "file") {
         return Vec::new();
@@ -77,13 +80,13 @@ pub fn files(path: &str, query: &str) -> Vec<String> {
     query.split('&').filter_map(named).flatten().collect()
 }
 
-/// Whether a write to this path replies to a permission request or changes a reply.
+/// Returns whether a write to this path replies to a permission request or changes a reply.
 pub fn is_about_permissions(path: &str) -> bool {
     words(path).iter().any(|word| word == "permission" || word == "permissions")
 }
 
-/// Whether a path returns data in which OpenCode has filled in secrets: configurations with the values of `{env:…}`
-/// and `{file:…}`, and providers with their keys.
+/// Returns whether OpenCode's response for a path can contain secrets: configurations contain the values of `{env:…}`
+/// and `{file:…}`, and providers contain their keys.
 pub fn exposes_secrets(path: &str) -> bool {
     words(path).iter().any(|word| ["config", "provider", "providers"].contains(&word.as_str()))
 }
@@ -91,8 +94,8 @@ pub fn exposes_secrets(path: &str) -> bool {
 /// Returns every directory that a request names, in each way in which a version of OpenCode may decode it.
 ///
 /// # Errors
-/// `InvalidPath` for values that OpenCode would decode differently: malformed escapes, bytes that are not UTF-8, and
-/// a header that is not ASCII, which OpenCode reads as Latin-1.
+/// Fails with `InvalidPath` for values that OpenCode would decode differently: malformed escapes, bytes that are not
+/// UTF-8, and a header that is not ASCII, which OpenCode reads as Latin-1.
 pub fn directories<'a>(query: &'a str, headers: impl Iterator<Item = &'a str>) -> Result<Vec<String>> {
     let malformed = |text: &str| {
         let message =
@@ -120,7 +123,7 @@ pub fn directories<'a>(query: &'a str, headers: impl Iterator<Item = &'a str>) -
     Ok(all)
 }
 
-/// JavaScript's decodeURIComponent(); `None` where that throws.
+/// Decodes a text like JavaScript's decodeURIComponent(); returns `None` where that function throws an exception.
 pub(super) fn decode_strictly(text: &str) -> Option<String> {
     let (mut out, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
     while let Some((byte, behind)) = rest.split_first() {
@@ -139,31 +142,33 @@ pub(super) fn decode_strictly(text: &str) -> Option<String> {
     String::from_utf8(out).ok()
 }
 
-/// Whether a query or header selects another of OpenCode's own workspaces.
+/// Returns whether a query or header selects another workspace among OpenCode's own workspaces.
 pub fn names_workspace<'a>(query: &str, mut headers: impl Iterator<Item = (&'a str, &'a str)>) -> bool {
     let in_query = query_names(query).any(|name| name == "workspace" || name.ends_with("[workspace]"));
     in_query || headers.any(|(name, _)| name.eq_ignore_ascii_case("x-opencode-workspace"))
 }
 
-/// Encodes a directory for the header: unchanged if possible, otherwise as OpenCode's own client does.
+/// Encodes a directory for the [`DIRECTORY`](super::headers::DIRECTORY) header: returns it unchanged if possible,
+/// otherwise encoded as OpenCode's own client does.
 pub fn directory_header(directory: &str) -> String {
     let plain = directory.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'%');
     if plain { directory.to_owned() } else { query_value(directory) }
 }
 
-/// Translates a host path into the path inside the container whose root is `root` on the host.
+/// Translates a path on the host into the path inside the container whose root folder is `root` on the host.
 fn inside(directory: &str, root: &Path) -> Option<String> {
     let below = Path::new(directory).strip_prefix(root).ok()?;
     Some(format!("/{}", below.to_string_lossy()))
 }
 
-/// Translates a directory header for the OpenCode in the container with this root.
+/// Translates the directory header of a request to OpenCode in a container whose root folder is `root` on the host.
 pub fn header_inside(header: &str, root: Option<&Path>) -> String {
     let named = root.and_then(|root| inside(&decode_strictly(header)?, root));
     named.map_or_else(|| header.to_owned(), |named| directory_header(&named))
 }
 
-/// Translates the directories of a query for the OpenCode in the container with this root.
+/// Translates the directories in the query of a request to OpenCode in a container whose root folder is `root` on the
+/// host.
 pub fn query_inside<'a>(path_and_query: &'a str, root: Option<&Path>) -> Cow<'a, str> {
     let Some((root, (path, query))) = root.zip(path_and_query.split_once('?')) else {
         return path_and_query.into();
@@ -179,7 +184,7 @@ pub fn query_inside<'a>(path_and_query: &'a str, root: Option<&Path>) -> Cow<'a,
     format!("{path}?{}", pairs.collect::<Vec<_>>().join("&")).into()
 }
 
-/// Percent-encodes a query value.
+/// Percent-encodes the value of a query parameter.
 pub fn query_value(text: &str) -> String {
     let keep = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.!~*'()/".contains(&byte);
     text.bytes().fold(String::new(), |text, byte| {
@@ -191,11 +196,11 @@ pub fn query_value(text: &str) -> String {
     })
 }
 
-/// Refuses a directory that is not `base` or below it. With `is_here` symbolic links are resolved; on another machine
-/// only names are compared.
+/// Refuses a directory that is not `base` or below it. If `is_here` is true, symbolic links are resolved; if the
+/// directory is on another machine, only the paths are compared.
 ///
 /// # Errors
-/// `Forbidden`.
+/// Fails with `Forbidden`.
 pub fn check_directory(directory: &str, base: &Path, is_here: bool) -> Result<()> {
     let path = Path::new(directory);
     if path == base {
@@ -219,15 +224,15 @@ pub fn check_directory(directory: &str, base: &Path, is_here: bool) -> Result<()
     if real(path)?.starts_with(real(base)?) { Ok(()) } else { Err(refused()) }
 }
 
-/// Whether a path is below `base`; the file need not exist. With `is_here` symbolic links are resolved; on another
-/// machine only names are compared.
+/// Returns whether a path is below `base`; the file need not exist. If `is_here` is true, symbolic links are resolved;
+/// if the file is on another machine, only the paths are compared.
 pub fn is_file_inside(path: &Path, base: &Path, is_here: bool) -> bool {
     let plain = path.is_absolute() && !path.components().any(|part| part == Component::ParentDir);
     if !plain || !is_here {
         return plain && path.starts_with(base);
     }
     let real = path.ancestors().find_map(|up| {
-        // A dangling link could point anywhere once its target exists.
+        // A dangling symbolic link could point anywhere once its target exists, so it counts as outside.
         if up.symlink_metadata().is_ok() { Some(up.canonicalize().ok()) } else { None }
     });
     match (real.flatten(), base.canonicalize()) {

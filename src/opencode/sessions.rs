@@ -1,11 +1,12 @@
-//! Requests that reach beyond the directory they name. OpenCode finds a session by its id alone: 1.1.53 searches the
-//! sessions of all directories outside repositories, 1.18.34 those of every directory. 1.18.34 also serves a request
-//! in the directory of its session instead of the directory that the request names. Some routes list or follow all
-//! directories. Pure.
+//! Recognises requests that reach beyond the directory that they name. OpenCode finds a session by its id alone:
+//! 1.1.53 searches the sessions of all directories outside repositories, 1.18.34 those of every directory. 1.18.34
+//! also serves a request in the directory of its session instead of the directory that the request names. Some routes
+//! list or follow all directories. Pure.
 
 use super::rules;
 
-/// The session ids in a path. They are case-sensitive and begin with `ses` (the validators of both versions).
+/// Returns the session ids in a path. They are case-sensitive and begin with `ses` (according to the validators of
+/// both versions).
 pub fn ids(path: &str) -> Vec<String> {
     let segments = rules::segments(path);
     let is_session = |segment: &str| segment.eq_ignore_ascii_case("session");
@@ -16,17 +17,17 @@ pub fn ids(path: &str) -> Vec<String> {
     named.map(|(_, segment)| segment.clone()).collect()
 }
 
-/// Whether a write moves sessions between directories or imports them.
+/// Returns whether a write moves sessions between directories or imports sessions.
 pub fn moves(path: &str) -> bool {
     rules::words(path).iter().any(|word| matches!(word.as_str(), "sync" | "control-plane" | "warp"))
 }
 
-/// The filters of a session list, besides a directory, that cannot widen it.
+/// The parameters of a session list that cannot make it contain sessions of other directories.
 const FILTERS: &[&str] = &["directory", "roots", "start", "search", "limit", "order", "archived"];
 
-/// Whether a request concerns directories that it does not name.
+/// Returns whether a request concerns directories that it does not name.
 pub fn spans_directories(path: &str, query: &str) -> bool {
-    // 1.18 ends a path at a `;`, 1.1.53 does not.
+    // Both readings of the path are checked: 1.18 ends a path at a `;`, 1.1.53 does not.
     let words = rules::words(path);
     let until = path.to_ascii_lowercase().replace("%3b", ";");
     let short = rules::words(until.split(';').next().unwrap_or_default());

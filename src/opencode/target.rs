@@ -1,5 +1,6 @@
 //! The location of a workspace's OpenCode: address, base path and credential, and the error messages that explain
-//! which setting to change when it does not respond. Pure, except for reading the state of the server's own OpenCode.
+//! which setting to change when OpenCode does not respond. Pure, except for reading the state of the server's own
+//! OpenCode.
 
 use std::sync::Arc;
 
@@ -9,27 +10,27 @@ use base64::prelude::BASE64_STANDARD;
 use super::managed::Managed;
 use crate::base::{Code, Error, Result};
 
-/// A workspace's settings for its OpenCode.
+/// The settings of a workspace for its OpenCode.
 #[derive(Clone, Debug, Default)]
 pub struct Upstream {
-    /// The workspace's id, for messages.
+    /// The workspace's id, for error messages.
     pub workspace: String,
     pub base_url: Option<String>,
-    /// User name for basic authentication.
+    /// The user name for basic authentication.
     pub username: Option<String>,
-    /// Password for basic authentication.
+    /// The password for basic authentication.
     pub password: Option<String>,
-    /// Set if this server runs it.
+    /// The state of OpenCode if this server runs it; otherwise `None`.
     pub managed: Option<Arc<Managed>>,
 }
 
-/// An upstream that can be called.
+/// An upstream that can be called, with its parsed settings.
 #[derive(Clone)]
 pub struct UpstreamTarget {
     workspace: String,
-    /// `http://host:port`.
+    /// The scheme and authority, in the form `http://host:port`.
     origin: String,
-    /// Without a trailing slash.
+    /// The path of the base URL, without a trailing slash.
     base_path: String,
     pub(super) authorization: Option<String>,
     pub(super) is_managed: bool,
@@ -39,7 +40,8 @@ impl UpstreamTarget {
     /// Parses the settings.
     ///
     /// # Errors
-    /// `OpencodeUnconfigured` without an address or with an invalid one; those of [`Managed::check`].
+    /// Fails with `OpencodeUnconfigured` if the address is absent or invalid, and for the same reasons as
+    /// [`Managed::check`].
     pub fn new(place: &Upstream) -> Result<UpstreamTarget> {
         if let Some(managed) = &place.managed {
             managed.check()?;
@@ -85,7 +87,7 @@ impl UpstreamTarget {
         })
     }
 
-    /// The host and port to connect to.
+    /// Returns the host and port to connect to.
     pub(super) fn host(&self) -> (&str, u16) {
         let authority = self.origin.split_once("://").map_or("", |(_, authority)| authority);
         match authority.rsplit_once(':') {
@@ -94,8 +96,8 @@ impl UpstreamTarget {
         }
     }
 
-    /// The URL of a path and query. They stay as the client wrote them, except that characters which no URL may
-    /// contain (RFC 3986, 2) are percent-encoded.
+    /// Returns the URL for a path and query. They stay as the client wrote them, except that characters that no URL
+    /// may contain (RFC 3986, 2) are percent-encoded.
     pub fn url(&self, path_and_query: &str) -> String {
         let mut url = format!("{}{}", self.origin, self.base_path);
         if !path_and_query.starts_with('/') {
@@ -113,7 +115,7 @@ impl UpstreamTarget {
         url
     }
 
-    /// The error for a failed call, with a hint how to correct it.
+    /// Returns the error for a failed call, with a hint how to correct the cause.
     pub(super) fn failed(&self, code: Code, what: &str) -> Error {
         if self.is_managed {
             let message = format!(

@@ -1,5 +1,5 @@
-//! Calls to upstreams. ureq implements HTTP and pools connections; `wire` opens them. A call runs on its caller's
-//! thread, and so do reads of the response body.
+//! Calls to upstreams. ureq implements HTTP and pools connections; the module `wire` opens connections. A call runs on
+//! its caller's thread, and so do reads of the response body.
 //!
 //! Locks: ureq's connection pool, a leaf.
 
@@ -24,26 +24,26 @@ use super::wire::{DeferredResolver, Dialler, IDLE};
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::{Cancel, Cgroups};
 
-/// Maximum number of unused connections, to all upstreams together.
+/// The maximum number of idle connections to all upstreams together.
 const UPSTREAM_IDLE_CONNECTIONS: usize = 2 * limits::PROXY_WORKERS;
 
 /// A request to forward.
 pub struct UpstreamCall {
     pub method: &'static str,
-    /// Relative to the workspace's base path, as the client wrote it.
+    /// The path and query as the client wrote them, relative to the workspace's base path.
     pub path_and_query: String,
-    /// The client's headers.
+    /// The headers that the client sent.
     pub headers: Vec<(String, String)>,
     /// The directory for the [`DIRECTORY`] header.
     pub directory: Option<String>,
-    /// Set for a WebSocket handshake: the offered subprotocols.
+    /// The subprotocols that the client offered, if the request is a WebSocket handshake.
     pub upgrade: Option<Vec<String>>,
 }
 
-/// The body of a call.
+/// The body of a request to an upstream.
 pub enum Payload<'a> {
     None,
-    /// The whole body in memory.
+    /// The complete body, in memory.
     Whole(Vec<u8>),
     /// A body of unknown length, sent in chunks.
     Streamed(&'a mut dyn Read),
@@ -59,21 +59,21 @@ pub struct UpstreamResponse {
 
 /// The part of a response after its head.
 pub enum ResponseContent {
-    /// No body; the `Content-Length`, if the upstream sent one.
+    /// No body. Contains the value of `Content-Length` if the upstream sent that header.
     Empty(Option<u64>),
-    /// A body, and its length if known.
+    /// A body, and its length if the upstream sent it.
     Body(UpstreamBody, Option<u64>),
-    /// An upgraded connection.
+    /// A connection after a protocol upgrade.
     Tunnel(Tunnel),
 }
 
-/// The body of a response, read as it arrives, without decoding.
+/// The body of a response. It is read as it arrives and is not decoded.
 pub struct UpstreamBody {
     reader: ureq::BodyReader<'static>,
     watch: Rc<CallWatch>,
 }
 
-/// A body that is being handed to another thread.
+/// A response body on its way to another thread.
 pub struct DetachedBody {
     reader: ureq::BodyReader<'static>,
     stop: Cancel,
@@ -81,7 +81,7 @@ pub struct DetachedBody {
 }
 
 impl DetachedBody {
-    /// Makes the body readable on this thread.
+    /// Makes the body readable on the current thread.
     pub fn attach(self) -> UpstreamBody {
         let watch = Rc::new(CallWatch::new(self.stop, self.gone, limits::UPSTREAM_SILENCE, false));
         watch.response_received();
@@ -102,14 +102,14 @@ impl UpstreamBody {
 }
 
 impl Read for UpstreamBody {
-    /// Returns an error if the body ends before its stated length.
+    /// Reads bytes of the body. Fails if the body ends before its stated length.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let _entered = self.watch.enter();
         self.reader.read(buffer)
     }
 }
 
-/// The connection pool of all upstreams.
+/// Calls upstreams, through one connection pool for all of them.
 pub struct Upstreams {
     agent: Agent,
     own: ListenAddresses,
@@ -120,11 +120,12 @@ pub struct Upstreams {
 }
 
 impl Upstreams {
-    /// `own` holds the addresses on which this server listens. Name lookups run in one of `cgroups`. An upstream must
-    /// send the head of its response within `patience`. `managed` is the OpenCode that this server runs.
+    /// Creates the connection pool. `own` contains the addresses on which this server listens. Name lookups run in one
+    /// of `cgroups`. An upstream must send the head of its response within `patience`. `managed` is the OpenCode that
+    /// this server runs.
     ///
     /// # Errors
-    /// If the process is out of file descriptors.
+    /// Fails if this process has no file descriptors left.
     pub fn new(
         own: ListenAddresses,
         cgroups: Cgroups,
@@ -162,10 +163,11 @@ impl Upstreams {
         })
     }
 
-    /// Refuses an address that no call could use. Resolves host names, so it can take as long as a lookup.
+    /// Refuses settings whose address no call could use. The check resolves the host name, so it can take as long as a
+    /// lookup.
     ///
     /// # Errors
-    /// `InvalidBaseUrl`.
+    /// Fails with `InvalidBaseUrl`.
     pub fn check(&self, place: &Upstream) -> Result<()> {
         let url = place.base_url.clone().unwrap_or_default();
         let refuse = |why: &str| Error::new(Code::InvalidBaseUrl, why).detail("baseUrl", url.clone());
@@ -180,12 +182,12 @@ impl Upstreams {
         }
     }
 
-    /// Cancels all calls, current and future.
+    /// Cancels all current and future calls.
     pub fn close(&self) {
         self.stop.cancel();
     }
 
-    /// The watch of a call. `gone` is cancelled when the client disconnects.
+    /// Returns the watch of a call. `gone` is cancelled when the client disconnects.
     pub fn watch(&self, call: &UpstreamCall, gone: Cancel) -> Rc<CallWatch> {
         Rc::new(CallWatch::new(self.stop.clone(), gone, self.patience, call.upgrade.is_some()))
     }
@@ -198,8 +200,8 @@ impl Upstreams {
     /// Calls `target`, and waits for the head of the response.
     ///
     /// # Errors
-    /// `OpencodeUnreachable` and `OpencodeTimeout`, which name the setting; `InvalidRequest` for a request that
-    /// cannot be sent; `Cancelled` if the client disconnected; `ShuttingDown`.
+    /// Fails with `OpencodeUnreachable` or `OpencodeTimeout`, which name the setting to change; with `InvalidRequest`
+    /// for a request that cannot be sent; with `Cancelled` if the client disconnected; and with `ShuttingDown`.
     pub fn call(
         &self,
         target: &UpstreamTarget,
@@ -221,8 +223,8 @@ impl Upstreams {
         self.answer(call, response, watch)
     }
 
-    /// Sends a request, and sends it once more over a new connection if it is idempotent and a pooled connection was
-    /// closed by the upstream at the same moment (RFC 9110, 9.2.2).
+    /// Sends a request. If the request is idempotent and the upstream closed the pooled connection at the same moment,
+    /// sends the request once more over a new connection (RFC 9110, 9.2.2).
     fn send_again(
         &self,
         target: &UpstreamTarget,
@@ -257,7 +259,7 @@ fn with_body<B: AsSendBody>(head: Request<()>, body: B) -> Request<B> {
     Request::from_parts(parts, body)
 }
 
-/// The head of a request without the length of its body, which ureq adds.
+/// Returns the head of a request, without the length of its body, which ureq adds.
 fn head(target: &UpstreamTarget, call: &UpstreamCall, encoding: Option<&'static str>) -> Result<Request<()>> {
     let odd = |what: &str| Error::new(Code::InvalidRequest, format!("{what} cannot be passed on"));
     let method = Method::from_bytes(call.method.as_bytes()).map_err(|_| odd("The method"))?;
@@ -301,7 +303,7 @@ impl Upstreams {
     ) -> Result<UpstreamResponse> {
         let (parts, body) = response.into_parts();
         let status = parts.status.as_u16();
-        // Latin-1 if it is not UTF-8 (RFC 9110, 5.5).
+        // A header that is not UTF-8 is decoded as Latin-1 (RFC 9110, 5.5).
         let text = |value: &HeaderValue| match std::str::from_utf8(value.as_bytes()) {
             Ok(text) => text.to_owned(),
             Err(_) => value.as_bytes().iter().copied().map(char::from).collect(),
@@ -352,7 +354,7 @@ impl Upstreams {
             (Some(cut @ (WaitError::UpstreamClosed | WaitError::Address(_))), _) => {
                 unreachable(cut.to_string())
             }
-            // It has exited, and its supervisor is about to record that.
+            // OpenCode has exited, and its supervisor is about to record that.
             (None, UreqError::Io(error))
                 if target.is_managed && error.kind() == io::ErrorKind::ConnectionRefused =>
             {

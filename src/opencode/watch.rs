@@ -1,7 +1,7 @@
-//! The events that end a thread's wait for an upstream: data from the upstream, its client's disconnect, the expiry
-//! of the client's credential, the server's shutdown, and deadlines. ureq passes none of them to a transport, so the
-//! watch of a request is kept in a thread-local while ureq works for it: one thread serves a request from its first
-//! byte to its last.
+//! The events that end a thread's wait for an upstream: data from the upstream, the client's disconnect, the expiry of
+//! the client's credential, the server's shutdown, and deadlines. ureq does not pass such events to its transport, so
+//! a thread keeps the watch of its request in a thread-local variable while it runs ureq: one thread serves a request
+//! from its first byte to its last.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -16,10 +16,11 @@ use rustix::io::Errno;
 use super::wire::Channel;
 use crate::proc::Cancel;
 
-/// A peer that has shut down its sending side counts as disconnected, as everywhere in the gate.
+/// The poll flags of a disconnected peer. A peer that has shut down its sending side counts as disconnected, as
+/// everywhere in the gate.
 const DISCONNECTED: PollFlags = PollFlags::RDHUP.union(PollFlags::HUP).union(PollFlags::ERR);
 
-/// Why a wait failed. Passed through ureq inside an [`io::Error`].
+/// The reason why a wait failed. ureq passes it to its caller inside an [`io::Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WaitError {
     ClientDisconnected,
@@ -30,7 +31,7 @@ pub enum WaitError {
     TimedOut,
     /// The upstream closed the connection early.
     UpstreamClosed,
-    /// No workspace may use this address; the reason.
+    /// No workspace may use this address, for this reason.
     Address(&'static str),
 }
 
@@ -56,7 +57,7 @@ impl From<WaitError> for io::Error {
 }
 
 impl WaitError {
-    /// The error inside an [`io::Error`], if it has one.
+    /// Returns the `WaitError` inside an [`io::Error`], if it has one.
     pub fn of(error: &io::Error) -> Option<WaitError> {
         error.get_ref()?.downcast_ref().copied()
     }
@@ -65,26 +66,27 @@ impl WaitError {
 /// The connection after a successful upgrade, and the bytes already read after the response head.
 pub(super) type Upgraded = (Channel, Vec<u8>);
 
-/// A callback for an upstream that takes longer than a worker thread should wait.
+/// A callback that runs if the upstream takes longer than a worker thread should wait.
 type SlowCallback = Box<dyn FnOnce()>;
 
 /// The watch of one request.
 pub struct CallWatch {
     stop: Cancel,
     gone: Cancel,
-    /// The client's own socket, if available: `gone` reports a disconnect only while the gate polls the socket.
+    /// The client's own socket, if available. It is polled too, because `gone` reports a disconnect only while the
+    /// gate polls the socket.
     client: RefCell<Option<Rc<dyn AsFd>>>,
     slow: RefCell<Option<(Instant, SlowCallback)>>,
-    /// The deadline for the head of the response; `None` once it has arrived.
+    /// The deadline for the head of the response; `None` once the head has arrived.
     answer_by: Cell<Option<Instant>>,
-    /// The deadline for the whole response, if limited.
+    /// The deadline for the whole response; `None` if it has no deadline.
     end_by: Cell<Option<Instant>>,
     patience: Duration,
-    /// A new connection was opened for this request; otherwise a pooled one was used.
+    /// Whether a new connection was opened for this request instead of using a pooled one.
     pub(super) connected: Cell<bool>,
-    /// Part of the response was read.
+    /// Whether part of the response was read.
     pub(super) received: Cell<bool>,
-    /// Where the connection is left after an upgrade, instead of being closed.
+    /// Receives the connection after an upgrade, when ureq would otherwise close it.
     pub(super) upgraded: RefCell<Option<Upgraded>>,
     pub(super) wants_upgrade: bool,
 }
@@ -93,7 +95,7 @@ thread_local! {
     static CURRENT: RefCell<Option<Rc<CallWatch>>> = const { RefCell::new(None) };
 }
 
-/// Keeps a watch in the thread-local until dropped.
+/// Keeps a watch in the thread-local variable until dropped.
 pub(super) struct CurrentWatchGuard;
 
 impl Drop for CurrentWatchGuard {
@@ -102,7 +104,7 @@ impl Drop for CurrentWatchGuard {
     }
 }
 
-/// The watch of the current thread.
+/// Returns the watch that the current thread has entered.
 pub(super) fn current() -> Option<Rc<CallWatch>> {
     CURRENT.with_borrow(Clone::clone)
 }
@@ -125,7 +127,7 @@ impl CallWatch {
         }
     }
 
-    /// Calls `slow` once if the upstream has not responded within `after`.
+    /// Registers `slow`, which is called once if the upstream has not responded within `after`.
     pub fn on_slow(&self, after: Duration, slow: impl FnOnce() + 'static) {
         self.slow.replace(Some((Instant::now() + after, Box::new(slow))));
     }
@@ -135,34 +137,34 @@ impl CallWatch {
         self.end_by.set(Some(deadline));
     }
 
-    /// The descriptor that becomes readable when the server shuts down.
+    /// Returns the descriptor that becomes readable when the server shuts down.
     pub(super) fn stop(&self) -> BorrowedFd<'_> {
         self.stop.as_fd()
     }
 
-    /// The two cancellations: the server's shutdown and the client's disconnect.
+    /// Returns the two cancellations: that of the server's shutdown and that of the client's disconnect.
     pub(super) fn ends(&self) -> (Cancel, Cancel) {
         (self.stop.clone(), self.gone.clone())
     }
 
-    /// Cancelled when the server shuts down.
+    /// Returns the cancellation that happens when the server shuts down.
     pub(super) fn stopping(&self) -> &Cancel {
         &self.stop
     }
 
-    /// Also watches this socket for a disconnect of the client.
+    /// Makes the watch also poll this socket for a disconnect of the client.
     pub fn set_client(&self, client: Rc<dyn AsFd>) {
         self.client.replace(Some(client));
     }
 
-    /// Restarts the response deadline after more of the request was sent.
+    /// Restarts the deadline for the response's head after more bytes of the request were sent.
     pub(super) fn request_sent(&self) {
         if self.answer_by.get().is_some() {
             self.answer_by.set(Some(Instant::now() + self.patience));
         }
     }
 
-    /// Ends the response deadline. From here on only silence is limited.
+    /// Ends the deadline for the response's head. From now on only the time between two reads is limited.
     pub(super) fn response_received(&self) {
         self.answer_by.set(None);
         self.slow.take();
@@ -211,7 +213,7 @@ impl CallWatch {
         }
     }
 
-    /// Runs what is due, and returns the next deadline.
+    /// Fails if a deadline has passed, runs the slow callback if it is due, and returns the next deadline.
     fn check_deadlines(&self) -> io::Result<Option<Instant>> {
         let now = Instant::now();
         let ends = [self.answer_by.get(), self.end_by.get()];
@@ -227,7 +229,7 @@ impl CallWatch {
     }
 }
 
-/// The time until `at` for poll(2), rounded up so that `at` has passed when poll returns.
+/// Returns the time until `at` for poll(2), rounded up so that `at` has passed when poll returns.
 pub(super) fn timeout_until(at: Instant) -> Timespec {
     let left = at.saturating_duration_since(Instant::now()) + Duration::from_micros(1);
     Timespec {

@@ -1,9 +1,9 @@
 //! Connections to upstreams for ureq: non-blocking sockets with poll(2), so that a thread that waits for an upstream
-//! also notices its client's disconnect ([`super::watch`]). The rules for addresses are checked against the address
-//! of each connection.
+//! also notices its client's disconnect ([`super::watch`]). The address of each connection is checked against the
+//! rules in [`super::address`].
 //!
-//! Unlike ureq's own transport, this one can cancel a wait, read a response that arrives before the request was sent
-//! completely, distinguish a reset from an end of file, and hand the connection over after an upgrade.
+//! Unlike ureq's own transport, this transport can cancel a wait, read a response that arrives before the request was
+//! sent completely, distinguish a reset from an end of file, and hand the connection over after an upgrade.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -31,18 +31,18 @@ use super::managed::{Managed, ROUTED};
 use super::watch::{self, CallWatch, WaitError};
 use crate::base::limits;
 
-/// An unused connection to an upstream is closed after this time, before OpenCode closes it.
+/// How long a connection to an upstream may be idle. It is then closed, before OpenCode closes it.
 const UPSTREAM_IDLE: Duration = Duration::from_secs(15);
 
-/// Both directions of a connection. Reads and writes never block.
+/// A non-blocking connection to an upstream.
 pub(super) enum Channel {
     Plain(TcpStream),
-    /// Through the route of the server's own OpenCode.
+    /// A connection through the route of the OpenCode that this server runs.
     Routed(UnixStream),
 }
 
 impl Channel {
-    /// The poll flags to wait for after a read or write that would block.
+    /// Returns the poll flags to wait for after a read or write that would block.
     pub(super) fn wants(&self, reading: bool) -> PollFlags {
         match self {
             Channel::Plain(_) | Channel::Routed(_) if reading => PollFlags::IN,
@@ -94,7 +94,7 @@ impl Write for Channel {
 pub(super) struct UpstreamConnection {
     channel: Option<Channel>,
     buffers: LazyBuffers,
-    /// The upstream no longer reads, but may still send its response.
+    /// Whether the upstream has stopped reading. It may still send its response.
     send_closed: bool,
     name: String,
 }
@@ -109,7 +109,7 @@ fn no_channel() -> UreqError {
     UreqError::Io(WaitError::UpstreamClosed.into())
 }
 
-/// ureq runs only while a watch is entered.
+/// Returns the watch of the current thread, which is always set while ureq runs.
 fn watched() -> Result<std::rc::Rc<CallWatch>, UreqError> {
     watch::current().ok_or_else(|| UreqError::Io(io::Error::other("no current request")))
 }
@@ -129,7 +129,8 @@ impl UpstreamConnection {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let seen = watch.wait(channel.as_fd(), channel.wants(false) | PollFlags::IN, deadline)?;
-                    // It sends its response or closes, instead of reading on.
+                    // If the connection is not writable, the upstream sends its response or closes, instead of reading
+                    // on.
                     self.send_closed = !seen.contains(PollFlags::OUT);
                 }
                 Err(_) => self.send_closed = true,
@@ -152,7 +153,8 @@ impl UpstreamConnection {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     watch.wait(channel.as_fd(), channel.wants(true), deadline)?;
                 }
-                // For a body that ends with the connection, ureq would treat a reset as the end of the body.
+                // The error must not reach ureq as a reset: for a body that ends with the connection, ureq would treat
+                // a reset as the end of the body.
                 Err(_) => return Err(UreqError::Io(WaitError::UpstreamClosed.into())),
             }
         }
@@ -175,7 +177,7 @@ impl Transport for UpstreamConnection {
     }
 
     fn is_open(&mut self) -> bool {
-        // Readable data on an idle connection is EOF or an unrequested response.
+        // If an idle connection is readable, the upstream has closed it or has sent an unrequested response.
         let quiet = match &mut self.channel {
             Some(channel) => {
                 matches!(channel.read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
@@ -187,7 +189,7 @@ impl Transport for UpstreamConnection {
 }
 
 impl Drop for UpstreamConnection {
-    /// ureq closes a connection after a protocol upgrade, so it is saved for the request.
+    /// Saves the connection for the request's watch, because ureq closes a connection after a protocol upgrade.
     fn drop(&mut self) {
         let Some(watch) = watch::current().filter(|watch| watch.wants_upgrade) else { return };
         if let Some(channel) = self.channel.take() {
@@ -234,7 +236,7 @@ impl Connector for Dialler {
         for address in found.map_err(|error| UreqError::Io(io::Error::other(error.message().to_owned())))? {
             match self.dial(address, &watch) {
                 Ok(stream) => return Ok(Some(wire(Channel::Plain(stream), address.to_string()))),
-                // A host with a refused address is not tried at its other addresses.
+                // If one address of a host is refused, the host's other addresses are not tried.
                 Err(error)
                     if matches!(
                         WaitError::of(&error),
@@ -253,7 +255,7 @@ impl Connector for Dialler {
 }
 
 impl Dialler {
-    /// Connects to the server's own OpenCode in a container without a network address.
+    /// Connects to the OpenCode that this server runs in a container without a network address.
     fn follow_route(&self, port: u16, watch: &CallWatch) -> io::Result<UnixStream> {
         let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
         let route = self.managed.as_ref().and_then(|managed| managed.route()).ok_or_else(refused)?;
@@ -273,7 +275,7 @@ impl Dialler {
                     })?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // The container has exited, or no process listens on that port in it.
+                // The container has exited, or no process in it listens on that port.
                 Ok(_) | Err(_) => return Err(refused()),
             }
         }
@@ -302,7 +304,8 @@ impl Dialler {
             Err(error) => return Err(error.into()),
         }
         sockopt::set_tcp_nodelay(&socket, true)?;
-        // Without probes, a stream from a vanished machine would look like a silent one.
+        // Without keepalive probes, berth could not distinguish a stream from an unreachable machine from a stream
+        // without data.
         sockopt::set_socket_keepalive(&socket, true)?;
         sockopt::set_tcp_keepidle(&socket, limits::UPSTREAM_PROBE)?;
         sockopt::set_tcp_keepintvl(&socket, limits::UPSTREAM_PROBE / 3)?;
@@ -315,8 +318,8 @@ impl Dialler {
     }
 }
 
-/// ureq resolves addresses before each request, even for a pooled connection. This resolver returns none; [`Dialler`]
-/// resolves when it opens a connection.
+/// ureq resolves addresses before each request, even for a pooled connection. This resolver returns no addresses;
+/// [`Dialler`] resolves the host name when it opens a connection.
 #[derive(Debug)]
 pub(super) struct DeferredResolver;
 
@@ -326,5 +329,5 @@ impl Resolver for DeferredResolver {
     }
 }
 
-/// How long a pooled connection may stay idle.
+/// How long a connection in ureq's pool may stay idle.
 pub(super) const IDLE: Duration = UPSTREAM_IDLE;

@@ -1,6 +1,6 @@
-//! Classifies requests that could make OpenCode run a program. The open list holds the writes that start no program
-//! of the caller's choice in either tested version (1.1.53 and 1.18.34); any other write counts as one that could.
-//! Pure.
+//! Classifies requests that could make OpenCode run a program. The open list contains the writes that start no program
+//! of the caller's choice in either tested version (1.1.53 and 1.18.34); any other write counts as one that could
+//! start such a program. Pure.
 //!
 //! **Invariant:** every spelling that OpenCode routes to a restricted handler is recognised. 1.1.53 decodes a path
 //! once and resolves dot segments; 1.18.34 also ignores case, repeated slashes and a trailing slash, and ends the
@@ -8,18 +8,19 @@
 
 use super::rules;
 
-/// Programs that a request could make OpenCode run.
+/// The kind of program that a request could make OpenCode run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProgramRisk {
-    /// None by itself. Unless [`ForwardedWrite::known`] is set, this version of berth does not know the route.
+    /// The request itself starts no program. If [`ForwardedWrite::known`] is false, the route is unknown to this
+    /// version of berth.
     None,
-    /// A command line or terminal input of the caller.
+    /// A command line or terminal input that the caller chooses.
     Shell,
     /// The shell parts of a command's template, which may contain the caller's arguments.
     Command,
-    /// The same for the command `init`.
+    /// Like `Command`, for the command `init`.
     Init,
-    /// A start command, if the body contains one.
+    /// A start command, if the request's body contains one.
     Start,
 }
 
@@ -27,15 +28,15 @@ pub enum ProgramRisk {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ForwardedWrite {
     pub risk: ProgramRisk,
-    /// Set for reads and for writes on the open list.
+    /// Whether the request is a read, or a write on the open list.
     pub known: bool,
-    /// The body can set a session's permissions and directory, or attach files.
+    /// Whether the body can set a session's permissions and directory, or attach files.
     pub about_session: bool,
 }
 
-/// Writes that start no program by themselves. `:` stands for one segment. Prompts are included, because OpenCode
-/// itself asks before a model runs a program. Replies to permission requests are included, because a separate setting
-/// controls them.
+/// Writes that start no program by themselves. In a path, `:` matches any one segment. Prompts are included, because
+/// OpenCode itself asks before a model runs a program. Replies to permission requests are included, because a separate
+/// setting controls them.
 const OPEN: &[(&str, &str)] = &[
     ("POST", "log"),
     ("POST", "session"),
@@ -76,7 +77,7 @@ const OPEN: &[(&str, &str)] = &[
 /// Classifies a request by its method and its path without the query.
 pub fn classify(method: &str, path: &str, is_upgrade: bool) -> ForwardedWrite {
     let quiet = ForwardedWrite { risk: ProgramRisk::None, known: true, about_session: false };
-    // OpenCode's only WebSockets are terminals.
+    // The only WebSockets of OpenCode are terminals.
     if is_upgrade {
         return ForwardedWrite { risk: ProgramRisk::Shell, known: false, about_session: false };
     }
@@ -91,7 +92,8 @@ pub fn classify(method: &str, path: &str, is_upgrade: bool) -> ForwardedWrite {
     } else if exact("session/:/init") {
         ProgramRisk::Init
     } else if any(&["shell", "pty", "tui", "command"]) || (any(&["init"]) && any(&["session"])) {
-        // The terminal interface also runs commands, in the terminal of a person who has it open.
+        // A request to OpenCode's terminal interface can also run commands, in the terminal of the person who has it
+        // open.
         ProgramRisk::Shell
     } else if any(&["worktree", "workspace", "project"]) {
         ProgramRisk::Start
@@ -102,7 +104,7 @@ pub fn classify(method: &str, path: &str, is_upgrade: bool) -> ForwardedWrite {
     ForwardedWrite { risk, known, about_session: any(&["session", "project", "sync", "control-plane"]) }
 }
 
-/// Whether a path is this pattern in its plain spelling.
+/// Returns whether a path matches this pattern, without any encoding or other variation in spelling.
 fn is_exactly(path: &str, pattern: &str) -> bool {
     let plain = |segment: &str| {
         !matches!(segment, "" | "." | "..")
