@@ -122,7 +122,7 @@ impl Pool {
         Ok(Pool(inner))
     }
 
-    /// Limits how many jobs of one token start at nearly the same time ([`super::pace`]).
+    /// Limits how many jobs of one token start at nearly the same time ([`super::start_pacing`]).
     #[must_use]
     pub fn paced(self, most_fresh: usize) -> Pool {
         lock(&self.0.state).pace = Some(StartPacer::new(most_fresh));

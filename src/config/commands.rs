@@ -2,7 +2,11 @@
 
 use super::setting::{CommandSet, Section, Setting};
 use super::table::settings;
+use crate::base::unknown_fields::unknown_name_message;
 use crate::base::{Error, Result};
+
+/// The pages of `berth help` that are not the help of a command.
+const HELP_PAGES: [&str; 5] = ["man", "bash", "zsh", "fish", "markdown"];
 
 /// A command as help, the manual page and completions show it.
 pub struct CommandSpec {
@@ -252,7 +256,7 @@ pub const COMMANDS: &[CommandSpec] = &[
     },
     CommandSpec {
         name: "help",
-        verbs: &["man", "bash", "zsh", "fish", "markdown"],
+        verbs: &HELP_PAGES,
         about: "print help",
         usage: &[
             ("help [COMMAND]", "print the help of berth or of a command"),
@@ -275,8 +279,10 @@ impl CommandSpec {
     pub fn named(name: &str) -> Result<&'static CommandSpec> {
         let name = if name == "workspaces" { "workspace" } else { name };
         COMMANDS.iter().find(|command| command.name == name).ok_or_else(|| {
-            let names: Vec<&str> = COMMANDS.iter().map(|command| command.name).collect();
-            Error::config(name, format!("unknown subcommand; the subcommands are {}", names.join(", ")))
+            let names: Vec<String> = COMMANDS.iter().map(|command| command.name.to_owned()).collect();
+            let problem =
+                unknown_name_message("command", name, &[&names[..], &HELP_PAGES.map(str::to_owned)].concat());
+            Error::config("command line", format!("{problem}; the commands are {}", names.join(", ")))
         })
     }
 

@@ -348,7 +348,7 @@ impl ZygoteSlot {
 }
 
 impl ZygoteSlots {
-    /// Starts a process that waits on `socket` for a [`super::packed`] command with three descriptors and becomes it; it
+    /// Starts a process that waits on `socket` for a [`super::command_block`] command with three descriptors and becomes it; it
     /// sends a [`StartReport`] there. It shares the caller's memory until then, so nothing is copied, neither now nor when it
     /// executes its program. `sibling`: it becomes a child of the caller's parent.
     ///

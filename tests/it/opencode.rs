@@ -296,9 +296,9 @@ fn forbidden_upstream_addresses_are_refused() {
     };
     server.stop();
     for (url, why) in [
-        (format!("http://127.0.0.1:{port}"), "this server itself"),
-        (format!("http://localhost:{port}/w"), "this server itself"),
-        (format!("http://[::ffff:127.0.0.1]:{port}"), "this server itself"),
+        (format!("http://127.0.0.1:{port}"), "belongs to this server"),
+        (format!("http://localhost:{port}/w"), "belongs to this server"),
+        (format!("http://[::ffff:127.0.0.1]:{port}"), "belongs to this server"),
         ("http://169.254.169.254/latest".into(), "link-local"),
         ("http://[fe80::1]:80".into(), "link-local"),
         ("http://100.100.100.200".into(), "metadata"),

@@ -256,7 +256,7 @@ fn another_user_is_told_what_to_do() {
 #[test]
 fn an_unknown_command_is_an_error_that_names_the_nearest() {
     for (words, said) in [
-        (&["help", "bogus"][..], "unknown command `bogus`; there are serve"),
+        (&["help", "bogus"][..], "unknown command `bogus`; the commands are serve"),
         (&["help", "mann"], "did you mean `man`?"),
         (&["help", "restor"], "did you mean `restore`?"),
         (&["instal"], "did you mean `install`?"),

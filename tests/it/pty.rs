@@ -123,7 +123,7 @@ fn a_program_in_a_container_has_a_terminal_of_the_container() {
     let output = on_terminal(&machine, command);
     if output.lines().last().is_some_and(|line| line.starts_with('p')) {
         let error = machine.terminal().unwrap_err();
-        assert!(error.message().contains("not the device"), "{error}");
+        assert!(error.message().contains("not the terminal multiplexer device"), "{error}");
     } else {
         panic!("the container could not hide its terminals: {output}");
     }

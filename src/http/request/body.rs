@@ -255,5 +255,5 @@ fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
 }
 
 fn invalid_json(error: serde_json::Error) -> Error {
-    Error::new(Code::InvalidJson, format!("The request body is not valid JSON: {error}"))
+    Error::new(Code::InvalidJson, format!("The body is not JSON: {error}"))
 }
