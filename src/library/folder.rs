@@ -1,5 +1,5 @@
-//! The complete folder of a skill: scripts, data and text, with execute permissions. Workspaces and bundles get this.
-//! Each skill is limited by [`limits::SKILL_FILES`] and [`limits::SKILL_BYTES`].
+//! The complete folder of a skill: scripts, data and text, with execute permissions. Workspaces and bundles get the
+//! complete folder. The size of each skill is limited by [`limits::SKILL_FILES`] and [`limits::SKILL_BYTES`].
 
 use std::os::unix::fs::MetadataExt as _;
 
@@ -8,17 +8,17 @@ use super::{Library, check_name};
 use crate::base::{Code, Error, Result, limits};
 use crate::store::file::is_temp_name;
 
-/// The reason for [`SkillFolder::left_out`].
+/// The reason why files are in [`SkillFolder::left_out`].
 pub const SKILL_LIMITS: &str = "a skill has at most 1,000 regular files and 32 MiB";
 
 /// A file of a skill.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SkillPart {
-    /// Its path below the skill.
+    /// The file's path below the skill's folder.
     pub path: String,
-    /// Its size when it was listed.
+    /// The file's size when it was listed.
     pub bytes: u64,
-    /// The owner's execute permission is set.
+    /// Whether the owner's execute permission is set.
     pub executable: bool,
 }
 
@@ -27,14 +27,14 @@ pub struct SkillPart {
 pub struct SkillFolder {
     /// All files except `SKILL.md`, by path.
     pub parts: Vec<SkillPart>,
-    /// Paths of files that exceed the limits of a skill or are not regular files.
+    /// The paths of files that exceed the limits of a skill or are not regular files.
     pub left_out: Vec<String>,
 }
 
 /// Checks one component of a path below a skill.
 ///
 /// # Errors
-/// `InvalidName` with the rule.
+/// Fails with `InvalidName` and the violated rule.
 pub(super) fn check_part(part: &str) -> Result<()> {
     let refuse = |why: String| Err(Error::new(Code::InvalidName, format!("Name {why}")));
     match part {
@@ -53,8 +53,8 @@ pub(super) fn check_part(part: &str) -> Result<()> {
     }
 }
 
-/// Whether files and folders of this name are never part of a skill, because desktops, editors and version control
-/// create them.
+/// Returns whether files and folders of this name are never part of a skill, because desktops, editors and version
+/// control create them.
 pub fn is_ignored_name(name: &str) -> bool {
     const NAMES: [&str; 10] = [
         ".DS_Store",
@@ -81,7 +81,8 @@ impl Library {
     /// Returns the files of a skill.
     ///
     /// # Errors
-    /// `InvalidName`; `InvalidPath` if it has more entries than a folder of the library may have.
+    /// Fails with `InvalidName`, or with `InvalidPath` if the skill has more entries than a folder of the library may
+    /// have.
     pub fn skill_folder(&self, name: &str) -> Result<SkillFolder> {
         check_name(name)?;
         let (root, top) = (self.root()?, folder(name));
@@ -103,15 +104,16 @@ impl Library {
         Ok(found)
     }
 
-    /// Reads a file of a skill; `None` if it no longer exists.
+    /// Reads a file of a skill. Returns `None` if the file no longer exists.
     ///
     /// # Errors
-    /// `InvalidPath` if it is not a regular file or exceeds a skill's limit.
+    /// Fails with `InvalidPath` if the file is not a regular file or is larger than a skill may be.
     pub fn read_part(&self, name: &str, path: &str) -> Result<Option<Vec<u8>>> {
         self.root()?.read(&format!("{}/{path}", folder(name)), limits::SKILL_BYTES as u64)
     }
 
-    /// Sorted paths of all entries below a folder of the library that are not folders, hidden ones included.
+    /// Returns the sorted paths of all entries, including hidden ones, below a folder of the library, except for
+    /// folders.
     pub(super) fn all_below(&self, top: &str) -> Result<Vec<String>> {
         let root = self.root()?;
         let (mut files, mut folders) = (Vec::new(), vec![String::new()]);
@@ -125,7 +127,7 @@ impl Library {
                     return Err(Error::new(Code::InvalidPath, format!("{top} has too many files")));
                 }
                 let path = if below.is_empty() { entry } else { format!("{below}/{entry}") };
-                // The depth is limited because a link may point to a folder above it.
+                // The depth is limited because a symbolic link may point to one of its parent folders.
                 let deep = path.split('/').count() > limits::LIBRARY_PATH_PARTS;
                 match root.is_dir(&format!("{top}/{path}")) {
                     _ if deep => {}

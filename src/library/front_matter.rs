@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use crate::store::front_matter::{self, split};
 
-/// The fields that berth reads; other fields are kept.
+/// The fields of the front matter that berth reads.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct FrontMatter {
     #[serde(default)]
@@ -14,15 +14,15 @@ pub(super) struct FrontMatter {
     pub(super) setup_commands: Vec<String>,
 }
 
-/// Reads the front matter of a text; empty if there is none.
+/// Reads the front matter of a text. All fields are empty if there is none.
 ///
 /// # Errors
-/// A description of the problem.
+/// Returns a description of the problem.
 pub(super) fn read(text: &str) -> Result<FrontMatter, String> {
     front_matter::read(text)
 }
 
-/// Adds a `name:` to the front matter, if it has none: agents look up skills by it.
+/// Adds a `name:` to the front matter, if it has none, because agents look up skills by this name.
 pub fn with_name(text: &str, name: &str) -> String {
     let quoted = serde_json::Value::from(name);
     match split(text) {

@@ -1,5 +1,6 @@
-//! Imports skills from one file: a `SKILL.md` or a zip archive that contains one. Files are first written to a
-//! staging folder that then gets its name by one rename. **Invariant:** a skill is complete or does not exist.
+//! Imports skills from one file: a `SKILL.md` or a zip archive that contains one. The files are first written to a
+//! staging folder, which a single rename then turns into the skill's folder. **Invariant:** a skill is complete or
+//! does not exist.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +15,7 @@ use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
 use crate::store::beneath::Root;
 
-/// The prefix of staging folders, which are beside the complete entries.
+/// The prefix of the names of staging folders. These are in the same folder as the complete entries.
 const STAGING_PREFIX: &str = ".importing-";
 
 /// Returns a new name for a staging folder.
@@ -27,10 +28,10 @@ pub(super) fn staging_name() -> String {
 pub struct ImportedSkill {
     #[serde(flatten)]
     skill: LibrarySkill,
-    /// Entries of the archive that were left out.
+    /// The entries of the archive that were left out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     skipped: Vec<String>,
-    /// The reasons, in the same order.
+    /// The reason for each skipped entry, in the same order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
 }
@@ -43,7 +44,7 @@ impl Library {
     /// Checks and normalises the name of a new skill. Case and surrounding blanks are ignored, as in sandboxed.sh.
     ///
     /// # Errors
-    /// `InvalidName`; `Conflict` if the skill exists.
+    /// Fails with `InvalidName`, or with `Conflict` if the skill exists.
     pub fn new_skill(&self, name: &str) -> Result<String> {
         let name = name.trim().to_lowercase();
         let letters = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
@@ -62,7 +63,8 @@ impl Library {
     /// Imports a skill from an uploaded file; the file name's extension selects the format.
     ///
     /// # Errors
-    /// Those of [`Library::new_skill`]; `InvalidSkillContent` with the problem of the file. Nothing is then written.
+    /// Fails for the same reasons as [`Library::new_skill`], or with `InvalidSkillContent` and the problem of the
+    /// file. A failed import writes nothing.
     pub fn import_skill(&self, name: &str, file_name: &str, bytes: Vec<u8>) -> Result<ImportedSkill> {
         let name = self.new_skill(name)?;
         let kind = file_name.rsplit_once('.').map(|(_, kind)| kind.to_ascii_lowercase());
@@ -125,11 +127,11 @@ fn write(root: &Root, stage: &str, files: &BTreeMap<String, UnpackedFile>) -> Re
     Ok(())
 }
 
-/// Returns the archive's files as they are stored in the skill: without the archive's only top folder, and with the
-/// main file's name as agents expect it (archives made for Claude also use `Skill.md`).
+/// Returns the archive's files with the paths that they get in the skill: without the top folder, if the archive has a
+/// single one, and with the main file's name as agents expect it (archives made for Claude also use `Skill.md`).
 fn normalize_layout(unpacked: UnpackedSkill) -> Result<UnpackedSkill> {
     let UnpackedSkill { files, mut skipped } = unpacked;
-    // Hidden entries beside the top folder are not part of the skill, for example `.github` of a repository.
+    // Hidden entries beside the top folder, for example `.github` of a repository, are not part of the skill.
     let visible = || files.keys().filter(|path| !path.starts_with('.'));
     let first = visible().next().and_then(|path| path.split_once('/')).map(|(top, _)| format!("{top}/"));
     let top = first.filter(|top| visible().all(|path| path.starts_with(top.as_str()))).unwrap_or_default();
@@ -160,7 +162,7 @@ fn normalize_layout(unpacked: UnpackedSkill) -> Result<UnpackedSkill> {
     Err(refused(message))
 }
 
-/// Checks that the library can read the skill's main file.
+/// Checks that the library will be able to read the skill's main file.
 fn check_main(bytes: &[u8]) -> Result<()> {
     if std::str::from_utf8(bytes).is_err() {
         return Err(refused(format!("{MAIN} is not UTF-8 text")));

@@ -1,4 +1,4 @@
-//! `plugins.json` and `mcp/servers.json`: objects whose keys are names of entries.
+//! The files `plugins.json` and `mcp/servers.json`. Each contains a JSON object whose keys are the names of entries.
 
 use serde_json::{Map as Object, Value};
 
@@ -24,7 +24,7 @@ impl LibraryMap {
         }
     }
 
-    /// The problem of an entry, if it has one.
+    /// Returns the problem of an entry, or `None` if the entry is valid.
     pub(crate) fn fault(self, entry: &Value) -> Option<&'static str> {
         let text = |name: &str| entry.get(name).and_then(Value::as_str).is_some_and(|text| !text.is_empty());
         let flag = entry.get("enabled").is_none_or(Value::is_boolean);
@@ -47,10 +47,10 @@ impl LibraryMap {
 }
 
 impl Library {
-    /// Reads the object; empty if the file does not exist.
+    /// Reads the object in one of the two files. The result is empty if the file does not exist.
     ///
     /// # Errors
-    /// `Conflict` if the file is damaged; the message has the position.
+    /// Fails with `Conflict` if the file is damaged; the message contains the position.
     pub fn map(&self, map: LibraryMap) -> Result<Object<String, Value>> {
         let Some(text) = self.read(map.path())? else { return Ok(Object::new()) };
         let refuse = |why: String| {
@@ -66,11 +66,11 @@ impl Library {
         }
     }
 
-    /// Reads `configs/PROFILE/.opencode/oh-my-opencode.json`. Returns `None` if it is missing or has no usable
+    /// Reads `configs/PROFILE/.opencode/oh-my-opencode.json`. Returns `None` if the file is missing or has no usable
     /// content.
     ///
     /// # Errors
-    /// If the library cannot be read.
+    /// Fails if the library cannot be read.
     pub fn oh_my_opencode(&self, profile: &str) -> Result<Option<Object<String, Value>>> {
         if super::check_name(profile).is_err() {
             return Ok(None);
@@ -91,10 +91,10 @@ impl Library {
         }
     }
 
-    /// Replaces the object.
+    /// Replaces the object in one of the two files.
     ///
     /// # Errors
-    /// `InvalidPayload` with the invalid entry.
+    /// Fails with `InvalidPayload` and the name of the invalid entry.
     pub fn put_map(&self, map: LibraryMap, entries: &Object<String, Value>) -> Result<()> {
         for (name, entry) in entries {
             let fault = if name.trim().is_empty() { Some("has no name") } else { map.fault(entry) };

@@ -1,10 +1,10 @@
 //! The library: templates, skills, tools, scripts, commands and agents as plain files in one folder, which may be a
 //! git clone that users edit by hand. Every call reads the current files, so that manual changes take effect at once;
-//! `watch` reports them. A damaged file is listed with its error and does not affect others. Symbolic links cannot
-//! leave the library (`store::beneath`). Must not know workspaces.
+//! the module `watch` detects manual changes. A damaged file is listed with its error and does not affect other files.
+//! Symbolic links cannot lead out of the library (`store::beneath`). The library must not know workspaces.
 //!
-//! Locks: `writes`, so that concurrent writes of one entry leave one complete version; below it the list of berth's
-//! own writes, a leaf.
+//! Locks: `writes`, so that concurrent writes of one entry leave one complete version; then the list of berth's own
+//! writes, a leaf.
 
 mod folder;
 mod front_matter;
@@ -49,7 +49,7 @@ impl Library {
     /// Opens the library in `folder`, and creates the folder if necessary.
     ///
     /// # Errors
-    /// If the folder cannot be created.
+    /// Fails if the folder cannot be created.
     pub fn open(folder: &Path, key: LibraryKey) -> Result<Library> {
         if !folder.is_dir() {
             file::create_dir_private(folder)?;
@@ -69,7 +69,7 @@ impl Library {
         Root::open(&self.folder)
     }
 
-    /// Reads a text file of the library; `None` if it does not exist.
+    /// Reads a text file of the library. Returns `None` if the file does not exist.
     fn read(&self, rel: &str) -> Result<Option<String>> {
         let Some(bytes) = self.root()?.read(rel, limits::LIBRARY_FILE_BYTES)? else { return Ok(None) };
         let text = String::from_utf8(bytes);
@@ -97,8 +97,8 @@ impl Library {
         Ok(())
     }
 
-    /// Removes an entry with all of its files, hidden ones included, if it exists. It is renamed first, so it
-    /// disappears at once, and the next start removes the rest after a crash.
+    /// Removes an entry, if it exists, with all of its files, including hidden ones. The entry is first renamed to a
+    /// staging name, so it disappears at once; after a crash, the next start removes the remaining files.
     fn discard(&self, rel: &str) -> Result<()> {
         let root = self.root()?;
         if root.identity(rel)?.is_none() {
@@ -109,8 +109,8 @@ impl Library {
             let message = format!("{} is mounted inside {rel}; unmount it first", mount.display());
             return Err(Error::new(Code::MountedInside, message));
         }
-        // So that the watcher ignores this removal. If there are too many files to list, workspaces are synced once
-        // more.
+        // The list makes the watcher ignore this removal. If there are too many files to list, the workspaces are
+        // synced once more than necessary.
         let below = self.all_below(rel).unwrap_or_default();
         let (folder, _) = rel.rsplit_once('/').unwrap_or(("", rel));
         let aside = format!("{folder}/{}", import::staging_name());
@@ -122,7 +122,8 @@ impl Library {
         Ok(())
     }
 
-    /// Sorted names of the entries of `folder` that end with `suffix`, without it. Invalid names are left out.
+    /// Returns the sorted names, without `suffix`, of the entries of `folder` that end with `suffix`. Invalid names
+    /// are left out.
     fn names(&self, folder: &str, suffix: &str) -> Result<Vec<String>> {
         let mut names: Vec<String> = self
             .root()?
@@ -139,7 +140,7 @@ impl Library {
 /// Checks the name of an entry, which becomes part of a file name.
 ///
 /// # Errors
-/// `InvalidName` with the rule. sandboxed.sh responds with status 500 here.
+/// Fails with `InvalidName` and the violated rule. (sandboxed.sh responds with status 500 in this case.)
 pub fn check_name(name: &str) -> Result<()> {
     Label::parse(name)?;
     if name.len() > limits::LIBRARY_NAME_BYTES {
@@ -152,7 +153,7 @@ pub fn check_name(name: &str) -> Result<()> {
 /// Checks a file's path below a skill.
 ///
 /// # Errors
-/// `InvalidName`.
+/// Fails with `InvalidName`.
 pub fn check_path(path: &str) -> Result<()> {
     if path.split('/').count() > limits::LIBRARY_PATH_PARTS {
         return Err(Error::new(Code::InvalidName, "The path has too many folders"));
@@ -163,7 +164,7 @@ pub fn check_path(path: &str) -> Result<()> {
     })
 }
 
-/// Whether an entry exists but cannot be used. Other entries are still used then.
+/// Returns whether an error means that an entry exists but cannot be used. Callers then still use the other entries.
 pub fn is_broken(error: &Error) -> bool {
     matches!(error.code(), Code::InvalidPath | Code::Conflict)
 }

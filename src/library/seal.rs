@@ -1,7 +1,7 @@
-//! Encryption of secrets in templates: AES-256-GCM with a random nonce, in the format of sandboxed.sh, so that its
-//! library can be used with its key.
+//! Encryption of secrets in templates: AES-256-GCM with a random nonce, in the format of sandboxed.sh, so that berth
+//! can use a library of sandboxed.sh with its key.
 //!
-//! Lock: the key's cell, while the key is read or created.
+//! Lock: the mutex of the key, held while the key is read or created.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ const OPEN: &str = "<encrypted v=\"1\">";
 const CLOSE: &str = "</encrypted>";
 const NONCE_BYTES: usize = 12;
 
-/// The key: supplied at the start, or stored in a file that is created with the first secret.
+/// The encryption key. The server gets it at its start, or stores it in a file that is created with the first secret.
 pub struct LibraryKey {
     file: PathBuf,
     bytes: Mutex<Option<[u8; 32]>>,
@@ -33,10 +33,10 @@ impl fmt::Debug for LibraryKey {
 }
 
 impl LibraryKey {
-    /// Uses the key in `given`, or otherwise the key in `file`.
+    /// Uses the key in `given`, or if that is `None`, the key in `file`.
     ///
     /// # Errors
-    /// `Config` if `given` is not a key.
+    /// Fails with `Config` if `given` is not a valid key.
     pub fn new(given: Option<&str>, file: &Path) -> Result<LibraryKey> {
         let bytes = given
             .map(|text| {
@@ -48,7 +48,7 @@ impl LibraryKey {
         Ok(LibraryKey { file: file.to_owned(), bytes: Mutex::new(bytes) })
     }
 
-    /// Reads the key; creates it if `make` is set.
+    /// Reads the key. If there is none and `make` is true, creates a key.
     fn bytes(&self, make: bool) -> Result<Option<[u8; 32]>> {
         let mut cell = lock(&self.bytes);
         if cell.is_none() {
@@ -74,10 +74,10 @@ impl LibraryKey {
         Ok(*cell)
     }
 
-    /// Encrypts a text. An encrypted text is returned unchanged.
+    /// Encrypts a text. Returns a text that is already encrypted unchanged.
     ///
     /// # Errors
-    /// If the key cannot be read or stored.
+    /// Fails if the key cannot be read or stored.
     pub(super) fn seal(&self, text: &str) -> Result<String> {
         if is_sealed(text) {
             return Ok(text.to_owned());
@@ -104,7 +104,7 @@ impl LibraryKey {
     }
 }
 
-/// Whether a text has the format of an encrypted one.
+/// Returns whether a text has the format of an encrypted text.
 pub(super) fn is_sealed(text: &str) -> bool {
     text.starts_with(OPEN) && text.ends_with(CLOSE)
 }

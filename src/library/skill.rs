@@ -7,18 +7,18 @@ use super::{Library, check_name, check_path, front_matter, is_broken, missing};
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result};
 
-/// A list entry for a skill.
+/// A skill in a list.
 #[derive(Debug, Serialize)]
 pub struct SkillSummary {
     pub name: String,
-    /// From the front matter.
+    /// The description in the front matter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// Its folder below the library.
+    /// The path of the skill's folder below the library.
     pub path: String,
-    /// A fixed value, for sandboxed.sh's clients.
+    /// A fixed value that sandboxed.sh's clients expect.
     pub source: Value,
-    /// Commands that run at the end of a build.
+    /// The commands that run at the end of a build.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub setup_commands: Vec<String>,
     /// Why the front matter cannot be read.
@@ -29,12 +29,12 @@ pub struct SkillSummary {
 /// A Markdown file beside `SKILL.md`.
 #[derive(Debug, Serialize)]
 pub struct SkillFile {
-    /// Its file name.
+    /// The file's name.
     pub name: String,
-    /// Its path below the skill.
+    /// The file's path below the skill's folder.
     pub path: String,
     pub content: String,
-    /// Why it cannot be read.
+    /// Why the file cannot be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -42,12 +42,12 @@ pub struct SkillFile {
 /// A skill with its files.
 #[derive(Debug, Serialize)]
 pub struct LibrarySkill {
-    /// The fields of the list entry.
+    /// The fields that the skill also has in a list.
     #[serde(flatten)]
     pub listed: SkillSummary,
     /// The text of `SKILL.md`.
     pub content: String,
-    /// The Markdown files beside it.
+    /// The Markdown files beside `SKILL.md`.
     pub files: Vec<SkillFile>,
     /// The paths of all other files.
     pub references: Vec<String>,
@@ -62,10 +62,10 @@ pub(super) fn folder(name: &str) -> String {
 }
 
 impl Library {
-    /// All skills, sorted by name.
+    /// Lists all skills, sorted by name.
     ///
     /// # Errors
-    /// If the library cannot be read.
+    /// Fails if the library cannot be read.
     pub fn skills(&self) -> Result<Vec<SkillSummary>> {
         let mut rows = Vec::new();
         for name in self.names(FOLDER, "")? {
@@ -81,15 +81,15 @@ impl Library {
         Ok(rows)
     }
 
-    /// Whether there is a skill of this name, damaged or not.
+    /// Returns whether there is a skill of this name, even if it is damaged.
     pub fn has_skill(&self, name: &str) -> bool {
         check_name(name).is_ok() && !matches!(self.read(&format!("{}/{MAIN}", folder(name))), Ok(None))
     }
 
-    /// Returns a skill.
+    /// Returns a skill with its Markdown files.
     ///
     /// # Errors
-    /// `InvalidName`, `NotInLibrary`; `InvalidPath` for a file that cannot be read as text.
+    /// Fails with `InvalidName` or `NotInLibrary`, or with `InvalidPath` for a file that cannot be read as text.
     pub fn skill(&self, name: &str) -> Result<LibrarySkill> {
         check_name(name)?;
         let content =
@@ -118,7 +118,7 @@ impl Library {
     /// Writes a skill's `SKILL.md`.
     ///
     /// # Errors
-    /// `InvalidName`, `InvalidPayload`.
+    /// Fails with `InvalidName` or `InvalidPayload`.
     pub fn put_skill(&self, name: &str, content: &str) -> Result<()> {
         self.put_skill_file(name, MAIN, content)
     }
@@ -126,17 +126,17 @@ impl Library {
     /// Removes a skill with all of its files, if it exists.
     ///
     /// # Errors
-    /// `InvalidName`; `MountedInside`.
+    /// Fails with `InvalidName` or `MountedInside`.
     pub fn delete_skill(&self, name: &str) -> Result<()> {
         check_name(name)?;
         let _writes = lock(&self.writes);
         self.discard(&folder(name))
     }
 
-    /// The setup commands of a skill; none for an unknown skill.
+    /// Returns the setup commands of a skill. The list is empty for an unknown skill.
     ///
     /// # Errors
-    /// `InvalidPath` or `Conflict` with the reason if it cannot be read.
+    /// Fails with `InvalidPath` or `Conflict`, and the reason, if the skill cannot be read.
     pub fn setup_commands(&self, name: &str) -> Result<Vec<String>> {
         if check_name(name).is_err() {
             return Ok(Vec::new());
@@ -152,7 +152,7 @@ impl Library {
     /// Reads a text file of a skill.
     ///
     /// # Errors
-    /// `InvalidName`, `NotInLibrary`, `InvalidPath` if it is not text.
+    /// Fails with `InvalidName` or `NotInLibrary`, or with `InvalidPath` if the file is not text.
     pub fn skill_file(&self, name: &str, path: &str) -> Result<String> {
         check_name(name)?;
         check_path(path)?;
@@ -163,7 +163,7 @@ impl Library {
     /// Writes a file of a skill.
     ///
     /// # Errors
-    /// `InvalidName`, `InvalidPayload`.
+    /// Fails with `InvalidName` or `InvalidPayload`.
     pub fn put_skill_file(&self, name: &str, path: &str, content: &str) -> Result<()> {
         check_name(name)?;
         check_path(path)?;
@@ -174,7 +174,7 @@ impl Library {
     /// Removes a file of a skill, if it exists.
     ///
     /// # Errors
-    /// `InvalidName`; `InvalidPath` for `SKILL.md`, which every skill must have.
+    /// Fails with `InvalidName`, or with `InvalidPath` for `SKILL.md`, which every skill must have.
     pub fn delete_skill_file(&self, name: &str, path: &str) -> Result<()> {
         check_name(name)?;
         check_path(path)?;

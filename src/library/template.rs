@@ -12,51 +12,51 @@ use crate::base::{Code, Error, Result, limits, object};
 use crate::store::allowlist::{self, MountRequest};
 use crate::store::jsonc;
 
-/// A template's file, and the body that writes it. Missing fields are empty.
+/// The fields of a template, in its file and in request bodies. Missing fields are empty.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TemplateFields {
     /// A description for users.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// As given; aliases are kept.
+    /// The distribution as the client wrote it; aliases are not replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub distro: Option<String>,
-    /// An image, by name or id, that replaces the distribution's image.
+    /// The name or id of an image that replaces the distribution's image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// Library skills.
+    /// The names of library skills.
     pub skills: Vec<String>,
-    /// Library tools.
+    /// The names of library tools.
     pub tools: Vec<String>,
     pub plugins: Vec<String>,
-    /// Environment variables of every command.
+    /// The environment variables of every command.
     pub env_vars: BTreeMap<String, String>,
     /// The names of the variables that are encrypted on disk.
     pub encrypted_keys: Vec<String>,
-    /// Library fragments that run before the init script.
+    /// The names of library fragments that run before the init script.
     pub init_scripts: Vec<String>,
     /// A script that runs at the end of a build.
     pub init_script: String,
     /// The container's network.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
-    /// sandboxed.sh's field for the same setting.
+    /// sandboxed.sh's field for the network; false means a private network.
     pub shared_network: Option<bool>,
-    /// Host folders mounted in the container.
+    /// Host folders that are mounted in the container.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "object::list")]
     pub mounts: Vec<MountRequest>,
-    /// Kept for sandboxed.sh's clients.
+    /// berth only stores this field, for sandboxed.sh's clients.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tailscale_mode: Option<String>,
     pub mcps: Vec<String>,
-    /// Kept for sandboxed.sh's clients.
+    /// The configuration profile for the agents.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub config_profile: Option<String>,
 }
 
 impl TemplateFields {
-    /// The fields that a body may contain. `resources` are the fields of a workspace's resources.
+    /// Returns the fields that a body may contain. `resources` are the fields of a workspace's resources.
     pub fn known(resources: Known) -> Known {
         Known::from_type::<TemplateFields>()
             .with_nested("resources", resources)
@@ -68,31 +68,31 @@ impl TemplateFields {
 #[derive(Clone, Debug, Serialize)]
 pub struct Template {
     pub name: String,
-    /// The path of its file in the library.
+    /// The path of the template's file in the library.
     pub path: String,
-    /// The content of the file.
+    /// The content of the template's file, with its secrets decrypted.
     #[serde(flatten)]
     pub fields: TemplateFields,
 }
 
-/// A list entry for a template.
+/// A template in a list.
 #[derive(Debug, Default, Serialize)]
 pub struct TemplateSummary {
     pub name: String,
     /// A description for users.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// The path of its file in the library.
+    /// The path of the template's file in the library.
     pub path: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub distro: Option<String>,
-    /// An image that replaces the distribution's image.
+    /// The name or id of an image that replaces the distribution's image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// Library skills.
+    /// The names of library skills.
     pub skills: Vec<String>,
     pub init_scripts: Vec<String>,
-    /// Why the file cannot be used.
+    /// Why the template's file cannot be used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -106,10 +106,10 @@ fn path(name: &str) -> String {
 }
 
 impl Template {
-    /// The variables for a workspace.
+    /// Returns the environment variables for a workspace.
     ///
     /// # Errors
-    /// `Conflict` if one cannot be decrypted, since commands would get a wrong secret.
+    /// Fails with `Conflict` if a variable cannot be decrypted, since commands would get a wrong secret.
     pub fn variables(&self) -> Result<&BTreeMap<String, String>> {
         match self.fields.env_vars.iter().find(|(_, value)| value.starts_with(UNOPENED)) {
             None => Ok(&self.fields.env_vars),
@@ -126,10 +126,10 @@ impl Template {
 }
 
 impl Library {
-    /// All templates, sorted by name. A damaged one has its error.
+    /// Lists all templates, sorted by name. The entry of a damaged template contains the error.
     ///
     /// # Errors
-    /// If the library cannot be read.
+    /// Fails if the library cannot be read.
     pub fn templates(&self) -> Result<Vec<TemplateSummary>> {
         let row = |name: String| match self.stored(&name) {
             Ok(fields) => TemplateSummary {
@@ -152,10 +152,10 @@ impl Library {
         Ok(self.names(FOLDER, ".json")?.into_iter().map(row).collect())
     }
 
-    /// Returns a template.
+    /// Returns a template with its secrets decrypted.
     ///
     /// # Errors
-    /// `InvalidName`, `NotInLibrary`, `Conflict` for a damaged file.
+    /// Fails with `InvalidName` or `NotInLibrary`, or with `Conflict` for a damaged file.
     pub fn template(&self, name: &str) -> Result<Template> {
         check_name(name)?;
         let mut fields = self.stored(name)?;
@@ -169,10 +169,10 @@ impl Library {
         Ok(Template { name: name.to_owned(), path: path(name), fields })
     }
 
-    /// Writes a template.
+    /// Writes a template, and encrypts its secrets.
     ///
     /// # Errors
-    /// `InvalidName`, `InvalidDistro`, `InvalidEnv`, `InvalidPayload`.
+    /// Fails with `InvalidName`, `InvalidDistro`, `InvalidEnv` or `InvalidPayload`.
     pub fn put_template(&self, name: &str, mut fields: TemplateFields) -> Result<()> {
         check_name(name)?;
         fields.distro = fields.distro.filter(|distro| !distro.trim().is_empty());
@@ -181,7 +181,7 @@ impl Library {
         }
         fields.image = fields.image.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty());
         fields.image.as_deref().map(Label::parse).transpose()?;
-        // Clients send back values that could not be decrypted; the stored value is kept.
+        // If a client sends back a value that could not be decrypted, the stored value is kept.
         for value in fields.env_vars.values_mut() {
             if let Some(sealed) = value.strip_prefix(UNOPENED).filter(|rest| seal::is_sealed(rest)) {
                 *value = sealed.to_owned();
@@ -205,10 +205,10 @@ impl Library {
         self.write(&path(name), &text)
     }
 
-    /// Removes a template, if it exists, as sandboxed.sh does.
+    /// Removes a template. Removing a template that does not exist is no error, as in sandboxed.sh.
     ///
     /// # Errors
-    /// `InvalidName`.
+    /// Fails with `InvalidName`.
     pub fn delete_template(&self, name: &str) -> Result<()> {
         check_name(name)?;
         let _writes = lock(&self.writes);
@@ -225,7 +225,7 @@ impl Library {
     }
 }
 
-/// The file's content. It includes the name, as in sandboxed.sh.
+/// The content of a template's file. It includes the name, as in sandboxed.sh.
 #[derive(Serialize)]
 struct StoredTemplate {
     name: String,

@@ -18,16 +18,16 @@ pub enum TextKind {
     Agent,
 }
 
-/// A list entry for a text.
+/// A text in a list.
 #[derive(Debug, Serialize)]
 pub struct TextSummary {
     pub name: String,
     /// The description in the front matter or first comment.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// The path of its file in the library.
+    /// The path of the text's file in the library.
     pub path: String,
-    /// Why it cannot be used.
+    /// Why the text cannot be used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -35,7 +35,7 @@ pub struct TextSummary {
 /// A text with its content.
 #[derive(Debug, Serialize)]
 pub struct LibraryText {
-    /// The fields of the list entry.
+    /// The fields that the text also has in a list.
     #[serde(flatten)]
     pub listed: TextSummary,
     pub content: String,
@@ -54,7 +54,7 @@ impl TextKind {
         }
     }
 
-    /// The part of the file's path after the name.
+    /// Returns the part of the file's path after the name.
     fn suffix(self) -> &'static str {
         match self {
             TextKind::Tool => ".ts",
@@ -77,7 +77,7 @@ impl TextKind {
         missing(what, name)
     }
 
-    /// The kind's name in messages.
+    /// Returns the kind's name in messages.
     pub fn title(self) -> &'static str {
         match self {
             TextKind::Tool => "Tool",
@@ -96,7 +96,7 @@ impl TextKind {
     }
 }
 
-/// The first `/** … */` comment, joined to one line.
+/// Returns the first `/** … */` comment, joined to one line.
 fn block_comment(text: &str) -> Option<String> {
     let (_, rest) = text.split_once("/**")?;
     let (comment, _) = rest.split_once("*/")?;
@@ -108,7 +108,7 @@ fn block_comment(text: &str) -> Option<String> {
     (!words.is_empty()).then(|| words.join(" "))
 }
 
-/// The first line after the shebang, if it is a comment.
+/// Returns the first line after the shebang, if it is a comment.
 fn first_comment(text: &str) -> Option<String> {
     let line = text.lines().find(|line| !line.trim().is_empty() && !line.starts_with("#!"))?;
     let comment = line.trim().strip_prefix('#')?.trim();
@@ -117,18 +117,18 @@ fn first_comment(text: &str) -> Option<String> {
 }
 
 impl Library {
-    /// All texts of a kind, sorted by name.
+    /// Lists all texts of a kind, sorted by name.
     ///
     /// # Errors
-    /// If the library cannot be read.
+    /// Fails if the library cannot be read.
     pub fn texts(&self, kind: TextKind) -> Result<Vec<TextSummary>> {
-        // An init script is a folder; the others are files.
+        // Each init script has a folder of its own; each other text is a file.
         let suffix = if kind == TextKind::InitScript { "" } else { kind.suffix() };
         let mut rows = Vec::new();
         for name in self.names(kind.folder(), suffix)? {
             match self.text(kind, &name) {
                 Ok(text) => rows.push(text.listed),
-                // A folder without a script.
+                // A folder without a script is not listed.
                 Err(error) if error.code() == Code::NotInLibrary => {}
                 Err(error) => rows.push(TextSummary {
                     path: kind.path(&name),
@@ -144,7 +144,7 @@ impl Library {
     /// Returns a text.
     ///
     /// # Errors
-    /// `InvalidName`, `NotInLibrary`.
+    /// Fails with `InvalidName` or `NotInLibrary`.
     pub fn text(&self, kind: TextKind, name: &str) -> Result<LibraryText> {
         check_name(name)?;
         let path = kind.path(name);
@@ -159,21 +159,21 @@ impl Library {
     /// Writes a text.
     ///
     /// # Errors
-    /// `InvalidName`, `InvalidPayload`.
+    /// Fails with `InvalidName` or `InvalidPayload`.
     pub fn put_text(&self, kind: TextKind, name: &str, content: &str) -> Result<()> {
         check_name(name)?;
         let _writes = lock(&self.writes);
         self.write(&kind.path(name), content)
     }
 
-    /// Removes a text, if it exists, as sandboxed.sh does.
+    /// Removes a text. Removing a text that does not exist is no error, as in sandboxed.sh.
     ///
     /// # Errors
-    /// `InvalidName`.
+    /// Fails with `InvalidName`.
     pub fn delete_text(&self, kind: TextKind, name: &str) -> Result<()> {
         check_name(name)?;
         let _writes = lock(&self.writes);
-        // An init script is a folder, removed with all of its files.
+        // An init script has a folder of its own, which is removed with all of its files.
         self.discard(&match kind {
             TextKind::InitScript => format!("{}/{name}", kind.folder()),
             _ => kind.path(name),

@@ -1,7 +1,7 @@
 //! Unpacks a zip archive from a client. The whole archive is checked before any of its files is used. Entries that
-//! cannot be used are left out and reported. An archive is refused if an entry could do harm or if readers could
-//! interpret it differently: links and devices, names that leave the folder, duplicate names, overlapping data, too
-//! much data. Pure.
+//! cannot be used are left out and reported. An archive is refused if an entry could do harm, or if different programs
+//! could interpret it differently: if it has links or devices, names that lead out of the folder, duplicate names,
+//! overlapping data, or too much data. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -25,20 +25,20 @@ pub(super) struct UnpackedFile {
     pub(super) executable: bool,
 }
 
-/// An entry that was left out.
+/// An entry of the archive that was left out.
 #[derive(Debug)]
 pub(super) struct SkippedEntry {
     pub(super) name: String,
     pub(super) reason: String,
 }
 
-/// The most entries of an archive, folders and files of desktops included.
+/// The maximum number of entries of an archive, including folders and files that desktops create.
 const ENTRIES: usize = 10 * limits::SKILL_FILES;
 
-/// Returns the files of an archive by path, without folders and files of desktops.
+/// Returns the files of an archive by path, without folders and files that desktops create.
 ///
 /// # Errors
-/// The problem of the archive.
+/// Returns the problem of the archive.
 pub(super) fn unpack(mut archive: Vec<u8>) -> Result<UnpackedSkill, String> {
     let broken = |error: rawzip::Error| format!("The zip archive cannot be read: {error}");
     cut_comment(&mut archive);
@@ -77,7 +77,7 @@ pub(super) fn unpack(mut archive: Vec<u8>) -> Result<UnpackedSkill, String> {
             CompressionMethod::STORE => Box::new(packed.data()),
             _ => Box::new(flate2::bufread::DeflateDecoder::new(packed.data())),
         };
-        // The sizes stated in the archive are not trusted.
+        // The archive may state wrong sizes, so the unpacked bytes are counted.
         let (mut bytes, most) = (Vec::new(), left.saturating_add(1));
         let read = packed.verifying_reader(plain).take(most as u64).read_to_end(&mut bytes);
         if bytes.len() > left {
@@ -127,15 +127,16 @@ enum ZipEntryKind {
     Folder,
 }
 
-/// The type of an entry by its attributes. Unix attributes are used whatever system the entry names, as unzip(1)
-/// does.
+/// Returns the type of an entry according to its attributes. Unix attributes are used regardless of the system that
+/// the entry names, as in unzip(1).
 fn kind(entry: &ZipFileHeaderRecord<'_>, path: &str) -> Result<ZipEntryKind, String> {
     let attributes = entry.external_attributes();
     let dos = !matches!(entry.version_made_by().creator_system(), CreatorSystem::UNIX | CreatorSystem::MACOS);
     match (attributes >> 16) & 0o170_000 {
         0o040_000 => Ok(ZipEntryKind::Folder),
         0o100_000 => Ok(ZipEntryKind::File),
-        // Java and .NET write no attributes; other tools write permissions without a type.
+        // Archives from Java and .NET have no attributes; those of other tools may have permissions without a file
+        // type.
         0 if dos && attributes & DOS_FOLDER != 0 && entry.uncompressed_size_hint() == 0 => {
             Ok(ZipEntryKind::Folder)
         }
@@ -148,10 +149,10 @@ fn kind(entry: &ZipFileHeaderRecord<'_>, path: &str) -> Result<ZipEntryKind, Str
     }
 }
 
-/// The MS-DOS attribute of a folder.
+/// The MS-DOS attribute that marks a folder.
 const DOS_FOLDER: u32 = 0x10;
 
-/// Why a harmless entry cannot be used.
+/// Returns the reason why a harmless entry cannot be used, or `None` if it can be used.
 fn skip_reason(entry: &ZipFileHeaderRecord<'_>, name: &zip_names::EntryName) -> Option<String> {
     if name.undecodable {
         let reason = match entry.flags().is_utf8() {
@@ -175,7 +176,7 @@ fn skip_reason(entry: &ZipFileHeaderRecord<'_>, name: &zip_names::EntryName) -> 
     None
 }
 
-/// The folders above a path.
+/// Returns the parent folders of a path.
 fn above(path: &str) -> impl Iterator<Item = &str> {
     path.match_indices('/').map(|(at, _)| &path[..at])
 }

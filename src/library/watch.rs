@@ -1,5 +1,6 @@
-//! Detects manual changes of the library, made with an editor or git, so that the workspaces that use it are synced.
-//! inotify(7) only triggers a scan; two scans are compared to find the changes. berth's own writes are ignored.
+//! Detects manual changes of the library, made with an editor or git, so that the workspaces that use the library are
+//! synced. An inotify(7) event only triggers a scan, which is compared with the previous scan to find the changes.
+//! berth's own writes are ignored.
 //!
 //! Thread: `library-watch`. Lock: the list of berth's own writes, a leaf. Symbolic links that leave the library are
 //! not followed. Hidden files are ignored, except in skills.
@@ -25,31 +26,32 @@ use crate::store::beneath::Root;
 use crate::store::file;
 use crate::store::folder_watcher::{FolderChange, FolderWatcher};
 
-/// Delay after the last manual change before the library is read: an editor or git has finished by then.
+/// The time without changes after which the library is scanned: by then, an editor or git has finished.
 const LIBRARY_QUIET: Duration = Duration::from_millis(300);
-/// Maximum delay after the first manual change.
+/// The maximum time from the first manual change to a scan.
 const LIBRARY_PATIENCE: Duration = Duration::from_secs(3);
-/// Maximum number of watched folders of the library, and of files in them.
+/// The maximum number of watched folders of the library plus files in them.
 const LIBRARY_WATCHED: usize = 20_000;
 
 /// A change of the library.
 #[derive(Debug, PartialEq, Eq)]
 pub enum LibraryChange {
-    /// Skills or tools with these names.
+    /// The skills or tools with these names changed.
     Named(BTreeSet<String>),
-    /// Entries that all workspaces with configured agents get: commands, agents, plugins, MCP servers, profiles.
+    /// Entries changed that all workspaces with configured agents get: commands, agents, plugins, MCP servers or
+    /// profiles.
     Agents,
-    /// Possibly the whole library.
+    /// The whole library may have changed.
     Everything,
 }
 
 impl LibraryChange {
-    /// A change of the skill or tool with this name.
+    /// Returns a change of the skill or tool with this name.
     pub fn named(name: &str) -> LibraryChange {
         LibraryChange::Named(BTreeSet::from([name.to_owned()]))
     }
 
-    /// The change that these paths stand for; `None` if no workspace has a copy of them.
+    /// Returns the change that consists of these changed paths; `None` if no workspace has a copy of these files.
     fn from_paths<'a>(paths: impl Iterator<Item = &'a str>) -> Option<LibraryChange> {
         let (mut names, mut agents) = (BTreeSet::new(), false);
         for path in paths {
@@ -57,7 +59,8 @@ impl LibraryChange {
             match kind {
                 "skill" => names.extend(rest.split('/').next().map(str::to_owned)),
                 "tool" => names.extend(rest.strip_suffix(".ts").map(str::to_owned)),
-                // These are read when a workspace is created or built.
+                // Templates and init scripts are read when a workspace is created or built, so no workspace has a
+                // copy.
                 "workspace-template" | "init-script" => {}
                 _ => agents = true,
             }
@@ -86,26 +89,27 @@ impl Drop for LibraryWatch {
     }
 }
 
-/// The identity and version of a file.
+/// Identifies a version of a file: inode, size, modification time and whether the file is executable.
 type LibraryStamp = (u64, u64, i64, i64, bool);
-/// The stamps of all files, by path.
+/// The stamps of all files of the library, by path.
 type LibrarySnapshot = BTreeMap<String, LibraryStamp>;
 
 fn stamp(file: &Metadata) -> LibraryStamp {
     (file.ino(), file.size(), file.mtime(), file.mtime_nsec(), file.mode() & 0o100 != 0)
 }
 
-/// The files that berth itself has written since the last scan; `None` for a removed file.
+/// The files that berth itself has written since the last scan, with their stamps; `None` for a removed file.
 #[derive(Clone, Debug, Default)]
 pub(super) struct OwnWrites(Arc<Mutex<BTreeMap<String, Option<LibraryStamp>>>>);
 
 impl OwnWrites {
-    /// Records a file that was just written or removed.
+    /// Records a file that berth has just written or removed.
     pub(super) fn note(&self, root: &Root, rel: &str) {
         let now = root.metadata(rel).ok().flatten().filter(Metadata::is_file);
         let mut own = lock(&self.0);
         if own.len() >= LIBRARY_WATCHED {
-            // No scan has run for a long time. Forgotten files are synced once more.
+            // No scan has run for a long time. Berth's writes that are forgotten here count as manual changes, so
+            // their files are synced once more.
             own.clear();
         }
         own.insert(rel.to_owned(), now.as_ref().map(stamp));
@@ -114,11 +118,12 @@ impl OwnWrites {
 
 struct LibraryWatcher<F> {
     folder: PathBuf,
-    /// The file with the digest of the last scan, so that the next server can detect changes in the meantime.
+    /// The file that stores the digest of the last scan, so that the next server process can detect changes made while
+    /// none was running.
     memory: PathBuf,
     changes: FolderWatcher,
     watches: HashSet<i32>,
-    /// The watch on the parent folder, since the library itself may be replaced.
+    /// The watch on the library's parent folder, since the library's folder itself may be replaced.
     above: Option<i32>,
     seen: LibrarySnapshot,
     own: OwnWrites,
@@ -126,11 +131,11 @@ struct LibraryWatcher<F> {
     changed: F,
 }
 
-/// Starts watching the library. `changed` is called with each change, and with a function that returns whether to
-/// continue.
+/// Starts watching the library. The watching thread calls `changed` with each change, and with a function that returns
+/// whether to continue.
 ///
 /// # Errors
-/// If the user has no inotify instances left, or a thread cannot be started.
+/// Fails if the user has no inotify instances left, or if the thread cannot be started.
 pub fn start(
     library: &Library,
     memory: &Path,
@@ -160,7 +165,7 @@ pub fn start(
 }
 
 impl<F: Fn(&LibraryChange, &dyn Fn() -> bool)> LibraryWatcher<F> {
-    /// The first scan, which detects changes since the last server.
+    /// Runs the first scan, which detects changes since the previous server process.
     fn begin(&mut self) {
         let above = self.folder.parent().and_then(|above| Root::open(above).ok());
         self.above = above.and_then(|above| self.changes.watch(&above.open_folder("").ok()?).ok());
@@ -195,7 +200,7 @@ impl<F: Fn(&LibraryChange, &dyn Fn() -> bool)> LibraryWatcher<F> {
         }
     }
 
-    /// Reads events. Returns whether any of them requires a scan.
+    /// Reads the inotify events. Returns whether any of them requires a scan.
     fn read(&mut self) -> Result<bool> {
         let own = self.folder.file_name().and_then(|name| name.to_str());
         let mut worth = false;
@@ -242,7 +247,8 @@ impl<F: Fn(&LibraryChange, &dyn Fn() -> bool)> LibraryWatcher<F> {
     }
 
     fn store_digest(&self) {
-        // If the server stops during the callback, the next server repeats it.
+        // If the server stops during the callback, the digest is not stored, so the next server process repeats the
+        // callback.
         if !self.ends.load(Ordering::SeqCst)
             && let Err(error) = file::replace(&self.memory, self.digest().as_bytes(), 0o600)
         {
@@ -250,11 +256,12 @@ impl<F: Fn(&LibraryChange, &dyn Fn() -> bool)> LibraryWatcher<F> {
         }
     }
 
-    /// Scans all files and watches all folders. A folder is watched before it is read, so that no change is missed.
+    /// Scans all files of the library and watches all its folders. A folder is watched before it is read, so that no
+    /// change is missed.
     fn scan(&mut self) -> LibrarySnapshot {
         let mut seen = LibrarySnapshot::new();
         let before = std::mem::take(&mut self.watches);
-        // If the library is being replaced, the watch on the parent folder reports it.
+        // If another process is replacing the library's folder, the watch on the parent folder reports that.
         if let Ok(root) = Root::open(&self.folder) {
             let mut folders = vec![String::new()];
             while let Some(folder) = folders.pop() {
@@ -273,7 +280,7 @@ impl<F: Fn(&LibraryChange, &dyn Fn() -> bool)> LibraryWatcher<F> {
                         continue;
                     }
                     let path = if folder.is_empty() { entry } else { format!("{folder}/{entry}") };
-                    // The depth is limited because a link may point to a folder above it.
+                    // The depth is limited because a symbolic link may point to one of its parent folders.
                     let deep = path.split('/').count() > limits::LIBRARY_PATH_PARTS + 2;
                     match root.metadata(&path) {
                         Ok(Some(found)) if found.is_file() => drop(seen.insert(path, stamp(&found))),
@@ -289,8 +296,8 @@ impl<F: Fn(&LibraryChange, &dyn Fn() -> bool)> LibraryWatcher<F> {
         seen
     }
 
-    /// A digest of all files and of the data folder's path: agents' configuration contains absolute paths, so
-    /// workspaces are synced after the data folder was moved.
+    /// Returns a digest of all files and of the data folder's path. The path is included because the agents'
+    /// configuration contains absolute paths, so the workspaces must be synced after the data folder was moved.
     fn digest(&self) -> String {
         let mut hash = Sha256::new();
         hash.update(self.memory.as_os_str().as_encoded_bytes());

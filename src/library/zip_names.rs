@@ -1,34 +1,35 @@
-//! Names in zip archives: decodes their bytes and normalises the path. Pure.
+//! Decodes the names of entries in zip archives and normalises their paths. Pure.
 
 use rawzip::ZipFileHeaderRecord;
 use rawzip::extra_fields::ExtraFieldId;
 
-/// Bytes 0x80 to 0xFF of code page 437, the character set of names without bit 11 (APPNOTE.TXT, appendix D).
+/// The characters for the bytes 0x80 to 0xFF in code page 437, the character set of names without bit 11 (APPNOTE.TXT,
+/// appendix D).
 const CP437: &str = "ÇüéâäàåçêëèïîìÄÅÉæÆôöòûùÿÖÜ¢£¥₧ƒáíóúñÑªº¿⌐¬½¼¡«»░▒▓│┤╡╢╖╕╣║╗╝╜╛┐└┴┬├─┼╞╟╚╔╩╦╠═╬╧╨╤╥╙╘╒╓╫╪┘┌█▄▌▐▀αßΓπΣσµτΦΘΩδ∞φε∩≡±≥≤⌠⌡÷≈°∙·√ⁿ²■\u{a0}";
 
 /// The path of an entry, with `/` as separator.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct EntryName {
     pub(super) path: String,
-    /// It ends with a slash, so it names a folder.
+    /// Whether the name ends with a slash, so that it names a folder.
     pub(super) folder: bool,
-    /// The bytes are invalid in the character set that the archive declares.
+    /// Whether the bytes are invalid in the character set that the archive declares.
     pub(super) undecodable: bool,
 }
 
-/// Why a name makes the whole archive unusable.
+/// The reason why a name makes the whole archive unusable.
 pub(super) const LEADS_OUT: &str = "leads out of the skill's folder: it is absolute or has '..' as a part";
 
 /// Reads the name of an entry.
 ///
 /// # Errors
-/// [`LEADS_OUT`], with the name, if any reader could resolve it to a path outside.
+/// Returns the name and [`LEADS_OUT`] if any program could resolve the name to a path outside of the skill's folder.
 pub(super) fn read(entry: &ZipFileHeaderRecord<'_>) -> Result<EntryName, String> {
     let raw = entry.file_path();
     let unicode = entry.extra_fields().find(|(id, _)| *id == ExtraFieldId::INFO_ZIP_UNICODE_PATH);
     let (text, undecodable) =
         decode(raw.as_bytes(), entry.flags().is_utf8(), unicode.map(|(_, field)| field));
-    // The raw bytes are checked too, for readers that support neither character set.
+    // The raw bytes are checked too, for programs that support neither character set.
     for name in [&*text, &*String::from_utf8_lossy(raw.as_bytes())] {
         if leads_out(name) {
             return Err(format!("'{}' {LEADS_OUT}", name.escape_debug()));
@@ -39,8 +40,8 @@ pub(super) fn read(entry: &ZipFileHeaderRecord<'_>) -> Result<EntryName, String>
 }
 
 /// Returns the text of a name, and whether it is undecodable. `unicode` is the Info-ZIP field 0x7075. It is used only
-/// if its checksum matches this name, because a tool that renames an entry without supporting the field leaves a
-/// stale value.
+/// if its checksum matches this name, because a tool that renames an entry without supporting the field leaves an
+/// outdated value in it.
 fn decode(raw: &[u8], utf8: bool, unicode: Option<&[u8]>) -> (String, bool) {
     if let Some([1, rest @ ..]) = unicode
         && let Some((checksum, name)) = rest.split_first_chunk::<4>()
@@ -51,13 +52,13 @@ fn decode(raw: &[u8], utf8: bool, unicode: Option<&[u8]>) -> (String, bool) {
         return (name.to_owned(), false);
     }
     match std::str::from_utf8(raw) {
-        // Also without bit 11: macOS writes UTF-8 without setting it, and text in CP437 is practically never valid
-        // UTF-8.
+        // A name is first decoded as UTF-8 even without bit 11: macOS writes UTF-8 without setting the bit, and text
+        // in CP437 is practically never valid UTF-8.
         Ok(text) => (text.to_owned(), false),
         Err(_) if utf8 => (String::from_utf8_lossy(raw).into_owned(), true),
-        // Names do not contain box-drawing characters: these bytes are letters of another code page, such as GBK,
-        // which the archive does not declare. unzip(1) and 7-Zip then use the machine's locale, which means nothing
-        // on a server.
+        // Real names do not contain box-drawing characters, so such bytes are letters of another code page, such as
+        // GBK, which the archive does not declare. unzip(1) and 7-Zip then use the machine's locale, but the locale of
+        // a server is not that of the archive's author.
         Err(_) => (cp437(raw), raw.iter().any(|byte| (0xb0..=0xdf).contains(byte))),
     }
 }
@@ -82,7 +83,7 @@ fn leads_out(name: &str) -> bool {
         || (drive && first.next().is_some_and(|c| SLASHES.contains(&c)))
 }
 
-/// Removes empty components and `.`. Also returns whether the path names a folder.
+/// Removes empty components and `.` from a path. Also returns whether the path names a folder.
 fn normal(name: &str) -> (String, bool) {
     let parts: Vec<&str> = name.split(SLASHES).filter(|part| !matches!(*part, "" | ".")).collect();
     (parts.join("/"), name.ends_with(SLASHES) || parts.is_empty())

@@ -1,4 +1,4 @@
-//! The connection to a workspace's OpenCode: as configured, or as changed by an owner. Pure.
+//! The connection to a workspace's OpenCode, as the server's configuration or an owner has set it. Pure.
 
 use std::fmt;
 
@@ -6,16 +6,16 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Configured;
 
-/// Address, directory and credential, as configured or set by an owner.
+/// The address, directory and credential of a workspace's OpenCode.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpencodeConnection {
-    /// The URL of the OpenCode.
+    /// The URL of OpenCode.
     pub base_url: Option<String>,
     /// The directory that OpenCode serves for the workspace.
     pub directory: Option<String>,
-    /// User name for basic authentication.
+    /// The user name for basic authentication.
     pub username: Option<String>,
-    /// Password for basic authentication.
+    /// The password for basic authentication.
     pub password: Option<String>,
 }
 
@@ -25,40 +25,41 @@ impl fmt::Debug for OpencodeConnection {
     }
 }
 
-/// An owner's change to the connection. It applies until the configured address changes.
+/// A connection that an owner has set. It applies until the configured address changes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectionOverride {
     pub(super) connection: OpencodeConnection,
-    /// The address that was configured at the time of the change.
+    /// The address that was configured when the owner set the connection.
     pub(super) instead_of: Option<String>,
 }
 
-/// The body of `PATCH /workspaces/:id`. Present fields are changed, null removes a value, and removing the address
-/// restores the configured connection.
+/// The body of `PATCH /workspaces/:id`. A field that is present changes the value, null removes it, and removing the
+/// address restores the configured connection.
 #[derive(Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ConnectionUpdate {
-    /// The URL of the OpenCode.
+    /// The URL of OpenCode.
     #[serde(default, deserialize_with = "nullable")]
     pub base_url: Option<Option<String>>,
     /// The directory that OpenCode serves for the workspace.
     #[serde(default, deserialize_with = "nullable")]
     pub directory: Option<Option<String>>,
-    /// User name for basic authentication.
+    /// The user name for basic authentication.
     #[serde(default, deserialize_with = "nullable")]
     pub opencode_username: Option<Option<String>>,
-    /// Password for basic authentication.
+    /// The password for basic authentication.
     #[serde(default, deserialize_with = "nullable")]
     pub opencode_password: Option<Option<String>>,
 }
 
-/// Distinguishes null from a missing field.
+/// Deserialises a field so that null and a missing field differ.
 fn nullable<'de, D: Deserializer<'de>>(field: D) -> Result<Option<Option<String>>, D::Error> {
     Option::deserialize(field).map(Some)
 }
 
 impl ConnectionUpdate {
-    /// Returns the changed connection. A new address does not keep the credential and directory of the old one.
+    /// Returns the changed connection. With a new address, the credential and directory of the old address are
+    /// dropped.
     pub(super) fn apply(self, now: OpencodeConnection) -> OpencodeConnection {
         let (was, mut next) = (now.base_url.clone(), now);
         let set = |place: &mut Option<String>, change: Option<Option<String>>| {
@@ -116,7 +117,7 @@ mod tests {
         assert_eq!((same.directory, same.password.as_deref()), (None, Some("p")));
         let other = change(r#"{"baseUrl": "http://b", "opencodeUsername": "v"}"#).apply(now.clone());
         assert_eq!((other.username.as_deref(), other.password, other.directory), (Some("v"), None, None));
-        // The client is warned of a field that does not exist here.
+        // A connection has no `path`; the client gets a warning about this field.
         assert_eq!(change(r#"{"path": "/"}"#).apply(now.clone()), now);
         assert_eq!(change(r#"{"baseUrl": null}"#).apply(now), OpencodeConnection::default());
     }

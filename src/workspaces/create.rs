@@ -18,13 +18,13 @@ use crate::store::allowlist::{self, MountRequest};
 #[derive(Debug, Deserialize)]
 pub struct CreateWorkspace {
     pub name: String,
-    /// Default: `host`.
+    /// The kind of the workspace; `host` if absent.
     pub workspace_type: Option<WorkspaceKind>,
-    /// The folder of a host workspace, or a container's root.
+    /// The folder of a host workspace, or the root folder of a container.
     pub path: Option<String>,
-    /// A template's name. The workspace is then a container.
+    /// The name of a template. With a template the workspace is a container.
     pub template: Option<String>,
-    /// Fields that can also be changed later.
+    /// The fields that can also be changed later.
     #[serde(flatten)]
     pub fields: WorkspaceFields,
 }
@@ -32,64 +32,66 @@ pub struct CreateWorkspace {
 /// The fields that both `POST` and `PUT` accept.
 #[derive(Debug, Default, Deserialize)]
 pub struct WorkspaceFields {
-    /// Library skills.
+    /// The names of library skills.
     pub skills: Option<Vec<String>>,
-    /// Library tools.
+    /// The names of library tools.
     pub tools: Option<Vec<String>>,
-    /// Plugins.
+    /// Plugin identifiers.
     pub plugins: Option<Vec<String>>,
-    /// Distribution; blank clears.
+    /// The distribution; a blank text removes it.
     pub distro: Option<String>,
-    /// Image instead of a distribution's, by name or id; blank clears.
+    /// The name or id of an image to use instead of the distribution's image; a blank text removes it.
     pub image: Option<String>,
-    /// Variables.
+    /// The environment variables of every command.
     pub env_vars: Option<BTreeMap<String, String>>,
-    /// Library fragments. At creation they come only from a template, as in sandboxed.sh.
+    /// The names of library fragments that run before the init script. A new workspace gets them only from a template,
+    /// as in sandboxed.sh.
     pub init_scripts: Option<Vec<String>>,
-    /// Script; blank clears.
+    /// The init script; a blank text removes it.
     pub init_script: Option<String>,
     /// The container's network.
     pub network: Option<Network>,
-    /// sandboxed.sh's field for the same setting; false means private.
+    /// sandboxed.sh's field for the network; false means a private network.
     pub shared_network: Option<bool>,
-    /// Host folders mounted in the container; `[]` clears.
+    /// Host folders that are mounted in the container; `[]` removes all.
     #[serde(default, deserialize_with = "object::optional_list")]
     pub mounts: Option<Vec<MountRequest>>,
     /// `exit_node` or `tailnet_only`.
     pub tailscale_mode: Option<String>,
-    /// MCP servers.
+    /// The names of MCP servers.
     pub mcps: Option<Vec<String>>,
-    /// Profile; blank clears.
+    /// The configuration profile; a blank text removes it.
     pub config_profile: Option<String>,
-    /// Resource limits; `{}` clears.
+    /// Resource limits; `{}` removes all.
     #[serde(default, deserialize_with = "object::optional")]
     pub resources: Option<Resources>,
-    /// A container without commands and terminals is stopped after this time; 0: never.
+    /// The time in seconds after which a container without running commands and open terminals is stopped; 0 means
+    /// never.
     pub idle_timeout_secs: Option<u64>,
 }
 
 /// The body of `PUT /api/workspaces/:id`.
 #[derive(Debug, Default, Deserialize)]
 pub struct UpdateWorkspace {
-    /// The new label.
+    /// The new name of the workspace.
     pub name: Option<String>,
-    /// A label without effect. A blank text removes it.
+    /// The template's name, which is only shown to clients. A blank text removes it.
     pub template: Option<String>,
     #[serde(flatten)]
     pub fields: WorkspaceFields,
 }
 
 impl CreateWorkspace {
-    /// The fields that a body may contain.
+    /// Returns the fields that a body may contain.
     pub fn known() -> Known {
         Known::from_names(&["name", "workspace_type", "path", "template"]).merge(WorkspaceFields::known())
     }
 
-    /// Checks a body without `workspace_type` for fields that only a container supports. Returns a warning if the
-    /// body has a path, so that a host workspace may be intended.
+    /// Checks whether a body without `workspace_type` has fields that only a container supports. Returns a warning if
+    /// the body also has a path, because the client may intend a host workspace.
     ///
     /// # Errors
-    /// `WorkspaceTypeRequired` without a path.
+    /// Fails with `WorkspaceTypeRequired` if the body has such fields but no path.
     pub fn check_type(&self) -> Result<Option<String>> {
         let blank = |text: &Option<String>| text.as_deref().is_none_or(|text| text.trim().is_empty());
         let fields = &self.fields;
@@ -124,18 +126,19 @@ impl CreateWorkspace {
 }
 
 impl UpdateWorkspace {
-    /// The fields that a body may contain.
+    /// Returns the fields that a body may contain.
     pub fn known() -> Known {
-        // Clients send the whole object back. Fields that cannot change are ignored, as in sandboxed.sh.
+        // Clients may send the whole workspace object back. Fields that cannot be changed are ignored, as in
+        // sandboxed.sh.
         Known::from_names(&["name", "template", "warnings"])
             .merge(Known::from_type::<WorkspaceView>())
             .merge(WorkspaceFields::known())
     }
 
-    /// Applies all fields, or none.
+    /// Applies all fields to the workspace, or none.
     ///
     /// # Errors
-    /// 400s that name the field.
+    /// Fails with status 400 and the name of the invalid field.
     pub fn apply(self, view: &mut WorkspaceView) -> Result<()> {
         if let Some(name) = self.name {
             view.name = Label::parse(&name)?;
@@ -158,7 +161,7 @@ impl WorkspaceFields {
     /// fields override the template's.
     ///
     /// # Errors
-    /// `Conflict` if a secret of the template cannot be decrypted.
+    /// Fails with `Conflict` if a secret of the template cannot be decrypted.
     pub fn over(self, template: &Template) -> Result<WorkspaceFields> {
         let base = &template.fields;
         let both =
@@ -169,9 +172,10 @@ impl WorkspaceFields {
         let mut env_vars = template.variables()?.clone();
         env_vars.extend(self.env_vars.unwrap_or_default());
         let text = |own: Option<String>, base: &Option<String>| own.or_else(|| base.clone());
-        // A requested distribution replaces the template's image.
+        // If the request names a distribution, the template's image is not used.
         let image = self.image.or_else(|| base.image.clone().filter(|_| self.distro.is_none()));
-        // Both fields set the network, so either one overrides the template's pair.
+        // Both fields set the network, so if the request has either of them, the template's values of both are not
+        // used.
         let (network, shared_network) = match (self.network, self.shared_network) {
             (None, None) => (base.network, base.shared_network),
             own => own,
@@ -196,10 +200,10 @@ impl WorkspaceFields {
         })
     }
 
-    /// Applies all fields.
+    /// Applies all fields to the workspace.
     ///
     /// # Errors
-    /// 400s that name the field.
+    /// Fails with status 400 and the name of the invalid field.
     pub fn apply(self, view: &mut WorkspaceView) -> Result<()> {
         if let Some(distro) = self.distro {
             view.distro = not_blank(distro).map(|distro| Distro::parse(distro.trim())).transpose()?;
@@ -275,8 +279,8 @@ impl WorkspaceFields {
     }
 }
 
-/// Applies either network field and stores both. A host workspace always has the host's network; its `shared_network`
-/// is stored unchanged, as in sandboxed.sh.
+/// Sets the network from either field, and stores both fields. A host workspace always has the host's network; its
+/// `shared_network` is stored unchanged, as in sandboxed.sh.
 fn apply_network(network: Option<Network>, shared: Option<bool>, view: &mut WorkspaceView) -> Result<()> {
     let before = view.network();
     let after = match (network, shared) {
@@ -308,7 +312,7 @@ fn apply_network(network: Option<Network>, shared: Option<bool>, view: &mut Work
     Ok(())
 }
 
-/// Trims names and drops blanks and duplicates. Keeps the order.
+/// Trims names and removes blank and duplicate names. Keeps the order.
 fn names(field: &str, given: Vec<String>) -> Result<Vec<String>> {
     const MOST: usize = 1000;
     let mut kept: Vec<String> = Vec::new();
@@ -344,15 +348,16 @@ pub struct FolderPolicy {
     pub data_dir: PathBuf,
     /// The base of relative paths: the folder of the default host workspace.
     pub base: PathBuf,
-    /// Host workspaces and custom container roots must be inside one of these.
+    /// Each host workspace and each container root that a client names must be inside one of these folders.
     pub authorized_roots: Vec<PathBuf>,
 }
 
 impl FolderPolicy {
-    /// Returns the folder of a host workspace. The caller creates it after all other checks.
+    /// Returns the folder for a host workspace at a path that the client chose. The caller creates the folder after
+    /// all other checks.
     ///
     /// # Errors
-    /// `InvalidPath` with the allowed folders.
+    /// Fails with `InvalidPath` and the allowed folders.
     pub fn host_folder(&self, given: &str) -> Result<PathBuf> {
         let path = self.resolve(given)?;
         if path.exists() && !path.is_dir() {
@@ -364,11 +369,11 @@ impl FolderPolicy {
         Ok(path)
     }
 
-    /// Returns a container's root at a path chosen by the client. It must not exist, so that no build or deletion can
-    /// touch existing files.
+    /// Returns the root folder for a container at a path that the client chose. The folder must not exist, so that a
+    /// build or deletion cannot change existing files.
     ///
     /// # Errors
-    /// `InvalidPath` with the requirement.
+    /// Fails with `InvalidPath` and the reason.
     pub fn container_folder(&self, given: &str) -> Result<PathBuf> {
         let path = self.resolve(given)?;
         if path.symlink_metadata().is_ok() {
@@ -389,8 +394,8 @@ impl FolderPolicy {
         Ok(path)
     }
 
-    /// Resolves symbolic links in the existing part of a path, which must be inside an authorized root and outside
-    /// berth's data folder.
+    /// Resolves the symbolic links in the existing part of a path. Refuses a path that is not inside an authorized
+    /// root, or is inside berth's data folder.
     fn resolve(&self, given: &str) -> Result<PathBuf> {
         let refuse = |message: String| Error::new(Code::InvalidPath, message).detail("path", given);
         if given.trim().is_empty() || given.contains('\0') || given.contains(char::is_control) {
@@ -400,7 +405,7 @@ impl FolderPolicy {
         if path.components().any(|part| part == Component::ParentDir) {
             return Err(refuse("path may not contain '..'".into()));
         }
-        // The existing part is resolved; the rest will be created below it.
+        // Resolves the part of the path that exists. The caller creates the rest below it.
         let mut existing = path.as_path();
         let mut rest = Vec::new();
         let real = loop {

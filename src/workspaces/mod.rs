@@ -1,5 +1,5 @@
-//! Workspaces as records: names, folders and status. Must not know runs, containers or HTTP; operations on workspaces
-//! are in `lifecycle`.
+//! Workspaces as records: names, folders and status. Must not know runs, containers or HTTP; the operations that
+//! involve these are in `lifecycle`.
 
 pub mod connection;
 pub mod create;
@@ -22,21 +22,21 @@ use std::path::PathBuf;
 /// A workspace from a flag, the environment or the configuration file.
 #[derive(Clone)]
 pub struct Configured {
-    /// Absolute, and exists.
+    /// The absolute path of the workspace's folder, which exists.
     pub path: PathBuf,
     pub name: String,
     /// `local` or `remote`.
     pub workspace_type: String,
-    /// The URL of its OpenCode.
+    /// The URL of the workspace's OpenCode.
     pub base_url: Option<String>,
-    /// The directory in which its OpenCode serves the workspace.
+    /// The directory that OpenCode serves for the workspace.
     pub directory: Option<String>,
-    /// User name for OpenCode's basic authentication.
+    /// The user name for OpenCode's basic authentication.
     pub opencode_username: Option<String>,
-    /// Password for OpenCode's basic authentication.
+    /// The password for OpenCode's basic authentication.
     pub opencode_password: Option<String>,
-    /// The password came from a flag or the environment. The client token may then read it back, because the
-    /// orchestrator that supplied it compares the two.
+    /// Whether the password came from a flag or the environment. If so, the client token may read it back, because the
+    /// orchestrator that supplied the password compares it with its own copy.
     pub password_is_shared: bool,
 }
 

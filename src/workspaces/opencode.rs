@@ -8,38 +8,40 @@ use super::kind::WorkspaceKind;
 use super::registry::Workspace;
 use crate::opencode::{Managed, Upstream};
 
-/// The OpenCode of a workspace, and the directory that it serves for the workspace.
+/// The OpenCode of a workspace, and the directory that OpenCode serves for the workspace.
 #[derive(Clone, Debug)]
 pub struct OpencodeLocation {
-    /// Its address and credential.
+    /// OpenCode's address and credential.
     pub upstream: Upstream,
-    /// Its directory for the workspace; all directories that clients name must be inside. `None` for a remote
-    /// workspace that leaves the directory to its server.
+    /// The directory that OpenCode serves for the workspace; all directories that clients name must be inside it.
+    /// `None` for a remote workspace that leaves the choice of the directory to its server.
     pub directory: Option<PathBuf>,
-    /// It sees the same files as this server.
+    /// Whether OpenCode sees the same files as this server.
     pub shares_files: bool,
-    /// The host path of the root of its container. All other paths are paths inside the container.
+    /// The path on the host of the root folder of OpenCode's container; `None` if OpenCode is not in a container. All
+    /// other paths are paths inside the container.
     pub root: Option<PathBuf>,
 }
 
 impl Workspace {
-    /// The current connection.
+    /// Returns the connection in use: the configured one, the one set by an owner, or that of the OpenCode that the
+    /// server runs.
     pub fn connection(&self) -> OpencodeConnection {
         self.or_managed(self.written())
     }
 
-    /// The connection as configured or set by an owner.
+    /// Returns the connection as configured or set by an owner.
     fn written(&self) -> OpencodeConnection {
         effective(self.record().opencode.as_ref(), configured(self.configured.as_ref()))
     }
 
-    /// The OpenCode that the server runs, if it serves this workspace. It serves all folders of this machine that
-    /// have no other OpenCode.
+    /// Returns the OpenCode that the server runs, if it serves this workspace. It serves all folders of this machine
+    /// for which no other OpenCode is set.
     fn managed_at(&self, written: &OpencodeConnection) -> Option<&Arc<Managed>> {
         let here =
             self.record().view.workspace_type == WorkspaceKind::Host && self.kind_of_place() != "remote";
         let managed = self.managed.as_ref().filter(|_| here && written.base_url.is_none());
-        // In a sandbox it sees only the files of the first workspace.
+        // In a sandbox, the server's OpenCode sees only the files of the first workspace.
         managed.filter(|managed| managed.directory().is_none() || self.id().is_nil())
     }
 
@@ -54,9 +56,10 @@ impl Workspace {
         }
     }
 
-    /// Whether the password of the workspace's OpenCode is shown to an owner, or to a holder of one of the tokens
-    /// that the server was started with (`started`). For the OpenCode that the server runs, only the latter may see
-    /// it, and only if the password came from a flag or the environment.
+    /// Returns whether a client may see the password of the workspace's OpenCode. The client has an owner token if
+    /// `owner` is true, and one of the tokens that the server was started with if `started` is true. The password of
+    /// the OpenCode that the server runs is shown only to the latter, and only if the password came from a flag or the
+    /// environment.
     pub fn shows_password(&self, owner: bool, started: bool) -> bool {
         if let Some(managed) = self.managed_at(&self.written()) {
             return started && managed.password_is_shared();
@@ -67,20 +70,20 @@ impl Workspace {
         owner || started && shared
     }
 
-    /// `local`, or `remote` if the workspace's files are on another machine.
+    /// Returns `local`, or `remote` if the workspace's files are on another machine.
     pub fn kind_of_place(&self) -> &str {
         self.configured.as_ref().map_or("local", |configured| &configured.workspace_type)
     }
 
-    /// The value of [`Workspace::connection`] after a change.
+    /// Returns the connection that [`Workspace::connection`] would return after a change.
     pub fn connection_after(&self, change: &ConnectionUpdate) -> OpencodeConnection {
         self.or_managed(change.clone().apply(self.written()))
     }
 
-    /// Applies and stores a change.
+    /// Applies a change of the connection and stores it.
     ///
     /// # Errors
-    /// Those of [`Workspace::update`].
+    /// Fails for the same reasons as [`Workspace::update`].
     pub fn connect(&self, change: &ConnectionUpdate) -> crate::base::Result<()> {
         self.update(|record| {
             let was = configured(self.configured.as_ref());
@@ -92,7 +95,7 @@ impl Workspace {
         })
     }
 
-    /// The current OpenCode, ready to be called.
+    /// Returns the workspace's OpenCode with its current connection.
     pub fn opencode(&self) -> OpencodeLocation {
         let written = self.written();
         let managed = self.managed_at(&written).cloned();
@@ -102,7 +105,7 @@ impl Workspace {
         opencode
     }
 
-    /// The OpenCode for another connection.
+    /// Returns the workspace's OpenCode as it would be with another connection.
     pub fn opencode_at(&self, connection: OpencodeConnection) -> OpencodeLocation {
         let record = self.record();
         let root = (record.view.workspace_type == WorkspaceKind::Container).then(|| record.view.path.clone());

@@ -28,25 +28,25 @@ pub enum WorkspaceStatus {
     Error,
 }
 
-/// The workspace object of `/api`: berth's fields and those of sandboxed.sh's clients. Nulls are always written, as
-/// sandboxed.sh does.
+/// The workspace object of `/api`: berth's fields and those of sandboxed.sh's clients. Fields without a value are
+/// written as null, as in sandboxed.sh.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WorkspaceView {
-    /// Nil for the default host workspace.
+    /// The workspace's id; the nil UUID for the default host workspace.
     pub id: Uuid,
     pub name: Label,
     pub workspace_type: WorkspaceKind,
-    /// The folder of a host workspace, or a container's root.
+    /// The folder of a host workspace, or the root folder of a container.
     pub path: String,
     pub status: WorkspaceStatus,
-    /// Why the last build failed.
+    /// Why the last build or init script failed.
     pub error_message: Option<String>,
-    /// RFC 3339.
+    /// The time of creation, in the format of RFC 3339.
     pub created_at: String,
-    /// Library skills to sync.
+    /// The names of library skills to sync.
     #[serde(default)]
     pub skills: Vec<String>,
-    /// Library tools to sync.
+    /// The names of library tools to sync.
     #[serde(default)]
     pub tools: Vec<String>,
     /// Plugin identifiers.
@@ -54,44 +54,45 @@ pub struct WorkspaceView {
     pub plugins: Vec<String>,
     /// The template from which the workspace was created.
     pub template: Option<String>,
-    /// The distribution. If null, a build uses the default.
+    /// The distribution. If it is null, a build uses the default distribution.
     pub distro: Option<Distro>,
-    /// An image, by name or id, that replaces the distribution's image.
+    /// The name or id of an image that replaces the distribution's image.
     #[serde(default)]
     pub image: Option<String>,
-    /// Environment variables of every command.
+    /// The environment variables of every command.
     #[serde(default)]
     pub env_vars: BTreeMap<String, String>,
-    /// Library fragments that run before the init script.
+    /// The names of library fragments that run before the init script.
     #[serde(default)]
     pub init_scripts: Vec<String>,
-    /// Script that runs at the end of a build.
+    /// The script that runs at the end of a build.
     pub init_script: Option<String>,
-    /// The container's network; null only in records of earlier versions.
+    /// The container's network; null only in records that earlier versions wrote.
     #[serde(default)]
     pub network: Option<Network>,
-    /// sandboxed.sh's field for the same setting, if a client has set either: whether the network is the host's.
+    /// sandboxed.sh's field for the network: whether it is the host's. Null if no client has set the network.
     pub shared_network: Option<bool>,
-    /// Host folders mounted in the container.
+    /// Host folders that are mounted in the container.
     #[serde(default)]
     pub mounts: Vec<MountRequest>,
-    /// Kept for sandboxed.sh's clients.
+    /// berth only stores this field, for sandboxed.sh's clients.
     pub tailscale_mode: Option<String>,
-    /// Kept for sandboxed.sh's clients.
+    /// Names of MCP servers for the agents.
     #[serde(default)]
     pub mcps: Vec<String>,
-    /// Kept for sandboxed.sh's clients.
+    /// The configuration profile for the agents.
     pub config_profile: Option<String>,
-    /// Limits for all of its processes together. Null, and each missing field, means the machine's default.
+    /// The limits for all processes of the workspace together. Null, or a missing limit, means the machine's default.
     #[serde(default)]
     pub resources: Option<Resources>,
-    /// A container without commands and terminals is stopped after this time; 0: never; null: the server's default.
+    /// The time in seconds after which a container without running commands and open terminals is stopped; 0 means
+    /// never, null the server's default.
     #[serde(default)]
     pub idle_timeout_secs: Option<u64>,
 }
 
 impl WorkspaceView {
-    /// The container's network. Records of earlier versions have only `shared_network`.
+    /// Returns the container's network. Records of earlier versions have only `shared_network`.
     pub fn network(&self) -> Network {
         self.network.unwrap_or(match self.shared_network {
             Some(false) => Network::Private,
@@ -106,14 +107,15 @@ impl WorkspaceView {
 pub enum WorkspaceJob {
     /// A build.
     Build {
-        /// The root did not exist before or was discarded by `rebuild`, so an unfinished root can be removed.
+        /// Whether the root folder did not exist before the build or was discarded by `rebuild`. If so, an unfinished
+        /// root can be removed.
         fresh: bool,
     },
-    /// The init script runs again in the existing root.
+    /// The init script runs again, in the existing root folder.
     RerunInit,
-    /// The root is being replaced by a snapshot. At each moment it is either the old or the new one.
+    /// The root folder is being replaced by a snapshot. At each moment it is either the old or the new root.
     Restore,
-    /// The root is being copied from another workspace. No client knows this workspace yet.
+    /// The root folder is being copied from another workspace. No client has seen this workspace yet.
     Clone,
 }
 
@@ -121,33 +123,35 @@ pub enum WorkspaceJob {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WorkspaceOrigin {
-    /// By a flag, the environment or the configuration file. Served while it is configured.
+    /// The workspace comes from a flag, the environment or the configuration file. It is served as long as it is
+    /// configured.
     Configured,
-    /// Through the API.
+    /// A client created the workspace through the API.
     Api,
 }
 
-/// A workspace's record in memory. On disk it contains no absolute path of the data folder, so that the folder can be
-/// moved ([`WorkspaceRecord::resolve`]).
+/// A workspace's record in memory. The file of the record contains no absolute path of the data folder, so that the
+/// data folder can be moved ([`WorkspaceRecord::resolve`]).
 #[derive(Clone, Debug, Deserialize)]
 pub struct WorkspaceRecord {
     /// The fields that clients see.
     #[serde(flatten)]
     pub view: WorkspaceView,
     pub origin: WorkspaceOrigin,
-    /// The operation in progress.
+    /// The operation in progress on the workspace.
     pub job: Option<WorkspaceJob>,
-    /// berth created the folder inside the workspace's own data, and deletes it with the workspace.
+    /// Whether berth created the workspace's folder inside the workspace's own data. If so, berth deletes it with the
+    /// workspace.
     pub own_folder: bool,
-    /// A connection to OpenCode that an owner has set.
+    /// The connection to OpenCode, if an owner has set one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub opencode: Option<ConnectionOverride>,
     #[serde(skip)]
     cached_json: CachedJson,
 }
 
-/// The record's JSON, serialized once: lists are read far more often than records change. A changed record is a
-/// clone, whose cache is empty.
+/// The record's JSON, which is serialized once, because lists are read far more often than records change. A record is
+/// changed by cloning it, and the clone's cache is empty.
 #[derive(Debug, Default)]
 struct CachedJson(OnceLock<String>);
 
@@ -180,8 +184,8 @@ impl Serialize for WorkspaceRecord {
 }
 
 impl WorkspaceRecord {
-    /// Computes the path of a workspace whose files are inside `folder`, its own folder. Earlier versions stored an
-    /// absolute path, which may be outdated.
+    /// Sets the path of a workspace whose files are inside `folder`, the workspace's own data folder. Earlier versions
+    /// stored an absolute path, which may be outdated.
     pub(super) fn resolve(&mut self, folder: &Path) {
         let name = Path::new(&self.view.path).file_name();
         if let Some(path) = name.filter(|_| self.own_folder).map(|name| folder.join(name)) {
@@ -189,10 +193,10 @@ impl WorkspaceRecord {
         }
     }
 
-    /// The fields that clients see, as JSON.
+    /// Returns the fields that clients see, as JSON.
     pub fn json(&self) -> &str {
         self.cached_json.0.get_or_init(|| {
-            // Serialization fails only for keys that are not strings.
+            // Serialization fails only for maps with keys that are not strings; the record has none.
             serde_json::to_string(&self.view).unwrap_or_else(|_| "null".into())
         })
     }

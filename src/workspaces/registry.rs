@@ -1,9 +1,9 @@
-//! The registry of all workspaces. Each is stored in its own file, `<data>/workspaces/<id>/workspace.json`, so that a
-//! damaged file affects one workspace. A workspace's folder appears complete, by rename, and disappears by rename
-//! into the trash.
+//! The registry of all workspaces. Each record is stored in its own file, `<data>/workspaces/<id>/workspace.json`, so
+//! that a damaged file affects one workspace. berth creates a workspace's folder completely and then renames it into
+//! place; to delete a workspace, berth renames its folder into the trash.
 //!
-//! Locks, in this order: `workspaces` (level 1, to look up or insert an Arc), then one record's file (level 3, in
-//! `store::json`). **Invariant:** no file is accessed while `workspaces` is held.
+//! Locks, in this order: `workspaces` (level 1, held to look up or insert a workspace), then one record's file (level
+//! 3, in `store::json`). **Invariant:** no file is accessed while `workspaces` is held.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -31,13 +31,14 @@ pub struct Workspace {
     id: Uuid,
     folder: PathBuf,
     record: JsonFile<WorkspaceRecord>,
-    /// Deletion has begun. Kept in memory only, because a full disk must not prevent a deletion.
+    /// Whether a deletion has begun. This flag is kept in memory only, because a full disk must not prevent a
+    /// deletion.
     deleting: AtomicBool,
-    /// Its id in the OpenWork API.
+    /// The workspace's id in the OpenWork API.
     pub openwork_id: String,
-    /// Its configuration, if it comes from the server's configuration.
+    /// The workspace's configuration, if it comes from the server's configuration.
     pub configured: Option<Configured>,
-    /// The OpenCode that the server runs.
+    /// The OpenCode that the server itself runs.
     pub(super) managed: Option<Arc<Managed>>,
 }
 
@@ -46,20 +47,22 @@ impl Workspace {
         self.id
     }
 
-    /// Its folder in the data folder: record, log, runtime files. The workload cannot write to it.
+    /// Returns the workspace's own folder in the data folder, with its record, log and runtime files. The workload
+    /// cannot write to this folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// A snapshot of its record.
+    /// Returns a snapshot of the workspace's record.
     pub fn record(&self) -> Arc<WorkspaceRecord> {
         self.record.get()
     }
 
-    /// Changes its record. A refused or failed change leaves the record as it was.
+    /// Changes the workspace's record. If the change is refused or fails, the record stays unchanged.
     ///
     /// # Errors
-    /// Those of `change` and of the disk; `WorkspaceNotFound` once deletion has begun.
+    /// Fails if `change` fails, if the record cannot be written, or with `WorkspaceNotFound` once a deletion has
+    /// begun.
     pub fn update<R>(&self, change: impl FnOnce(&mut WorkspaceRecord) -> Result<R>) -> Result<R> {
         self.record.update(|record| {
             self.check_alive()?;
@@ -70,18 +73,20 @@ impl Workspace {
     /// Refuses operations on a workspace that is being deleted.
     ///
     /// # Errors
-    /// `WorkspaceNotFound` once deletion has begun.
+    /// Fails with `WorkspaceNotFound` once a deletion has begun.
     pub fn check_alive(&self) -> Result<()> {
         if self.deleting.load(Ordering::SeqCst) { Err(not_found(&self.id.to_string())) } else { Ok(()) }
     }
 
-    /// Begins a deletion. From now on the workspace is not found.
+    /// Begins the deletion of the workspace. From now on, requests for it fail with `WorkspaceNotFound`.
     ///
     /// # Errors
-    /// `DefaultWorkspace`, or `WorkspaceNotFound` if another deletion has begun.
+    /// Fails with `DefaultWorkspace` if clients may not delete the workspace, or with `WorkspaceNotFound` if another
+    /// deletion has begun.
     pub fn begin_delete(&self) -> Result<()> {
         self.record().check_deletable()?;
-        // Waits for an update in progress, so that no update finds the folder removed.
+        // Taking the record's lock waits for an update in progress, so that no update runs after the folder was
+        // removed.
         let already_deleting = self.record.while_locked(|| self.deleting.swap(true, Ordering::SeqCst));
         if already_deleting { Err(not_found(&self.id.to_string())) } else { Ok(()) }
     }
@@ -91,8 +96,8 @@ impl Workspace {
         self.deleting.store(false, Ordering::SeqCst);
     }
 
-    /// The name of its container and cgroup on this machine. Short, since machine names have at most 64 characters,
-    /// and unique across servers.
+    /// Returns the name of the workspace's container and cgroup on this machine. The name is short, since machine
+    /// names have at most 64 characters, and it is unique across servers.
     pub fn machine_name(&self) -> String {
         format!("berth-{}", &self.id.simple().to_string()[..20])
     }
@@ -104,25 +109,26 @@ pub struct Registry {
     trash: PathBuf,
     folder_policy: FolderPolicy,
     workspaces: RwLock<HashMap<Uuid, Arc<Workspace>>>,
-    /// The configured workspaces in order, the active one first, for the OpenWork API.
+    /// The ids of the configured workspaces in order, with the active one first, for the OpenWork API.
     active: Mutex<Vec<Uuid>>,
-    /// The active workspace of each token that is limited to some workspaces, by the token's hash.
+    /// The active workspace of each token that is limited to some workspaces. The key is the token's hash.
     active_of: Mutex<BTreeMap<String, Uuid>>,
-    /// The OpenCode that the server runs.
+    /// The OpenCode that the server itself runs.
     managed: Option<Arc<Managed>>,
 }
 
-/// The most limited tokens with an active workspace. Beyond this, one entry is dropped.
+/// The maximum number of limited tokens with an active workspace. Beyond it, one token loses its active workspace.
 const ACTIVE_CHOICES: usize = 4096;
 
 const RECORD: &str = "workspace.json";
 const STAGING: &str = ".new-";
 
 impl Registry {
-    /// Loads the records, adds or updates the configured workspaces, and removes incomplete folders left by a crash.
+    /// Loads the records, adds or updates the configured workspaces, and removes incomplete folders that a crash left
+    /// behind.
     ///
     /// # Errors
-    /// If the data folder cannot be read or written. A record that cannot be read is logged and skipped.
+    /// Fails if the data folder cannot be read or written. A record that cannot be read is logged and skipped.
     pub fn open(
         data_dir: &Path,
         configured: &[Configured],
@@ -163,7 +169,7 @@ impl Registry {
         for (position, workspace) in wanted.iter().enumerate() {
             registry.configure(position, workspace)?;
         }
-        // No longer configured: the record stays on disk, but the workspace is not served.
+        // A workspace that is no longer configured is not served; its record stays on disk.
         let listed = lock(&registry.active).clone();
         registry
             .write()
@@ -185,7 +191,8 @@ impl Registry {
             match read_record(&folder, id) {
                 Ok(record) => {
                     if record.get().view.network.is_none() {
-                        // From an earlier version. A full disk must not prevent serving it.
+                        // Records of earlier versions have no `network`. The error is ignored, because a full disk
+                        // must not prevent serving the workspace.
                         let _ = record.update(|record| {
                             record.view.network = Some(record.view.network());
                             Ok(())
@@ -234,7 +241,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Creates a new record's folder, complete or not at all.
+    /// Creates the folder of a new workspace with its record, completely or not at all.
     fn store(&self, record: WorkspaceRecord) -> Result<JsonFile<WorkspaceRecord>> {
         let id = record.view.id;
         let staging_name = format!("{STAGING}{id}");
@@ -274,14 +281,14 @@ impl Registry {
     /// Returns the workspace `id`.
     ///
     /// # Errors
-    /// `WorkspaceNotFound`.
+    /// Fails with `WorkspaceNotFound`.
     pub fn get(&self, id: Uuid) -> Result<Arc<Workspace>> {
         self.find(id)
             .filter(|workspace| workspace.check_alive().is_ok())
             .ok_or_else(|| not_found(&id.to_string()))
     }
 
-    /// All records, sorted by name.
+    /// Returns the records of all workspaces, sorted by name.
     pub fn list(&self) -> Vec<Arc<WorkspaceRecord>> {
         let mut all: Vec<Arc<WorkspaceRecord>> = {
             let workspaces = self.workspaces.read().unwrap_or_else(PoisonError::into_inner); // LOCK: 1
@@ -294,12 +301,13 @@ impl Registry {
         all
     }
 
-    /// All workspaces, in no order.
+    /// Returns all workspaces, in no particular order.
     pub fn all(&self) -> Vec<Arc<Workspace>> {
         self.workspaces.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    /// The workspaces of the OpenWork API: the configured ones in order with the active one first, then the others.
+    /// Returns the workspaces in the order of the OpenWork API: the configured ones in order, with the active one
+    /// first, then the others.
     pub fn openwork_list(&self) -> Vec<Arc<Workspace>> {
         let order = lock(&self.active).clone();
         let mut all = self.all();
@@ -315,20 +323,20 @@ impl Registry {
     /// Returns the workspace with this OpenWork id.
     ///
     /// # Errors
-    /// `WorkspaceNotFound`.
+    /// Fails with `WorkspaceNotFound`.
     pub fn by_openwork_id(&self, id: &str) -> Result<Arc<Workspace>> {
         let found = self.openwork_list().into_iter().find(|workspace| workspace.openwork_id == id);
         found.ok_or_else(|| Error::new(Code::WorkspaceNotFound, "Workspace not found"))
     }
 
-    /// Makes a workspace the active one of the OpenWork API. Kept in memory only, as OpenWork does.
+    /// Makes a workspace the active one of the OpenWork API. The choice is kept in memory only, as in OpenWork.
     pub fn activate(&self, id: Uuid) {
         let mut order = lock(&self.active);
         order.retain(|known| *known != id);
         order.insert(0, id);
     }
 
-    /// Makes a workspace the active one of a single token, by the token's hash.
+    /// Makes a workspace the active one of a single token. `token` is the token's hash.
     pub fn activate_for(&self, token: &str, id: Uuid) {
         let mut chosen = lock(&self.active_of);
         if chosen.len() >= ACTIVE_CHOICES && !chosen.contains_key(token) {
@@ -337,15 +345,15 @@ impl Registry {
         chosen.insert(token.to_owned(), id);
     }
 
-    /// The active workspace of a single token, if it has one.
+    /// Returns the active workspace of a single token, if it has one. `token` is the token's hash.
     pub fn active_of(&self, token: &str) -> Option<Uuid> {
         lock(&self.active_of).get(token).copied()
     }
 
-    /// Creates a workspace from a request. With a template it is a container.
+    /// Creates a workspace from a request. A workspace with a template is a container.
     ///
     /// # Errors
-    /// 400s that name the field; a refused workspace leaves nothing behind.
+    /// Fails with status 400 and the name of the invalid field. If the request is refused, no files are left behind.
     pub fn create(&self, request: CreateWorkspace, template: Option<&Template>) -> Result<Arc<Workspace>> {
         let name = Label::parse(&request.name)?;
         self.check_capacity()?;
@@ -385,10 +393,10 @@ impl Registry {
         self.get(id)
     }
 
-    /// Creates a container workspace with another workspace's settings and no files, in status `building`.
+    /// Creates a container workspace with another workspace's settings but without files, in status `building`.
     ///
     /// # Errors
-    /// `Conflict` if there are too many workspaces; an error if it cannot be stored.
+    /// Fails with `Conflict` if there are too many workspaces, or if the record cannot be stored.
     pub fn copy_of(&self, source: &WorkspaceRecord, name: Label) -> Result<Arc<Workspace>> {
         self.check_capacity()?;
         let id = Uuid::new_v4();
@@ -416,7 +424,7 @@ impl Registry {
         ))
     }
 
-    /// Refuses a root that is inside another workspace's folder or contains one.
+    /// Refuses a root folder that is inside another workspace's folder or contains one.
     fn check_disjoint(&self, path: PathBuf) -> Result<PathBuf> {
         for record in self.list() {
             let other = Path::new(&record.view.path);
@@ -432,10 +440,11 @@ impl Registry {
         Ok(path)
     }
 
-    /// Applies a client's changes, all or none. `effect` puts them into effect, and may refuse them.
+    /// Applies all of a client's changes to a workspace, or none. `effect` makes the changes effective for the running
+    /// workspace, and may refuse them.
     ///
     /// # Errors
-    /// 400s that name the field, `WorkspaceNotFound`, those of `effect`.
+    /// Fails with status 400 and the name of the invalid field, with `WorkspaceNotFound`, or if `effect` fails.
     pub fn change(
         &self,
         id: Uuid,
@@ -454,7 +463,7 @@ impl Registry {
     /// removes it.
     ///
     /// # Errors
-    /// If the folder cannot be moved.
+    /// Fails if the folder cannot be moved.
     pub fn discard(&self, workspace: &Workspace) -> Result<()> {
         let target = self.trash.join(Uuid::new_v4().to_string());
         std::fs::rename(&workspace.folder, &target).at("delete", &workspace.folder)?;
@@ -462,15 +471,15 @@ impl Registry {
         Ok(())
     }
 
-    /// Moves a folder of the same file system into the trash.
+    /// Moves a folder into the trash, which must be on the same file system.
     ///
     /// # Errors
-    /// If it cannot be moved.
+    /// Fails if the folder cannot be moved.
     pub fn discard_folder(&self, folder: &Path) -> Result<()> {
         std::fs::rename(folder, self.trash.join(Uuid::new_v4().to_string())).at("delete", folder)
     }
 
-    /// Removes all folders in the trash. Slow.
+    /// Removes all folders in the trash. This can take long.
     pub fn empty_trash(&self) {
         for entry in std::fs::read_dir(&self.trash).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -502,12 +511,12 @@ fn read_record(folder: &Path, id: Uuid) -> Result<JsonFile<WorkspaceRecord>> {
     Ok(record)
 }
 
-/// The id of a folder in the OpenWork API: `ws_` and the first 12 hex digits of the path's SHA-256.
+/// Returns the id of a folder in the OpenWork API: `ws_` and the first 12 hex digits of the path's SHA-256.
 pub fn openwork_id(path: &str) -> String {
     format!("ws_{}", hex::encode(&Sha256::digest(path.as_bytes())[..6]))
 }
 
-/// The UUID of a configured path (RFC 9562, version 8).
+/// Returns the UUID for a configured path (RFC 9562, version 8).
 fn path_uuid(path: &str) -> Uuid {
     let digest = Sha256::digest(path.as_bytes());
     let mut bytes = [0; 16];

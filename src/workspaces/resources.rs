@@ -1,4 +1,4 @@
-//! Resource limits of a workspace, as clients set them.
+//! The resource limits of a workspace, as clients set them.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,47 +6,47 @@ use super::kind::WorkspaceKind;
 use crate::base::{Code, Error, Result};
 use crate::proc::Limits;
 
-/// Minimum `pids` of a container workspace: nspawn, the agent's two processes and the waiting processes take seven, a
-/// shell with a pipe three or more.
+/// The minimum `pids` of a container workspace. nspawn, the agent's two processes and the waiting processes take
+/// seven; a shell with a pipe takes three or more.
 const CONTAINER_PIDS: u64 = 16;
-/// Minimum `cpus` of a container workspace: with it the start takes 1.3 s on an idle machine; with 0.01 it exceeds
-/// `CONTAINER_START`.
+/// The minimum `cpus` of a container workspace. With this limit, a start takes 1.3 s on an idle machine; with 0.01, it
+/// exceeds `CONTAINER_START`.
 const CONTAINER_CPUS: f64 = 0.05;
 
-/// The field `resources`. A missing limit is the machine's default.
+/// The field `resources`. A limit that is missing means the machine's default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Resources {
-    /// Memory, page cache included.
+    /// The maximum memory, page cache included.
     #[serde(default)]
     pub memory_bytes: Option<u64>,
-    /// Swap; 0: none.
+    /// The maximum swap; 0 means none.
     #[serde(default)]
     pub swap_bytes: Option<u64>,
-    /// Processors, for example 0.5 or 2.
+    /// The maximum processor time, in processors, for example 0.5 or 2.
     #[serde(default)]
     pub cpus: Option<f64>,
-    /// Processes and threads.
+    /// The maximum number of processes and threads.
     #[serde(default)]
     pub pids: Option<u64>,
-    /// Size of the container's files.
+    /// The maximum size of the container's files.
     #[serde(default)]
     pub disk_bytes: Option<u64>,
-    /// Puts the container's /tmp in memory, with this size, from its next start; otherwise /tmp is on disk.
+    /// The size of a /tmp in memory, which the container gets at its next start. If absent, /tmp is on disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tmpfs_bytes: Option<u64>,
 }
 
-/// The sizes of a /tmp in memory. The container's memory limit bounds it too.
+/// The valid sizes of a /tmp in memory. The container's memory limit also limits it.
 const TMPFS: std::ops::RangeInclusive<u64> = 64 << 10..=1 << 50;
 
-/// Smaller than the smallest base image.
+/// The minimum disk limit, which is smaller than the smallest base image.
 const MIN_DISK_BYTES: u64 = 16 << 20;
 
 impl Resources {
-    /// Checks that a machine can enforce the limits and that a workspace of this kind can work within them.
+    /// Checks that a machine can enforce the limits, and that a workspace of this kind works with them.
     ///
     /// # Errors
-    /// `InvalidPayload` with the field and its range.
+    /// Fails with `InvalidPayload`, the name of the field and its valid range.
     pub fn check(&self, kind: WorkspaceKind) -> Result<()> {
         self.limits().check("resources")?;
         if kind == WorkspaceKind::Container {
@@ -79,7 +79,7 @@ impl Resources {
         Ok(())
     }
 
-    /// The limits that a cgroup enforces.
+    /// Returns the limits that a cgroup enforces.
     pub fn limits(&self) -> Limits {
         Limits {
             memory_bytes: self.memory_bytes,

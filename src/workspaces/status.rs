@@ -1,26 +1,27 @@
-//! The status machine: pure functions that run inside a registry update, so that each check and its change are one
-//! step.
+//! The state machine of a workspace's status: pure functions that run inside a registry update, so that no other
+//! change comes between a check and the change that it allows.
 
 use super::kind::WorkspaceKind;
 use super::record::{WorkspaceJob, WorkspaceOrigin, WorkspaceRecord, WorkspaceStatus};
 use crate::base::ids::Distro;
 use crate::base::{Code, Error, Result};
 
-/// The base of a container.
+/// The base from which a container is built.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ContainerBase {
     /// A distribution's image.
     Distro(Distro),
-    /// An image by name or id.
+    /// An image with this name or id.
     Image(String),
 }
 
 impl WorkspaceRecord {
-    /// Begins a build, from `wanted` if another base is requested. `has_root`: a complete root exists, made from
-    /// `built` if that can be determined.
+    /// Begins a build. `wanted` is the requested base, if it differs from the current one. `has_root` is true if a
+    /// complete root folder exists; it was built from `built`, if that can be determined.
     ///
     /// # Errors
-    /// `NotAContainer`, `BuildRunning`, or `RebuildRequired` if an existing root would be lost.
+    /// Fails with `NotAContainer`, with `BuildRunning`, or with `RebuildRequired` if an existing root folder would be
+    /// lost.
     pub fn start_build(
         &mut self,
         wanted: Option<ContainerBase>,
@@ -40,7 +41,7 @@ impl WorkspaceRecord {
             Some(ContainerBase::Image(image)) => {
                 (self.view.image.as_ref() != Some(image)).then(|| format!("image than {image}"))
             }
-            // The distribution of a custom image is unknown.
+            // The distribution of a custom image is unknown, so it is not compared.
             None if self.view.image.is_some() => None,
             None => {
                 let distro = self.view.distro.unwrap_or(Distro::DEFAULT);
@@ -72,7 +73,8 @@ impl WorkspaceRecord {
     /// Begins another run of the init script.
     ///
     /// # Errors
-    /// `NotAContainer`, `NotReady` without a root, `NoInitScript`, `BuildRunning`.
+    /// Fails with `NotAContainer`, with `NotReady` if no root folder exists, with `NoInitScript`, or with
+    /// `BuildRunning`.
     pub fn start_rerun(&mut self, has_root: bool) -> Result<()> {
         if self.view.workspace_type != WorkspaceKind::Container {
             return Err(Error::new(Code::NotAContainer, "Rerun init only works for container workspaces"));
@@ -93,7 +95,7 @@ impl WorkspaceRecord {
     /// Begins to restore a snapshot.
     ///
     /// # Errors
-    /// `BuildRunning`.
+    /// Fails with `BuildRunning`.
     pub fn start_restore(&mut self) -> Result<()> {
         self.check_idle()?;
         self.job = Some(WorkspaceJob::Restore);
@@ -102,7 +104,7 @@ impl WorkspaceRecord {
         Ok(())
     }
 
-    /// Ends the operation in progress, with an error message if it failed.
+    /// Ends the operation in progress. `error` is the error message if the operation failed.
     pub fn finish(&mut self, error: Option<String>) {
         self.job = None;
         self.view.status = if error.is_some() { WorkspaceStatus::Error } else { WorkspaceStatus::Ready };
@@ -112,7 +114,7 @@ impl WorkspaceRecord {
     /// Checks that clients may delete the workspace.
     ///
     /// # Errors
-    /// `DefaultWorkspace` for the nil id and for configured workspaces.
+    /// Fails with `DefaultWorkspace` for the workspace with the nil id and for configured workspaces.
     pub fn check_deletable(&self) -> Result<()> {
         if self.view.id.is_nil() {
             return Err(Error::new(Code::DefaultWorkspace, "Cannot delete default host workspace"));
@@ -129,7 +131,7 @@ impl WorkspaceRecord {
     /// Checks that no operation is in progress.
     ///
     /// # Errors
-    /// `BuildRunning`.
+    /// Fails with `BuildRunning`.
     pub fn check_idle(&self) -> Result<()> {
         if self.job.is_some() || self.view.status == WorkspaceStatus::Building {
             return Err(Error::new(Code::BuildRunning, "Workspace build already in progress"));
@@ -138,7 +140,7 @@ impl WorkspaceRecord {
     }
 }
 
-/// The 404 for a workspace id.
+/// Returns the error (404) for an unknown workspace id.
 pub fn not_found(id: &str) -> Error {
     Error::new(Code::WorkspaceNotFound, format!("Workspace {id} not found"))
 }

@@ -1,10 +1,11 @@
 //! The agents' configuration in a workspace: the files of OpenCode, oh-my-opencode and Claude Code, with the content
-//! that sandboxed.sh writes as far as OpenCode accepts it. Pure, except for reading the library.
+//! that sandboxed.sh writes, as far as OpenCode accepts that content. Pure, except for reading the library.
 //!
 //! Differences from sandboxed.sh: a remote MCP server is `remote` with a `url`, because OpenCode refuses
 //! sandboxed.sh's `http` with an `endpoint`; the workspace's variables, which may be secrets, are not copied into
-//! files, because every command has them; the host's own OpenCode configuration is not a base, because it holds its
-//! user's keys; and on the host nothing is allowed that the user has not allowed.
+//! files, because every command has them in its environment; the user's own OpenCode configuration on the host is not
+//! included, because it contains the user's keys; and on the host the agents get no permissions that the user has not
+//! granted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -37,17 +38,17 @@ const ALLOWED: [&str; 15] = [
     "lsp",
 ];
 
-/// Whether agents are configured in this workspace: always in a container, and on the host if the workspace names
-/// skills, tools, plugins or MCP servers.
+/// Returns whether berth configures agents in this workspace. It does so in every container, and on the host if the
+/// workspace names skills, tools, plugins or MCP servers.
 pub fn configures_agents(view: &WorkspaceView) -> bool {
     let named = [&view.skills, &view.tools, &view.plugins, &view.mcps];
     view.workspace_type == WorkspaceKind::Container || named.iter().any(|list| !list.is_empty())
 }
 
-/// The shared files, with berth's part of each.
+/// Returns the files that berth shares with users, with berth's part of each file.
 ///
 /// # Errors
-/// If the library cannot be read. Broken entries are left out.
+/// Fails if the library cannot be read. Damaged entries are left out.
 pub(super) fn shared_files(
     library: &Library,
     view: &WorkspaceView,
@@ -69,8 +70,8 @@ pub(super) fn shared_files(
     Ok(files)
 }
 
-/// Whether OpenCode accepts this command or agent. One that it refuses would keep OpenCode from starting in the whole
-/// workspace. This concerns agents of Claude Code with a list of words as `tools`.
+/// Returns whether OpenCode accepts this command or agent. A file that OpenCode refuses would keep it from starting in
+/// the whole workspace. OpenCode refuses, for example, agents of Claude Code whose `tools` are a list of words.
 pub(super) fn opencode_takes(view: &WorkspaceView, kind: TextKind, name: &str, text: &str) -> bool {
     let key = if kind == TextKind::Command { "command" } else { "agent" };
     let checked = front_matter::parts(text).and_then(|(fields, _)| {
@@ -82,7 +83,8 @@ pub(super) fn opencode_takes(view: &WorkspaceView, kind: TextKind, name: &str, t
     checked.is_ok()
 }
 
-/// The workspace's MCP servers, by the name used in tool names: the named servers, or all enabled ones.
+/// Returns the workspace's MCP servers, by the name used in tool names. These are the servers that the workspace
+/// names, or all enabled servers if it names none.
 fn servers(library: &Library, view: &WorkspaceView) -> Result<BTreeMap<String, Object<String, Value>>> {
     let all = entries(library, view, LibraryMap::Mcps)?;
     let mut servers = BTreeMap::new();
@@ -111,7 +113,7 @@ fn servers(library: &Library, view: &WorkspaceView) -> Result<BTreeMap<String, O
     Ok(servers)
 }
 
-/// Reads one of the library's objects. A broken one is logged and treated as empty.
+/// Reads one of the library's objects. A damaged object is logged and treated as empty.
 fn entries(library: &Library, view: &WorkspaceView, map: LibraryMap) -> Result<Object<String, Value>> {
     match library.map(map) {
         Err(error) if is_broken(&error) => {
@@ -207,7 +209,8 @@ fn claude(view: &WorkspaceView, servers: &BTreeMap<String, Object<String, Value>
         parts.push(SharedPart::key(&["mcpServers", name], server));
     }
     if view.workspace_type == WorkspaceKind::Container {
-        // Claude Code accepts no pattern in place of a server name: `mcp__*` allows nothing.
+        // Claude Code accepts no pattern in place of a server name (the rule `mcp__*` allows no tool), so each server
+        // gets its own rule.
         let servers = servers.keys().map(|name| format!("mcp__{}", in_rules(name)));
         let tools = ["Bash", "Edit", "Write", "Read"].map(str::to_owned).into_iter();
         parts.extend(tools.chain(servers).map(|tool| SharedPart::item(&["permissions", "allow"], &tool)));
@@ -215,13 +218,13 @@ fn claude(view: &WorkspaceView, servers: &BTreeMap<String, Object<String, Value>
     parts
 }
 
-/// The form of a server name in Claude Code's tool names and rules.
+/// Returns a server name in the form that Claude Code uses in tool names and rules.
 fn in_rules(name: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '_' | '-') { c } else { '_' };
     name.chars().map(plain).collect()
 }
 
-/// Environment variables that describe the workspace to an MCP server.
+/// Returns environment variables that describe the workspace to an MCP server.
 fn workspace_env(view: &WorkspaceView) -> Object<String, Value> {
     let (kind, path) = match view.workspace_type {
         WorkspaceKind::Container => ("container", "/"),

@@ -6,29 +6,29 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-/// SHA-256 in hex.
+/// A SHA-256 digest in hex.
 pub(super) type HexDigest = String;
 
 /// The files that berth has written, by path below the workspace.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "StoredManifest")]
 pub struct SyncManifest {
-    /// Files written by berth alone, with the digest of their content.
+    /// The files that only berth writes, with the digest of their content.
     pub(super) files: BTreeMap<String, HexDigest>,
-    /// Files that berth shares with the users of the workspace.
+    /// The files that berth shares with the users of the workspace.
     pub(super) shared: BTreeMap<String, SharedFile>,
 }
 
-/// berth's part of a shared file.
+/// berth's part of a file that it shares with users.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct SharedFile {
-    /// berth created the file.
+    /// Whether berth created the file.
     pub(super) made: bool,
-    /// The digest of each part's value, by name of the part.
+    /// The digest of the value of each of berth's parts, by the part's name.
     pub(super) parts: BTreeMap<String, HexDigest>,
 }
 
-/// The first version of the manifest listed only whole files.
+/// The formats of a stored manifest. The first version listed only the files that berth alone writes.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum StoredManifest {
@@ -50,8 +50,8 @@ impl From<StoredManifest> for SyncManifest {
 }
 
 impl SyncManifest {
-    /// Merges two manifests. While the merged one is on disk, a crash leaves too many entries, never a file that is
-    /// not listed.
+    /// Merges two manifests. The merged manifest is stored while files change: after a crash it may list files that do
+    /// not exist, but every file that berth wrote is listed.
     pub fn with(&self, next: &SyncManifest) -> SyncManifest {
         let mut all = self.clone();
         all.files.extend(next.files.iter().map(|(path, sum)| (path.clone(), sum.clone())));

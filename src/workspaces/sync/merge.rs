@@ -1,5 +1,5 @@
-//! berth's part of a file that users edit: keys of a JSON file with comments, or a marked block of a Markdown file.
-//! The users' content wins, and remains when berth's part is removed. Pure.
+//! Merges berth's part into a file that users also edit: keys of a JSON file with comments, or a marked block of a
+//! Markdown file. The users' content takes precedence, and remains when berth's part is removed. Pure.
 
 use std::collections::HashSet;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::manifest::{HexDigest, SharedFile, digest};
 use crate::store::jsonc::{JsoncDocument, JsoncLookup};
 
-/// berth's content of a shared file.
+/// berth's content for a file that it shares with users.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum SharedContent {
     /// Keys of a JSON file.
@@ -17,13 +17,13 @@ pub(super) enum SharedContent {
     Block(String),
 }
 
-/// A key with its value, or an item of a list.
+/// A key of a JSON document with its value, or an item of a list in it.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct SharedPart {
-    /// The keys from the top of the document.
+    /// The keys that lead from the top of the document to the value or list.
     pub(super) path: Vec<String>,
     pub(super) value: Value,
-    /// The value is an item of the list at `path`.
+    /// Whether the value is an item of the list at `path`.
     pub(super) item: bool,
 }
 
@@ -40,8 +40,8 @@ impl SharedPart {
         SharedPart { item: true, ..SharedPart::key(path, value) }
     }
 
-    /// Its name in the manifest: a JSON pointer (RFC 6901). For an item it is prefixed with `+` and ends with the
-    /// item's value.
+    /// Returns the part's name in the manifest: a JSON pointer (RFC 6901). The name of a list item begins with `+` and
+    /// ends with the item's value.
     fn name(&self) -> String {
         let escaped = |key: &String| key.replace('~', "~0").replace('/', "~1");
         let path: String = self.path.iter().map(|key| format!("/{}", escaped(key))).collect();
@@ -76,7 +76,7 @@ impl SharedPart {
 /// Returns the merged text and berth's part of it.
 ///
 /// # Errors
-/// Why the file cannot be shared.
+/// Returns the reason why the file cannot be shared.
 pub(super) fn merge(
     text: &str,
     wanted: &SharedContent,
@@ -95,7 +95,7 @@ pub(super) fn withdraw(path: &str, text: &str, known: &SharedFile) -> Result<Str
     merge(text, &nothing, known).map(|(text, _)| text)
 }
 
-/// Whether the file has no content of users.
+/// Returns whether the file has no content of users.
 pub(super) fn is_bare(path: &str, text: &str) -> bool {
     if is_markdown(path) {
         return text.trim().is_empty();
@@ -128,7 +128,7 @@ fn merge_keys(text: &str, parts: &[SharedPart], known: &SharedFile) -> Result<(S
                 changed = true;
                 next.parts.insert(name, sum);
             }
-            // A value that berth did not write is kept.
+            // A value that berth did not write, or that a user has changed, is kept.
             JsoncLookup::Value(found) => {
                 let found = value_digest(&found);
                 match ours {
@@ -143,12 +143,12 @@ fn merge_keys(text: &str, parts: &[SharedPart], known: &SharedFile) -> Result<(S
             }
         }
     }
-    // Without changes the text stays byte for byte the same; it may lack a final newline.
+    // An unchanged text is returned as it was, even if it has no final newline.
     let text = if changed { document.text().map_err(|fault| fault.message)? } else { text.to_owned() };
     Ok((text, next))
 }
 
-/// Removes a value that berth wrote under this name, if it is unchanged.
+/// Removes the value that berth wrote under this name, if a user has not changed it.
 fn remove(document: &mut JsoncDocument, name: &str, sum: &str) -> bool {
     let item = name.strip_prefix('+');
     let unescaped = |key: &str| key.replace("~1", "/").replace("~0", "~");
@@ -159,7 +159,7 @@ fn remove(document: &mut JsoncDocument, name: &str, sum: &str) -> bool {
         if !ours || !document.remove(&path) {
             return false;
         }
-        // Also remove objects that contained only this value.
+        // Objects that contained only this value are removed too.
         for end in (1..path.len()).rev() {
             if !document.is_empty(&path[..end]) || !document.remove(&path[..end]) {
                 break;
@@ -167,7 +167,8 @@ fn remove(document: &mut JsoncDocument, name: &str, sum: &str) -> bool {
         }
         return true;
     }
-    // An item's value may contain slashes: it is everything after the list's keys.
+    // The value of a list item may contain slashes, so each split of the name into the list's keys and the item is
+    // tried.
     for keys in 1..path.len() {
         if document.remove_item(&path[..keys], &path[keys..].join("/")) {
             if document.is_empty(&path[..keys]) {
@@ -204,7 +205,7 @@ fn merge_block(text: &str, block: &str, known: &SharedFile) -> (String, SharedFi
     let whole = format!("{BEGIN}\n{block}{END}\n");
     let text = match place {
         Some((begin, end)) => format!("{}{whole}{}", &text[..begin], &text[end..]),
-        // A user removed the block, so it is not added again.
+        // berth wrote the block before and a user removed it, so it is not added again.
         None if known.parts.contains_key(BLOCK) && !text.is_empty() => {
             return (text.to_owned(), known.clone());
         }
@@ -265,8 +266,8 @@ mod tests {
         assert!(known.made && is_bare("opencode.json", &left), "{left}");
     }
 
-    /// Claude Code does not accept `mcp__*`, which earlier versions wrote. The next sync removes it and keeps the
-    /// users' rules.
+    /// Claude Code does not accept the rule `mcp__*`, which earlier versions of berth wrote. The next sync removes
+    /// this rule and keeps the users' rules.
     #[test]
     fn rules_of_an_earlier_version_are_replaced() {
         let allow = |rules: &[&str]| {

@@ -1,8 +1,8 @@
-//! Syncs a workspace with the library: skills, tools, commands and agents are files of berth's own, and the agents'
-//! configuration is shared with the users of the workspace (`merge`). A manifest outside the workspace lists the
-//! files that berth has written. **Invariant:** berth changes or removes only listed files. Files that are already up
-//! to date are not rewritten. The workload can change the workspace at any moment, so every file is opened beneath
-//! its folder.
+//! Syncs a workspace with the library: berth alone writes the files of skills, tools, commands and agents, and it
+//! shares the files of the agents' configuration with the users of the workspace (`merge`). A manifest outside the
+//! workspace lists the files that berth has written. **Invariant:** berth changes or removes only listed files. Files
+//! that are already up to date are not rewritten. The workload can change the workspace at any moment, so every file
+//! is opened beneath the workspace's root (`store::beneath`).
 
 pub use agents::configures_agents as configures;
 pub use manifest::SyncManifest;
@@ -35,11 +35,12 @@ pub struct SyncOutcome {
     pub removed: usize,
 }
 
-/// Writes the files that `shown` requests into the tree that `open` opens, and removes those no longer requested.
-/// `folder` is the workspace's own folder, outside the tree.
+/// Writes the files that the workspace `view` requests into the tree that `open` opens, and removes files that are no
+/// longer requested. `folder` is the workspace's own data folder, outside the tree.
 ///
 /// # Errors
-/// Those of `store::beneath` if the workload interferes; those of the library.
+/// Fails if the library cannot be read, or if `store::beneath` cannot write a file, for example because the workload
+/// interferes.
 pub fn sync(
     library: &Library,
     view: &WorkspaceView,
@@ -80,18 +81,18 @@ pub fn sync(
     Ok(done)
 }
 
-/// Reads the manifest in a workspace's own folder.
+/// Reads the manifest in a workspace's own data folder.
 ///
 /// # Errors
-/// If it cannot be read.
+/// Fails if the manifest cannot be read.
 pub fn read_manifest(folder: &Path) -> Result<SyncManifest> {
     Ok(SyncManifest::clone(&JsonFile::open(&folder.join(MANIFEST), 0o600, SyncManifest::default())?.get()))
 }
 
-/// Replaces the manifest of a workspace whose files were replaced.
+/// Replaces the manifest, after the workspace's files were replaced.
 ///
 /// # Errors
-/// If it cannot be written.
+/// Fails if the manifest cannot be written.
 pub fn write_manifest(folder: &Path, manifest: &SyncManifest) -> Result<()> {
     JsonFile::open(&folder.join(MANIFEST), 0o600, SyncManifest::default())?.update(|known| {
         known.clone_from(manifest);
@@ -109,14 +110,14 @@ struct SyncRun<'a> {
     done: SyncOutcome,
 }
 
-/// The changes of a sync.
+/// The changes that a sync will make.
 #[derive(Default)]
 struct SyncPlan<'a> {
     files: Vec<(&'a str, &'a OwnFileSource)>,
     edits: Vec<SharedEdit>,
 }
 
-/// A shared file as read and as it will be written.
+/// The content of a shared file before and after the sync.
 struct SharedEdit {
     path: String,
     before: Option<Vec<u8>>,
@@ -124,7 +125,7 @@ struct SharedEdit {
 }
 
 impl SyncRun<'_> {
-    /// Compares the workspace with the desired files, and fills `next`.
+    /// Compares the workspace with the desired files. Returns the changes, and records the desired files in `next`.
     fn plan<'b>(
         &mut self,
         files: &'b OwnFiles,
@@ -137,7 +138,7 @@ impl SyncRun<'_> {
             let right = match self.look(path, bytes.len() as u64, source.executable())? {
                 ExistingFile::Nothing => false,
                 ExistingFile::File(found) if found == *bytes => true,
-                // The content is right, but the permissions are not.
+                // The file has the right content but other permissions, so berth may rewrite it.
                 ExistingFile::OtherMode(found) if found == *bytes && !known => true,
                 ExistingFile::Other | ExistingFile::File(_) | ExistingFile::OtherMode(_) if !known => {
                     log::warn!("{}/{path} was not written by berth and is left unchanged", self.view.path);
@@ -145,7 +146,7 @@ impl SyncRun<'_> {
                 }
                 _ => false,
             };
-            // A correct file that existed before is not berth's to remove.
+            // A correct file that berth did not write is not listed, so that berth does not remove it later.
             if !right || known {
                 self.next.files.insert(path.clone(), digest(&bytes));
             }
@@ -160,7 +161,8 @@ impl SyncRun<'_> {
         Ok(plan)
     }
 
-    /// Plans the change of a shared file. `None`: the file cannot be shared. `Some(None)`: it is up to date.
+    /// Plans the change of a shared file. Returns `None` if the file cannot be shared, and `Some(None)` if it is up to
+    /// date.
     fn plan_edit(&mut self, path: &str, wanted: &SharedContent) -> Result<Option<Option<SharedEdit>>> {
         let before = self.root.read(path, limits::LIBRARY_FILE_BYTES)?;
         let made = SharedFile { made: before.is_none(), ..SharedFile::default() };
@@ -187,8 +189,8 @@ impl SyncRun<'_> {
         }
     }
 
-    /// Leaves out values that would keep OpenCode from starting: references to files that the workspace does not
-    /// have.
+    /// Leaves out values that reference files that the workspace does not have, because they would keep OpenCode from
+    /// starting.
     fn without_broken<'w>(&self, path: &str, wanted: &'w SharedContent) -> Cow<'w, SharedContent> {
         let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
         let SharedContent::Keys(parts) = wanted else { return Cow::Borrowed(wanted) };
@@ -210,12 +212,12 @@ impl SyncRun<'_> {
         Cow::Owned(SharedContent::Keys(parts.iter().filter(whole).cloned().collect()))
     }
 
-    /// Inspects the file at a path that should have `bytes` bytes.
+    /// Inspects the file at a path. A file of another size than `bytes` is not read.
     fn look(&self, path: &str, bytes: u64, executable: bool) -> Result<ExistingFile> {
         let found = match self.root.metadata(path) {
             Ok(None) => return Ok(ExistingFile::Nothing),
             Ok(Some(found)) => found,
-            // A loop of symbolic links, for example.
+            // This error occurs, for example, for a loop of symbolic links.
             Err(error) if error.code() == Code::InvalidPath => return Ok(ExistingFile::Other),
             Err(error) => return Err(error),
         };
@@ -226,14 +228,14 @@ impl SyncRun<'_> {
         Ok(match self.root.read(path, bytes) {
             Ok(Some(found)) if right_mode => ExistingFile::File(found),
             Ok(Some(found)) => ExistingFile::OtherMode(found),
-            // The file was changed after it was inspected.
+            // The workload changed the file after its size was read.
             Ok(None) | Err(_) => ExistingFile::Other,
         })
     }
 
     fn write(&mut self, path: &str, source: &OwnFileSource) -> Result<()> {
-        // Read again, so that a sync holds one file in memory at a time. If it has been removed from the library, the
-        // next sync handles it.
+        // The source is read again, so that a sync has only one file in memory at a time. If the file was removed from
+        // the library, the next sync handles that.
         let Some(bytes) = source.bytes(self.library, self.view)? else { return Ok(()) };
         self.make_folder(path)?;
         self.next.files.insert(path.to_owned(), digest(&bytes));
@@ -256,7 +258,7 @@ impl SyncRun<'_> {
         path.rsplit_once('/').map_or(Ok(()), |(folder, _)| self.root.make_dirs(folder))
     }
 
-    /// Removes files that are no longer desired and still have berth's content.
+    /// Removes files that are no longer desired, unless a user has changed them.
     fn remove_old(&mut self) -> Result<()> {
         let known = self.known;
         for (path, sum) in &known.files {
@@ -266,7 +268,7 @@ impl SyncRun<'_> {
             match self.root.read(path, limits::SKILL_BYTES as u64) {
                 Ok(None) => {}
                 Ok(Some(found)) if digest(&found) == *sum => self.remove(path)?,
-                // Another kind of entry: a folder, a loop of links, a larger file.
+                // The entry is of another kind: a folder, a loop of symbolic links, or a larger file.
                 Err(error) if error.code() != Code::InvalidPath => return Err(error),
                 Ok(Some(_)) | Err(_) => {
                     log::info!("{}/{path} was changed by hand and is kept", self.view.path)
@@ -294,7 +296,7 @@ impl SyncRun<'_> {
         self.done.removed += 1;
         let mut rest = path;
         while let Some((folder, _)) = rest.rsplit_once('/') {
-            // The agents' own folders, such as `.opencode/skill`, are kept.
+            // The top folders of the agents, such as `.opencode/skill`, are kept.
             if folder.matches('/').count() < 2 || !self.root.remove_empty_dir(folder)? {
                 break;
             }
@@ -304,10 +306,10 @@ impl SyncRun<'_> {
     }
 }
 
-/// Files written by berth alone, by path below the workspace.
+/// The files that only berth writes, by path below the workspace.
 type OwnFiles = BTreeMap<String, OwnFileSource>;
 
-/// The content of a file.
+/// The source of a file's content.
 enum OwnFileSource {
     Text(String),
     /// A file of a skill's folder.
@@ -318,7 +320,7 @@ enum OwnFileSource {
 }
 
 impl OwnFileSource {
-    /// Its bytes; `None` if the library no longer has them.
+    /// Returns the file's bytes; `None` if the library no longer has them.
     fn bytes(&self, library: &Library, view: &WorkspaceView) -> Result<Option<Cow<'_, [u8]>>> {
         match self {
             OwnFileSource::Text(text) => Ok(Some(Cow::Borrowed(text.as_bytes()))),
@@ -343,7 +345,7 @@ enum ExistingFile {
     Other,
 }
 
-/// The files of berth's own, and berth's part of the shared files.
+/// Returns the files that only berth writes, and berth's part of the shared files.
 fn desired_files(
     library: &Library,
     view: &WorkspaceView,
@@ -404,7 +406,8 @@ fn skip_broken<T>(view: &WorkspaceView, found: Result<T>) -> Result<Option<T>> {
     }
 }
 
-/// A default host workspace that names none gets all, as in sandboxed.sh.
+/// Returns the entries that the workspace names. A default host workspace that names none gets all, as in
+/// sandboxed.sh.
 fn names(
     view: &WorkspaceView,
     named: &[String],
