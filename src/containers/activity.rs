@@ -1,4 +1,5 @@
-//! How busy a container is: the handles that keep it from being stopped as idle, and the time since the last one.
+//! Tracks whether a container is busy: counts the guards that prevent an idle stop, and records when the last
+//! guard was dropped.
 //!
 //! Lock: `state`, a leaf; `idle` is its condition variable.
 
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::base::thread::lock;
 
-/// Activity that keeps a container from being idle.
+/// The busy state of one container.
 #[derive(Debug)]
 pub(super) struct Activity {
     state: Mutex<ActivityState>,
@@ -17,12 +18,12 @@ pub(super) struct Activity {
 
 #[derive(Debug)]
 struct ActivityState {
-    /// Number of [`BusyGuard`]s.
+    /// Number of live [`BusyGuard`]s.
     busy: usize,
     idle_since: Instant,
 }
 
-/// Keeps its container from being stopped as idle.
+/// While this guard exists, its container is not stopped as idle.
 #[derive(Debug)]
 pub struct BusyGuard(Arc<Activity>);
 
@@ -32,7 +33,7 @@ impl Activity {
         Activity { state: Mutex::new(state), idle: Condvar::new() }
     }
 
-    /// Returns the number of guards.
+    /// Returns the number of live guards.
     pub(super) fn busy(&self) -> usize {
         lock(&self.state).busy
     }
@@ -42,12 +43,12 @@ impl Activity {
         lock(&self.state).idle_since
     }
 
-    /// Restarts the idle time.
+    /// Restarts the idle time of the container at zero.
     pub(super) fn touch(&self) {
         lock(&self.state).idle_since = Instant::now();
     }
 
-    /// Waits until there is no guard, at most `patience`; returns whether there is none.
+    /// Waits up to `patience` until no guard is left; returns whether no guard is left.
     pub(super) fn wait_idle(&self, patience: Duration) -> bool {
         let state = self.idle.wait_timeout_while(lock(&self.state), patience, |state| state.busy > 0);
         state.unwrap_or_else(PoisonError::into_inner).0.busy == 0

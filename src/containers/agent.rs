@@ -1,5 +1,5 @@
-//! PID 1 of every container. The agent is this same binary, bind-mounted read-only. Descriptor 0 is a listening Unix
-//! socket; its path is outside the container, so no process inside can replace it.
+//! The agent, PID 1 of every container. It is this same binary, bind-mounted read-only. Its descriptor 0 is a
+//! listening Unix socket; the socket's path is outside the container, so no process inside can replace it.
 //!
 //! A child of the agent, the zygote, accepts the engine's connections. For each one it starts a process that waits for
 //! a command and then executes it. These processes share the zygote's memory but not PID 1's: if one of them is killed,
@@ -32,7 +32,7 @@ use crate::base::{At, Error, Result};
 use crate::proc::spawn::dev_null;
 use crate::proc::sys::{ZygoteSlots, fork_single_threaded};
 
-/// The lowest descriptor for the agent's own use; 0 to 2 belong to the commands.
+/// The lowest descriptor for the agent's own use; descriptors 0 to 2 are passed on to commands.
 const FIRST_OWN: i32 = 3;
 
 /// Runs the agent. Called before anything else in `main`.
@@ -40,7 +40,7 @@ pub fn main() -> ! {
     match serve() {
         Ok(()) => exit(0),
         Err(error) => {
-            // nspawn passes this on to the engine, which includes it in its error message.
+            // nspawn passes this line on to the engine, which includes it in its error message.
             eprintln!("berth agent: {error}");
             exit(1)
         }
@@ -58,7 +58,7 @@ fn serve() -> Result<()> {
     let (child_ended, handler_end) = UnixStream::pair().at("open", "a socket pair")?;
     child_ended.set_nonblocking(true).at("prepare", "a socket pair")?;
     signal_hook::low_level::pipe::register(libc::SIGCHLD, handler_end).at("handle", "SIGCHLD")?;
-    // Print nothing from here on: the workload could fill the engine's pipe through /proc/1/fd.
+    // Print nothing from here on: a process in the container could fill the engine's pipe through /proc/1/fd.
     rustix::stdio::dup2_stdout(&null).at("close", "stdout")?;
     rustix::stdio::dup2_stderr(&null).at("close", "stderr")?;
     drop(null);
@@ -70,7 +70,7 @@ fn serve() -> Result<()> {
             Some(zygote) => zygote,
             None => match start_zygote(&listener) {
                 Ok(zygote) => zygote,
-                // Out of processes or memory; other processes in the container may free some.
+                // The container has no free process slot or memory; its processes may free some.
                 Err(_) => {
                     std::thread::sleep(Duration::from_millis(20));
                     reap(&mut processes, None);
@@ -85,38 +85,40 @@ fn serve() -> Result<()> {
         if reap(&mut processes, Some(pid)) {
             zygote = Some(Zygote { pid, socket: reports });
         } else {
-            // Handle the processes that it reported before it died.
+            // Handle the processes that the zygote reported before it died.
             announce_processes(&reports, &mut processes);
         }
     }
 }
 
-/// Reports waiting processes to the engine. A process can execute a command only after that, so `processes` contains every
-/// command when its end is reaped.
+/// Reports waiting processes to the engine. A process can execute a command only after this report, so `processes`
+/// contains every command when the agent reaps it.
 fn announce_processes(reports: &OwnedFd, processes: &mut HashMap<Pid, OwnedFd>) {
     while let Some((pid, socket)) = receive_process(reports) {
-        // The process may have been killed since, or the engine disconnected; then no reply is expected.
+        // The process may have been killed meanwhile, or the engine may have disconnected; then no command
+        // follows.
         if send_ready(&socket, pid).is_ok() {
             processes.insert(pid, socket);
         }
     }
 }
 
-/// The process that starts the waiting processes.
+/// The child of the agent that starts the waiting processes.
 struct Zygote {
     pid: Pid,
-    /// Receives each new process.
+    /// The agent receives the PID and socket of each new process here.
     socket: OwnedFd,
 }
 
-/// Reaps every ended child, own or inherited, and reports the exit status of commands. Returns whether the zygote is
-/// alive.
+/// Reaps every ended child of the agent, including adopted orphans, and reports the exit status of commands.
+/// Returns whether the zygote is alive.
 fn reap(processes: &mut HashMap<Pid, OwnedFd>, zygote: Option<Pid>) -> bool {
     let mut lives = true;
     while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG | WaitOptions::UNTRACED) {
         if Some(pid) == zygote {
             if status.stopped() {
-                // A process inside stopped every process that it could signal. The zygote must keep running.
+                // A process in the container stopped every process that it could signal. The zygote must keep
+                // running.
                 let _ = kill_process(pid, Signal::CONT);
             } else {
                 lives = false;
@@ -129,7 +131,7 @@ fn reap(processes: &mut HashMap<Pid, OwnedFd>, zygote: Option<Pid>) -> bool {
             (None, None) => continue,
         };
         if let Some(socket) = processes.remove(&pid) {
-            // An engine that disconnected or does not read must not block the others.
+            // An engine that has disconnected or does not read must not block the other commands.
             let _ = send_message(&socket, answer);
         }
     }
@@ -159,11 +161,11 @@ fn run_zygote(listener: &OwnedFd, reporter: &OwnedFd) -> ! {
     let mut rooms = ZygoteSlots::default();
     loop {
         let Ok(socket) = accept_with(listener, SocketFlags::CLOEXEC) else {
-            // Out of descriptors; some are freed when processes end.
+            // The zygote has no free descriptor; ending processes free some.
             std::thread::sleep(Duration::from_millis(1));
             continue;
         };
-        // Out of processes or memory: the engine sees the connection close.
+        // The container has no free process slot or memory: the engine sees the connection close.
         let Some(pid) = rooms.spawn_waiting(socket.as_fd(), true).ok().and_then(Pid::from_raw) else {
             continue;
         };

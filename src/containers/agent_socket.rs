@@ -1,5 +1,6 @@
-//! The host's end of the agent's socket. It is created before the container, passed to it as a descriptor, and found
-//! again by its path in the workspace's directory, which the container cannot access.
+//! The host's end of the agent's socket. The server creates the socket before the container and passes it to the
+//! agent as a descriptor. It connects by the socket's path in the workspace's directory, which the container
+//! cannot access.
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
@@ -12,14 +13,14 @@ use crate::base::{At, Code, Error, Result};
 const SOCKET: &str = "agent.sock";
 const AT: &str = "the agent's socket";
 
-/// Returns the address through our own descriptor: socket paths are limited to 107 bytes (unix(7)), and the data
-/// directory's path may be longer.
+/// Returns the socket's address by way of a descriptor of this process: socket paths are limited to 107 bytes
+/// (unix(7)), and the data directory's path may be longer.
 fn address_in(folder: &OwnedFd) -> Result<SocketAddrUnix> {
     let path = format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd());
     SocketAddrUnix::new(path.as_str()).at("name", AT)
 }
 
-/// Creates the socket, replacing an old one. The process that holds the descriptor accepts connections.
+/// Creates the socket, replacing an old one. The agent inherits the descriptor and accepts connections on it.
 pub(super) fn listen_in(folder: &OwnedFd) -> Result<OwnedFd> {
     match rustix::fs::unlinkat(folder, SOCKET, rustix::fs::AtFlags::empty()) {
         Ok(()) | Err(rustix::io::Errno::NOENT) => {}

@@ -3,9 +3,9 @@
 //! moves the clones into a private directory, finds out whether the kernel can map their owners, and executes nspawn
 //! ([`main`]). The path of a source is never opened twice, and nspawn never sees it.
 //!
-//! The same code brings the host's own programs into a container that uses them, read-only and without anything mounted
-//! below them. Their owners are never mapped: inside they appear as the overflow user, so root in the container cannot
-//! read files that are restricted to the host's users, including files created later.
+//! The same code mounts the host's own programs into a container that uses them, read-only and without the mounts
+//! below them. Their owners are never mapped: inside, the files belong to the overflow user, so root in the
+//! container cannot read files that are restricted to the host's users, including files created later.
 //!
 //! No threads, no locks.
 
@@ -28,44 +28,42 @@ use crate::store::file;
 /// The first systemd version with an nspawn that maps the owner of a bind mount to root in the container (`rootidmap`).
 pub(super) const MAPPING_SYSTEMD: u32 = 252;
 
-/// Cloned mounts that are ready for the container's start.
+/// Cloned mounts, kept open until the container has started.
 #[derive(Debug)]
 pub(super) struct PreparedBinds {
-    // Kept open until the container has started.
     _trees: Vec<OwnedFd>,
-    /// Prefix of nspawn's command line.
+    /// The command `berth attach` with its arguments; it precedes nspawn's command line.
     pub(super) args: Vec<String>,
 }
 
-/// A bind mount in a running container.
+/// A bind mount of a running container, as `berth attach` made it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BindMount {
-    /// The requested mount.
     #[serde(flatten)]
     pub mount: MountRequest,
-    /// Whether the source's owner is mapped to root in the container, in both directions. If not, all files belong to
-    /// the overflow user inside, and only the permissions for others apply.
+    /// Whether root in the container acts as the source's owner, and the owner's files appear as root's. If
+    /// `false`, all files belong to the overflow user inside, and only the permissions for others apply.
     pub mapped: bool,
 }
 
-/// The data that `berth attach` needs for one mount.
+/// The data that `berth attach` needs for one bind mount.
 #[derive(Debug, Serialize, Deserialize)]
 struct BindTask {
     mount: MountRequest,
-    /// `/proc/PID/fd/N` of the server; opening the link yields exactly the mount that is open there.
+    /// Path `/proc/PID/fd/N` of the cloned mount in the server; opening the path yields exactly that mount.
     fd: String,
     device: u64,
     inode: u64,
-    /// A directory of the host's own programs; owners are not mapped.
+    /// Whether the source is one of the host's program directories, whose owners are not mapped.
     own: bool,
 }
 
-/// First ID for a test of mapping; the value makes no difference.
+/// First ID of the user namespace that tests whether owners can be mapped; any value works.
 const TRIED: u32 = idmap::IDS;
 const FOLDER: &str = "mounts";
 const RESULT: &str = "mounts.json";
 
-/// Opens and clones all sources.
+/// Opens and clones the sources of all bind mounts, including the host's program directories if `host` is set.
 ///
 /// # Errors
 /// `MountNotAllowed`; `Unavailable` when the kernel cannot clone mounts.
@@ -94,7 +92,7 @@ pub(super) fn prepare(
     Ok(Some(PreparedBinds { _trees: trees, args }))
 }
 
-/// Clones an opened source and adds it to `tasks`.
+/// Clones the mount of an opened source and adds it to `tasks`.
 fn add_task(tasks: &mut Vec<BindTask>, mount: MountRequest, opened: OwnedFd, own: bool) -> Result<OwnedFd> {
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
@@ -110,7 +108,7 @@ fn add_task(tasks: &mut Vec<BindTask>, mount: MountRequest, opened: OwnedFd, own
     Ok(tree)
 }
 
-/// Opens the directories of the host's own programs that every user may enter.
+/// Opens the program directories of the host that every user may enter.
 fn own_folders() -> Result<Vec<(MountRequest, OwnedFd)>> {
     let mut all = Vec::new();
     for path in host_image::PROGRAM_FOLDERS.map(|name| format!("/{name}")) {
@@ -125,7 +123,7 @@ fn own_folders() -> Result<Vec<(MountRequest, OwnedFd)>> {
     Ok(all)
 }
 
-/// Returns the mounts that `berth attach` made.
+/// Reads the list of mounts that `berth attach` wrote.
 pub(super) fn read_result(runtime: &Path) -> Vec<BindMount> {
     let bytes = file::read_optional(&runtime.join(RESULT), 1 << 20).ok().flatten();
     bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
@@ -136,12 +134,12 @@ pub fn main(args: &[String]) -> ExitCode {
     let error = match attach(args) {
         Ok(error) | Err(error) => error,
     };
-    // This is nspawn's log, from which the engine takes its error message.
+    // stderr is nspawn's log, from which the engine takes its error message.
     eprintln!("{error}");
     ExitCode::FAILURE
 }
 
-/// Returns only on failure.
+/// Attaches the mounts and executes nspawn. Returns only on failure.
 fn attach(args: &[String]) -> Result<Error> {
     let [runtime, tasks, nspawn, rest @ ..] = args else {
         return Ok(Error::internal(
@@ -183,7 +181,7 @@ fn attach(args: &[String]) -> Result<Error> {
     Ok(Error::internal(format!("Could not start {nspawn}: {error}")))
 }
 
-/// Moves a clone to the path that nspawn is given.
+/// Moves a cloned mount to `place`, the path that nspawn receives.
 fn place_clone(task: &BindTask, place: &PathBuf) -> Result<()> {
     let source = &task.mount.source;
     let tree =
@@ -202,7 +200,8 @@ fn place_clone(task: &BindTask, place: &PathBuf) -> Result<()> {
     move_mount(&tree, "", CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).at("mount", source)
 }
 
-/// Returns whether the kernel and the file system can map owners at `place`, tested on a temporary clone.
+/// Returns whether the kernel and the file system can map owners at `place`; tests it on a temporary clone of the
+/// mount.
 fn can_be_mapped(place: &Path, userns: &OwnedFd) -> bool {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     open_tree(CWD, place, flags).is_ok_and(|tree| idmap::id_map(tree.as_fd(), userns.as_fd(), true).is_ok())
@@ -222,8 +221,8 @@ pub fn nspawn_maps_owners() -> bool {
     names.filter_map(number).max().is_some_and(|number| number >= MAPPING_SYSTEMD)
 }
 
-/// Removes devices, set-user-ID programs and, if requested, write access from a mount, and makes it private, so that
-/// later mounts at its source do not propagate to it.
+/// Removes device access, set-user-ID and, if `read_only` is set, write access from a mount, and makes the mount
+/// private, so that later mounts at its source do not propagate to it.
 fn restrict(mount: BorrowedFd<'_>, read_only: bool) -> std::io::Result<()> {
     let writing = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
     let attr_set = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | writing;

@@ -1,6 +1,6 @@
-//! One container. nspawn starts it on first use with the agent as PID 1, a later server can adopt it, and it is stopped
-//! as a whole. All data from inside is untrusted. Operations that must succeed, such as stopping the container or
-//! killing a command, are done from outside through cgroups and pidfds.
+//! One container. nspawn starts it on first use with the agent as PID 1, and a later server can adopt it. It is
+//! stopped as a whole. All data from inside is untrusted. Operations that must succeed, such as stopping the
+//! container or killing a command, are done from outside through cgroups and pidfds.
 //!
 //! Locks: `running` is held while the container starts (about 0.1 s, at most [`limits::CONTAINER_START`]) or stops, so
 //! that starts and stops exclude each other, and while its root is copied. `spec` is a leaf.
@@ -47,14 +47,14 @@ use crate::store::allowlist::Allowlist;
 use crate::store::beneath::Root;
 use crate::store::file;
 
-/// How long the start of a command is retried with a stopping container and its successor, or with one that has no
-/// memory or processes left, before the client gets an error.
+/// Time limit for retries of a command's start while the container is stopping or has no free memory or process
+/// slot.
 const INSIST: Duration = Duration::from_secs(5);
 
-/// A container. A stopped one uses few resources.
+/// A container, running or stopped. A stopped one uses few resources.
 #[derive(Debug)]
 pub struct Container {
-    /// Never changes, unlike the rest of the spec.
+    /// Name of the container; unlike the rest of the spec, it never changes.
     pub(super) name: String,
     spec: Mutex<ContainerSpec>,
     context: EngineContext,
@@ -76,9 +76,9 @@ pub(super) struct EngineContext {
 /// Channels from a container to its engine.
 #[derive(Clone, Debug)]
 pub(super) struct Notifiers {
-    /// Requests more waiting processes.
+    /// Requests more waiting processes for the container.
     pub(super) spares: SpareQueue,
-    /// Requests a check for idle containers after a start.
+    /// Requests a check for idle containers after the container has started.
     pub(super) idle_check: crossbeam_channel::Sender<()>,
 }
 
@@ -95,7 +95,7 @@ impl Container {
         })
     }
 
-    /// Sets the spec for the next start; the idle timeout applies at once.
+    /// Sets the spec for the container's next start; the idle timeout applies at once.
     pub(super) fn set_spec(&self, spec: ContainerSpec) {
         *lock(&self.spec) = spec;
     }
@@ -147,7 +147,7 @@ impl Container {
         }
     }
 
-    /// Keeps the container from being idle until the guard is dropped.
+    /// Returns a guard; the container is not stopped as idle while it exists.
     pub fn busy(&self) -> BusyGuard {
         BusyGuard::new(&self.activity)
     }
@@ -175,7 +175,7 @@ impl Container {
         }
     }
 
-    /// Leaves the container running for the next server.
+    /// Detaches this server from the container, which keeps running for the next server.
     pub(super) fn detach(&self) {
         let mut state = self.running.lock();
         if let Some(running) = state.take() {
@@ -187,7 +187,7 @@ impl Container {
     pub(super) fn stop_if_idle(&self) -> Option<Instant> {
         let timeout = lock(&self.spec).idle_timeout?;
         let Some(mut state) = self.running.try_lock() else {
-            // It is starting or stopping.
+            // Another thread is starting or stopping the container.
             return Some(Instant::now() + Duration::from_secs(1));
         };
         state.as_ref()?;
@@ -219,7 +219,7 @@ impl Container {
         let running = Arc::new(self.start()?);
         *state = Some(running.clone());
         self.activity.touch();
-        // Full: a check is already requested.
+        // A full channel means that a check is already requested.
         let _ = self.notifiers.idle_check.try_send(());
         Ok(running)
     }
@@ -231,7 +231,8 @@ impl Container {
         // Remove processes and state that a crashed server left under this name.
         group.kill(None)?;
         ContainerRecord::remove(&spec.runtime);
-        // Applies to all cgroups below it; nspawn enters its directories in v1 hierarchies at the start.
+        // Limits of this cgroup apply to all cgroups below it; nspawn enters its directories in v1 hierarchies at
+        // the start.
         group.enable_limits(&spec.limits)?;
 
         let root = self.context.roots.mount_for_start(&spec.root_location())?;
@@ -297,12 +298,13 @@ impl Container {
         else {
             return Err(Error::new(Code::ContainerStopped, "The container stopped during its start"));
         };
-        // The spare process is alive, so its parent is too, and the PIDs were theirs.
+        // The first spare process is alive, so its parent is too, and both PIDs are still valid.
         if has_ended(first.pidfd.as_fd()) {
             return Err(container_stopped());
         }
-        // Both are charged to the container's memory, and the container ends with either of them, so the workload must
-        // be killed first. The zygote has been forked by now and does not inherit the protection.
+        // Both are charged to the container's memory, and the container ends if either of them is killed, so the
+        // OOM killer must choose the workload first. The zygote has been forked by now and does not inherit the
+        // protection.
         for one in [leader, init] {
             protect_other_from_oom(one.pid, || ProcessIdentity::from_pid(one.pid) == Some(one));
         }
@@ -315,7 +317,7 @@ impl Container {
             state.mounts = binds::read_result(&spec.runtime);
         }
         if let Err(error) = state.write(&spec.runtime) {
-            // The container works without the file; only a later server cannot adopt it.
+            // The container works without this file, but a later server cannot adopt it.
             log::warn!("Container {}: {error}", self.name);
         }
         log::debug!("Container {} started, uids {uid_base}+65536", spec.machine_name);
@@ -342,7 +344,7 @@ impl Container {
     /// is nothing to adopt; the caller then cleans up.
     ///
     /// # Errors
-    /// When the kernel refuses an operation; the container is not adopted then.
+    /// When the kernel refuses an operation; the container is then not adopted.
     pub(super) fn adopt(&self, keep: &dyn Fn(&str) -> bool) -> Result<bool> {
         let mut slot = self.running.lock();
         let spec = lock(&self.spec).clone();
@@ -363,11 +365,11 @@ impl Container {
             return Ok(false);
         }
         let pids = pid_namespace(state.init_pid());
-        // The earlier server may have been killed while it took a snapshot.
+        // The earlier server may have been killed while the container was frozen for a snapshot.
         group.freeze(false)?;
         group.enable_limits(&spec.limits)?;
         let root = self.context.roots.adopt(&spec.root_location(), state.leader_pid())?;
-        // Both are alive, so the PIDs were theirs all the time.
+        // nspawn and the agent are alive, so their PIDs have been valid all the time.
         if has_ended(init.as_fd()) || has_ended(leader.as_fd()) {
             return Ok(false);
         }
@@ -379,8 +381,8 @@ impl Container {
                 continue;
             }
             if keep(&path) {
-                // It belongs to the run's keeper. Even an attempt to remove the cgroup would mark
-                // its command as ended.
+                // The cgroup belongs to the run's keeper. Even an attempt to remove it would mark the keeper's
+                // command as ended.
                 run.disown();
             } else {
                 run.kill(None)?;
@@ -421,7 +423,7 @@ impl Container {
         Ok(true)
     }
 
-    /// Returns the cgroup of nspawn and the agent. Another owner removes it.
+    /// Returns the cgroup of nspawn and the agent. Dropping this value does not remove the cgroup.
     fn agents(&self) -> Result<Arc<Group>> {
         let group = self.context.cgroups.group(&format!("{}/{AGENTS}", self.name))?;
         group.disown();
@@ -442,10 +444,10 @@ impl Container {
         used.map_or_else(|| self.new_command_group(), Ok)
     }
 
-    /// Retries an operation that fails because the container is ending or because processes inside take the resources
-    /// that a start needs. Each attempt uses another process, since one inside may have killed the first, or the
-    /// container's successor. A live container is never stopped for this, because other commands run in it. Waits at
-    /// most `patience`.
+    /// Repeats `attempt` while it fails because the container is ending or has no free memory or process slot.
+    /// Each attempt uses another process, since the first may have been killed from inside, or the container's
+    /// successor. A live container is never stopped for a retry, because other commands run in it. Waits at most
+    /// `patience`.
     fn retry<T>(&self, patience: Option<Duration>, attempt: impl Fn() -> Result<T>) -> Result<T> {
         let patience = patience.map_or(INSIST, |own| own.min(INSIST));
         let (accepted, mut pause) = (Instant::now(), Duration::from_millis(5));
@@ -474,8 +476,8 @@ impl Container {
             return Err(container_stopped());
         }
         let pty = Pty::from_master(master?)?;
-        // The terminal was created by the host's root, which has no ID inside: `su`, `mesg` and reopening /dev/tty need
-        // an owner.
+        // The server created the terminal as the host's root, which has no ID inside: `su`, `mesg` and reopening
+        // /dev/tty need an owner with an ID there.
         let root_inside = (Uid::from_raw(running.uid_base), Gid::from_raw(running.uid_base));
         rustix::fs::fchown(&pty.slave, Some(root_inside.0), Some(root_inside.1))
             .at("give away", "a terminal")?;
@@ -495,7 +497,7 @@ impl Container {
             Some(spares.remove(at))
         };
         while let Some(candidate) = next() {
-            // A process inside may have stopped or killed it.
+            // A process inside may have stopped or killed the candidate.
             let _ = pidfd_send_signal(&candidate.pidfd, Signal::CONT);
             if !has_ended(candidate.pidfd.as_fd()) {
                 spare = Some(candidate);
@@ -520,7 +522,7 @@ impl Container {
         }
         self.notifiers.spares.request(self, &running);
 
-        // Without this, `echo x >/dev/stderr` fails inside.
+        // Give the streams to the command's user: otherwise `echo x >/dev/stderr` fails inside.
         let outside = |id: u32| running.uid_base.saturating_add(id);
         let (uid, gid) = command.user.as_ref().map_or((0, 0), |user| (user.uid, user.gid));
         stdio.give_to(Uid::from_raw(outside(uid)), Gid::from_raw(outside(gid)), command.tty);
@@ -532,7 +534,7 @@ impl Container {
                 protocol::receive_accepted(&spare.socket, &mut answers, deadline, refused)
             });
         if let Err(error) = accepted {
-            // A process that was stopped from inside would wait forever.
+            // Without the kill, a process that was stopped from inside would wait forever.
             let _ = pidfd_send_signal(&spare.pidfd, Signal::KILL);
             return Err(error);
         }
@@ -556,7 +558,7 @@ impl Container {
 
 impl Launcher for Arc<Container> {
     fn launch(&self, _id: &str, command: &CommandSpec, stdio: Stdio) -> Result<Box<dyn Process>> {
-        // Until the command has been accepted, nothing of it has run.
+        // A failed attempt may be repeated: until the agent accepts the command, no part of it has run.
         self.retry(
             command.patience,
             || Ok(Box::new(self.start_process(command, &stdio)?) as Box<dyn Process>),

@@ -1,6 +1,7 @@
 //! `berth enclose TREE ROOT NETWORK PROGRAM ARGS…`: the process between the server and nspawn. It creates a mount
-//! namespace (its mounts vanish with its last process, even after SIGKILL), attaches the container's root in it if the
-//! root is a mount of the server's, creates a network namespace if requested, and executes PROGRAM. One thread.
+//! namespace, whose mounts vanish with its last process, even after SIGKILL. If the server mounted the container's
+//! root, it attaches that mount there. It creates a network namespace if requested and executes PROGRAM. One
+//! thread.
 
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
@@ -14,16 +15,16 @@ use rustix::thread::UnshareFlags;
 use crate::base::{At, Code, Error, Result};
 use crate::proc::{c_string, sys};
 
-/// TREE for a root that is a plain directory; NETWORK for the host's network.
+/// Argument TREE for a root that is a plain directory; argument NETWORK for the host's network.
 pub(super) const NONE: &str = "-";
 
-/// NETWORK for a new network namespace.
+/// Argument NETWORK for a new network namespace.
 pub(super) const NETWORK: &str = "net";
 
-/// Directory of nspawn's own files.
+/// Directory in which nspawn keeps its own files.
 const NSPAWN: &str = "/run/systemd/nspawn";
 
-/// Executes the program that `args` name. Returns only on failure.
+/// Executes PROGRAM in the new namespaces. Returns only on failure.
 pub fn main(args: &[String]) -> ExitCode {
     let error = match args {
         [tree, root, network, program @ ..] if !program.is_empty() => {
@@ -43,11 +44,11 @@ fn enclose(tree: &str, root: &str, network: &str, program: &[String]) -> Result<
     sys::new_namespaces(UnshareFlags::NEWNS | network).at("make", "namespaces")?;
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
         .at("unshare", "mounts")?;
-    // This must be a tmpfs: nspawn removes files below it.
+    // The file system here must be a tmpfs: nspawn removes files below it.
     mount("berth", NSPAWN, "tmpfs", MountFlags::empty(), Some(c"mode=0755"))
         .at("mount a tmpfs on", NSPAWN)?;
     if tree != NONE {
-        // The server's descriptor of a detached mount, which is attached here.
+        // TREE is the path of the server's descriptor of a detached mount; attach that mount at ROOT.
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let tree = rustix::fs::open(tree, flags, Mode::empty()).at("open", tree)?;
         move_mount(&tree, "", CWD, root, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).at("attach", root)?;

@@ -35,7 +35,7 @@ pub struct Engine {
     data_dir: PathBuf,
     agent: OnceLock<PathBuf>,
     containers: ContainerMap,
-    // Closing their queues ends the threads, so this field is dropped first.
+    // Dropped before `threads`: closing the queues ends the threads.
     notifiers: Option<Notifiers>,
     threads: Vec<JoinOnDrop>,
 }
@@ -44,7 +44,7 @@ impl Engine {
     /// Creates an engine without containers.
     ///
     /// # Errors
-    /// When a thread cannot be started.
+    /// When the kernel refuses to start a thread.
     pub fn new(
         cgroups: Cgroups,
         data_dir: &Path,
@@ -53,7 +53,7 @@ impl Engine {
         allowlist: Allowlist,
     ) -> Result<Engine> {
         let containers = ContainerMap::default();
-        // Full: a check is already requested.
+        // Capacity 1: a full channel means that a check is already requested.
         let (watch, look) = bounded(1);
         let (refill, spares) = SpareQueue::start()?;
         let idle = spawn("container-idle".into(), limits::STACK, {
@@ -81,8 +81,8 @@ impl Engine {
         &self.cgroups
     }
 
-    /// Returns the container that `spec` describes, creating it if needed. It starts with its first command. A running
-    /// container keeps its settings until its next start.
+    /// Returns the container that `spec` describes, creating the object if needed. The first command starts the
+    /// container. A running container keeps its settings until its next start.
     ///
     /// # Errors
     /// When the engine has been closed.
@@ -114,10 +114,10 @@ impl Engine {
     }
 
     /// Adopts the container that `spec` describes if an earlier server left it running. Kills the cgroups of its
-    /// commands except those that `keep` accepts by name, `runs/NUMBER`.
+    /// commands, except those whose names (`runs/NUMBER`) `keep` accepts.
     ///
     /// # Errors
-    /// When the kernel refuses an operation; the container is not adopted then.
+    /// When the kernel refuses an operation; the container is then not adopted.
     pub fn adopt(&self, spec: ContainerSpec, keep: &dyn Fn(&str) -> bool) -> Result<bool> {
         let name = spec.machine_name.clone();
         let adopted = self.container(spec)?.adopt(keep);
@@ -135,7 +135,7 @@ impl Engine {
         &self.allowlist
     }
 
-    /// Stops the container if it is running.
+    /// Stops the container with this name if it is running.
     pub fn stop_container(&self, name: &str) {
         let container = lock(&self.containers).get(name).cloned();
         if let Some(container) = container {
@@ -143,8 +143,8 @@ impl Engine {
         }
     }
 
-    /// Runs `work` on the container's root while nothing in it changes. `work` receives whether the container is
-    /// running and frozen. `stop`: stop the container even if commands are running.
+    /// Runs `work` on the container's root while no process can change the root. `work` receives `true` if the
+    /// container is running and frozen. If `stop` is set, stops the container even if commands are running.
     ///
     /// # Errors
     /// Errors of `work`; `Unavailable` when the container cannot be frozen.
@@ -157,7 +157,7 @@ impl Engine {
         self.container(spec)?.quiesce(stop, work)
     }
 
-    /// Returns the state of the container.
+    /// Returns the state of the container with this name.
     pub fn status(&self, name: &str) -> ContainerStatus {
         let container = lock(&self.containers).get(name).cloned();
         container.map_or(ContainerStatus { state: "stopped", ..ContainerStatus::default() }, |container| {
@@ -165,7 +165,7 @@ impl Engine {
         })
     }
 
-    /// Checks for idle containers again after a change of idle timeouts.
+    /// Requests a new check for idle containers after a change of idle timeouts.
     pub fn recheck_idle(&self) {
         if let Some(notifiers) = &self.notifiers {
             let _ = notifiers.idle_check.try_send(());
@@ -178,7 +178,7 @@ impl Engine {
         container.and_then(|container| container.usage())
     }
 
-    /// Changes the limits of a running container. A stopped container gets its limits at its start.
+    /// Changes the limits of a running container. A stopped container receives its limits when it starts.
     ///
     /// # Errors
     /// `Conflict` when more is in use than the new limit allows and the kernel cannot reclaim it.
@@ -187,7 +187,7 @@ impl Engine {
         container.map_or(Ok(()), |container| container.set_limits(limits))
     }
 
-    /// Stops all containers except those that `stays` accepts; these keep running for the next server.
+    /// Stops all containers except those that `stays` accepts, which keep running for the next server.
     pub fn stop_all(&self, stays: &dyn Fn(&str) -> bool) {
         let containers: Vec<_> = lock(&self.containers).drain().collect();
         for (name, container) in containers {
@@ -203,14 +203,14 @@ impl Engine {
     /// upgrade may replace the original while the server is running.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// When the copy cannot be written.
     pub fn agent_binary(&self) -> Result<PathBuf> {
         if let Some(path) = self.agent.get() {
             return Ok(path.clone());
         }
         let folder = self.data_dir.join("agent");
         let path = folder.join(format!("berth-{}", env!("CARGO_PKG_VERSION")));
-        // /proc/self/exe is the running file even if its path has been replaced (proc(5)).
+        // /proc/self/exe opens the running file even if its path has been replaced (proc(5)).
         let own = std::fs::read("/proc/self/exe").at("read", "/proc/self/exe")?;
         file::create_dir_private(&folder)?;
         // The file must not be readable in the container; this protects the agent's memory ([`super::agent`]).
@@ -232,7 +232,7 @@ impl Drop for Engine {
     }
 }
 
-/// Stops idle containers, as a thread. It sleeps until the next container may become idle.
+/// Body of the thread that stops idle containers. The thread sleeps until the next container may become idle.
 fn stop_idle(containers: &ContainerMap, look: &Receiver<()>) {
     loop {
         let all: Vec<Arc<Container>> = lock(containers).values().cloned().collect();

@@ -1,6 +1,7 @@
-//! Finds and kills foreign processes in the agent's own cgroup. Every command has a cgroup of its own, and the agent
-//! cannot be traced. A process that executes another program in the agent's cgroup has left its command's cgroup in
-//! some way and would escape limits and deadlines. Runs at the end of each command. No locks.
+//! Finds and kills foreign processes in the cgroup of nspawn and the agent. Every command has a cgroup of its own,
+//! and no process can trace the agent. A process that executes another program in the agent's cgroup has left its
+//! command's cgroup in some way and would escape limits and deadlines. The check runs at the end of each command.
+//! No locks.
 
 use std::os::unix::fs::MetadataExt as _;
 
@@ -8,10 +9,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::proc::Group;
 
-/// Most passes over the cgroup: a process may fork during a pass.
+/// Upper limit of passes over the cgroup; a process may fork during a pass.
 const PASSES: usize = 20;
 
-/// A process in the cgroup.
+/// A process in the cgroup of nspawn and the agent.
 struct GroupMember {
     pidfd: std::os::fd::OwnedFd,
     /// PIDs in all nested PID namespaces, the server's first (`NSpid` in proc_pid_status(5)).
@@ -31,7 +32,7 @@ impl GroupMember {
     }
 }
 
-/// Kills foreign processes in `agents`, the cgroup of nspawn and the agent.
+/// Kills every foreign process in `agents`, the cgroup of nspawn and the agent.
 pub(super) fn kill_intruders(agents: &Group) {
     let Some(outside) = pid_numbers("self").map(|numbers| numbers.len()) else { return };
     for _ in 0..PASSES {

@@ -1,4 +1,4 @@
-//! The container engine: nspawn, the resident agent, networks and bind mounts. Depends on directories and commands, not
+//! The container engine: nspawn, the agent (PID 1 of each container), networks and bind mounts. It does not depend
 //! on workspaces, runs or HTTP.
 
 mod activity;

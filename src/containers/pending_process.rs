@@ -1,9 +1,11 @@
-//! A process in a container that will execute a command. The agent starts it, it joins a cgroup of its own and then
-//! waits. Only [`PendingProcess::wait_until_ready`] blocks; other callers poll the process's socket.
+//! A process in a container that will execute a command. The agent starts the process, which joins its own cgroup
+//! and then waits for its command. Only [`PendingProcess::wait_until_ready`] blocks; other callers poll the
+//! process's socket.
 //!
 //! The process joins its cgroup itself, through descriptors that the engine sends. No process is ever moved by its PID,
-//! because the PID of a process that ended may already belong to another process of the host. The PID that the kernel
-//! attached to the first message is checked through a pidfd both before and after the move.
+//! because the PID of a process that ended may already belong to another process of the host. The kernel attaches
+//! a PID to the first message; the engine checks that PID through a pidfd before and after the process joins its
+//! cgroup.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -18,7 +20,7 @@ use crate::base::{At, Result};
 use crate::proc::Group;
 use crate::proc::spawn::expose_other_to_oom;
 
-/// A process that is not ready yet.
+/// A process that is not ready for a command yet.
 #[derive(Debug)]
 pub(super) struct PendingProcess {
     socket: OwnedFd,
@@ -35,7 +37,7 @@ struct JoiningProcess {
 }
 
 impl PendingProcess {
-    /// Asks the agent with the socket in `runtime` for a process.
+    /// Requests a process from the agent whose socket is in `runtime`.
     pub(super) fn request(runtime: &OwnedFd, deadline: Instant) -> Result<PendingProcess> {
         Ok(PendingProcess {
             socket: agent_socket::connect_to_agent(runtime)?,
@@ -45,8 +47,8 @@ impl PendingProcess {
         })
     }
 
-    /// Handles received messages and returns whether the process is ready. `group` creates its cgroup; `is_inside`
-    /// returns whether the kernel lists a PID in the container.
+    /// Handles received messages and returns whether the process is ready. `group` creates the process's cgroup;
+    /// `is_inside` returns whether a PID belongs to the container.
     ///
     /// # Errors
     /// `ContainerStopped` when the process or its container has ended.
@@ -68,7 +70,7 @@ impl PendingProcess {
                 expose_other_to_oom(pid, alive);
                 let group = group()?;
                 protocol::send_cgroups(&self.socket, &group.procs_files()?)?;
-                // A process inside may have stopped it.
+                // Another process inside may have stopped the new one.
                 let _ = pidfd_send_signal(&pidfd, Signal::CONT);
                 self.joining = Some(JoiningProcess { pid, pidfd, group });
                 Ok(false)
@@ -77,7 +79,7 @@ impl PendingProcess {
                 if !protocol::receive_entered(&self.socket, &mut self.messages)? {
                     return Ok(false);
                 }
-                // In this order: while the process is alive, its PID cannot belong to another process.
+                // Check in this order: while the process is alive, its PID cannot belong to another process.
                 let entered = group.contains(*pid);
                 if !entered || has_ended(pidfd.as_fd()) {
                     return Err(container_stopped());
@@ -96,7 +98,7 @@ impl PendingProcess {
     /// Blocks until the process is ready.
     ///
     /// # Errors
-    /// As [`PendingProcess::advance`]; `ContainerSilent` when no message arrives before the deadline.
+    /// The errors of [`PendingProcess::advance`]; `ContainerSilent` when no message arrives before the deadline.
     pub(super) fn wait_until_ready(
         mut self,
         is_inside: &dyn Fn(i32) -> bool,

@@ -5,9 +5,9 @@
 use crate::base::Result;
 use crate::store::beneath::Root;
 
-/// Prepares a root. A part that cannot be written (full disk, a symbolic link in its place) does not prevent the start.
+/// Prepares a root. A failure, such as a full disk or a symbolic link in the path, does not prevent the start.
 pub(super) fn prepare_root(root: &Root, host_name: &str) {
-    // Images may lack them or give them any mode; a booting system would set this mode at each start.
+    // Images may lack these directories or give them any mode; a booting system would set this mode at each start.
     for folder in ["tmp", "var/tmp"] {
         warn(folder, root.make_shared_dir(folder));
     }
@@ -21,7 +21,7 @@ fn warn(path: &str, done: Result<()>) {
     }
 }
 
-/// Larger files are not host lists.
+/// Size limit of the files; larger ones are not host lists.
 const HOSTS_BYTES: u64 = 1 << 20;
 
 fn write_hostname(root: &Root, name: &str) -> Result<()> {
@@ -31,7 +31,7 @@ fn write_hostname(root: &Root, name: &str) -> Result<()> {
         return Ok(());
     }
     root.make_dirs("etc")?;
-    // Not synced to disk: the next start writes it again.
+    // The file is not synced to disk: the next start writes it again.
     root.write_again(PATH, text.as_bytes(), 0o644)
 }
 
@@ -53,11 +53,11 @@ fn write_hosts(root: &Root, name: &str) -> Result<()> {
     root.write_again(PATH, after.as_bytes(), 0o644)
 }
 
-/// Marks our line, so that it is found when the workspace is renamed.
+/// Marks the line that berth wrote into a host list, so that it is found when the workspace is renamed.
 const HOSTS_MARKER: &str = "# this container, by berth";
 
-/// Returns a host list that contains `name` with a loopback address, as Debian does, because loopback exists in every
-/// network. An existing line with the name is kept.
+/// Returns the host list with a line for `name`. The line has a loopback address, as on Debian, because loopback
+/// exists in every network. An existing line with the name is kept.
 fn with_name(hosts: &str, name: &str) -> String {
     let is_ours = |line: &&str| line.trim_end().ends_with(HOSTS_MARKER);
     let others: Vec<&str> = hosts.split_inclusive('\n').filter(|line| !is_ours(line)).collect();
@@ -120,7 +120,7 @@ mod tests {
         assert_eq!(std::fs::read(dir.join("root/etc/hostname")).unwrap(), b"box\n");
         let mode = |path: &str| std::fs::metadata(dir.join(path)).unwrap().mode() & 0o7777;
         assert_eq!((mode("root/var/tmp"), mode("root/var")), (0o1777, 0o755));
-        // An empty root, as some images have.
+        // Some images have an empty root.
         std::fs::create_dir(dir.join("empty")).unwrap();
         prepare_root(&Root::open(&dir.join("empty")).unwrap(), "box");
         assert!(std::fs::read_to_string(dir.join("empty/etc/hosts")).unwrap().contains("127.0.1.1\tbox"));

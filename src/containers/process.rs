@@ -1,4 +1,5 @@
-//! A command in a container. Messages from the agent about it are untrusted; the engine ensures its end from outside.
+//! A command in a container. Messages from the agent about the command are untrusted; to end the command, the
+//! engine kills its cgroup from outside.
 
 use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,17 +27,17 @@ pub(super) struct ContainerProcess {
     pub(super) messages: MessageReader,
     pub(super) exit: Option<Exit>,
     pub(super) cwd: String,
-    /// Keeps the container from being idle.
+    /// While this guard exists, the container is not stopped as idle.
     pub(super) busy: Option<BusyGuard>,
     pub(super) handed_over: bool,
-    /// Whether the container was informed of an out-of-memory kill.
+    /// Whether an out-of-memory kill has been recorded for the container.
     pub(super) oom_reported: Cell<bool>,
 }
 
-/// Takes over a command in a container that another berth process started.
+/// Takes over a command whose container another berth process started.
 ///
 /// # Errors
-/// When its group cannot be opened.
+/// When the command's cgroup cannot be opened.
 pub fn resume(handed: ProcessHandover, cgroups: &Cgroups) -> Result<Box<dyn Process>> {
     let ProcessHandover { pid, pidfd, socket, read, group } = handed;
     let container = group.split('/').next().unwrap_or_default();
@@ -85,7 +86,7 @@ impl Process for ContainerProcess {
     fn kill(&mut self) {
         let _ = pidfd_send_signal(&*self.signal_handle.pidfd, Signal::KILL);
         if let Err(error) = self.signal_handle.group.kill(Some(self.signal_handle.pid)) {
-            // No process of a run may survive, so the whole container is stopped.
+            // If the run cannot be killed, stop the whole container: no process of a run may survive.
             log::error!("A run could not be killed, so its container is stopped: {error}");
             if let Some(running) = &self.running {
                 running.end();
@@ -126,7 +127,7 @@ impl Process for ContainerProcess {
     }
 }
 
-/// Hold on a container in which another process watches a command.
+/// Keeps a container from being stopped as idle while another process watches a command in it.
 pub(super) struct ContainerHold {
     pub(super) running: Arc<RunningContainer>,
     pub(super) _busy: Option<BusyGuard>,
@@ -152,7 +153,7 @@ impl Drop for ContainerProcess {
         if matches!(self.try_exit(), Ok(None)) {
             self.kill();
         }
-        // The cgroup's OOM count is lost with it.
+        // The cgroup's OOM count is lost when the cgroup is removed, so read it now.
         if !self.oom_reported.get() {
             self.oom_killed();
         }
@@ -173,7 +174,7 @@ impl ContainerProcess {
     }
 }
 
-/// Converts a message into the error of a command that did not run.
+/// Converts a message from the agent into the error of a command that did not run.
 pub(super) fn launch_error(answer: &AgentMessage, cwd: &str) -> Error {
     let reason = |errno: &i32| std::io::Error::from_raw_os_error(*errno);
     match answer {

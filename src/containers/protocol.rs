@@ -23,19 +23,19 @@ use crate::proc::{CommandSpec, Stdio};
 /// Protocol version. A server that finds a running agent with another version stops its container.
 pub const VERSION: u32 = 3;
 
-/// Agent → engine, eight bytes each.
+/// Messages from the agent to the engine, eight bytes each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AgentMessage {
-    /// A process waits for its command; the kernel attaches its PID.
+    /// A process waits for its command; the kernel attaches the process's PID.
     Ready,
-    /// A message from the process itself.
+    /// A message from the waiting process itself.
     FromProcess(StartReport),
-    /// It ended with this exit code.
+    /// The process ended with this exit code.
     Exited {
-        /// 0 to 255.
+        /// Exit code, 0 to 255.
         code: i32,
     },
-    /// A signal killed it.
+    /// A signal killed the process.
     Killed { signal: i32 },
 }
 
@@ -59,17 +59,17 @@ impl AgentMessage {
     }
 }
 
-/// Error: the container, or the process that was to execute a command, has ended.
+/// Returns the error for a container, or a process waiting for a command, that has ended.
 pub(super) fn container_stopped() -> Error {
     Error::new(Code::ContainerStopped, "The container stopped; the next command starts it again")
 }
 
-/// Error: no message arrived before the deadline.
+/// Returns the error for an agent that sent no message before the deadline.
 pub(super) fn agent_timeout() -> Error {
     Error::new(Code::ContainerSilent, "The container's agent does not answer")
 }
 
-/// Error: the container is running, but no process can be started in it.
+/// Returns the error for a running container in which no process can be started.
 pub(super) fn container_full() -> Error {
     Error::new(
         Code::ContainerFull,
@@ -78,12 +78,12 @@ pub(super) fn container_full() -> Error {
     )
 }
 
-/// Engine → waiting process: sends the command and its three streams. `mark`: an additional variable; `doors`:
-/// additional cgroups to join.
+/// Engine → waiting process: sends the command and its three streams. `mark` is an additional environment
+/// variable; `doors` are `cgroup.procs` descriptors of additional cgroups that the process joins.
 ///
 /// # Errors
-/// `InvalidCommand` when the command is longer than the kernel allows; `ContainerStopped` when the other side
-/// disconnected; `ContainerSilent` when it does not read before `deadline`.
+/// `InvalidCommand` when the command is longer than the kernel allows; `ContainerStopped` when the process has
+/// disconnected; `ContainerSilent` when the process does not read before `deadline`.
 pub fn send_command(
     socket: impl AsFd,
     command: &CommandSpec,
@@ -125,7 +125,7 @@ pub fn send_command(
     Ok(())
 }
 
-/// Agent → engine: reports that `pid` waits. Does not block if the engine does not read.
+/// Agent → engine: reports that process `pid` is waiting. Does not block if the engine does not read.
 ///
 /// # Errors
 /// Errors of sendmsg(2).
@@ -138,7 +138,7 @@ pub fn send_ready(socket: impl AsFd, pid: Pid) -> rustix::io::Result<()> {
     sendmsg(&socket, &[IoSlice::new(&AgentMessage::Ready.to_bytes())], &mut ancillary, flags).map(drop)
 }
 
-/// Zygote → PID 1: reports that `pid` waits on `socket`.
+/// Zygote → PID 1: reports that process `pid` is waiting for a command on `socket`.
 ///
 /// # Errors
 /// Errors of sendmsg(2).
@@ -151,7 +151,7 @@ pub fn send_process(reporter: impl AsFd, pid: Pid, socket: BorrowedFd<'_>) -> ru
     sendmsg(&reporter, &[IoSlice::new(&number)], &mut ancillary, SendFlags::NOSIGNAL).map(drop)
 }
 
-/// Returns the next reported process; `None` if there is none at the moment.
+/// Returns the next process that the zygote reported; `None` if no report has arrived.
 pub fn receive_process(socket: impl AsFd) -> Option<(Pid, OwnedFd)> {
     let mut number = [0; 4];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -165,7 +165,7 @@ pub fn receive_process(socket: impl AsFd) -> Option<(Pid, OwnedFd)> {
     Some((Pid::from_raw(i32::from_ne_bytes(number))?, sockets.next()?.next()?))
 }
 
-/// Agent → engine: sends any other message. Does not block if the engine does not read.
+/// Agent → engine: sends any message other than `Ready`. Does not block if the engine does not read.
 ///
 /// # Errors
 /// Errors of send(2).
@@ -184,24 +184,24 @@ fn wait_ready(socket: BorrowedFd<'_>, flags: PollFlags, deadline: Instant) -> Re
     }
 }
 
-/// Reads messages from a stream, in whatever pieces they arrive.
+/// Parses messages from a stream that may split them at any byte.
 #[derive(Debug, Default)]
 pub struct MessageReader {
     bytes: Vec<u8>,
 }
 
 impl MessageReader {
-    /// Starts with bytes that were already received.
+    /// Creates a reader that starts with bytes that were already received.
     pub fn with_bytes(bytes: Vec<u8>) -> MessageReader {
         MessageReader { bytes }
     }
 
-    /// Returns received bytes that were not parsed.
+    /// Returns the received bytes that have not been parsed.
     pub fn unread(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Returns the next message if it is complete. Does not block.
+    /// Returns the next message; `None` if it is not complete. Does not block.
     ///
     /// # Errors
     /// `ContainerStopped` at EOF or for an invalid message.
@@ -230,9 +230,10 @@ impl MessageReader {
     }
 }
 
-/// Receives [`AgentMessage::Ready`] and returns the PID that the kernel attached to it, as seen from here; `None` if it
-/// has not arrived. SO_PASSCRED must have been set before the socket was connected. The sender can forge only PIDs of
-/// its own namespace (unix(7): another PID needs CAP_SYS_ADMIN in the user namespace that owns the PID namespace).
+/// Receives [`AgentMessage::Ready`] and returns the PID that the kernel attached to it, in this process's PID
+/// namespace; `None` if the message has not arrived. SO_PASSCRED must have been set before the socket was
+/// connected. The sender can forge only PIDs of its own namespace (unix(7): another PID needs CAP_SYS_ADMIN in the
+/// user namespace that owns the PID namespace).
 ///
 /// # Errors
 /// `ContainerStopped` for any other message.
@@ -258,12 +259,12 @@ pub fn receive_ready(socket: impl AsFd) -> Result<Option<i32>> {
     }
 }
 
-/// Engine → waiting process: join the cgroups behind these `cgroup.procs` descriptors. The kernel checks the privileges
-/// of the process that opened them (cgroup_procs_write in kernel/cgroup/cgroup.c, since Linux 5.16 and the stable
-/// releases of that time).
+/// Engine → waiting process: tells the process to join the cgroups of these `cgroup.procs` descriptors. The kernel
+/// checks the privileges of the process that opened the descriptors (cgroup_procs_write in kernel/cgroup/cgroup.c,
+/// since Linux 5.16 and the stable releases of that time).
 ///
 /// # Errors
-/// `ContainerStopped` when the other side disconnected or does not read.
+/// `ContainerStopped` when the process has disconnected or does not read.
 pub(super) fn send_cgroups(socket: impl AsFd, doors: &[OwnedFd]) -> Result<()> {
     let fds: Vec<BorrowedFd<'_>> = doors.iter().map(AsFd::as_fd).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PROCS_FILES))];
@@ -276,10 +277,10 @@ pub(super) fn send_cgroups(socket: impl AsFd, doors: &[OwnedFd]) -> Result<()> {
     Ok(())
 }
 
-/// Returns whether the process has joined its cgroups; `false` if it has not reported yet.
+/// Returns whether the process has joined its cgroups; `false` if its report has not arrived.
 ///
 /// # Errors
-/// `ContainerStopped` when it ended; `Internal` with the kernel's error.
+/// `ContainerStopped` when the process has ended; `Internal` when the kernel refused the move.
 pub(super) fn receive_entered(socket: impl AsFd, answers: &mut MessageReader) -> Result<bool> {
     match answers.try_next(&socket)? {
         None => Ok(false),
@@ -295,8 +296,8 @@ pub(super) fn receive_entered(socket: impl AsFd, answers: &mut MessageReader) ->
 /// Waits until a process has accepted its command.
 ///
 /// # Errors
-/// Nothing has run in these cases: `ContainerStopped` when the process ended; `ContainerSilent` when no message arrived
-/// before `deadline`; any other message is passed to `refused`.
+/// `ContainerStopped` when the process ended; `ContainerSilent` when no message arrived before `deadline`; the
+/// error that `refused` returns for any other message. In none of these cases has the command run.
 pub fn receive_accepted(
     socket: impl AsFd,
     answers: &mut MessageReader,

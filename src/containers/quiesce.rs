@@ -1,5 +1,5 @@
-//! Freezes or stops a container while its root is copied or replaced. No command can start it during that time; readers
-//! do not wait.
+//! Freezes or stops a container while its root is copied or replaced. During that time no command can start the
+//! container; readers of its state do not wait.
 //!
 //! Locks: those of [`super::container`].
 
@@ -10,17 +10,17 @@ use super::container::Container;
 use super::running::RunningContainer;
 use crate::base::Result;
 
-/// How long a snapshot waits for a command that has just ended to be counted as ended: a snapshot without running
-/// commands is free.
+/// Grace period before a snapshot freezes a busy container, for a command that has just ended but is still
+/// counted. If no command is running, the container is stopped instead of frozen.
 const QUIET: Duration = Duration::from_millis(50);
 
 impl Container {
-    /// Runs `work` while nothing in the root changes and no command can start the container. Stops the container if
-    /// nothing is running in it or `stop` is set; otherwise freezes it. `work` receives whether the container is
-    /// running and frozen.
+    /// Runs `work` while no process can change the root and no command can start the container. If `stop` is set
+    /// or no process is running in the container, stops the container; otherwise freezes it. `work` receives
+    /// `true` if the container is running and frozen.
     ///
     /// # Errors
-    /// `Unavailable` when it cannot be frozen; errors of `work`.
+    /// `Unavailable` when the container cannot be frozen; the errors of `work`.
     pub(super) fn quiesce<R>(&self, stop: bool, work: impl FnOnce(bool) -> Result<R>) -> Result<R> {
         let mut slot = self.running.lock();
         let running = slot.clone().filter(|running| running.is_alive());
@@ -38,7 +38,7 @@ impl Container {
         slot.publish(Some(running.clone()));
         let done = work(true);
         slot.unpublish();
-        // If it cannot be thawed it would stay frozen forever, so stop it.
+        // A container that cannot be thawed would stay frozen forever, so stop it.
         if let Err(error) = running.group.freeze(false) {
             log::error!("Container {}: {error}", self.name);
             *slot = None;
@@ -47,7 +47,7 @@ impl Container {
         done
     }
 
-    /// Returns the running container. Waits for a start or stop, but not for a copy of the root.
+    /// Returns the running container. Waits while the container starts or stops, but not while its root is copied.
     pub(super) fn current(&self) -> Option<Arc<RunningContainer>> {
         self.running.current()
     }

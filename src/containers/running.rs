@@ -19,23 +19,22 @@ use crate::base::{Result, limits};
 use crate::proc::{Cancel, Child, Group, Process as _};
 use crate::roots::RootHandle;
 
-/// Number of spare processes in a running container, each already in its own cgroup: entering one takes up to 15 ms on
-/// an idle machine (the kernel waits for an RCU grace period), too long while a client waits.
+/// Number of spare processes in a running container. Each has already joined its own cgroup: joining takes up to
+/// 15 ms on an idle machine (the kernel waits for an RCU grace period), too long while a client waits.
 const SPARE_PROCESSES: usize = 4;
-/// Number of empty cgroups kept for further commands of a running container: as many as become empty between two
-/// refills.
+/// Number of empty cgroups that a running container keeps for reuse: as many as become empty between two refills.
 const SPARE_GROUPS: usize = 16;
 
-/// Cgroup of nspawn and the agent, below the container's.
+/// Name of the cgroup of nspawn and the agent, below the container's cgroup.
 pub(super) const AGENTS: &str = "machine";
 
 /// A running container.
 #[derive(Debug)]
 pub(super) struct RunningContainer {
     pub(super) record: ContainerRecord,
-    /// Adopted from an earlier server.
+    /// Whether an earlier server started the container.
     pub(super) adopted: bool,
-    /// The workspace's directory.
+    /// The workspace's directory, which contains the agent's socket.
     pub(super) runtime: OwnedFd,
     pub(super) group: Group,
     /// Cgroup of nspawn and the agent.
@@ -44,21 +43,22 @@ pub(super) struct RunningContainer {
     pub(super) uid_base: u32,
     /// Keeps the root mounted.
     pub(super) _root: Option<RootHandle>,
-    /// Device and inode of its PID namespace.
+    /// PID namespace of the container, as device and inode.
     pub(super) pids: Option<(u64, u64)>,
-    /// PID 1 of the container.
+    /// pidfd of the container's PID 1.
     pub(super) init: OwnedFd,
     /// Status files of nspawn and of PID 1.
     pub(super) stats: [ProcStat; 2],
     pub(super) spares: Mutex<Vec<SpareProcess>>,
     /// Cgroups of ended commands, for reuse.
     pub(super) spare_groups: Mutex<Vec<Group>>,
-    /// Whether the OOM killer killed a process in it: cgroup v1 counts that only for the innermost cgroup.
+    /// Whether the OOM killer killed any process in the container: cgroup v1 counts kills only in the innermost
+    /// cgroup.
     pub(super) oom_killed: AtomicBool,
     pub(super) monitor: NspawnMonitor,
 }
 
-/// A process in the container that waits for its command, in a cgroup of its own.
+/// A process in the container that waits for its command, in its own cgroup.
 #[derive(Debug)]
 pub(super) struct SpareProcess {
     pub(super) socket: OwnedFd,
@@ -67,7 +67,7 @@ pub(super) struct SpareProcess {
     pub(super) group: Group,
 }
 
-/// nspawn's process.
+/// The process of nspawn.
 #[derive(Debug)]
 pub(super) enum NspawnProcess {
     /// Started by this server.
@@ -80,15 +80,15 @@ pub(super) enum NspawnProcess {
 #[derive(Debug)]
 pub(super) struct NspawnMonitor {
     stop: Cancel,
-    /// Set to leave the container running.
+    /// When set, the thread leaves the container running as it ends.
     detached: Arc<AtomicBool>,
     ended: Arc<AtomicBool>,
     thread: Mutex<Option<JoinOnDrop>>,
 }
 
 impl NspawnMonitor {
-    /// Starts a thread that waits for `leader`. `all`: cgroup of the whole container; `runtime`: directory of its
-    /// state; `lease`: its private network.
+    /// Starts a thread that waits for `leader`, the process of nspawn. `all` is the cgroup of the whole container,
+    /// `runtime` the directory of its state file, and `lease` its private network.
     pub(super) fn start(
         name: &str,
         leader: NspawnProcess,
@@ -110,8 +110,8 @@ impl NspawnMonitor {
                     return;
                 }
                 leader.kill();
-                // nspawn may have been killed alone. The remaining processes must end too, and waiting callers must be
-                // notified.
+                // nspawn may have been killed alone. The remaining processes must end too, which wakes the callers
+                // that wait for their commands.
                 if let Err(error) = all.kill(None) {
                     log::error!("Could not kill the processes of a container: {error}");
                 }
@@ -130,7 +130,7 @@ impl NspawnMonitor {
     /// Kills nspawn and all processes in the container, and waits until they have ended.
     pub(super) fn end(&self) {
         self.stop.cancel();
-        // Under the lock, so that a second caller waits for the end too.
+        // The lock is held during the join, so that a second caller waits for the end too.
         lock(&self.thread).take();
     }
 
@@ -147,12 +147,13 @@ impl Drop for NspawnMonitor {
 }
 
 impl RunningContainer {
-    /// Whether it has not ended.
+    /// Returns whether the container is still running.
     pub(super) fn is_alive(&self) -> bool {
         !self.monitor.has_ended() && !has_ended(self.init.as_fd())
     }
 
-    /// Whether the kernel lists `pid` in this container. Comparing namespaces is faster than reading the cgroup.
+    /// Returns whether process `pid` is in this container. Comparing PID namespaces is faster than reading the
+    /// cgroup.
     pub(super) fn contains(&self, pid: i32) -> bool {
         match self.pids {
             Some(pids) => pid_namespace(pid) == Some(pids),
@@ -160,29 +161,30 @@ impl RunningContainer {
         }
     }
 
-    /// Whether more waiting processes are needed.
+    /// Returns whether the container needs more spare processes.
     pub(super) fn needs_spare(&self) -> bool {
         lock(&self.spares).len() < SPARE_PROCESSES && !self.monitor.has_ended()
     }
 
-    /// Adds a waiting process.
+    /// Adds a spare process that is ready for a command.
     pub(super) fn add_spare(&self, spare: SpareProcess) {
         lock(&self.spares).push(spare);
     }
 
-    /// Adds the cgroup of an ended command for reuse.
+    /// Keeps the cgroup of an ended command for reuse.
     pub(super) fn add_spare_group(&self, mut group: Group) {
         if !self.monitor.has_ended() && lock(&self.spare_groups).len() < SPARE_GROUPS && group.reuse() {
             lock(&self.spare_groups).push(group);
         }
     }
 
-    /// Whether it should receive commands: a container that is being killed would kill them too.
+    /// Returns whether the container can take a new command: a container that is being killed would kill the
+    /// command too.
     pub(super) fn accepts_commands(&self) -> bool {
         self.is_alive() && !self.stats.iter().any(ProcStat::is_being_killed)
     }
 
-    /// Kills all its processes and waits until they have ended.
+    /// Kills all processes of the container and waits until they have ended.
     pub(super) fn end(&self) {
         let _ = pidfd_send_signal(&self.init, Signal::KILL);
         if let Err(error) = self.group.kill(None) {
@@ -191,12 +193,12 @@ impl RunningContainer {
         lock(&self.spares).clear();
         lock(&self.spare_groups).clear();
         self.monitor.end();
-        // A command that is interrupted still holds this object, while the next start creates cgroups with the same
-        // names.
+        // Remove the cgroup now: an interrupted command may still hold this object while the next start creates
+        // cgroups with the same names.
         self.group.remove();
     }
 
-    /// Leaves it running for the next server.
+    /// Detaches this server from the container, which keeps running for the next server.
     pub(super) fn detach(&self) {
         lock(&self.spares).clear();
         lock(&self.spare_groups).clear();
@@ -205,7 +207,8 @@ impl RunningContainer {
 }
 
 impl NspawnProcess {
-    /// Waits until the process has ended or `stop` is cancelled. A container has no deadline of its own.
+    /// Waits until nspawn has ended or `stop` is cancelled. There is no timeout, because a container may run
+    /// forever.
     fn wait(&self, stop: &Cancel) {
         let process = match self {
             NspawnProcess::Ours(child) => child.exit_fd(),
@@ -226,7 +229,7 @@ impl NspawnProcess {
         }
     }
 
-    /// Skips the destructor, which would kill the process. The kernel reparents it when this server exits.
+    /// Skips the destructor, which would kill nspawn. The kernel reparents nspawn when this server exits.
     fn leak(self) {
         std::mem::forget(self);
     }
@@ -242,7 +245,8 @@ pub(super) fn parent_of(pid: i32) -> Option<i32> {
     status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
 }
 
-/// Returns the PID that a pidfd refers to (pidfd_open(2): `Pid:` in fdinfo); `None` once the process has been reaped.
+/// Returns the PID of the process behind a pidfd (pidfd_open(2): `Pid:` in fdinfo); `None` once it has been
+/// reaped.
 pub(super) fn pidfd_pid(pidfd: BorrowedFd<'_>) -> Option<Pid> {
     use std::os::fd::AsRawFd as _;
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;

@@ -1,5 +1,6 @@
-//! The slot of a running container. Its lock is held for long: while the container starts or stops, and while its root is
-//! copied. Readers need not wait for a copy, because the holder of the lock publishes the state for them.
+//! The slot that holds a running container. The lock of the slot is held for long: while the container starts or
+//! stops, and while its root is copied. Readers need not wait for a copy, because the holder of the lock publishes
+//! the state for them.
 //!
 //! Lock: `state`, a leaf, held briefly; `changed` is its condition variable.
 
@@ -10,7 +11,7 @@ use std::time::Duration;
 use super::running::RunningContainer;
 use crate::base::thread::lock;
 
-/// A running container; `None` if it is stopped.
+/// The running container; `None` if the container is stopped.
 type Running = Option<Arc<RunningContainer>>;
 
 #[derive(Debug, Default)]
@@ -21,14 +22,14 @@ pub(super) struct RunningSlot {
 
 #[derive(Debug, Default)]
 struct SlotState {
-    /// Valid while the slot is not locked.
+    /// The content of the slot; valid only while the slot is not locked.
     running: Running,
     locked: bool,
-    /// State for readers while the slot is locked.
+    /// The state that readers see while the slot is locked; `None` makes them wait.
     published: Option<Running>,
 }
 
-/// The lock on a slot; the container in it may be replaced.
+/// The lock on a slot. The holder may replace the container in it; the drop unlocks the slot.
 #[derive(Debug)]
 pub(super) struct SlotGuard<'a> {
     slot: &'a RunningSlot,
@@ -36,7 +37,7 @@ pub(super) struct SlotGuard<'a> {
 }
 
 impl RunningSlot {
-    /// Locks the slot, waiting for the previous holder.
+    /// Locks the slot; waits while another thread holds the lock.
     pub(super) fn lock(&self) -> SlotGuard<'_> {
         let state = self.changed.wait_while(lock(&self.state), |state| state.locked);
         let mut state = state.unwrap_or_else(PoisonError::into_inner);
@@ -44,7 +45,7 @@ impl RunningSlot {
         SlotGuard { slot: self, running: state.running.take() }
     }
 
-    /// Locks the slot if it is not locked.
+    /// Locks the slot; returns `None` if it is already locked.
     pub(super) fn try_lock(&self) -> Option<SlotGuard<'_>> {
         let mut state = lock(&self.state);
         if state.locked {
@@ -54,7 +55,7 @@ impl RunningSlot {
         Some(SlotGuard { slot: self, running: state.running.take() })
     }
 
-    /// Returns the running container. Waits for a start or stop, but not for a copy of the root.
+    /// Returns the running container. Waits while the container starts or stops, but not while its root is copied.
     pub(super) fn current(&self) -> Running {
         let is_unknown = |state: &mut SlotState| state.locked && state.published.is_none();
         let state = self.changed.wait_while(lock(&self.state), is_unknown);
@@ -62,7 +63,7 @@ impl RunningSlot {
         state.published.clone().unwrap_or_else(|| state.running.clone())
     }
 
-    /// Returns the running container; `None` if the slot stays locked for longer than `patience`.
+    /// Returns the content of the slot; `None` if the slot stays locked for longer than `patience`.
     pub(super) fn current_within(&self, patience: Duration) -> Option<Running> {
         let state = self.changed.wait_timeout_while(lock(&self.state), patience, |state| state.locked);
         let (state, _) = state.unwrap_or_else(PoisonError::into_inner);
@@ -71,13 +72,13 @@ impl RunningSlot {
 }
 
 impl SlotGuard<'_> {
-    /// Shows this state to readers until the slot is unlocked or [`SlotGuard::unpublish`] is called.
+    /// Publishes `running` to readers until the slot is unlocked or [`SlotGuard::unpublish`] is called.
     pub(super) fn publish(&self, running: Running) {
         lock(&self.slot.state).published = Some(running);
         self.slot.changed.notify_all();
     }
 
-    /// Lets readers wait again.
+    /// Makes readers wait again until the slot is unlocked.
     pub(super) fn unpublish(&self) {
         lock(&self.slot.state).published = None;
     }

@@ -18,12 +18,12 @@ use crate::base::thread::{JoinOnDrop, spawn};
 use crate::base::{Result, limits};
 use crate::proc::Waker;
 
-/// Queued requests; when the queue is full, the next command starts its process itself.
+/// Limit of queued requests; when the queue is full, the next command starts its own process.
 const REQUESTS: usize = 64;
-/// Longest sleep of the thread.
+/// Longest sleep of the thread between two checks.
 const LOOK: Duration = Duration::from_secs(60);
 
-/// Handle to request waiting processes.
+/// Handle of the thread that keeps spare processes ready; requests go through it.
 #[derive(Clone, Debug)]
 pub(super) struct SpareQueue {
     queue: Sender<SpareRequest>,
@@ -31,15 +31,15 @@ pub(super) struct SpareQueue {
     closed: Arc<AtomicBool>,
 }
 
-/// A container that may need processes. It includes the running container, so that the thread takes no lock that a
-/// start or stop holds.
+/// A request for spare processes in a container. It includes the running container, so that the thread needs no
+/// lock that a start or stop holds.
 #[derive(Debug)]
 struct SpareRequest {
     container: Weak<Container>,
     running: Arc<RunningContainer>,
 }
 
-/// A process that is not ready yet.
+/// A spare process that is not ready yet.
 struct PendingSpare {
     container: Weak<Container>,
     running: Arc<RunningContainer>,
@@ -50,7 +50,7 @@ impl SpareQueue {
     /// Starts the thread; [`SpareQueue::close`] ends it.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// When the thread cannot be started.
     pub(super) fn start() -> Result<(SpareQueue, JoinOnDrop)> {
         let (queue, wanted) = bounded(REQUESTS);
         let (waker, closed) = (Arc::new(Waker::new()?), Arc::<AtomicBool>::default());
@@ -61,7 +61,7 @@ impl SpareQueue {
         Ok((SpareQueue { queue, waker, closed }, thread))
     }
 
-    /// Requests processes for a container.
+    /// Requests spare processes for a container.
     pub(super) fn request(&self, container: &Arc<Container>, running: &Arc<RunningContainer>) {
         let request = SpareRequest { container: Arc::downgrade(container), running: running.clone() };
         if self.queue.try_send(request).is_ok() {
@@ -104,7 +104,7 @@ fn serve(wanted: &Receiver<SpareRequest>, waker: &Waker, closed: &AtomicBool) {
     }
 }
 
-/// Starts one process at a time for each container.
+/// Requests a spare process if the container needs one; returns `None` if a request for it is already pending.
 fn begin(
     SpareRequest { container, running }: SpareRequest,
     pending: &[PendingSpare],
@@ -116,7 +116,8 @@ fn begin(
     Some(PendingSpare { container, running, process })
 }
 
-/// Advances a process. Returns the process that is pending afterwards: the same, the next one, or none.
+/// Handles the messages of a pending process. Returns the process that is pending afterwards: the same one, the
+/// next one if it became ready, or none after an error.
 fn advance_pending(mut one: PendingSpare) -> Option<PendingSpare> {
     let container = one.container.upgrade()?;
     let group = || container.group_for_spare(&one.running);

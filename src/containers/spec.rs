@@ -16,28 +16,28 @@ pub const AGENT: &str = "/run/berth/agent";
 /// Settings for the start of a container.
 #[derive(Clone, Debug)]
 pub struct ContainerSpec {
-    /// Short and unique on the host: nspawn's `--machine=`.
+    /// Name of the container, short and unique on the host: nspawn's `--machine=`.
     pub machine_name: String,
     /// Host name inside the container.
     pub host_name: String,
-    /// The workspace's path of the root.
+    /// Path of the root in the workspace.
     pub root: PathBuf,
-    /// Directory of its socket, its state and its resolv.conf; outside the root.
+    /// Directory outside the root for the container's socket, state file and resolv.conf.
     pub runtime: PathBuf,
     /// Path of the agent's binary on the host.
     pub agent: PathBuf,
     pub network: Network,
-    /// Host directories mounted in it.
+    /// Host directories that are mounted into the container.
     pub mounts: Vec<MountRequest>,
-    /// Limits for all its processes together.
+    /// Limits for all processes of the container together.
     pub limits: Limits,
     /// Size of an in-memory /tmp; `None`: /tmp is on disk.
     pub tmpfs_bytes: Option<u64>,
-    /// Idle time after which it is stopped; `None`: never.
+    /// Idle time after which the container is stopped; `None`: it is never stopped as idle.
     pub idle_timeout: Option<Duration>,
 }
 
-/// Escapes a path for nspawn(1)'s `--bind`, which separates source and target by a colon.
+/// Escapes a path for nspawn(1)'s `--bind`, which separates source and target with a colon.
 pub(super) fn escape_bind_path(path: &Path) -> String {
     path.to_string_lossy().replace('\\', "\\\\").replace(':', "\\:")
 }
@@ -60,13 +60,14 @@ pub(super) fn nspawn_args(
 ) -> Vec<String> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let tree = entry.tree.as_ref().map_or_else(|| enclose::NONE.to_owned(), Roots::child_path);
-    // A path in the server's own directory: nspawn resolves names, and directories above an owner's path can change.
+    // Use the path in the server's own directory: nspawn resolves names, and the directories above the workspace's
+    // path of the root can change.
     let root = text(&spec.root_location().attached());
     let mut args = vec!["enclose".to_owned(), tree, root.clone()];
     match link {
         None => args.push(enclose::NONE.to_owned()),
-        // The namespace is created here and not by nspawn, so that it belongs to the host's users and root inside can
-        // change neither addresses nor rules.
+        // `berth enclose` creates the namespace, not nspawn, so that it belongs to the host's users and root
+        // inside can change neither addresses nor rules.
         Some(script) => {
             let script = format!("{script}exec \"$@\"");
             args.extend([enclose::NETWORK, "/bin/sh", "-c", &script, "sh"].map(str::to_owned));
@@ -75,7 +76,8 @@ pub(super) fn nspawn_args(
     args.extend_from_slice(attach);
     args.push(text(nspawn));
     let options = [
-        // No systemd as PID 1, no unit, no machined; no `.nspawn` file from the root (CVE-2026-40226).
+        // systemd is not PID 1; nspawn creates no unit, does not register with machined and reads no `.nspawn`
+        // file from the root (CVE-2026-40226).
         "--quiet",
         "--register=no",
         "--keep-unit",
@@ -87,9 +89,9 @@ pub(super) fn nspawn_args(
         "--console=pipe",
     ];
     args.extend(options.map(str::to_owned));
-    // Root inside is an unprivileged user outside.
+    // Root inside the container is an unprivileged user outside.
     args.extend(match entry.first_id {
-        // Its mount already maps the owners of its files.
+        // The root's mount already maps the owners of its files.
         Some(first) => [format!("--private-users={first}:{IDS}"), "--private-users-ownership=off".to_owned()],
         // `auto` uses an ID-mapped mount and changes owners on disk only where the kernel or file system does not
         // support that.

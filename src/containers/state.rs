@@ -19,20 +19,20 @@ use crate::proc::{Group, boot_id};
 use crate::roots;
 use crate::store::file;
 
-/// `<workspace>/machine.json`
+/// Content of `<workspace>/machine.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct ContainerRecord {
     /// Protocol version of the agent.
     pub(super) protocol: u32,
     /// Version of the agent's binary.
     pub(super) agent_version: String,
-    /// PIDs are meaningless after a reboot.
+    /// ID of the boot in which the container started; after a reboot, its PIDs are meaningless.
     boot_id: String,
-    /// nspawn.
+    /// The process of nspawn.
     leader: ProcessIdentity,
-    /// The agent, PID 1 inside.
+    /// The process of the agent, PID 1 inside.
     init: ProcessIdentity,
-    /// Cgroup path, as in /proc/PID/cgroup.
+    /// Path of the container's cgroup, as in /proc/PID/cgroup.
     pub(super) cgroup: PathBuf,
     pub(super) started_at: DateTime<Utc>,
     #[serde(default)]
@@ -43,7 +43,7 @@ pub(super) struct ContainerRecord {
     pub(super) mounts: Vec<BindMount>,
 }
 
-/// Identity of a process that cannot be confused with another: PID and start time in clock ticks since boot.
+/// Identity of a process: its PID, and its start time in clock ticks since boot, because PIDs are reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessIdentity {
     pub pid: i32,
@@ -53,20 +53,20 @@ pub struct ProcessIdentity {
 const FILE: &str = "machine.json";
 
 impl ProcessIdentity {
-    /// Returns the process that currently has this PID; `None` if there is none.
+    /// Returns the identity of the process that currently has this PID; `None` if there is none.
     pub fn from_pid(pid: i32) -> Option<ProcessIdentity> {
         Some(ProcessIdentity { pid, start: start_time(pid)? })
     }
 
-    /// Opens the process's stat file, to check repeatedly whether it is being killed.
+    /// Opens the stat file of the process, to check repeatedly whether the process is being killed.
     pub(super) fn open_stat(self) -> Option<ProcStat> {
         let stat = ProcStat(File::open(format!("/proc/{}/stat", self.pid)).ok()?);
         (stat.field(22)? == self.start).then_some(stat)
     }
 
-    /// Opens a descriptor of exactly this process, if it is alive and in `group`.
+    /// Returns a pidfd of exactly this process if it is alive and in `group`.
     fn find(self, group: &Group) -> Option<OwnedFd> {
-        // Open the descriptor before the checks; from then on it refers to one process.
+        // Open the descriptor before the checks: from then on it refers to one process.
         let fd = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
         (start_time(self.pid) == Some(self.start) && group.contains(self.pid)).then_some(fd)
     }
@@ -77,10 +77,11 @@ impl ProcessIdentity {
 pub(super) struct ProcStat(File);
 
 impl ProcStat {
-    /// Whether the process has been killed, even if no effect is visible yet: a PID namespace with a killed init
-    /// accepts commands until the kernel has killed all its processes.
+    /// Returns whether the process has been killed, even if the kill has no visible effect yet: a PID namespace
+    /// whose init was killed accepts commands until the kernel has killed all its processes.
     pub(super) fn is_being_killed(&self) -> bool {
-        /// PF_EXITING, and PF_SIGNALED from when the signal is no longer pending, in the kernel's sched.h.
+        /// Flags of the kernel's sched.h: PF_EXITING, and PF_SIGNALED, which is set once the signal is no longer
+        /// pending.
         const EXITING: u64 = 0x4 | 0x400;
         const KILL: u64 = 1 << (libc::SIGKILL - 1);
         let look = || {
@@ -89,8 +90,8 @@ impl ProcStat {
             let of = |field| stat.and_then(|stat| field_of(stat, field));
             of(9).is_none_or(|flags| flags & EXITING != 0) || of(31).is_none_or(|pending| pending & KILL != 0)
         };
-        // The kernel reads the flags first. A process that handles its signal between the two reads shows neither, so
-        // look twice.
+        // The kernel reads the flags before the pending signals. A process that handles its signal between the two
+        // shows neither, so look twice.
         look() || look()
     }
 
@@ -104,8 +105,8 @@ impl ProcStat {
     }
 }
 
-/// Parses a number in /proc/PID/stat, with fields counted as in proc(5). Field two, the command name, may contain any
-/// character.
+/// Parses the number in one field of /proc/PID/stat; fields are counted as in proc(5). Field two, the command
+/// name, may contain any character.
 fn field_of(stat: &str, field: usize) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(field.checked_sub(3)?)?.parse().ok()
 }
@@ -126,7 +127,7 @@ impl ContainerRecord {
         }
     }
 
-    /// Reads the record in `folder` if it is valid and from this boot.
+    /// Reads the record in `folder`; returns `None` if it is missing, invalid or from an earlier boot.
     pub(super) fn read(folder: &Path) -> Option<ContainerRecord> {
         let bytes = file::read_optional(&folder.join(FILE), 64 << 10).ok()??;
         serde_json::from_slice(&bytes).ok().filter(|state: &ContainerRecord| state.boot_id == boot_id())
@@ -148,7 +149,7 @@ impl ContainerRecord {
         Some([self.leader.open_stat()?, self.init.open_stat()?])
     }
 
-    /// Returns nspawn and the agent if both are unchanged and still in `group`.
+    /// Returns pidfds of nspawn and the agent if both are still the recorded processes and in `group`.
     pub(super) fn find(&self, group: &Group) -> Option<(OwnedFd, OwnedFd)> {
         Some((self.leader.find(group)?, self.init.find(group)?))
     }
@@ -162,19 +163,19 @@ impl ContainerRecord {
     }
 }
 
-/// Returns the workspace directories in a data directory that have a running container, even after their server was
-/// killed.
+/// Returns the directories of the workspaces in a data directory whose container is running, even if their server
+/// was killed.
 ///
 /// # Errors
-/// When the folder cannot be read.
+/// When the data directory cannot be read.
 pub fn running_in(data_dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = roots::workspace_folders(data_dir)?;
     found.retain(|folder| ContainerRecord::read(folder).is_some_and(|state| state.open_stats().is_some()));
     Ok(found)
 }
 
-/// Returns the start time in clock ticks since boot. `None` for a zombie (Z) or dead (X) process, which keeps its PID until
-/// its parent waits for it (proc_pid_stat(5)).
+/// Returns the start time of a process in clock ticks since boot; `None` for a zombie (Z) or dead (X) process, which
+/// keeps its PID until its parent waits for it (proc_pid_stat(5)).
 fn start_time(pid: i32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let state = stat.rsplit_once(')')?.1.trim_start();
@@ -208,7 +209,7 @@ mod tests {
         assert!(who.is_some());
         child.kill().unwrap();
         assert!(stat.is_being_killed(), "at once");
-        // A zombie, until this process waits for it.
+        // The process is a zombie until this process waits for it.
         rustix::process::waitid(
             rustix::process::WaitId::Pid(Pid::from_child(&child)),
             rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT,

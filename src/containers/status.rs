@@ -10,24 +10,24 @@ use super::network;
 pub struct ContainerStatus {
     /// `running`, `stopped`, or `changing` while it starts or stops.
     pub state: &'static str,
-    /// Start time.
+    /// Start time of the container.
     pub since: Option<String>,
-    /// Whether an earlier server started it.
+    /// Whether an earlier server started the container.
     pub adopted: bool,
-    /// First of its 65536 UIDs on the host.
+    /// First of the container's 65536 UIDs on the host.
     pub uid_base: Option<u32>,
-    /// PID of its init on the host.
+    /// PID on the host of the container's init, the agent.
     pub init_pid: Option<i32>,
-    /// Path as in /proc/PID/cgroup.
+    /// Path of the container's cgroup, as in /proc/PID/cgroup.
     pub cgroup: Option<String>,
-    /// Version of its agent; the next start uses this server's.
+    /// Version of the running agent; the container's next start uses the version of this server.
     pub agent_version: Option<String>,
-    /// Network of the running container; the configured one is the workspace's `network`.
+    /// Network of the running container; the workspace's `network` applies at its next start.
     pub network: Option<network::NetworkStatus>,
-    /// Host directories mounted in the running container; the configured ones are the workspace's `mounts`.
+    /// Host directories mounted in the running container; the workspace's `mounts` apply at its next start.
     pub mounts: Vec<BindMount>,
     /// Number of running commands and terminals.
     pub busy: usize,
-    /// Idle time after which it is stopped; null: never.
+    /// Idle time after which the container is stopped; null: it is never stopped as idle.
     pub idle_timeout_secs: Option<u64>,
 }

@@ -1,13 +1,13 @@
-//! The rules of [`super::rules`] for hosts that have iptables but not nft, in the format of iptables-restore(8), with
-//! the same effect. The rules of nft's single table are spread over chains with this server's name, one per kernel
-//! table, and a jump to each, inserted first in a shared chain. IPv6 is disabled on both ends of a link, so it needs no
-//! rules. Pure.
+//! Equivalents of the rules in [`super::rules`] for hosts that have iptables but not nft, in the format of
+//! iptables-restore(8). nft holds the rules in a single table; here, each kernel table has a chain with this
+//! server's name, and a jump to that chain is inserted first in a shared chain. IPv6 is disabled on both ends of a
+//! link, so no IPv6 rules are needed. Pure.
 
 use super::NetworkNames;
 use super::range::Ipv4Range;
 use super::rules::{BLOCKED, WIRE_PORTS, WIRE_SERVER};
 
-/// Seconds that a call waits for the lock of another one.
+/// Seconds for which an iptables call waits for the lock of another call.
 const WAIT: &str = "-w 5";
 
 fn blocked(chain: &str, ranges: &[Ipv4Range], verdict: &str) -> String {
@@ -17,7 +17,7 @@ fn blocked(chain: &str, ranges: &[Ipv4Range], verdict: &str) -> String {
     rules
 }
 
-/// Returns the jumps from shared chains to ours: table, chain with its match, and our chain.
+/// Returns the jumps from shared chains to this server's chains: table, shared chain with match, own chain.
 fn jumps(names: &NetworkNames) -> [(&'static str, String, String); 4] {
     let (chain, links) = (&names.table, &names.links);
     [
@@ -28,7 +28,8 @@ fn jumps(names: &NetworkNames) -> [(&'static str, String, String); 4] {
     ]
 }
 
-/// Returns the shell script that installs the host's rules. Existing chains are replaced, each table atomically.
+/// Returns the shell script that installs the host's rules. The script replaces existing chains, each table
+/// atomically.
 pub(super) fn host_script(names: &NetworkNames, ranges: &[Ipv4Range]) -> String {
     let chain = &names.table;
     let blocked = blocked(chain, ranges, "-j DROP");
@@ -65,7 +66,7 @@ END
     script
 }
 
-/// Returns the shell script that removes the rules as far as they exist.
+/// Returns the shell script that removes the rules; missing rules are skipped.
 pub(super) fn removal_script(names: &NetworkNames) -> String {
     let mut script = String::new();
     for (table, from, to) in jumps(names) {
@@ -78,8 +79,8 @@ if iptables {WAIT} -t {table} -F {to} 2>/dev/null; then iptables {WAIT} -t {tabl
     script
 }
 
-/// Returns the shell script for the container's own namespace. It rejects instead of dropping, so that clients get an
-/// error at once.
+/// Returns the shell script for the container's own namespace. Its rules reject packets instead of dropping them,
+/// so that clients get an error at once.
 pub(super) fn inner_script(ranges: &[Ipv4Range]) -> String {
     let blocked = blocked("OUTPUT", ranges, "-j REJECT --reject-with icmp-admin-prohibited");
     format!(
@@ -112,7 +113,7 @@ mod tests {
         }
         let removal = removal_script(&names);
         for (table, from, to) in jumps(&names) {
-            // A chain's name is limited to 28 characters, an interface's with its plus sign to 15.
+            // A chain's name is limited to 28 characters, an interface's name with its plus sign to 15.
             assert!(to.len() <= 28 && names.links.len() < 15);
             assert!(removal.contains(&format!("-t {table} -D {from} -j {to}")), "{removal}");
         }

@@ -1,10 +1,11 @@
 //! Private networks. Each container gets its own network namespace, a veth pair to the host, addresses, address
-//! translation, and rules that separate it from the host and from other containers ([`rules`]). The container's start
-//! creates namespace and link, which exist as long as the container does. Objects that live longer carry this server's
-//! name, so that a later server finds and removes them: the links `vbXXXXXX-N` and the table `berth-XXXXXX`, or
-//! iptables chains of that name where nft is missing.
+//! translation, and rules that separate it from the host and from other containers ([`rules`]). The start script
+//! of the container creates the namespace and the link; both exist as long as the container does. Objects that
+//! outlive a container carry this server's name, so that a later server finds and removes them: the links
+//! `vbXXXXXX-N` and the table `berth-XXXXXX`, or iptables chains of that name where nft is missing.
 //!
-//! Never changes other links or tables. Enables `ip_forward` if it is off, and leaves it on.
+//! This module never changes links or tables of other software. It enables `ip_forward` if it is off, and leaves
+//! it on.
 //!
 //! Lock: `state`, a leaf, held while `ip`, `nft` and iptables run (a few ms, at most [`NETWORK_TOOL`] each), so
 //! that the table matches the links.
@@ -32,17 +33,17 @@ use crate::proc::tools;
 use crate::proc::{Cancel, Cgroups, Exit, ProcessOutcome, Spec};
 use crate::store::file;
 
-/// Timeout of `ip` and `nft`, which make a single request to the kernel.
+/// Timeout of one call of `ip` or `nft`, which makes a single request to the kernel.
 const NETWORK_TOOL: Duration = Duration::from_secs(10);
-/// Bytes kept of their output: more than a router's routing table.
+/// Bytes kept of the output of `ip`, `nft` and iptables; more than the routing table of a router.
 const NETWORK_OUTPUT_BYTES: usize = 1 << 20;
 
 /// Configuration of private networks.
 #[derive(Clone, Debug, Default)]
 pub struct NetworkConfig {
-    /// Range of addresses; `None`: one that the host has no route into.
+    /// Range of addresses; `None` selects a range into which the host has no route.
     pub range: Option<Ipv4Range>,
-    /// Name servers for containers instead of the host's.
+    /// Name servers for containers; if empty, the host's name servers are used.
     pub dns: Vec<Ipv4Addr>,
 }
 
@@ -57,7 +58,7 @@ pub struct VethLink {
     pub address: Ipv4Addr,
 }
 
-/// Network of a container, for clients.
+/// Network of a container, as clients see it.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct NetworkStatus {
     /// Mode of the running container; a change applies at its next start.
@@ -78,7 +79,7 @@ pub struct Networks {
     state: Mutex<NetworkState>,
 }
 
-/// Names of this server's objects.
+/// Names of the objects that this server creates on the host.
 #[derive(Debug)]
 struct NetworkNames {
     table: String,
@@ -89,7 +90,7 @@ struct NetworkNames {
 #[derive(Debug, Default)]
 struct NetworkState {
     range: Option<Ipv4Range>,
-    /// By the container's address.
+    /// Interface names in use, by the container's address.
     links: BTreeMap<Ipv4Addr, String>,
 }
 
@@ -123,7 +124,7 @@ impl Firewall {
     }
 }
 
-/// A link in use, released on drop.
+/// A link in use; dropping the lease removes the link.
 #[derive(Debug)]
 pub(super) struct LinkLease {
     networks: Arc<Networks>,
@@ -131,14 +132,16 @@ pub(super) struct LinkLease {
 }
 
 impl Networks {
-    /// Creates the networks of the server with this data directory. Changes nothing on the host yet.
+    /// Creates the networks of the server with this data directory. The first [`Networks::claim`] changes the
+    /// host.
     pub(super) fn new(data_dir: &Path, choice: NetworkConfig, cgroups: Cgroups) -> Networks {
         let by_path = || {
             let real = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
             let hash = Sha256::digest(real.as_os_str().as_encoded_bytes());
             hex::encode(&hash[..3])
         };
-        // The cgroup's name stays the same when the directory is moved, so objects made under the old path are found.
+        // The cgroup's name stays the same if the directory is moved, so objects created under the old path are
+        // found.
         let tree = cgroups.folder().and_then(|tree| tree.file_name()?.to_str()?.strip_prefix("berth-"));
         let is_hash = |name: &&str| name.len() == 12 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
         let instance: String = tree.filter(is_hash).map_or_else(by_path, |name| name[..6].to_owned());
@@ -154,7 +157,7 @@ impl Networks {
         }
     }
 
-    /// Checks whether private networks can be made, as far as possible without making one.
+    /// Checks whether the host can make private networks, as far as possible without making one.
     ///
     /// # Errors
     /// `Unavailable` that names the missing program or privilege.
@@ -200,7 +203,7 @@ impl Networks {
             Error::new(Code::Unavailable, message)
         })?;
         state.links.insert(link.address, link.interface.clone());
-        // Each time: a reload of the host's firewall may have removed our tables.
+        // Install the rules at each claim: a reload of the host's firewall may have removed our tables.
         if let Err(error) = self.install_rules(&state) {
             state.links.remove(&link.address);
             return Err(error);
@@ -217,7 +220,8 @@ impl Networks {
         Some(LinkLease { networks: self.clone(), link: Some(link) })
     }
 
-    /// Removes unused objects of an earlier server and renews the rules of used ones.
+    /// Removes unused links and rules of an earlier server; installs the rules again if containers still use
+    /// links.
     pub fn sweep(&self) {
         let state = lock(&self.state);
         let used: Vec<&String> = state.links.values().collect();
@@ -236,8 +240,8 @@ impl Networks {
         }
     }
 
-    /// Returns the ranges that containers may use: the current one, and addresses still in use from an earlier
-    /// configuration.
+    /// Returns the ranges that containers may use: the current one, and addresses that are still in use from an
+    /// earlier configuration.
     fn ranges(state: &NetworkState) -> Vec<Ipv4Range> {
         let mut ranges: Vec<Ipv4Range> = state.range.into_iter().collect();
         for address in state.links.keys() {
@@ -248,7 +252,7 @@ impl Networks {
         ranges
     }
 
-    /// Returns the shell script that runs first in a container's start.
+    /// Returns the shell script that sets up the private network at a container's start, before nspawn.
     ///
     /// # Errors
     /// `Unavailable` when neither nft nor iptables is installed.
@@ -270,7 +274,7 @@ impl Networks {
         let behind = std::fs::read_to_string("/run/systemd/resolve/resolv.conf").unwrap_or_default();
         let own: Vec<Ipv4Range> =
             self.routes().unwrap_or_default().into_iter().map(|route| route.range).collect();
-        // Routes to the host's own addresses have this length.
+        // A route to one of the host's own addresses has this prefix length.
         let is_own = |server| own.contains(&Ipv4Range::containing(server, 32));
         resolver::for_private_network(&self.config.dns, &String::from_utf8_lossy(host), &behind, |server| {
             !server.is_loopback() && !server.is_link_local() && !server.is_unspecified() && !is_own(server)
@@ -295,7 +299,7 @@ impl Networks {
     fn range(&self, state: &mut NetworkState, foreign: &[HostRoute]) -> Result<Ipv4Range> {
         let taken = |range: Ipv4Range| foreign.iter().find(|route| route.range.overlaps(range));
         if let Some(range) = state.range.filter(|_| !state.links.is_empty()) {
-            // The rules inside running containers name it.
+            // The rules inside running containers contain this range.
             return Ok(range);
         }
         if let Some(range) = self.config.range {
@@ -332,13 +336,14 @@ impl Networks {
         let (ranges, firewall) = (Networks::ranges(state), Firewall::detect()?);
         let remembered = SavedNetwork {
             range: *ranges.first().unwrap_or(&range::CANDIDATES[0]),
-            // Keep it set if nft was installed later: both sets of rules exist then, and both must be removed.
+            // Keep the flag set if nft was installed later: both sets of rules exist then, and both must be
+            // removed.
             iptables: firewall == Firewall::Iptables
                 || SavedNetwork::read(&self.saved_path).is_some_and(|before| before.iptables),
         };
         let text = serde_json::to_vec(&remembered)
             .map_err(|error| Error::internal("Could not serialize network.json").with_source(error))?;
-        // Written before the rules, so that no rules are forgotten.
+        // The file is written before the rules, so that a later server knows which rules to remove.
         file::replace(&self.saved_path, &text, 0o600)?;
         let done = match firewall {
             Firewall::Nftables => self.run_tool("nft", &[&rules::host_table(&self.names, &ranges)]),
@@ -350,7 +355,8 @@ impl Networks {
     fn remove_rules(&self) {
         let table = &self.names.table;
         let iptables = SavedNetwork::read(&self.saved_path).is_some_and(|before| before.iptables);
-        // Rules that were already removed are no failure: the table is created first so that it can be deleted.
+        // Rules that were already removed are not a failure: nft creates the table first so that the deletion
+        // succeeds.
         let by_nft = || self.run_tool("nft", &[&format!("table inet {table}\ndelete table inet {table}")]);
         let by_iptables = || self.run_tool("sh", &["-c", &iptables::removal_script(&self.names)]);
         let steps = [
@@ -365,7 +371,7 @@ impl Networks {
 
     fn delete_link(&self, name: &str) {
         if let Err(error) = self.run_tool("ip", &["link", "delete", "dev", name]) {
-            // The link is removed automatically with its namespace.
+            // The kernel removes the link together with its namespace, so it may already be gone.
             if exists(name) {
                 log::warn!("The link {name} could not be removed: {error}");
             }
@@ -374,7 +380,7 @@ impl Networks {
 
     fn release(&self, link: &VethLink) {
         let mut state = lock(&self.state);
-        // Otherwise a connection that waits for replies would keep the link for minutes.
+        // Delete the link now; otherwise a connection that waits for replies would keep it for minutes.
         if exists(&link.interface) {
             self.delete_link(&link.interface);
         }
@@ -402,8 +408,8 @@ impl Networks {
     }
 }
 
-/// Returns a program with arguments that installs rules like a server's, to test whether the host supports them, and
-/// the name of the firewall tool. `None` if there is no tool.
+/// Returns a program with arguments that installs sample rules, to test whether the host supports the rules of
+/// private networks, and the name of the firewall tool. `None` if the host has no firewall tool.
 pub fn sample_rules() -> Option<(&'static str, Vec<String>, &'static str)> {
     let names = NetworkNames { table: "berth-doctor".into(), links: "vbdoctor-".into() };
     let ranges = [range::CANDIDATES[0]];
@@ -440,7 +446,7 @@ impl LinkLease {
         self.link.as_ref()
     }
 
-    /// Leaves it as it is, for the next server.
+    /// Consumes the lease without removing the link, so that the next server can adopt it.
     pub(super) fn detach(mut self) {
         self.link = None;
     }
@@ -454,7 +460,7 @@ impl Drop for LinkLease {
     }
 }
 
-/// One line of `ip route`.
+/// One route of the host: a line of `ip route`.
 struct HostRoute {
     range: Ipv4Range,
     device: String,

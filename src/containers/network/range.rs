@@ -6,8 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Default candidates, in order; the first that the host has no route into is used. Private ranges (RFC 1918) that
-/// Docker, Podman, libvirt, Kubernetes and common routers do not use by default.
+/// Default candidates, in order of preference; the first into which the host has no route is used. These are
+/// private ranges (RFC 1918) that Docker, Podman, libvirt, Kubernetes and common routers do not use by default.
 pub(super) const CANDIDATES: [Ipv4Range; 5] = [
     Ipv4Range { first: 0x0ad5_0000, length: 16 },
     Ipv4Range { first: 0xac1b_d500, length: 24 },
@@ -16,10 +16,10 @@ pub(super) const CANDIDATES: [Ipv4Range; 5] = [
     Ipv4Range { first: 0xac1d_5700, length: 24 },
 ];
 
-/// Prefix length of one link: network, host's address, container's address, broadcast address.
+/// Prefix length of one link's network, which has four addresses: network, host, container and broadcast.
 pub(super) const LINK_LENGTH: u8 = 30;
 
-/// A range such as `10.213.0.0/16`.
+/// A range of IPv4 addresses such as `10.213.0.0/16`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Ipv4Range {
@@ -33,7 +33,7 @@ impl Ipv4Range {
         Ipv4Range { first: u32::from(address) & mask, length }
     }
 
-    /// Whether it covers everything or half of everything, as default routes do.
+    /// Returns whether the range covers all or half of the IPv4 addresses, as default routes do.
     pub(super) fn is_default(self) -> bool {
         self.length < 4
     }
@@ -47,17 +47,17 @@ impl Ipv4Range {
         Ipv4Range::containing(address, self.length) == self
     }
 
-    /// Returns the number of links that fit.
+    /// Returns the number of links that fit into the range.
     pub(super) fn links(self) -> u32 {
         1 << (LINK_LENGTH - self.length)
     }
 
-    /// Returns the network address of link `number`, which is below [`Ipv4Range::links`].
+    /// Returns the network address of link `number`; `number` must be below [`Ipv4Range::links`].
     pub(super) fn link(self, number: u32) -> Ipv4Addr {
         (self.first + (number << (32 - LINK_LENGTH))).into()
     }
 
-    /// Whether links can be allocated from it: at least one, at most 2²².
+    /// Returns whether links can be allocated from the range: at least one, at most 2²².
     fn is_divisible(self) -> bool {
         (8..=LINK_LENGTH).contains(&self.length)
     }
@@ -83,7 +83,7 @@ impl Ipv4Range {
     /// Parses a range for private networks.
     ///
     /// # Errors
-    /// A message for the user.
+    /// Returns a message for the user when the range is malformed or unsuitable.
     pub fn parse_for_links(text: &str) -> Result<Ipv4Range, String> {
         let range: Ipv4Range = text.parse()?;
         if !range.is_divisible() {

@@ -1,10 +1,11 @@
-//! The resolv.conf of containers. On the host's network and without a network it is the host's own file. From a private
-//! network only name servers beyond the host are reachable; servers on the host itself (systemd-resolved, dnsmasq,
-//! unbound on loopback) are blocked by design, so their upstream servers are used instead. Pure.
+//! Builds the resolv.conf of containers. On the host's network and without a network, a container gets the host's
+//! file. From a private network, only name servers beyond the host are reachable; servers on the host itself
+//! (systemd-resolved, dnsmasq, unbound on loopback) are blocked by design, so the file lists their upstream
+//! servers instead. Pure.
 
 use std::net::Ipv4Addr;
 
-/// resolv.conf(5) supports three servers.
+/// Largest number of servers in a resolv.conf (resolv.conf(5)).
 const MOST: usize = 3;
 
 /// A resolv.conf and the servers in it.
@@ -14,8 +15,9 @@ pub(super) struct ResolvConf {
     pub(super) servers: Vec<Ipv4Addr>,
 }
 
-/// Builds a resolv.conf from the first non-empty source: the configured servers, the host's file, systemd-resolved's
-/// list of upstream servers. Servers of the latter two are used only if `reachable` accepts them.
+/// Builds a resolv.conf with the servers of the first source that has any: `named`, the configured servers;
+/// `host`, the host's file; `behind`, systemd-resolved's list of upstream servers. Servers in `host` and `behind`
+/// are used only if `reachable` accepts them.
 pub(super) fn for_private_network(
     named: &[Ipv4Addr],
     host: &str,

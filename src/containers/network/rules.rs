@@ -1,17 +1,20 @@
-//! nftables rules of private networks, and the shell script of a container's start. Two tables isolate a container. One
-//! is in its own network namespace, which belongs to the host's users, so processes inside cannot change it, and a
-//! reload of the host's firewall does not affect it; it is removed with the namespace. The other is the host's and
-//! shared by all containers of a server; it covers facts that change while they run, such as the host's own addresses.
-//! Without nft, [`iptables`] has equivalent rules. Pure.
+//! nftables rules of private networks, and the shell script of a container's start. Two tables isolate a
+//! container. The inner table is in the container's network namespace. That namespace belongs to the host's users,
+//! so processes inside cannot change the table, and a reload of the host's firewall does not affect it; the table
+//! disappears with the namespace. The host's table is shared by all containers of a server; it covers facts that
+//! change while containers run, such as the host's own addresses. Without nft, [`iptables`] has equivalent rules.
+//! Pure.
 
 use super::range::Ipv4Range;
 use super::{Firewall, NetworkNames, VethLink, iptables};
 
-/// Loopback, link-local with the metadata service of most clouds, broadcast and multicast; then the metadata services
-/// of Alibaba Cloud and of Oracle's older cloud, which use other addresses.
+/// Destinations blocked for containers: loopback, link-local with the metadata service of most clouds, broadcast
+/// and multicast; also the metadata services of Alibaba Cloud and of Oracle's older cloud, which use other
+/// addresses.
 pub(super) const BLOCKED: &str =
     "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3, 100.100.100.200, 192.0.0.192";
-/// Azure's wire server is also a name server; it serves data about the machine on [`WIRE_PORTS`].
+/// Azure's wire server is a name server, which containers may use; on [`WIRE_PORTS`] it serves data about the
+/// machine.
 pub(super) const WIRE_SERVER: &str = "168.63.129.16";
 pub(super) const WIRE_PORTS: &str = "80,443,32526";
 
@@ -19,12 +22,12 @@ fn list(ranges: &[Ipv4Range]) -> String {
     ranges.iter().map(|range| format!(", {range}")).collect()
 }
 
-/// Returns the host's table. Replaces an older one atomically.
+/// Returns the nft script of the host's table. The script replaces an older table atomically.
 pub(super) fn host_table(names: &NetworkNames, ranges: &[Ipv4Range]) -> String {
     let (table, links, inside) = (&names.table, &names.links, list(ranges));
     let masked = inside.trim_start_matches(", ");
-    // The first chain runs before destination NAT of other software: the address that a container requested is checked,
-    // not a translated one. Replies to connections from the host pass.
+    // The first chain runs before destination NAT of other software, so it checks the address that a container
+    // requested, not a translated one. Replies to connections from the host pass.
     format!(
         "table inet {table}
 delete table inet {table}
@@ -55,8 +58,8 @@ table inet {table} {{
     )
 }
 
-/// Returns the table for the container's own namespace. It rejects instead of dropping, so that clients get an error at
-/// once.
+/// Returns the nft script of the inner table, for the container's own namespace. Its rules reject packets instead
+/// of dropping them, so that clients get an error at once.
 pub(super) fn inner_table(ranges: &[Ipv4Range]) -> String {
     let inside = list(ranges);
     format!(
