@@ -1,5 +1,5 @@
-//! Disk budget of all runs together: a fixed limit and the free space of the file system. Writers check it from time to
-//! time; when it is exceeded, the table frees space.
+//! Disk budget of all runs together: a fixed limit, and a minimum of free space on the file system. Writers check
+//! the budget from time to time; when it is exceeded, the run table frees space.
 //!
 //! Threads: any. Lock: `reclaiming`, held by the caller that frees space; taken before the table's.
 
@@ -11,15 +11,15 @@ use std::sync::{Mutex, OnceLock, TryLockError};
 
 use crate::base::{input_bytes, limits};
 
-/// Runs leave this share (1 / n) of their file system free …
+/// The output of runs leaves 1/n of the file system free, where n is this number …
 const RUNS_FREE_SHARE: u64 = 20;
-/// … but at most this much, which is enough for all other files of berth.
+/// … but leaves at most this many bytes free, which is enough for all other files of berth.
 const RUNS_FREE_BYTES: u64 = 512 << 20;
 
-/// Frees the least needed data until its argument returns `true` or nothing is left.
+/// A function that frees the least needed data until its argument returns `true` or no data is left.
 type ReclaimFn = Box<dyn Fn(&dyn Fn() -> bool) + Send + Sync>;
 
-/// Disk space of all runs.
+/// The disk budget of all runs, with the number of bytes in use.
 pub struct DiskBudget {
     folder: PathBuf,
     total: u64,
@@ -29,7 +29,7 @@ pub struct DiskBudget {
 }
 
 impl DiskBudget {
-    /// Allows at most `total` bytes on the file system of `folder`.
+    /// Creates a budget of at most `total` bytes on the file system of `folder`.
     pub fn new(folder: PathBuf, total: u64) -> DiskBudget {
         DiskBudget {
             folder,
@@ -45,26 +45,26 @@ impl DiskBudget {
         let _ = self.reclaimer.set(Box::new(make));
     }
 
-    /// Opens a file without a name, which vanishes with its last descriptor.
+    /// Opens a file without a name, which the kernel removes when its last descriptor is closed.
     ///
     /// # Errors
-    /// When it cannot be created.
+    /// When the file cannot be created.
     pub fn unnamed_file(&self) -> io::Result<File> {
         input_bytes::unnamed_file(&self.folder)
     }
 
-    /// Accounts for additional bytes.
+    /// Records that runs use `bytes` more.
     pub fn add(&self, bytes: u64) {
         self.used.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Accounts for freed bytes.
+    /// Records that runs use `bytes` less.
     pub fn sub(&self, bytes: u64) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Returns how many bytes should be freed. Never more than an eighth of all: if other software fills the disk, kept
-    /// output shrinks gradually.
+    /// Returns how many bytes should be freed; `None` if the budget is not exceeded. Frees at most an eighth of
+    /// the used bytes at once, so that kept output shrinks gradually if other software fills the disk.
     fn excess(&self) -> Option<u64> {
         let used = self.used.load(Ordering::Relaxed);
         let too_much = used.saturating_sub(self.total).max(self.missing_on_disk());
@@ -72,20 +72,20 @@ impl DiskBudget {
     }
 
     fn missing_on_disk(&self) -> u64 {
-        // If the file system cannot report its size, a write will fail by itself.
+        // If the file system cannot report its size, a later write reports the error.
         let Ok(disk) = rustix::fs::statvfs(&self.folder) else { return 0 };
         let (free, all) = (disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize);
         (all / RUNS_FREE_SHARE).min(RUNS_FREE_BYTES).saturating_sub(free)
     }
 
-    /// Frees space if the budget is exceeded, unless another thread is already doing that.
+    /// Frees space if the budget is exceeded. Does nothing while another thread frees space.
     pub fn check(&self) {
         if let Some(excess) = self.excess() {
             self.reclaim(excess);
         }
     }
 
-    /// Frees `bytes`.
+    /// Frees at least `bytes`, if so much output is kept. Does nothing while another thread frees space.
     pub fn reclaim(&self, bytes: u64) {
         let _making = match self.reclaiming.try_lock() {
             Err(TryLockError::WouldBlock) => return,

@@ -1,5 +1,5 @@
-//! An exec: a command that returns its output in one response, head and tail. The response is encoded while it is sent,
-//! because escaping can make output six times as long.
+//! An exec: a command whose response contains the first and last bytes of its output. The response is encoded
+//! while it is sent, because escaping can make output six times as long.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -20,32 +20,32 @@ use crate::proc::{Exit, Launcher, Process, ProcessOutcome, Sink};
 /// The response of `/exec`.
 #[derive(Debug)]
 pub struct ExecResult {
-    /// -1 for a signal or a timeout.
+    /// Exit code; -1 after a signal or a timeout.
     pub exit_code: i32,
     /// Kept bytes of stdout.
     pub stdout: OutputBuffer,
     /// Kept bytes of stderr.
     pub stderr: OutputBuffer,
-    /// Whether the deadline ended it.
+    /// Whether the command was killed at its deadline.
     pub timed_out: bool,
-    /// The signal that killed it.
+    /// The signal that killed the command.
     pub signal: Option<i32>,
-    /// Whether the OOM killer killed one of its processes; `None` if the host cannot report that.
+    /// Whether the OOM killer killed a process of the command; `None` if the host cannot report that.
     pub oom_killed: Option<bool>,
-    /// Whether to add the unmodified bytes as base64.
+    /// Whether the response also contains the unmodified output as base64.
     pub base64: bool,
 }
 
 impl ExecResult {
-    /// Whether its JSON is short.
+    /// Returns whether the JSON of the response is short.
     pub fn is_small(&self) -> bool {
         self.stdout.is_small() && self.stderr.is_small()
     }
 
-    /// Writes it as JSON: `stdout` and `stderr` as text, with replacement characters for invalid bytes.
+    /// Writes the response as JSON: `stdout` and `stderr` as text, with replacement characters for invalid bytes.
     ///
     /// # Errors
-    /// Errors of `out`, and of reading back stored output.
+    /// Errors of `out` and errors of reading stored output.
     pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         write!(out, "{{\"exit_code\":{}", self.exit_code)?;
         for (name, held) in [("stdout", &self.stdout), ("stderr", &self.stderr)] {
@@ -78,10 +78,10 @@ impl ExecResult {
         out.write_all(b"}")
     }
 
-    /// Returns the length of its JSON.
+    /// Returns the length of the response's JSON.
     ///
     /// # Errors
-    /// When stored output cannot be read back.
+    /// When stored output cannot be read.
     pub fn length(&self) -> io::Result<u64> {
         let mut count = ByteCounter(0);
         self.write(&mut count)?;
@@ -102,7 +102,7 @@ impl Write for ByteCounter {
     }
 }
 
-/// Writes output as the content of a JSON string, with an extra line where bytes are missing.
+/// Writes output as the content of a JSON string; an extra line marks omitted bytes.
 fn write_text(held: &OutputBuffer, out: &mut dyn Write) -> io::Result<()> {
     for behind_gap in [false, true] {
         if behind_gap && held.is_cut() {
@@ -118,7 +118,7 @@ fn write_text(held: &OutputBuffer, out: &mut dyn Write) -> io::Result<()> {
                 match std::str::from_utf8(&begun) {
                     Ok(text) => write_escaped(text, out)?,
                     Err(error) if error.error_len().is_none() => continue,
-                    // The last byte may start another character.
+                    // The last byte may be the start of another character.
                     Err(_) => {
                         let last = begun.pop();
                         out.write_all("\u{fffd}".as_bytes())?;
@@ -137,7 +137,7 @@ fn write_text(held: &OutputBuffer, out: &mut dyn Write) -> io::Result<()> {
             }
             while let Err(error) = std::str::from_utf8(piece) {
                 let (valid, rest) = piece.split_at(error.valid_up_to());
-                // Valid, as the error reports.
+                // The error reports that these bytes are valid.
                 write_escaped(std::str::from_utf8(valid).unwrap_or_default(), out)?;
                 let Some(length) = error.error_len() else {
                     begun.extend_from_slice(rest);
@@ -155,8 +155,8 @@ fn write_text(held: &OutputBuffer, out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes text as the content of a JSON string (RFC 8259, section 7). A command can write megabytes of NUL bytes, so
-/// escapes are not formatted one by one.
+/// Writes text as the content of a JSON string (RFC 8259, section 7). Escapes are copied in blocks and not
+/// formatted one by one, because a command can write megabytes of NUL bytes.
 fn write_escaped(text: &str, out: &mut dyn Write) -> io::Result<()> {
     const LONGEST: usize = 6;
     const HEX: &[u8; 16] = b"0123456789abcdef";
@@ -182,7 +182,7 @@ fn write_escaped(text: &str, out: &mut dyn Write) -> io::Result<()> {
                 0..=31 => b'u',
                 _ => break,
             };
-            // After a short escape the digits are overwritten or not sent.
+            // After a short escape, the next escape overwrites the digits, or they are not written.
             let (high, low) = (HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]);
             *piece = [b'\\', short, b'0', b'0', high, low];
             length += if short == b'u' { LONGEST } else { 2 };
@@ -207,14 +207,14 @@ fn write_base64(held: &OutputBuffer, out: &mut dyn Write) -> io::Result<()> {
     out.write_all(BASE64_STANDARD.encode(&left).as_bytes())
 }
 
-/// A finished exec and its process.
+/// The response of an exec and its ended process; `None` if the command did not start.
 pub type FinishedExec = (ExecResult, Option<Box<dyn Process>>);
 
-/// Runs a command to its end on this thread. Drop the process after the response was sent: cleaning up may wait for the
-/// kernel.
+/// Runs a command to its end on this thread. Drop the process only after the response was sent: its cleanup may
+/// wait for the kernel.
 ///
 /// # Errors
-/// When it could not be started; nothing has run then. `Cancelled` when another caller ended it.
+/// When the command could not be started; no part of it has run. `Cancelled` when another caller ended it.
 pub fn run(
     launcher: &dyn Launcher,
     run: &Run,
@@ -227,7 +227,7 @@ pub fn run(
     let held = || OutputBuffer::new(output_limit, budget.clone());
     let base64 = encoding == Some(OutputEncoding::Base64);
     let live = match Live::start(launcher, run, plan) {
-        // The time ran out before the command started.
+        // The timeout expired before the command started.
         Err(error) if error.code() == Code::ContainerSilent && begun.elapsed() >= timeout => {
             let result = ExecResult {
                 exit_code: -1,
@@ -269,7 +269,7 @@ pub fn run(
     Ok((result, Some(process)))
 }
 
-/// A sink that counts bytes for other threads.
+/// A sink that keeps output and lets other threads read the number of bytes.
 struct CountingSink<'a> {
     held: OutputBuffer,
     count: &'a AtomicU64,

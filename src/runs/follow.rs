@@ -1,7 +1,7 @@
-//! Reads a run's output from a position on: in the order in which the command wrote it, each byte once, with a marker
-//! for bytes that are no longer kept, and finally its end. Does not depend on the reader.
+//! Reads a run's output from a given position, in the order in which the command wrote it. Each byte is returned
+//! once; a marker replaces bytes that are no longer kept; the last item is the end of the run.
 //!
-//! One thread per reader; only the run is shared.
+//! Each reader has its own thread; the readers share only the run.
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -17,11 +17,12 @@ use crate::proc::waiter::{Waiter, WakeReason};
 /// The next item of a run's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OutputPiece {
-    /// The first bytes of the buffer, at this offset of this stream.
+    /// Number of bytes at the start of the buffer that were read from this stream at this offset: stream, offset,
+    /// number.
     Bytes(OutputStream, u64, usize),
-    /// This part of a stream is no longer kept.
+    /// A range of a stream is no longer kept: stream, start, end.
     Missed(OutputStream, u64, u64),
-    /// No more output at the moment.
+    /// There is no more output at the moment.
     Nothing,
     /// The run has ended, or the reader's limit is reached.
     End,
@@ -35,17 +36,17 @@ pub struct OutputFollower {
     waiter: Arc<Waiter>,
     at: Position,
     turn: u64,
-    /// Position at which reading stops.
+    /// Position at which reading stops; `None`: at the end of the run.
     until: Option<Position>,
-    /// Up to here a stream was read and held back, because a character was incomplete.
+    /// End of the output that was read but held back, because its last character is incomplete.
     waiting: Position,
 }
 
 impl OutputFollower {
-    /// Starts at a position, which is clamped to the end.
+    /// Creates a reader at a position; a position after the end of the output becomes the end.
     ///
     /// # Errors
-    /// `Conflict` for an exec, which has no spool; when the output was removed.
+    /// `Conflict` for an exec, which has no spool; an I/O error when the output was removed.
     pub fn new(run: Arc<Run>, at: Position) -> Result<OutputFollower> {
         let spool = run.spool.clone().ok_or_else(|| {
             Error::new(Code::Conflict, "This is an exec: its output is in its own response; use POST …/runs")
@@ -73,7 +74,8 @@ impl OutputFollower {
         self
     }
 
-    /// Whether there is more to read or the run has ended. Later notifications end [`OutputFollower::wait`].
+    /// Returns whether there is more to read or the run has ended. A notification after this call ends
+    /// [`OutputFollower::wait`].
     pub fn has_more(&self, stream: Option<OutputStream>) -> bool {
         self.waiter.arm();
         if !self.run.is_running() {
@@ -84,7 +86,7 @@ impl OutputFollower {
         stream.map_or_else(|| more(OutputStream::Stdout) || more(OutputStream::Stderr), more)
     }
 
-    /// Returns the part of one stream that can be read without a gap, or of both around their gaps.
+    /// Returns the part of `stream` that can be read without a gap; for `None`, the rest of both streams.
     pub fn read_extent(&self, stream: Option<OutputStream>) -> ReadExtent {
         let marks = self.spool.state();
         let end = self.until.unwrap_or_else(|| marks.end()).min(marks.end());
@@ -101,7 +103,7 @@ impl OutputFollower {
         ReadExtent { from, to, length: to.of(stream) - begin, missed: begin.saturating_sub(at) }
     }
 
-    /// Moves to another position.
+    /// Moves the reader to another position.
     pub fn seek(&mut self, at: Position) {
         self.at = at;
     }
@@ -115,18 +117,20 @@ impl OutputFollower {
         &self.run
     }
 
-    /// Reads the next piece of text: UTF-8 characters are not split, invalid bytes are passed through. Does not block.
+    /// Reads the next piece of text. UTF-8 characters are not split; invalid bytes are passed through. Does not
+    /// block.
     ///
     /// # Errors
-    /// When the disk fails.
+    /// When reading from disk fails.
     pub fn next_text(&mut self, buffer: &mut [u8]) -> Result<OutputPiece> {
         self.next(buffer, true)
     }
 
-    /// Reads the next piece of one stream or of both, split anywhere. Does not block.
+    /// Reads the next piece of `stream`, or of both streams for `None`; a piece may end inside a character. Does
+    /// not block.
     ///
     /// # Errors
-    /// When the disk fails.
+    /// When reading from disk fails.
     pub fn next_bytes_of(&mut self, stream: Option<OutputStream>, buffer: &mut [u8]) -> Result<OutputPiece> {
         let Some(stream) = stream else { return self.next(buffer, false) };
         self.waiter.arm();
@@ -152,7 +156,7 @@ impl OutputFollower {
 
     fn next(&mut self, buffer: &mut [u8], text: bool) -> Result<OutputPiece> {
         self.waiter.arm();
-        // In this order: once the end is seen, all output is present.
+        // Check for the end of the run first: once it has ended, all its output is present.
         let ended = self.until.is_some() || !self.run.is_running();
         let end = self.until.unwrap_or_else(|| self.spool.end());
         loop {
@@ -168,7 +172,7 @@ impl OutputFollower {
                 let length = usize::try_from(to - from).unwrap_or(usize::MAX).min(buffer.len());
                 match self.spool.read(&self.files, stream, from, &mut buffer[..length])? {
                     SpoolRead::Bytes(n) => {
-                        // Before a gap there is no more to wait for.
+                        // The rest of a character before a gap is lost, so do not wait for it.
                         let whole = if text && n == length { whole_characters(&buffer[..n]) } else { n };
                         let n = if whole == 0 && last && from + n as u64 == to { n } else { whole };
                         if n == 0 {
@@ -192,7 +196,7 @@ impl OutputFollower {
         }
     }
 
-    /// Waits for more after [`OutputPiece::Nothing`].
+    /// Waits for more output after [`OutputPiece::Nothing`].
     ///
     /// # Errors
     /// When poll(2) fails.
@@ -201,7 +205,7 @@ impl OutputFollower {
     }
 }
 
-/// Extent of a read.
+/// The range of output that a read covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadExtent {
     /// Position of the first byte.
@@ -233,8 +237,8 @@ pub fn wait_end(run: &Run, other: Option<BorrowedFd<'_>>, deadline: Instant) -> 
     }
 }
 
-/// Returns how many bytes can be sent as text without splitting a character: an incomplete character at the end is held
-/// back. Invalid bytes are never held back.
+/// Returns how many bytes can be sent as text without splitting a character: an incomplete character at the end is
+/// held back, an invalid byte is not.
 fn whole_characters(bytes: &[u8]) -> usize {
     // A character has at most four bytes, so only the last three can start an incomplete one.
     for back in 1..=bytes.len().min(3) {
@@ -251,7 +255,7 @@ fn whole_characters(bytes: &[u8]) -> usize {
     bytes.len()
 }
 
-/// Largest piece in bytes.
+/// Maximum size of a piece in bytes.
 pub const PIECE: usize = limits::EVENT_BYTES;
 
 #[cfg(test)]

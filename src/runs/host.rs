@@ -14,13 +14,14 @@ use crate::store::file;
 /// Launches commands of one workspace on the host.
 pub struct HostLauncher {
     pub cgroups: Cgroups,
-    /// Parent cgroup of the commands' own.
+    /// Parent cgroup of the commands' cgroups.
     pub group: String,
     pub folder: PathBuf,
 }
 
 impl HostLauncher {
-    /// Opens the working directory once; the child enters the opened directory even if the name changes.
+    /// Opens the working directory once; the child enters the opened directory even if another directory takes its
+    /// name.
     fn cwd(&self, cwd: &str) -> Result<OwnedFd> {
         let refuse = |error: Error| {
             Error::new(

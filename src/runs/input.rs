@@ -1,5 +1,5 @@
-//! The stdin of a running command: the end of a pipe or terminal that clients write to. One writer at a time; a command
-//! that does not read makes its writer wait for a bounded time and delays no other client.
+//! The stdin of a running command: the end of a pipe or terminal to which clients write. Only one client writes at
+//! a time; a command that does not read delays that client for a bounded time, and no other client.
 //!
 //! Threads: any. Lock: `end`, held during one client's write, at most [`limits::STDIN_PATIENCE`] without progress.
 
@@ -22,38 +22,38 @@ use crate::proc::Cancel;
 pub struct RunInput {
     end: Mutex<Option<StdinPipe>>,
     closed: AtomicBool,
-    /// Whether it was ever open.
+    /// Whether stdin was open at any time.
     was_open: AtomicBool,
-    /// The run's keeper, which holds the same end and closes it together with this one.
+    /// The run's keeper, which has a copy of the descriptor and closes it when this one is closed.
     keeper: OnceLock<Arc<dyn KeeperControl>>,
 }
 
 #[derive(Debug)]
 struct StdinPipe {
-    /// Non-blocking.
+    /// The non-blocking descriptor.
     fd: OwnedFd,
-    /// A terminal is not closed; its line discipline turns ^D into EOF (termios(3), VEOF).
+    /// A terminal is not closed; instead, its line discipline turns ^D into EOF (termios(3), VEOF).
     is_terminal: bool,
 }
 
 impl RunInput {
-    /// Opens it for clients; `fd` must be non-blocking.
+    /// Opens stdin for clients; `fd` must be non-blocking.
     pub fn open(&self, fd: OwnedFd, is_terminal: bool) {
         self.was_open.store(true, Ordering::SeqCst);
         *lock(&self.end) = Some(StdinPipe { fd, is_terminal });
     }
 
-    /// Sets the keeper that holds this end too.
+    /// Sets the keeper that has a copy of the descriptor.
     pub fn set_keeper(&self, keeper: Arc<dyn KeeperControl>) {
         let _ = self.keeper.set(keeper);
     }
 
-    /// Duplicates the end for another berth process.
+    /// Duplicates the descriptor for another berth process; `None` if stdin is closed.
     pub fn share(&self) -> Option<OwnedFd> {
         lock(&self.end).as_ref().filter(|_| !self.closed.load(Ordering::SeqCst))?.fd.try_clone().ok()
     }
 
-    /// Closes it for further input. Does not wait for a current writer.
+    /// Closes stdin for further input. Does not wait for a client that is writing.
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         if let Ok(mut end) = self.end.try_lock() {
@@ -61,7 +61,7 @@ impl RunInput {
         }
     }
 
-    /// Whether input is accepted.
+    /// Returns whether stdin accepts input.
     pub fn is_open(&self) -> bool {
         let open = match self.end.try_lock() {
             Ok(end) => end.is_some(),
@@ -71,8 +71,8 @@ impl RunInput {
         open && !self.closed.load(Ordering::SeqCst)
     }
 
-    /// Writes the bytes as the command reads them, then EOF if requested; returns the number of bytes written. `gone`
-    /// cancels the wait when the client has disconnected.
+    /// Writes `bytes` as fast as the command reads them, then EOF if `eof` is set; returns the number of bytes
+    /// written. `gone` cancels the wait when the client has disconnected.
     ///
     /// # Errors
     /// `Conflict` when stdin is closed or another client is writing; `Busy` when the command did not read in time. The
@@ -99,7 +99,7 @@ impl RunInput {
             return taken;
         }
         if let Err(error) = &taken {
-            // The command closed it.
+            // The command has closed its stdin.
             if error.code() == Code::Conflict {
                 *end = None;
             }
@@ -119,7 +119,7 @@ impl RunInput {
     }
 }
 
-/// Longest duration of one client's write, however slowly the command reads.
+/// Maximum duration of one client's write, however slowly the command reads.
 const WRITE_MAX: Duration = Duration::from_secs(600);
 
 fn write_all(end: &StdinPipe, bytes: &InputBytes, gone: Option<&Cancel>, most: Instant) -> Result<u64> {
@@ -133,7 +133,7 @@ fn write_all(end: &StdinPipe, bytes: &InputBytes, gone: Option<&Cancel>, most: I
     Ok(taken)
 }
 
-/// Writes one piece. `before`: bytes already written.
+/// Writes one piece of the input. `before` is the number of bytes of earlier pieces, for error messages.
 fn write(end: &StdinPipe, bytes: &[u8], gone: Option<&Cancel>, before: u64, most: Instant) -> Result<usize> {
     let mut taken = 0;
     let mut deadline = Instant::now() + limits::STDIN_PATIENCE;
@@ -158,7 +158,7 @@ fn write(end: &StdinPipe, bytes: &[u8], gone: Option<&Cancel>, before: u64, most
                 fds.extend(gone.map(|gone| PollFd::new(gone, PollFlags::IN)));
                 let _ = poll(&mut fds, Some(&timeout));
             }
-            // EPIPE, or EIO from a terminal.
+            // The command has closed its stdin: EPIPE from a pipe, EIO from a terminal.
             Err(_) => {
                 return Err(refused(
                     Code::Conflict,

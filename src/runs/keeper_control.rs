@@ -1,9 +1,9 @@
-//! Requests from the input and the output of a detached run to its keeper. [`super::keeper`] implements the trait, so that
-//! neither depends on it.
+//! Requests to the keeper of a detached run, sent by the run's input and its spool. [`super::keeper`] implements
+//! the trait, so that neither side depends on the other.
 
 use std::fmt::Debug;
 
-/// Requests to the process that keeps a detached run. They do not wait for an answer.
+/// Requests to the process that keeps a detached run. No request waits for an answer.
 pub trait KeeperControl: Debug + Send + Sync {
     /// Closes the keeper's copy of the command's standard input.
     fn close_stdin(&self);

@@ -1,5 +1,5 @@
-//! A command from start to end, on one thread: its streams, the loop that watches it, and the destination of its
-//! output. Both kinds of runs use this; only the destination differs.
+//! A command from start to end, on one thread: its streams, and the loop that watches it and copies its output to
+//! sinks. Execs and spooled runs both use this module, with different sinks.
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
@@ -15,8 +15,8 @@ use crate::proc::{
     HandoverGuard, Launcher, Process, ProcessHandover, ProcessIo, ProcessOutcome, Sink, Stdio, pty, pump,
 };
 
-/// Minimum time for handing a command to a container, even if its deadline is earlier: it takes a millisecond, and a
-/// command with a timeout of 0 must start and be killed as on the host.
+/// Minimum time for handing a command to a container, even if the command's deadline is earlier. The handover
+/// takes a millisecond, and a command with a timeout of 0 must start and be killed, as on the host.
 const LEAST_PATIENCE: Duration = Duration::from_millis(200);
 
 /// A running command.
@@ -29,10 +29,10 @@ pub struct Live {
 }
 
 impl Live {
-    /// Starts the command. From then on `run` accepts signals and input.
+    /// Starts the command. After the start, `run` accepts signals and input.
     ///
     /// # Errors
-    /// When it could not be started; nothing has run then.
+    /// When the command could not be started; no part of it has run.
     pub fn start(launcher: &dyn Launcher, run: &Run, plan: LaunchPlan) -> Result<Live> {
         let LaunchPlan { mut command, stdin, pty, timeout } = plan;
         command.patience = Some(timeout.max(LEAST_PATIENCE));
@@ -69,7 +69,7 @@ impl Live {
         Ok(Live { process, stdin, stdout, stderr, timeout })
     }
 
-    /// Wraps a command that is already running.
+    /// Creates the object for a command that is already running.
     pub fn resume(
         run: &Run,
         process: Box<dyn Process>,
@@ -82,10 +82,10 @@ impl Live {
         Live { process, stdin, stdout, stderr, timeout }
     }
 
-    /// Takes it apart, for handing it over to another berth process.
+    /// Splits the command's state into parts for another berth process.
     ///
     /// # Errors
-    /// When that is not possible; the command has been killed then.
+    /// When the process cannot be handed over; the command has then been killed.
     pub fn hand_over(self) -> Result<LiveParts> {
         let Live { mut process, stdin, stdout, stderr, .. } = self;
         let (handed, hold) =
@@ -93,8 +93,8 @@ impl Live {
         Ok(LiveParts { handed, hold, stdin, stdout, stderr })
     }
 
-    /// Watches it until it has ended. The first value is an error if the status was lost. Dropping the second cleans
-    /// up, which need not delay notification of waiting clients.
+    /// Watches the command until it has ended. The first value is an error if the exit status was lost. Dropping
+    /// the second value cleans up; notify waiting clients before that.
     pub fn watch(
         self,
         run: &Run,
@@ -110,7 +110,7 @@ impl Live {
         (ended, process)
     }
 
-    /// Watches a run with spooled output and writes its record.
+    /// Watches a command, writes its output to the spool, and then writes the run's record.
     pub fn spool_to_end(self, run: &Run, writer: OutputWriter) {
         let writer = RefCell::new(writer);
         let sink = |stream| SpoolSink { run, writer: &writer, stream };
@@ -122,7 +122,7 @@ impl Live {
         let usage = process.usage();
         pool::release_early();
         run.finish(ended, usage);
-        // A record that cannot be written is only missed after the next start.
+        // Ignore a failed write: the record is needed only after the next start of the server.
         if let Err(error) = run.save(true) {
             log::warn!("{error}");
         }
@@ -132,9 +132,9 @@ impl Live {
 /// Parts of a [`Live`].
 pub struct LiveParts {
     pub handed: ProcessHandover,
-    /// Hold on its container.
+    /// Keeps the command's container from being stopped as idle.
     pub hold: Box<dyn HandoverGuard>,
-    /// Destination and bytes of its input.
+    /// Writing end of stdin, and the bytes still to be written.
     pub stdin: Option<(OwnedFd, InputBytes)>,
     pub stdout: OwnedFd,
     pub stderr: OwnedFd,

@@ -1,5 +1,5 @@
-//! Commands: validation, deadlines, kept output, and the table of running commands. Starts processes through
-//! [`crate::proc::Launcher`]; depends on neither containers, workspaces nor HTTP.
+//! Commands: validation, deadlines, kept output, and the table of all runs. Starts processes through
+//! [`crate::proc::Launcher`]; does not depend on containers, workspaces or HTTP.
 //!
 //! In reading order: `request` (bodies of requests), `run` (state of a run), `table` (all runs), `live` (from start to
 //! end), `exec` (output in one response), `output_buffer`, `spool`, `track`, `disk_budget` (output on disk), `follow`,

@@ -1,9 +1,9 @@
-//! Buffers the output of an exec until its response was sent: the first and last bytes of a stream up to a cap. A small
-//! part is held in memory, the rest in a file without a name, so that neither an exec nor a client that does not read
-//! costs memory.
+//! Buffers the output of an exec until its response was sent: the first and last bytes of a stream up to a cap. A
+//! small part is held in memory and the rest in a file without a name, so that a large output or a client that
+//! does not read costs no memory.
 //!
-//! Used by one thread. Byte `n` of the stream is stored at offset `n` up to half of the cap; later bytes use the rest
-//! as a ring buffer.
+//! Used by one thread. Byte `n` of the stream is stored at offset `n` up to half of the cap; later bytes use the
+//! other half as a ring buffer.
 
 use std::fs::File;
 use std::io;
@@ -14,9 +14,9 @@ use super::disk_budget::DiskBudget;
 use crate::base::thread;
 use crate::proc::Sink;
 
-/// Bytes of a stream in memory; with two streams of 256 execs that is 32 MiB.
+/// Bytes of a stream held in memory; with the two streams of 256 execs, 32 MiB.
 const MEMORY_BYTES: usize = 64 << 10;
-/// Read size for the file.
+/// Size of the buffer for reading from the file.
 const READ_BYTES: usize = 32 << 10;
 
 /// The kept bytes of a stream.
@@ -26,19 +26,19 @@ pub struct OutputBuffer {
     budget: Arc<DiskBudget>,
     cap: u64,
     total: u64,
-    /// Set after a write error: later bytes are dropped, and of earlier ones only the head is kept.
+    /// Set after a write error to the number of kept bytes: later bytes are dropped, and only the head remains.
     failed: Option<u64>,
 }
 
 #[derive(Debug)]
 enum BufferStore {
     Memory(Vec<u8>),
-    /// The file and its accounted length.
+    /// The file, and its length as accounted in the disk budget.
     File(File, u64),
 }
 
 impl OutputBuffer {
-    /// Keeps at most `cap` bytes, accounted in `budget`.
+    /// Creates a buffer that keeps at most `cap` bytes and accounts for its file in `budget`.
     pub fn new(cap: usize, budget: Arc<DiskBudget>) -> OutputBuffer {
         OutputBuffer {
             store: BufferStore::Memory(Vec::new()),
@@ -58,17 +58,17 @@ impl OutputBuffer {
         self.total
     }
 
-    /// Whether some of them are missing.
+    /// Returns whether some of the received bytes are missing.
     pub fn is_cut(&self) -> bool {
         self.failed.is_some() || self.total > self.cap
     }
 
-    /// Whether all kept bytes are in memory.
+    /// Returns whether all kept bytes are in memory.
     pub fn is_small(&self) -> bool {
         matches!(self.store, BufferStore::Memory(_))
     }
 
-    /// Stores bytes at an offset, switching to a file when needed.
+    /// Stores bytes at an offset of the buffer; moves the buffer to a file when it outgrows memory.
     fn put(&mut self, at: u64, bytes: &[u8]) {
         if bytes.is_empty() || self.failed.is_some() {
             return;
@@ -90,7 +90,7 @@ impl OutputBuffer {
                 memory[at..end].copy_from_slice(bytes);
                 return Ok(());
             }
-            // No command is started on this thread before its job is finished, so its priority can be lowered.
+            // This thread starts no other command before the exec is finished, so its priority can be lowered.
             thread::lower_priority();
             let file = self.budget.unnamed_file()?;
             file.write_all_at(memory, 0)?;
@@ -108,7 +108,7 @@ impl OutputBuffer {
         Ok(())
     }
 
-    /// Returns the kept ranges of the store in stream order: one before the gap, two after it.
+    /// Returns the kept ranges of the buffer in stream order: one before the gap, two after it.
     fn stretches(&self) -> [(u64, u64); 3] {
         if let Some(kept) = self.failed {
             return [(0, kept), (0, 0), (0, 0)];
@@ -121,12 +121,12 @@ impl OutputBuffer {
         [(0, head), (head + turn, self.cap), (head, head + turn)]
     }
 
-    /// Returns the number of missing bytes.
+    /// Returns the number of bytes missing in the gap.
     pub fn omitted(&self) -> u64 {
         self.total - self.stretches().iter().map(|(from, to)| to - from).sum::<u64>()
     }
 
-    /// Passes the kept bytes before or after the gap to `each`, in pieces.
+    /// Passes the kept bytes to `each` in pieces: those before the gap, or after it if `behind_gap` is set.
     ///
     /// # Errors
     /// Errors of `each` and of reading the file.

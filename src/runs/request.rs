@@ -1,5 +1,5 @@
-//! The body of `/exec` and `/runs`: validated and converted into kernel terms. Does not depend on where the command
-//! runs.
+//! The body of `/exec` and `/runs`, its validation, and its conversion into a [`LaunchPlan`]. Does not depend on
+//! whether the command runs in a container or on the host.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -25,19 +25,20 @@ const EXEC_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 /// Maximum length of a run's tag.
 const TAG_BYTES: usize = 255;
 
-/// The body. `/exec` rejects fields that only `/runs` supports.
+/// The body of a request. `/exec` rejects fields that only `/runs` supports.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct ExecRequest {
     /// Command line for the shell.
     pub command: Option<String>,
-    /// Alternatively a program, found by PATH, and its arguments, without a shell.
+    /// Program and its arguments, run without a shell; PATH is searched for the program. Excludes `command`.
     pub args: Option<Vec<String>>,
-    /// Relative to the workspace, or absolute.
+    /// Working directory, relative to the workspace or absolute.
     pub cwd: Option<String>,
-    /// Default 300, at most 600; larger values are clamped. For a run the same as `hard_timeout_secs`.
+    /// Time limit: default 300, at most 600; larger values are clamped. For a run, the same as
+    /// `hard_timeout_secs`.
     pub timeout_secs: Option<f64>,
-    /// Added to the workspace's variables.
+    /// Environment variables, added to the workspace's variables.
     pub env: BTreeMap<String, String>,
     /// Input of the command; empty by default.
     pub stdin: Option<String>,
@@ -45,33 +46,33 @@ pub struct ExecRequest {
     pub encoding: Option<OutputEncoding>,
     /// User to run as: a name or UID, optionally with `:` and a group; default root.
     pub user: Option<String>,
-    /// Bytes kept of each stream, at most the server's limit.
+    /// Bytes to keep of each output stream, at most the server's limit.
     pub output_limit_bytes: Option<u64>,
-    /// The client's own label.
+    /// A label that the client chooses.
     pub tag: Option<String>,
     /// Resource limits.
     #[serde(deserialize_with = "object::optional")]
     pub limits: Option<Limits>,
-    /// Runs only: the run outlives the server.
+    /// Runs only: whether the run outlives the server.
     pub detach: bool,
-    /// Runs only: how long the response waits for the end.
+    /// Runs only: how long the response waits for the run to end.
     pub soft_timeout_secs: Option<f64>,
-    /// Runs only: time limit.
+    /// Runs only: time limit of the run.
     pub hard_timeout_secs: Option<f64>,
-    /// Runs only: use a terminal instead of pipes; its output is stdout.
+    /// Runs only: use a terminal of this size instead of pipes; its output becomes stdout.
     #[serde(deserialize_with = "object::optional")]
     pub pty: Option<PtySize>,
-    /// Runs only: keep stdin open for `POST …/stdin`.
+    /// Runs only: keep stdin open, so that `POST …/stdin` can write to it.
     pub open_stdin: bool,
 }
 
-/// Additional encoding of output.
+/// Encodings of the output in a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OutputEncoding {
     /// Text only.
     Text,
-    /// `stdout_base64` and `stderr_base64` as well.
+    /// Text, and the unmodified bytes in `stdout_base64` and `stderr_base64`.
     Base64,
 }
 
@@ -93,7 +94,7 @@ impl From<PtySize> for WindowSize {
 /// Input of a command.
 #[derive(Debug)]
 pub enum Stdin {
-    /// /dev/null.
+    /// No input: /dev/null.
     Empty,
     /// These bytes, then EOF.
     Bytes(InputBytes),
@@ -106,7 +107,7 @@ pub enum Stdin {
 pub struct LaunchPlan {
     pub command: CommandSpec,
     pub stdin: Stdin,
-    /// Size of its terminal, if it has one.
+    /// Size of the command's terminal, if it has one.
     pub pty: Option<WindowSize>,
     /// Time limit.
     pub timeout: Duration,
@@ -117,7 +118,7 @@ const SHELLS: [&str; 2] = ["/bin/bash", "/bin/sh"];
 /// Timeout of a run without a deadline: longer than any uptime.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
-/// Returns the command lines of a shell with these arguments, for each possible shell.
+/// Returns one command line with these arguments for each shell to try.
 ///
 /// # Errors
 /// `InvalidCommand` for a NUL byte.
@@ -150,10 +151,10 @@ fn clamped(name: &str, given: Option<f64>, longest: Duration) -> Option<String> 
 }
 
 impl ExecRequest {
-    /// Rejects fields that an exec does not support.
+    /// Rejects fields that `/exec` does not support.
     ///
     /// # Errors
-    /// `InvalidPayload` that names the field.
+    /// `InvalidPayload` with the name of the field.
     pub fn check_exec(&self) -> Result<()> {
         let only_runs = [
             ("detach", self.detach),
@@ -168,10 +169,10 @@ impl ExecRequest {
         }
     }
 
-    /// Rejects contradictory fields.
+    /// Rejects contradictory fields of a run.
     ///
     /// # Errors
-    /// `InvalidPayload` that names the field.
+    /// `InvalidPayload` with the name of the field.
     pub fn check_run(&self) -> Result<()> {
         if self.stdin.is_some() && (self.open_stdin || self.pty.is_some()) {
             return Err(invalid(
@@ -194,19 +195,19 @@ impl ExecRequest {
         self.limits.map_or(Ok(()), |limits| limits.check("limits"))
     }
 
-    /// Returns the known fields of the body.
+    /// Returns the fields that the body may have.
     pub fn known() -> KnownFields {
         KnownFields::from_type::<ExecRequest>()
             .with_nested("pty", KnownFields::from_type::<PtySize>())
             .with_nested("limits", KnownFields::from_type::<Limits>())
     }
 
-    /// Returns a warning for an exec with a clamped timeout.
+    /// Returns a warning if the timeout of an exec is clamped.
     pub fn exec_clamped(&self) -> Option<String> {
         clamped("timeout_secs", self.timeout_secs, EXEC_TIMEOUT_MAX)
     }
 
-    /// Returns a warning for a run with a clamped wait.
+    /// Returns a warning if the wait for a run's end is clamped.
     pub fn run_clamped(&self) -> Option<String> {
         clamped("soft_timeout_secs", self.soft_timeout_secs, limits::WAIT_MAX)
     }
@@ -222,24 +223,24 @@ impl ExecRequest {
     /// Returns the time limit of a run.
     ///
     /// # Errors
-    /// As [`ExecRequest::exec_timeout`].
+    /// The errors of [`ExecRequest::exec_timeout`].
     pub fn run_timeout(&self) -> Result<Duration> {
         let given = self.hard_timeout_secs.or(self.timeout_secs);
         given.map_or(Ok(FOREVER), |given| seconds("hard_timeout_secs", given, FOREVER))
     }
 
-    /// Returns how long the response about a run waits for its end.
+    /// Returns how long the response waits for the run to end.
     ///
     /// # Errors
-    /// As [`ExecRequest::exec_timeout`].
+    /// The errors of [`ExecRequest::exec_timeout`].
     pub fn soft_timeout(&self) -> Result<Option<Duration>> {
         self.soft_timeout_secs.map(|given| seconds("soft_timeout_secs", given, limits::WAIT_MAX)).transpose()
     }
 
-    /// Returns how many bytes of each stream are kept, from `least` to `most`.
+    /// Returns how many bytes of each stream are kept: at least `least`, at most `most`.
     ///
     /// # Errors
-    /// `InvalidPayload` outside this range.
+    /// `InvalidPayload` when the requested number is outside this range.
     pub fn output_limit(&self, least: u64, most: u64) -> Result<u64> {
         match self.output_limit_bytes {
             None => Ok(most),
@@ -248,7 +249,7 @@ impl ExecRequest {
         }
     }
 
-    /// Returns the specification that is shown to clients.
+    /// Returns the specification that clients see.
     pub fn spec(&self, origin: RunOrigin, timeout: Duration) -> RunSpec {
         let mut left = limits::COMMAND_SHOWN_BYTES;
         let args = self.args.as_ref().map(|args| {
@@ -272,11 +273,12 @@ impl ExecRequest {
         }
     }
 
-    /// Converts the request into kernel terms. `defaults`: the workspace's variables, validated when they were stored.
+    /// Converts the request into a plan for the start. `defaults` are the workspace's variables, which were
+    /// validated when they were stored.
     ///
     /// # Errors
-    /// `InvalidCommand`, `InvalidEnv`, `InvalidCwd`; `InvalidPayload` unless exactly one of `command` and `args` is
-    /// given.
+    /// `InvalidCommand`, `InvalidEnv`, `InvalidCwd`; `InvalidPayload` if `command` and `args` are both given or
+    /// both missing.
     pub fn plan(
         &mut self,
         home: &str,
@@ -360,8 +362,8 @@ impl ExecRequest {
     }
 }
 
-/// Returns the command lines for a program and its arguments; without a slash the program is searched in each directory
-/// of `path`.
+/// Returns the command lines to try for a program and its arguments. A program without a slash is searched in each
+/// directory of `path`.
 fn program_attempts(args: &[String], path: &str) -> Result<Vec<Vec<CString>>> {
     let empty = || Error::new(Code::InvalidCommand, "args must begin with the program to run");
     let (program, rest) = args.split_first().filter(|(program, _)| !program.is_empty()).ok_or_else(empty)?;
@@ -395,11 +397,11 @@ fn c_strings(line: &[String]) -> Result<Vec<CString>> {
     line.iter().map(|arg| c_string(arg, Code::InvalidCommand, "command")).collect()
 }
 
-/// Builds an environment from scratch: PATH, HOME, LANG, then the workspace's variables, then the request's. The second
-/// value is its PATH.
+/// Builds an environment from scratch: PATH, HOME, LANG, then the workspace's variables, then the request's; later
+/// values replace earlier ones. Also returns its PATH.
 ///
 /// # Errors
-/// `InvalidEnv`.
+/// `InvalidEnv` when a name or value is invalid.
 pub fn environment(
     home: &str,
     defaults: &BTreeMap<String, String>,

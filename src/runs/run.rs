@@ -1,7 +1,8 @@
 //! One command with an ID: its specification, state and result, and the handles to reach it while it runs.
 //!
-//! Threads: the one that watches the process sets the result; any other may read, signal and wait. Locks: `started`,
-//! `end`, `signal_handle`, leaves; those of the input, the spool and the waiters.
+//! Threads: the thread that watches the process sets the result; any other thread may read, signal and wait.
+//! Locks: `started`, `end` and `signal_handle`, all leaves; also the locks of the input, the spool and the
+//! waiters.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,18 +22,18 @@ use crate::proc::waiter::WaiterList;
 use crate::proc::{Cancel, Exit, Limits, ProcessOutcome, SignalHandle, SignalTarget, Usage};
 use crate::store::file;
 
-/// Maximum size of a run's record, which has a truncated command and some numbers.
+/// Maximum size of a run's record, which contains the truncated command and some numbers.
 const RUN_RECORD_BYTES: u64 = 1 << 20;
 
 /// Origin of a run, which determines how long it is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RunOrigin {
-    /// `POST …/exec`: its output goes into one response, then it is forgotten.
+    /// `POST …/exec`: the output goes into one response, and then the run is forgotten.
     Exec,
-    /// `POST …/runs`: its output is spooled.
+    /// `POST …/runs`: the output is spooled and kept.
     Run,
-    /// A terminal, which is listed elsewhere; entered here so that it ends with its workspace.
+    /// A terminal. It is not listed as a run; it is in the table so that it ends with its workspace.
     Terminal,
 }
 
@@ -40,17 +41,17 @@ pub enum RunOrigin {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RunSpec {
     pub origin: RunOrigin,
-    /// For the shell; truncated if long.
+    /// Command line for the shell; truncated if long.
     pub command: Option<String>,
-    /// Without a shell; truncated if long.
+    /// Program and arguments for a run without a shell; truncated if long.
     pub args: Option<Vec<String>>,
     pub cwd: Option<String>,
     pub user: Option<String>,
-    /// The client's label.
+    /// The label that the client chose.
     pub tag: Option<String>,
-    /// Size of its terminal.
+    /// Size of the run's terminal; `None` if it uses pipes.
     pub pty: Option<PtySize>,
-    /// Whether it outlives the server.
+    /// Whether the run outlives the server.
     pub detach: bool,
     pub limits: Option<Limits>,
     /// Time limit in seconds.
@@ -61,24 +62,24 @@ pub struct RunSpec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunStatus {
-    /// It has not ended.
+    /// The run has not ended.
     Running,
-    /// It exited with a code.
+    /// The command exited with an exit code.
     Exited,
-    /// Killed by a signal, its own or a client's, or because its workspace or the server ended.
+    /// The command was killed by a signal that it or a client sent, or because its workspace or the server ended.
     Killed,
-    /// Killed at its deadline.
+    /// The command was killed at its deadline.
     TimedOut,
-    /// Its status was lost.
+    /// The result of the command was lost.
     Failed,
 }
 
 impl RunStatus {
-    /// All values.
+    /// All statuses, for documentation and validation.
     pub const ALL: [RunStatus; 5] =
         [RunStatus::Running, RunStatus::Exited, RunStatus::Killed, RunStatus::TimedOut, RunStatus::Failed];
 
-    /// Returns the name in JSON.
+    /// Returns the status's name in JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             RunStatus::Running => "running",
@@ -90,7 +91,7 @@ impl RunStatus {
     }
 }
 
-/// Why a run ended, if its status does not show it.
+/// The reason why a run ended, if its status does not show it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RunError {
     /// Stable code.
@@ -108,15 +109,15 @@ impl From<&Error> for RunError {
 /// Result of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RunEnd {
-    /// Never [`RunStatus::Running`].
+    /// Status of the ended run; never [`RunStatus::Running`].
     pub status: RunStatus,
-    /// -1 for a signal or timeout, as in `exec`; `None` if unknown.
+    /// Exit code; -1 after a signal or timeout, as for an exec; `None` if it is unknown.
     pub exit_code: Option<i32>,
-    /// The signal that killed it.
+    /// The signal that killed the command.
     pub signal: Option<i32>,
-    /// The reason, if the status does not show it.
+    /// The reason of the end, if the status does not show it.
     pub error: Option<RunError>,
-    /// RFC 3339.
+    /// Time of the end, in RFC 3339.
     pub finished_at: String,
     /// Duration from start to end.
     pub wall_secs: f64,
@@ -129,15 +130,15 @@ pub struct Run {
     pub id: Uuid,
     pub workspace: Uuid,
     pub spec: RunSpec,
-    /// Kills it with all its processes.
+    /// Cancelling kills the command with all its processes.
     pub cancel: Cancel,
-    /// Its stdin, if clients may write to it.
+    /// The command's stdin, if clients may write to it.
     pub input: RunInput,
     /// Notifies waiting clients.
     pub waiters: WaiterList,
-    /// Its output; `None` for an exec.
+    /// The kept output; `None` for an exec.
     pub spool: Option<Arc<Spool>>,
-    /// Bytes that an exec has written so far.
+    /// Numbers of bytes that an exec has written so far to stdout and stderr.
     pub counts: [AtomicU64; 2],
     pub(super) folder: Option<PathBuf>,
     started: Mutex<StartTime>,
@@ -145,7 +146,7 @@ pub struct Run {
     signal_handle: Mutex<Option<SignalHandle>>,
 }
 
-/// Time when a run was accepted, then when its process was started; a container may have to start first.
+/// Time of the run's acceptance; replaced at its process's start, because a container may have to start first.
 #[derive(Debug)]
 struct StartTime {
     at: String,
@@ -157,20 +158,20 @@ impl StartTime {
         StartTime { at: clock::now_rfc3339(), since: Instant::now() }
     }
 
-    /// Uses wall-clock time from another process.
+    /// Creates the start time from a time that another process recorded.
     fn at(at: String) -> StartTime {
         let since = Instant::now().checked_sub(age(&at)).unwrap_or_else(Instant::now);
         StartTime { at, since }
     }
 }
 
-/// Returns the time since `at` by the wall clock; 0 for the future.
+/// Returns the time since `at` by the wall clock; 0 if `at` is in the future.
 pub(super) fn age(at: &str) -> Duration {
     let at = chrono::DateTime::parse_from_rfc3339(at).ok();
     at.and_then(|at| chrono::Utc::now().signed_duration_since(at).to_std().ok()).unwrap_or_default()
 }
 
-/// A run on disk.
+/// The record of a run on disk.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct RunRecord {
     pub(super) id: Uuid,
@@ -182,10 +183,10 @@ pub(super) struct RunRecord {
     pub(super) marks: SpoolState,
 }
 
-/// The record's file in a run's folder.
+/// Name of the record in a run's directory.
 const RECORD: &str = "run.json";
 
-/// Reads the record in a run's directory if it belongs to this run.
+/// Reads the record in a run's directory; `None` if its ID does not match the directory's name.
 pub(super) fn read_record(folder: &Path) -> Option<RunRecord> {
     let bytes = file::read_optional(&folder.join(RECORD), RUN_RECORD_BYTES).ok()??;
     let record: RunRecord = serde_json::from_slice(&bytes).ok()?;
@@ -212,9 +213,9 @@ pub struct RunView {
     peak_memory_bytes: Option<u64>,
     stdout_bytes: u64,
     stderr_bytes: u64,
-    /// Whether some output is not kept.
+    /// Whether some output is missing.
     truncated: bool,
-    /// Offset from which everything is kept.
+    /// Offset from which all later stdout is kept; `stderr_start` is the same for stderr.
     stdout_start: u64,
     stderr_start: u64,
     /// Whether output was lost because the disk was full.
@@ -246,7 +247,7 @@ impl Run {
         })
     }
 
-    /// Creates a run that has ended, from its record.
+    /// Creates an ended run from its record.
     pub(super) fn from_record(record: RunRecord, folder: PathBuf, spool: Spool) -> Result<Run> {
         let RunRecord { id, workspace, spec, started_at, end, .. } = record;
         let mut run = Run::new(id, workspace, spec, Some((folder, Arc::new(spool))))?;
@@ -255,7 +256,7 @@ impl Run {
         Ok(run)
     }
 
-    /// Creates a running run from its record, not attached to its process yet.
+    /// Creates a running run from its record. The caller then attaches it to its process.
     pub(super) fn resumed(record: RunRecord, folder: PathBuf, spool: Arc<Spool>) -> Result<Run> {
         let RunRecord { id, workspace, spec, started_at, .. } = record;
         let run = Run::new(id, workspace, spec, Some((folder, spool)))?;
@@ -274,7 +275,7 @@ impl Run {
         }
     }
 
-    /// Writes the record, if the run has one.
+    /// Writes the record; does nothing for an exec or a terminal, which have none. `durable` syncs it to disk.
     pub(super) fn save(&self, durable: bool) -> Result<()> {
         let Some(folder) = &self.folder else { return Ok(()) };
         let path = folder.join(RECORD);
@@ -283,22 +284,22 @@ impl Run {
         if durable { file::write_atomic(&path, &bytes, 0o600) } else { file::replace(&path, &bytes, 0o600) }
     }
 
-    /// Returns the start time, RFC 3339.
+    /// Returns the start time in RFC 3339.
     pub fn started_at(&self) -> String {
         lock(&self.started).at.clone()
     }
 
-    /// Returns the result; `None` while it is running.
+    /// Returns the result; `None` while the run has not ended.
     pub fn end(&self) -> Option<RunEnd> {
         lock(&self.end).clone()
     }
 
-    /// Whether it has not ended.
+    /// Returns whether the run has not ended.
     pub fn is_running(&self) -> bool {
         lock(&self.end).is_none()
     }
 
-    /// Returns its state.
+    /// Returns the run's status.
     pub fn status(&self) -> RunStatus {
         lock(&self.end).as_ref().map_or(RunStatus::Running, |end| end.status)
     }
@@ -309,18 +310,18 @@ impl Run {
         *lock(&self.signal_handle) = signal_handle;
     }
 
-    /// Attaches a process that is owned by a keeper.
+    /// Attaches a process that belongs to a keeper.
     pub(super) fn attach_kept(&self, signal_handle: SignalHandle, started_at: String) {
         *lock(&self.started) = StartTime::at(started_at);
         *lock(&self.signal_handle) = Some(signal_handle);
     }
 
-    /// Returns the handle to its process while it is running.
+    /// Returns the handle that sends signals to the process; `None` before its start and after its end.
     pub(super) fn signal_handle(&self) -> Option<SignalHandle> {
         lock(&self.signal_handle).clone()
     }
 
-    /// Sets the result from the process's end.
+    /// Sets the result from the outcome of the process.
     pub(super) fn finish(&self, ended: Result<ProcessOutcome>, usage: Usage) {
         let cancelled = || {
             RunError::from(&Error::new(
@@ -351,7 +352,7 @@ impl Run {
         self.set_end(end);
     }
 
-    /// Sets the result.
+    /// Sets the result, unless one is already set, and notifies waiting clients.
     pub(super) fn set_end(&self, end: RunEnd) {
         self.input.close();
         *lock(&self.signal_handle) = None;
@@ -359,10 +360,10 @@ impl Run {
         self.waiters.notify_all();
     }
 
-    /// Sends a signal.
+    /// Sends a signal to the run's processes.
     ///
     /// # Errors
-    /// `Conflict` when it has ended: its PIDs may be reused.
+    /// `Conflict` when the run has ended, because its PIDs may be reused, or is still starting.
     pub fn signal(&self, signal: Signal, whom: SignalTarget) -> Result<()> {
         let signal_handle = lock(&self.signal_handle).clone();
         match signal_handle {
@@ -433,7 +434,7 @@ impl RunSpec {
     }
 }
 
-/// Truncates a long text.
+/// Truncates a text that is too long to show.
 pub fn truncated_for_display(text: &str) -> String {
     if text.len() <= limits::COMMAND_SHOWN_BYTES {
         return text.to_owned();

@@ -1,16 +1,17 @@
-//! Commands that need no shell. Starting bash takes longer than most commands do, and for a single program call bash
-//! only looks up the program and executes it (execve without fork). Commands that provably are such calls are looked up
-//! here. In case of doubt the shell is used, and also if the program is not found or cannot be executed, so that
-//! message and status are the shell's own.
+//! Commands that need no shell. Starting bash takes longer than most commands, and for a single program call bash
+//! only looks up the program and executes it (execve without fork). This module finds the program of commands that
+//! provably are such calls. The shell is used in case of doubt, and if the program is not found or cannot be
+//! executed, so that message and status are the shell's own.
 
 use crate::base::limits;
 
-/// Maximum product of a command's length and the number of folders in its PATH, because each folder gets a command
-/// line. Allows the longest command in the usual PATH of six folders, and two more.
+/// Maximum product of a command's length and the number of directories in its PATH, because each directory gets
+/// its own command line. The limit allows the longest command with eight directories, two more than in the usual
+/// PATH.
 const SEARCH_BYTES: usize = 8 * limits::COMMAND_TOTAL_BYTES;
 
-/// Builtins and keywords of bash 5 that differ from the program of the same name, if there is one. `true` and `false`
-/// are omitted: POSIX gives their programs no other behaviour.
+/// Builtins and keywords of bash 5 that have no program of the same name, or whose program behaves differently.
+/// `true` and `false` are omitted: POSIX gives their programs the same behaviour.
 const SHELL_WORDS: [&str; 78] = [
     ".",
     ":",
@@ -92,20 +93,20 @@ const SHELL_WORDS: [&str; 78] = [
     "{",
 ];
 
-/// Characters that have no special meaning to a shell at any position of a word. `=` and `~` are missing on purpose,
-/// and so are all non-ASCII characters, which depend on the locale.
+/// Returns whether a character has no special meaning to a shell at any position of a word. `=`, `~` and all
+/// non-ASCII characters, which depend on the locale, are deliberately excluded.
 fn is_plain(c: char) -> bool {
     c.is_ascii_alphanumeric() || "_-./,:+@%".contains(c)
 }
 
-/// Whether a command line of this length may be built for each directory of `path`.
+/// Returns whether a command line of this length may be built for each directory of `path`.
 pub fn is_searchable(length: usize, path: &str) -> bool {
     let folders = path.bytes().filter(|byte| *byte == b':').count() + 1;
     folders.saturating_mul(length) + path.len() <= SEARCH_BYTES
 }
 
-/// Returns the command lines to try for `command` before a shell, one per directory of `path`; none if it needs a
-/// shell.
+/// Returns the command lines to try for `command` before a shell, one per directory of `path`; none if the command
+/// needs a shell.
 pub fn command_lines(command: &str, path: &str) -> Vec<Vec<String>> {
     let words: Vec<&str> = command.split([' ', '\t']).filter(|word| !word.is_empty()).collect();
     let Some((program, args)) = words.split_first() else { return Vec::new() };
@@ -115,10 +116,10 @@ pub fn command_lines(command: &str, path: &str) -> Vec<Vec<String>> {
     let line =
         |program: String| [program].into_iter().chain(args.iter().map(|arg| (*arg).to_owned())).collect();
     if program.contains('/') {
-        // A relative path is relative to the working directory, for the kernel as for the shell.
+        // A relative program path is relative to the working directory, for the kernel as for the shell.
         return vec![line((*program).to_owned())];
     }
-    // An empty or relative directory in PATH means the working directory; rare enough to leave to the shell.
+    // An empty or relative directory in PATH depends on the working directory; this is rare, so use the shell.
     if !path.split(':').all(|folder| folder.starts_with('/')) || !is_searchable(command.len(), path) {
         return Vec::new();
     }

@@ -5,7 +5,7 @@ use rustix::process::Signal;
 use crate::base::{Code, Error, Result};
 use crate::proc::sys::real_time_signal;
 
-/// Names of signal(7) that have the same number on all architectures that berth supports, or that libc defines.
+/// Names in signal(7) whose numbers are the same on all architectures that berth supports, or are defined by libc.
 const NAMES: [(&str, Signal); 33] = [
     ("HUP", Signal::HUP),
     ("INT", Signal::INT),
@@ -42,7 +42,7 @@ const NAMES: [(&str, Signal); 33] = [
     ("SYS", Signal::SYS),
 ];
 
-/// Parses `TERM`, `SIGTERM`, `term` or `15`; `RTMIN+2`, `RTMAX` or `36`.
+/// Parses a signal such as `TERM`, `SIGTERM`, `term`, `15`, `RTMIN+2`, `RTMAX` or `36`.
 ///
 /// # Errors
 /// `InvalidPayload` for anything else.
@@ -60,7 +60,7 @@ pub fn parse(text: &str) -> Result<Signal> {
     })
 }
 
-/// Returns the number of `RTMIN+n` or `RTMAX-n`, as glibc and bash count.
+/// Returns the number of `RTMIN+n` or `RTMAX-n`, counted as in glibc and bash.
 fn real_time(name: &str) -> Option<i32> {
     let distance = |text: &str, sign| match text {
         "" => Some(0),

@@ -1,10 +1,10 @@
-//! A run's output on disk: one file per stream, with each byte at its own offset, and the turns in which the streams
-//! were written. When a stream exceeds its window, holes are punched at the front of its file, so offsets stay valid.
-//! If the disk is full, only the bytes written at that time are lost. Memory use does not depend on the amount of
-//! output.
+//! A run's output on disk: one file per stream, which contains each byte at its own offset, and a file of turns,
+//! which records the order in which the streams were written. When a stream exceeds its window, holes are punched
+//! at the front of its file, so offsets stay valid. If the disk is full, only the bytes written at that time are
+//! lost. Memory use does not depend on the amount of output.
 //!
-//! Threads: one writes, any read, any may free the front. Locks: `state` and `files`, both leaves; no I/O is done under
-//! them except opening.
+//! Threads: one thread writes; any thread may read or free the front. Locks: `state` and `files`, both leaves; the
+//! only I/O under them is opening files.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
@@ -22,9 +22,10 @@ use super::track::StreamTrack;
 use crate::base::thread::lock;
 use crate::base::{At, Result, limits};
 
-/// A full window advances by this share (1 / n) of its size, so that not every chunk causes disk operations.
+/// When a window is full, 1/n of it is freed at once, where n is this number, so that not every chunk causes disk
+/// operations.
 const SPOOL_STEP_SHARE: u64 = 16;
-/// Maximum number of recorded switches between the two streams: 64 MiB. Later output has no recorded order.
+/// Maximum number of recorded switches between the two streams: 64 MiB. The order of later output is not recorded.
 const SPOOL_TURNS: u64 = 4 << 20;
 
 /// One of a command's two output streams.
@@ -38,7 +39,7 @@ pub enum OutputStream {
 }
 
 impl OutputStream {
-    /// `stdout` or `stderr`.
+    /// Returns `stdout` or `stderr`.
     pub fn as_str(self) -> &'static str {
         match self {
             OutputStream::Stdout => "stdout",
@@ -50,9 +51,9 @@ impl OutputStream {
 /// A position in both streams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
-    /// Bytes of stdout.
+    /// Offset in stdout.
     pub out: u64,
-    /// Bytes of stderr.
+    /// Offset in stderr.
     pub err: u64,
 }
 
@@ -73,13 +74,13 @@ impl Position {
         }
     }
 
-    /// Returns the smaller offset of each stream.
+    /// Returns, for each stream, the smaller of the two offsets.
     #[must_use]
     pub fn min(self, other: Position) -> Position {
         Position { out: self.out.min(other.out), err: self.err.min(other.err) }
     }
 
-    /// Parses `OUT:ERR`.
+    /// Parses a position in the form `OUT:ERR`.
     pub fn parse(text: &str) -> Option<Position> {
         let (out, err) = text.split_once(':')?;
         let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?;
@@ -93,20 +94,20 @@ impl std::fmt::Display for Position {
     }
 }
 
-/// Extent of a run's output.
+/// State of a run's output: the lengths of both streams and their gaps.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpoolState {
     pub out: StreamTrack,
     pub err: StreamTrack,
-    /// Number of recorded turns.
+    /// Number of recorded turns, that is, switches between the streams.
     pub turns: u64,
-    /// Whether the disk was full or failed at some time.
+    /// Whether a write failed at some time, usually because the disk was full.
     #[serde(default)]
     pub disk_full: bool,
 }
 
 impl SpoolState {
-    /// Returns one stream's track.
+    /// Returns the track of one stream.
     pub fn of(&self, stream: OutputStream) -> &StreamTrack {
         match stream {
             OutputStream::Stdout => &self.out,
@@ -121,7 +122,7 @@ impl SpoolState {
         }
     }
 
-    /// Returns the end of both streams.
+    /// Returns the position after the last byte of both streams.
     pub fn end(&self) -> Position {
         Position { out: self.out.end, err: self.err.end }
     }
@@ -136,9 +137,9 @@ pub struct SpoolFiles {
 }
 
 const NAMES: [&str; 3] = ["stdout", "stderr", "turns"];
-/// A turn: the position in both streams when the other stream began to be written.
+/// Size of a turn: the position in both streams at which the writer switched to the other stream.
 const TURN_BYTES: u64 = 16;
-/// Block size of file systems, freed as a whole.
+/// Block size of file systems; a block can only be freed as a whole.
 const BLOCK: u64 = 4096;
 
 /// The output of one run.
@@ -147,14 +148,14 @@ pub struct Spool {
     folder: PathBuf,
     window: u64,
     budget: Arc<DiskBudget>,
-    /// Open while they are needed.
+    /// The open files, shared by all readers and the writer.
     files: Mutex<Weak<SpoolFiles>>,
     state: Mutex<SpoolState>,
     can_punch: AtomicBool,
     unchecked: AtomicU64,
-    /// The keeper that writes the spool, if another process does. Its state arrives a little later than the data.
+    /// The keeper, if it writes the spool; it reports new state a little later than it writes the data.
     keeper: OnceLock<Arc<dyn KeeperControl>>,
-    /// Output given up here that the writer may not have freed yet.
+    /// End of the output that this server gave up; the keeper may not have freed it yet.
     given_up: Mutex<Position>,
 }
 
@@ -162,15 +163,15 @@ pub struct Spool {
 pub struct OutputWriter {
     spool: Arc<Spool>,
     files: Arc<SpoolFiles>,
-    /// The stream that was written last.
+    /// The stream that was last written to.
     turn: Option<OutputStream>,
 }
 
 impl Spool {
-    /// Creates the files in `folder`, which must exist. `window`: bytes kept of each stream.
+    /// Creates the files in `folder`, which must exist. `window` is the number of bytes to keep of each stream.
     ///
     /// # Errors
-    /// `DiskFull`, or other errors of creating a file.
+    /// `DiskFull`; other errors of creating a file.
     pub fn create(folder: &Path, window: u64, budget: Arc<DiskBudget>) -> Result<(Arc<Spool>, OutputWriter)> {
         let spool = Arc::new(Spool::existing(folder, window, budget, SpoolState::default()));
         let make = |name: &str| {
@@ -190,7 +191,7 @@ impl Spool {
         Ok((spool.clone(), OutputWriter { spool, files, turn: None }))
     }
 
-    /// Opens an existing spool, or one that another process writes.
+    /// Opens a spool that has ended or that another process writes.
     pub fn existing(folder: &Path, window: u64, budget: Arc<DiskBudget>, marks: SpoolState) -> Spool {
         budget.add(size(&marks));
         Spool {
@@ -206,10 +207,10 @@ impl Spool {
         }
     }
 
-    /// Opens the writing end of a spool with existing, empty files.
+    /// Opens the writing end of a spool whose files exist and are empty.
     ///
     /// # Errors
-    /// When one cannot be opened.
+    /// When a file cannot be opened.
     pub fn reopen(folder: &Path, window: u64, budget: Arc<DiskBudget>) -> Result<(Arc<Spool>, OutputWriter)> {
         let spool = Arc::new(Spool::existing(folder, window, budget, SpoolState::default()));
         let open = |name: &str| {
@@ -223,12 +224,12 @@ impl Spool {
         Ok((spool.clone(), OutputWriter { spool, files, turn: None }))
     }
 
-    /// Sets the keeper that writes it.
+    /// Sets the keeper that writes this spool.
     pub fn set_keeper(&self, keeper: Arc<dyn KeeperControl>) {
         let _ = self.keeper.set(keeper);
     }
 
-    /// Applies the state that the keeper reports.
+    /// Applies the state that the keeper reported.
     pub fn set_state(&self, mut new: SpoolState) {
         let given_up = *lock(&self.given_up);
         new.out.mark_lost(0, given_up.out);
@@ -244,7 +245,7 @@ impl Spool {
         self.wrote(after.saturating_sub(before));
     }
 
-    /// Adds data on disk beyond the keeper's last report.
+    /// Extends the state by data on disk that the keeper has not reported.
     pub fn rescan(&self) {
         let found = Spool::scan(&self.folder);
         let mut marks = self.state();
@@ -262,7 +263,7 @@ impl Spool {
         }
     }
 
-    /// Derives the state of a spool from its files, if the writer left no record.
+    /// Derives the state of a spool from its files; used if the writer left no record.
     pub fn scan(folder: &Path) -> SpoolState {
         let length = |name: &str| std::fs::metadata(folder.join(name)).map_or(0, |file| file.len());
         SpoolState {
@@ -273,19 +274,19 @@ impl Spool {
         }
     }
 
-    /// Removes the files. Readers that have them open can continue.
+    /// Removes the files. Readers that have opened them can continue.
     pub fn remove(&self) {
         for name in NAMES {
             let _ = std::fs::remove_file(self.folder.join(name));
         }
     }
 
-    /// Returns the current state.
+    /// Returns the current state of the output.
     pub fn state(&self) -> SpoolState {
         lock(&self.state).clone()
     }
 
-    /// Returns the end of both streams.
+    /// Returns the position after the last byte of both streams.
     pub fn end(&self) -> Position {
         lock(&self.state).end()
     }
@@ -293,7 +294,7 @@ impl Spool {
     /// Opens the files for reading.
     ///
     /// # Errors
-    /// When they were removed, or the process is out of descriptors.
+    /// When the files were removed, or the process has no free descriptor.
     pub fn open(&self) -> Result<Arc<SpoolFiles>> {
         let mut open = lock(&self.files);
         if let Some(files) = open.upgrade() {
@@ -312,7 +313,7 @@ impl Spool {
     /// Reads from one stream into `buffer`.
     ///
     /// # Errors
-    /// When the disk fails.
+    /// When reading from disk fails.
     pub fn read(
         &self,
         files: &SpoolFiles,
@@ -334,12 +335,12 @@ impl Spool {
             }
             let wanted = usize::try_from(until - offset).unwrap_or(usize::MAX).min(buffer.len());
             let n = files.of(stream).read_at(&mut buffer[..wanted], offset).at("read", &self.folder)?;
-            // Removed since: the bytes read may be from a hole.
+            // The range was freed during the read, so the bytes may come from a hole.
             if lock(&self.state).of(stream).is_cut_between(offset, offset + n.max(1) as u64) {
                 continue;
             }
             if n > 0 && self.keeper.get().is_some() {
-                // The keeper may have freed it without having reported that yet; then there is a hole.
+                // The keeper may have freed the range without having reported it yet; the file then has a hole.
                 if let Some(to) = hole_at(files.of(stream), offset, offset + n as u64) {
                     return Ok(SpoolRead::Missed(to.min(end)));
                 }
@@ -348,21 +349,21 @@ impl Spool {
         }
     }
 
-    /// Returns the number of the turn that contains `at`, and its end if it has ended.
+    /// Returns the number of the turn that contains `at`, and the turn's end; `None` for the last turn.
     ///
     /// # Errors
-    /// When the disk fails.
+    /// When reading from disk fails.
     pub fn turn(&self, files: &SpoolFiles, at: Position, from: u64) -> Result<(u64, Option<Position>)> {
         let turns = lock(&self.state).turns;
         let sum = |turn: Position| turn.out + turn.err;
-        // Turn 0 begins at the start, whatever is written there.
+        // Turn 0 begins at the start of the output, whatever the file contains there.
         let begins = |number: u64| -> Result<Position> {
             let mut bytes = [0; TURN_BYTES as usize];
             files.turns.read_exact_at(&mut bytes, number * TURN_BYTES).at("read", &self.folder)?;
             let number = |at: usize| bytes[at..at + 8].try_into().map(u64::from_le_bytes).unwrap_or_default();
             Ok(Position { out: number(0), err: number(8) })
         };
-        // A follower goes from one turn to the next; only its first lookup searches.
+        // A follower proceeds from one turn to the next; only its first call searches.
         let mut low = from.min(turns.saturating_sub(1));
         if low + 1 < turns && sum(begins(low + 1)?) <= sum(at) {
             let mut high = turns;
@@ -389,12 +390,12 @@ impl Spool {
         }
     }
 
-    /// Returns the number of kept bytes.
+    /// Returns the number of kept bytes, including the turns.
     pub fn size(&self) -> u64 {
         size(&lock(&self.state))
     }
 
-    /// Returns the kept bytes of the larger stream.
+    /// Returns the number of kept bytes of the larger stream.
     pub fn largest(&self) -> u64 {
         let marks = lock(&self.state);
         marks.out.kept().max(marks.err.kept())
@@ -408,7 +409,7 @@ impl Spool {
             if to <= from || !self.can_punch.load(Ordering::Relaxed) {
                 return;
             }
-            // Recorded first, so that a reader can distinguish a hole from data.
+            // Record the loss before freeing the range, so that a reader can distinguish a hole from data.
             let before = track.kept();
             track.mark_lost(0, to);
             self.budget.sub(before - track.kept());
@@ -433,14 +434,14 @@ impl Drop for Spool {
     }
 }
 
-/// Result of a read.
+/// Result of [`Spool::read`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpoolRead {
-    /// This many bytes, at least one.
+    /// The number of bytes read, at least one.
     Bytes(usize),
-    /// Everything up to this offset was removed.
+    /// All bytes up to this offset were removed.
     Missed(u64),
-    /// The command has not written more.
+    /// The command has not written any more bytes.
     Nothing,
 }
 
@@ -454,7 +455,7 @@ impl SpoolFiles {
 }
 
 impl OutputWriter {
-    /// Appends bytes to a stream. Bytes that the disk does not accept are lost and counted.
+    /// Appends bytes to a stream. Bytes that cannot be written to disk are lost, but counted.
     pub fn append(&mut self, stream: OutputStream, bytes: &[u8]) {
         let (spool, length) = (&self.spool, bytes.len() as u64);
         let step = spool.window / SPOOL_STEP_SHARE;
@@ -468,7 +469,7 @@ impl OutputWriter {
                 (track.end + length + step).saturating_sub(spool.window)
             });
         }
-        // Without hole punching, the beginning is kept and the rest is only counted.
+        // Without hole punching, the beginning is kept, and further bytes are only counted.
         let wanted = !full || spool.can_punch.load(Ordering::Relaxed);
         let written = if wanted { self.write(stream, end, bytes) } else { 0 };
         let noted = self.turn != Some(stream) && self.note_turn();
@@ -481,14 +482,14 @@ impl OutputWriter {
             let before = track.kept();
             track.end += length;
             track.mark_lost(end + written, end + length);
-            // Less than before if gaps were merged.
+            // The number of kept bytes can decrease if gaps were merged.
             spool.budget.add(track.kept().saturating_sub(before));
             spool.budget.sub(before.saturating_sub(track.kept()));
         }
         spool.wrote(written);
     }
 
-    /// Writes bytes and returns how many are on disk.
+    /// Writes bytes and returns how many of them are on disk.
     fn write(&self, stream: OutputStream, at: u64, bytes: &[u8]) -> u64 {
         let mut done = 0;
         let mut asked = false;
@@ -516,7 +517,7 @@ impl OutputWriter {
         }
     }
 
-    /// Records a change of turns; `false` if that was not possible.
+    /// Records a switch to the other stream; returns `false` if that was not possible.
     fn note_turn(&self) -> bool {
         let (turns, at) = {
             let marks = lock(&self.spool.state);
@@ -540,7 +541,7 @@ fn size(marks: &SpoolState) -> u64 {
     marks.out.kept() + marks.err.kept() + marks.turns * TURN_BYTES
 }
 
-/// Returns where data begins again if part of this range of a file is a hole.
+/// Returns the offset at which data begins again if a part of this range of the file is a hole.
 fn hole_at(file: &File, from: u64, to: u64) -> Option<u64> {
     // The files are read by offset, so the descriptors' positions do not matter.
     let hole = seek(file, SeekFrom::Hole(from)).ok().filter(|hole| *hole < to)?;

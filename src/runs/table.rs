@@ -1,8 +1,8 @@
-//! All runs: running ones, so that a build, a deletion or the server's shutdown can end them, and ended ones with their
-//! output, until there are too many or they are too old.
+//! The table of all runs. Running ones are listed so that a build, a deletion or the server's shutdown can end
+//! them. Ended ones are kept with their output until there are too many or they are too old.
 //!
-//! Lock: `runs`, held only for lookups, insertions and removals; `ended` is its condition variable. Files are removed
-//! after unlocking.
+//! Lock: `runs`, held only for lookups, insertions and removals; `ended` is its condition variable. Files are
+//! removed after the lock is released.
 
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -25,9 +25,9 @@ use crate::store::file;
 
 /// Maximum number of ended runs that are kept; the oldest are removed first.
 const RUNS_KEPT: usize = 1000;
-/// How long an ended run is kept.
+/// Time for which an ended run is kept.
 const RUN_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
-/// Maximum number of detached runs; each has a keeper process, which takes some 200 KB.
+/// Maximum number of detached runs; each has a keeper process, which takes about 200 KB of memory.
 const DETACHED_RUNS: usize = 64;
 
 /// All runs of a server.
@@ -35,24 +35,24 @@ pub struct Runs {
     runs: Mutex<RunTable>,
     ended: Condvar,
     folder: PathBuf,
-    /// Largest number of bytes kept of a stream.
+    /// Maximum number of bytes to keep of each stream.
     window: u64,
     budget: Arc<DiskBudget>,
     stopping: AtomicBool,
-    /// Runs that outlive the server.
+    /// Limits the number of runs that outlive the server.
     detached: Shares,
     cgroups: Cgroups,
     keepers: Mutex<Keepers>,
-    /// Runs of an earlier server, until their workspaces are known.
+    /// Runs of an earlier server, kept here until their workspaces are known.
     resumable: Mutex<Vec<KeptRun>>,
 }
 
 #[derive(Default)]
 struct RunTable {
     by_id: HashMap<Uuid, Arc<Run>>,
-    /// Number of running ones.
+    /// Number of runs that have not ended.
     running: usize,
-    /// Ended ones, oldest first.
+    /// Ended runs, oldest first.
     kept: VecDeque<EndedRun>,
     closed: bool,
 }
@@ -70,15 +70,15 @@ pub struct ActiveRun {
     pub id: Uuid,
     pub cancel: Cancel,
     pub run: Arc<Run>,
-    /// Share of the detached runs, if it is one.
+    /// Share of the limit of detached runs; `None` if the run is not detached.
     _share: Option<Share>,
     detached: bool,
 }
 
 impl Runs {
-    /// Opens the table in `folder`. Ended runs of an earlier server are loaded, and runs that outlived it are kept for
-    /// [`Runs::resume_kept`]. Other running ones are marked as failed; the caller must kill their processes, which is
-    /// everything outside [`Runs::kept_groups`].
+    /// Opens the table in `folder`. Loads the ended runs of an earlier server and keeps the runs that outlived it
+    /// for [`Runs::resume_kept`]. Other runs that had not ended are marked as failed; the caller must kill their
+    /// processes, that is, all processes outside [`Runs::kept_groups`].
     ///
     /// # Errors
     /// When the directory cannot be created or read.
@@ -134,7 +134,7 @@ impl Runs {
         Ok(())
     }
 
-    /// Loads one run; `None` if there is nothing to show.
+    /// Loads one run; returns `None` if its directory has no valid record.
     fn load_one(&self, path: &Path) -> Option<LoadedRun> {
         let mut record = read_record(path)?;
         if record.end.is_none() && record.spec.detach {
@@ -145,7 +145,7 @@ impl Runs {
                     met,
                 ));
             }
-            // Its keeper may have ended after the record was read.
+            // The keeper may have exited after the record was read, so read it again.
             record = read_record(path)?;
         }
         let interrupted = record.end.is_none();
@@ -170,14 +170,14 @@ impl Runs {
         let spool = Spool::existing(path, self.window, self.budget.clone(), record.marks.clone());
         let run = Run::from_record(record, path.to_owned(), spool).ok()?;
         if interrupted {
-            // Otherwise the next start reports the same again.
+            // Save the result; otherwise the next start of the server would report the interruption again.
             let _ = run.save(false);
         }
         Some(LoadedRun::Ended(run))
     }
 
-    /// Enters a terminal of `workspace`, which ends with it. Must be called before the workspace's state is checked, so
-    /// that a caller that changes the state and then ends all runs misses none.
+    /// Enters a terminal of `workspace`, so that it ends with the workspace. Must be called before the workspace's
+    /// state is checked, so that a caller that changes the state and then ends all runs misses no terminal.
     ///
     /// # Errors
     /// `ShuttingDown` when the server is stopping.
@@ -185,10 +185,10 @@ impl Runs {
         self.enter_exec(workspace, RunSpec::terminal())
     }
 
-    /// Enters an exec.
+    /// Enters an exec into the table.
     ///
     /// # Errors
-    /// As [`Runs::enter_terminal`].
+    /// The errors of [`Runs::enter_terminal`].
     pub fn enter_exec(self: &Arc<Self>, workspace: Uuid, spec: RunSpec) -> Result<ActiveRun> {
         self.insert(Run::new(Uuid::new_v4(), workspace, spec, None)?, None)
     }
@@ -198,11 +198,11 @@ impl Runs {
         &self.budget
     }
 
-    /// Enters a run with spooled output, at most `window` bytes of each stream.
+    /// Enters a run whose output is spooled, with at most `window` bytes of each stream.
     ///
     /// # Errors
-    /// As [`Runs::enter_terminal`]; `DiskFull`; `Busy` when too many runs outlive the server, `OverShare` when too many
-    /// of this party do.
+    /// The errors of [`Runs::enter_terminal`]; `DiskFull`; `Busy` when too many detached runs are running,
+    /// `OverShare` when too many of them belong to `party`.
     pub fn enter_run(
         self: &Arc<Self>,
         workspace: Uuid,
@@ -243,10 +243,10 @@ impl Runs {
         Ok(ActiveRun { table, id, cancel, run, _share: share, detached: false })
     }
 
-    /// Returns a run of this workspace.
+    /// Returns the run with this ID in a workspace.
     ///
     /// # Errors
-    /// `RunNotFound`.
+    /// `RunNotFound` when the workspace has no such run.
     pub fn get(&self, workspace: Uuid, id: Uuid) -> Result<Arc<Run>> {
         let found = lock(&self.runs).by_id.get(&id).cloned();
         let is_it = |run: &Arc<Run>| run.workspace == workspace && run.spec.origin != RunOrigin::Terminal;
@@ -268,7 +268,7 @@ impl Runs {
         runs
     }
 
-    /// Ends a run and removes it with its output; `false` if it did not end within `patience`.
+    /// Ends a run and removes it with its output; returns `false` if it did not end within `patience`.
     pub fn remove(&self, run: &Run, patience: Duration) -> bool {
         if !self.end_matching(|other| other.id == run.id, patience) {
             return false;
@@ -295,7 +295,7 @@ impl Runs {
         gone.iter().for_each(|run| forget(run));
     }
 
-    /// Ends all runs of `workspace` and waits for them; `false` if some did not end within `patience`.
+    /// Ends all runs of `workspace` and waits for them; returns `false` if a run did not end within `patience`.
     pub fn end_all(&self, workspace: Uuid, patience: Duration) -> bool {
         self.end_matching(|run| run.workspace == workspace, patience)
     }
@@ -309,12 +309,13 @@ impl Runs {
         }
     }
 
-    /// Whether the server will stop.
+    /// Returns whether the server's stop has been announced.
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
     }
 
-    /// Accepts no new runs, waits until `deadline` for running ones, then ends them.
+    /// Stops accepting new runs, waits until `deadline` for running ones, and then ends those that are not
+    /// detached.
     pub fn close(&self, deadline: Instant) {
         let mut state = lock(&self.runs);
         state.closed = true;
@@ -330,7 +331,7 @@ impl Runs {
     /// Starts a run that outlives the server.
     ///
     /// # Errors
-    /// When it could not be started; nothing has run then, and it is removed.
+    /// When the run could not be started; no part of the command has run, and the run is removed.
     pub fn start_kept(
         &self,
         running: ActiveRun,
@@ -343,7 +344,8 @@ impl Runs {
         Ok(())
     }
 
-    /// Resumes the runs of an earlier server. `hold` returns the hold for a workspace's runs.
+    /// Resumes the detached runs of an earlier server. `hold` returns a guard that keeps a workspace's container
+    /// running.
     pub fn resume_kept(&self, hold: impl Fn(Uuid) -> Option<Box<dyn HandoverGuard>>) {
         let found = std::mem::take(&mut *lock(&self.resumable));
         for mut kept in found {
@@ -355,7 +357,7 @@ impl Runs {
         }
     }
 
-    /// Returns the cgroups of processes that outlive the server, with their workspaces.
+    /// Returns the workspaces and cgroups of detached runs, whose processes outlive the server.
     pub fn kept_groups(&self) -> Vec<(Uuid, String)> {
         let runs: Vec<_> = lock(&self.runs).by_id.values().filter(|run| run.spec.detach).cloned().collect();
         let groups =
@@ -363,7 +365,7 @@ impl Runs {
         runs.iter().filter_map(groups).flatten().collect()
     }
 
-    /// Returns the number of running runs.
+    /// Returns the number of runs that have not ended.
     pub fn count(&self) -> usize {
         lock(&self.runs).running
     }
@@ -388,10 +390,11 @@ impl Runs {
         }
     }
 
-    /// Frees space of the workspace with the most kept output: removes its ended runs, oldest first, then truncates its
-    /// largest running ones. A workspace loses no output while another keeps more.
+    /// Frees space of the workspace with the most kept output until `enough` returns `true`: removes its ended
+    /// runs, oldest first, then truncates its largest running ones. A workspace loses no output while another
+    /// keeps more.
     fn make_room(&self, enough: &dyn Fn() -> bool) {
-        // Runs on file systems without hole punching.
+        // Runs whose output cannot shrink, because their file system does not support hole punching.
         let mut rigid: Vec<Uuid> = Vec::new();
         while !enough() {
             let (workspace, oldest) = {
@@ -430,7 +433,8 @@ impl Runs {
 }
 
 impl RunTable {
-    /// Removes and returns runs that are too old, and the oldest of the workspace with the most if there are too many.
+    /// Removes and returns runs that are too old and, if there are too many, the oldest of the workspaces with
+    /// most runs.
     fn take_surplus(&mut self) -> Vec<Arc<Run>> {
         let mut gone = Vec::new();
         while self.kept.front().is_some_and(|oldest| oldest.since.elapsed() >= RUN_KEPT) {
@@ -458,7 +462,7 @@ enum LoadedRun {
 }
 
 impl ActiveRun {
-    /// Leaves the run to the next server.
+    /// Drops the entry without ending the run, which the next server finds.
     pub(super) fn detach(mut self) {
         self.detached = true;
     }
@@ -486,7 +490,7 @@ impl Drop for ActiveRun {
     }
 }
 
-/// Removes the run's files, if there are any.
+/// Removes the run's files; does nothing for a run without a directory.
 fn forget(run: &Run) {
     if let (Some(spool), Some(folder)) = (&run.spool, &run.folder) {
         spool.remove();

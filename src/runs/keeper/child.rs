@@ -1,7 +1,8 @@
-//! The keeper process, `berth keeper`. It receives its job on descriptor 0, starts or takes over one command, and runs
-//! until the command has ended, independently of servers. It prints only its own errors, into `keeper.log`.
+//! The keeper process, `berth keeper`. It receives its job on descriptor 0, starts or takes over one command, and
+//! runs until the command has ended, even if the server exits. It prints only its own errors; they go to
+//! `keeper.log`.
 //!
-//! Threads: `main` watches the command, `keeper-door` talks to servers. Locks: the run's own.
+//! Threads: `main` watches the command, `keeper-door` talks to servers. Locks: those of the run.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
@@ -29,7 +30,7 @@ use crate::proc::spawn::{dev_null, protect_from_oom};
 use crate::proc::waiter::Waiter;
 use crate::proc::{Cancel, Cgroups, Process, ProcessHandover, SignalHandle};
 
-/// Recreates a process object from handed-over parts.
+/// A function that creates a process object from the parts that a server handed over.
 pub type ResumeFn = fn(ProcessHandover, &Cgroups) -> Result<Box<dyn Process>>;
 
 /// Runs the keeper.
@@ -44,9 +45,9 @@ pub fn main(resume: ResumeFn) -> ExitCode {
 }
 
 fn run_keeper(resume: ResumeFn) -> Result<()> {
-    // A failure was already logged by the server that started this.
+    // Ignore a failure: the server that started this keeper has the same limits and logged them.
     let _ = protect_from_oom();
-    // Above the three descriptors of commands.
+    // Use a descriptor above 2, because descriptors 0 to 2 belong to commands.
     let server = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).at("take over", "the socket")?;
     rustix::stdio::dup2_stdin(&dev_null()?).at("close", "stdin")?;
     let _ = poll(&mut [PollFd::new(&server, PollFlags::IN)], None);
@@ -63,7 +64,7 @@ fn run_keeper(resume: ResumeFn) -> Result<()> {
             return Ok(());
         }
     };
-    // Before anything else: a short command may end before the socket accepts connections.
+    // Send the greeting before anything else: a short command may end before the socket accepts connections.
     let server = Some(server).filter(|server| send_hello(&run, server));
     let done = Cancel::new()?;
     let door = {
@@ -71,7 +72,7 @@ fn run_keeper(resume: ResumeFn) -> Result<()> {
         spawn("keeper-door".into(), limits::STACK, move || serve(&run, &listener, server, &done))?
     };
     live.spool_to_end(&run, writer);
-    // The record is written, so servers may be notified.
+    // The record has been written, so the server may be notified.
     done.cancel();
     drop(door);
     Ok(())
@@ -82,7 +83,8 @@ type StartedJob = (Arc<Run>, Live, OutputWriter, OwnedFd);
 fn start_job(job: KeeperJob, mut fds: impl Iterator<Item = OwnedFd>, resume: ResumeFn) -> Result<StartedJob> {
     let KeeperJob { record, folder, window, timeout, cgroups, stdin, work } = job;
     let cgroups = Cgroups::from_handle(cgroups);
-    // A server accounts for all runs together. While there is none, this keeper still leaves the disk some space.
+    // A server accounts for all runs together. While no server runs, the keeper's own budget leaves the disk some
+    // free space.
     let budget = Arc::new(DiskBudget::new(folder.clone(), u64::MAX));
     let (spool, writer) = Spool::reopen(&folder, window, budget.clone())?;
     budget.set_reclaimer({
@@ -139,11 +141,11 @@ fn refused_message(error: &Error) -> KeeperMessage {
     }
 }
 
-/// Serves one server after the other until the run has ended.
+/// Serves one server at a time until the run has ended.
 fn serve(run: &Run, listener: &OwnedFd, mut server: Option<OwnedFd>, done: &Cancel) {
     let Ok(waiter) = Waiter::new() else { return };
     run.waiters.add(&waiter);
-    // State that was last sent to the server.
+    // Output state that the server received last.
     let mut sent = None;
     loop {
         waiter.arm();
@@ -151,7 +153,7 @@ fn serve(run: &Run, listener: &OwnedFd, mut server: Option<OwnedFd>, done: &Canc
         let marks = run.spool.as_ref().map(|spool| spool.state()).unwrap_or_default();
         if let (Some(socket), Some(end)) = (&server, ended.clone()) {
             let last = KeeperMessage::End(Box::new(end), marks);
-            // A server that does not read finds the record.
+            // If the server does not read the message, it reads the run's record instead.
             let deadline = Instant::now() + LAST_SEND;
             while !send(socket, &last, &[]) && wait_writable(socket, deadline) {}
             return;
@@ -164,7 +166,7 @@ fn serve(run: &Run, listener: &OwnedFd, mut server: Option<OwnedFd>, done: &Canc
             if send(socket, &KeeperMessage::Marks(marks.clone()), &[]) {
                 sent = Some(marks);
             } else {
-                // Sent when the socket is writable.
+                // The state is sent once the socket is writable.
                 wanted |= PollFlags::OUT;
             }
         }
@@ -185,7 +187,7 @@ fn serve(run: &Run, listener: &OwnedFd, mut server: Option<OwnedFd>, done: &Canc
         }
         if called {
             if let Ok(socket) = accept_with(listener, SocketFlags::CLOEXEC) {
-                // There is one server per data directory, so the previous one has exited.
+                // Only one server uses a data directory, so the previous server has exited.
                 server = Some(socket).filter(|socket| send_hello(run, socket));
                 sent = None;
             }
@@ -193,10 +195,10 @@ fn serve(run: &Run, listener: &OwnedFd, mut server: Option<OwnedFd>, done: &Canc
     }
 }
 
-/// Longest wait for a server that does not read, before the keeper exits.
+/// Maximum time for which the keeper, before it exits, waits for a server that does not read.
 const LAST_SEND: Duration = Duration::from_secs(1);
 
-/// Waits until a message can be sent; `false` at the deadline or if the server disconnected.
+/// Waits until a message can be sent; returns `false` at the deadline or if the server has disconnected.
 fn wait_writable(socket: &OwnedFd, deadline: Instant) -> bool {
     let left = deadline.saturating_duration_since(Instant::now());
     let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
@@ -207,10 +209,10 @@ fn wait_writable(socket: &OwnedFd, deadline: Instant) -> bool {
     }
 }
 
-/// Sends the greeting; `false` if the server disconnected.
+/// Sends the greeting; returns `false` if the server has disconnected.
 fn send_hello(run: &Run, socket: &OwnedFd) -> bool {
     let Some(SignalHandle { pid, pidfd, group }) = run.signal_handle() else {
-        // The run has ended; the next message reports how.
+        // The run has ended; the next message reports its result.
         return true;
     };
     let stdin = run.input.share();
@@ -227,7 +229,7 @@ fn send_hello(run: &Run, socket: &OwnedFd) -> bool {
     send(socket, &hello, &fds)
 }
 
-/// Handles the server's requests; `false` if it disconnected.
+/// Handles the server's requests; returns `false` if the server has disconnected.
 fn handle_requests(run: &Run, socket: &OwnedFd) -> bool {
     loop {
         match receive::<KeeperRequest>(socket) {

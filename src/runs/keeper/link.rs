@@ -1,4 +1,4 @@
-//! The server's side of one keeper: starts it, finds it again, and sends requests.
+//! The server's side of one keeper: starts the keeper or reconnects to it, and sends it requests.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -23,21 +23,21 @@ use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::spawn::dev_null;
 use crate::proc::{Cgroups, Child, Group, HandoverGuard, Launcher, SignalHandle, Spec, Stdio};
 
-/// Connection to a keeper, usable from any thread.
+/// A connection to a keeper, usable from any thread.
 #[derive(Debug)]
 pub struct KeeperLink {
     pub(super) socket: OwnedFd,
 }
 
-/// Where a detached run is started.
+/// The place where a detached run is started.
 pub enum LaunchTarget<'a> {
-    /// On the host, by the keeper itself: only a parent can learn how its child ends.
+    /// The keeper starts the command on the host: the kernel reports the end of a process only to its parent.
     Host {
         folder: PathBuf,
-        /// Parent cgroup of the command's own.
+        /// Parent cgroup of the command's cgroup.
         group: String,
     },
-    /// By this launcher; the keeper takes over.
+    /// This launcher starts the command, and the keeper takes it over.
     Launcher(&'a dyn Launcher),
 }
 
@@ -45,21 +45,21 @@ pub enum LaunchTarget<'a> {
 pub struct KeptRun {
     pub(super) active: ActiveRun,
     pub(super) link: Arc<KeeperLink>,
-    /// Hold on the container in which it runs.
+    /// Keeps the container of the run from being stopped as idle.
     pub(super) hold: Box<dyn HandoverGuard>,
     pub(super) keeper: KeeperProcess,
-    /// After this time a cancelled run is ended without its keeper.
+    /// Time at which a cancelled run is killed without its keeper.
     pub(super) give_up: Option<Instant>,
 }
 
 /// The keeper's process.
 pub(super) enum KeeperProcess {
     Ours(Child),
-    /// Started by an earlier server.
+    /// The keeper was started by an earlier server.
     Adopted(Group),
 }
 
-/// A keeper's greeting.
+/// The greeting of a keeper.
 struct KeeperHello {
     signal_handle: SignalHandle,
     started_at: String,
@@ -88,7 +88,7 @@ impl KeptRun {
         &self.active.run
     }
 
-    /// Sets the hold, for a run that an earlier server started.
+    /// Sets the hold on the container, for a run that an earlier server started.
     pub fn set_hold(&mut self, hold: Box<dyn HandoverGuard>) {
         self.hold = hold;
     }
@@ -96,7 +96,7 @@ impl KeptRun {
     /// Starts a run and its keeper.
     ///
     /// # Errors
-    /// When one of them could not be started; nothing is running then.
+    /// When the run or its keeper could not be started; no process is left running.
     pub fn start(
         cgroups: &Cgroups,
         running: ActiveRun,
@@ -110,7 +110,7 @@ impl KeptRun {
         rustix::io::ioctl_fionbio(&ours, true).at("prepare", "a socket")?;
         let timeout = plan.timeout;
         let job = |stdin: Option<InputBytes>, work: KeeperWork| -> Result<OwnedFd> {
-            // It arrived as text.
+            // stdin arrived as text in JSON, so the conversion loses nothing.
             let stdin = stdin.map(InputBytes::into_vec).transpose()?;
             let stdin = stdin.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
             let (record, folder, cgroups) = (run.record(), folder.clone(), cgroups.handle());
@@ -173,7 +173,7 @@ impl KeptRun {
     }
 }
 
-/// Result of looking for the keeper of a run.
+/// Result of the search for the keeper of a run.
 pub(in super::super) enum KeeperLookup {
     /// The keeper answered.
     Alive(Box<FoundKeeper>),
@@ -181,7 +181,7 @@ pub(in super::super) enum KeeperLookup {
     Gone,
 }
 
-/// A keeper that answered.
+/// A keeper of an earlier server that answered.
 pub(in super::super) struct FoundKeeper {
     hello: KeeperHello,
     link: KeeperLink,
@@ -210,7 +210,7 @@ impl FoundKeeper {
         }
     }
 
-    /// Continues with the run.
+    /// Attaches the found keeper to its run.
     pub(in super::super) fn resume(self, running: ActiveRun) -> KeptRun {
         let FoundKeeper { hello, link, keeper, .. } = self;
         let link = Arc::new(link);
@@ -233,7 +233,7 @@ fn group_of(id: &str) -> String {
     format!("keepers/{id}")
 }
 
-/// Returns the cgroups of a run that must not be swept: its keeper's and its own.
+/// Returns the cgroups of a run that must not be removed as leftovers: its keeper's cgroup and the command's.
 pub(in super::super) fn groups(run: &Run) -> Option<[String; 2]> {
     let own = run.signal_handle()?.group.path().to_owned();
     Some([group_of(&run.id.simple().to_string()), own])
@@ -245,7 +245,8 @@ fn start_keeper(cgroups: &Cgroups, folder: &Path, run: &Run, socket: OwnedFd) ->
     let log = std::fs::File::options().append(true).create(true).mode(0o600).open(&path).at("make", &path)?;
     let stdio = Stdio { stdin: socket, stdout: dev_null()?, stderr: log.into() };
     let group = cgroups.group(&group_of(&run.id.simple().to_string()))?;
-    // The running binary, even if its path has been replaced (proc(5)). The directory argument is shown by ps(1).
+    // Execute the running binary, even if its path has been replaced (proc(5)). The directory argument is for
+    // ps(1).
     Spec::new("/proc/self/exe")
         .args(["keeper".to_owned(), folder.to_string_lossy().into_owned()])
         .start(stdio, group)
@@ -276,7 +277,7 @@ fn receive_hello(cgroups: &Cgroups, socket: &OwnedFd) -> Result<(KeeperHello, Sp
                     return Ok((hello, marks));
                 }
             }
-            // The record repeats it.
+            // The record repeats the result of the run, so it is not needed here.
             Received::Message(KeeperMessage::End(_, marks), _) => match hello.take() {
                 Some(hello) => return Ok((hello, marks)),
                 None => return Err(no_answer()),
@@ -295,7 +296,7 @@ fn receive_hello(cgroups: &Cgroups, socket: &OwnedFd) -> Result<(KeeperHello, Sp
 }
 
 fn error_of(code: &str, message: String, details: Map<String, Value>) -> Error {
-    // Codes that starting a command may return.
+    // Error codes that the start of a command may return.
     let known = [
         Code::InvalidCommand,
         Code::InvalidCwd,
@@ -308,7 +309,7 @@ fn error_of(code: &str, message: String, details: Map<String, Value>) -> Error {
     details.into_iter().fold(Error::new(code, message), |error, (name, value)| error.detail(&name, value))
 }
 
-/// Attaches a run to its keeper.
+/// Connects a run with the process, stdin and spool of its keeper.
 fn attach(run: &Run, hello: KeeperHello, link: &Arc<KeeperLink>) {
     run.attach_kept(hello.signal_handle, hello.started_at);
     if let Some(spool) = &run.spool {

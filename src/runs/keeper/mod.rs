@@ -1,7 +1,8 @@
-//! Runs that outlive the server. Each has a keeper: a berth process (`berth keeper`) outside every container and in a
-//! cgroup of its own. It owns the run's pipes, its spool, its deadline and the wait for its end, writes the run's
-//! record when it has ended, and then exits. A server follows it over a socket in the run's directory; the next server
-//! finds the socket there. If neither the keeper nor its record reports the end of a run, its status is lost.
+//! Runs that outlive the server. Each has a keeper: a berth process (`berth keeper`) outside every container and
+//! in its own cgroup. The keeper owns the run's pipes, its spool and its deadline, and waits for the command's
+//! end. It then writes the run's record and exits. A server follows the keeper over a socket in the run's
+//! directory; the next server connects to the same socket. If neither the keeper nor the record reports the result
+//! of a run, the result is lost.
 //!
 //! In reading order: `wire` (the protocol), `child` (the keeper), `link` (the server's side of one keeper), `watch`
 //! (the thread that follows all keepers).

@@ -1,7 +1,7 @@
 //! Follows all keepers: applies their messages, asks them to end their runs, and ends runs from outside when a keeper
 //! does not answer.
 //!
-//! Thread: `keepers`. No lock of its own; started keepers are sent to the thread.
+//! Thread: `keepers`. No lock of its own; a channel passes new keepers to the thread.
 
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
@@ -17,9 +17,10 @@ use crate::base::thread::{JoinOnDrop, spawn};
 use crate::base::{Error, Result, limits};
 use crate::proc::{ProcessOutcome, Usage, Waker};
 
-/// The thread that follows all keepers.
+/// Handle of the thread that follows all keepers.
 pub struct Keepers {
-    // Closing it ends the thread, so this field is dropped first. Unbounded: the table limits the number of runs.
+    // Dropped before `thread`: closing the channel ends the thread. Unbounded: the table limits the number of
+    // runs.
     new: Option<Sender<KeptRun>>,
     waker: Arc<Waker>,
     thread: Option<JoinOnDrop>,
@@ -40,19 +41,19 @@ impl Keepers {
         Ok(Keepers { new: Some(new), waker, thread: Some(thread) })
     }
 
-    /// Follows another keeper.
+    /// Starts to follow another keeper.
     pub fn add(&self, kept: KeptRun) {
         match &self.new {
             Some(new) => {
                 let _ = new.send(kept);
                 self.waker.wake();
             }
-            // The server is stopping; the next one finds the run.
+            // This server is stopping; the next server finds the run.
             None => kept.detach(),
         }
     }
 
-    /// Leaves all runs to the next server.
+    /// Ends the thread and leaves all runs to the next server.
     pub fn detach(&mut self) {
         self.new = None;
         self.waker.wake();
@@ -80,7 +81,7 @@ fn watch(arrivals: &Receiver<KeptRun>, waker: &Waker) {
         let mut fds = vec![PollFd::from_borrowed_fd(waker.as_fd(), PollFlags::IN)];
         for kept in &all {
             fds.push(PollFd::new(&kept.link.socket, PollFlags::IN));
-            // Already cancelled: no further event is expected.
+            // The run is already cancelled, so its cancel descriptor is not polled again.
             let wanted = if kept.give_up.is_none() { PollFlags::IN } else { PollFlags::empty() };
             fds.push(PollFd::from_borrowed_fd(kept.active.cancel.as_fd(), wanted));
         }
@@ -99,7 +100,7 @@ fn watch(arrivals: &Receiver<KeptRun>, waker: &Waker) {
     }
 }
 
-/// Handles events of one keeper; `None` if its run has ended.
+/// Handles the events of one keeper; returns `None` if its run has ended.
 fn step(mut kept: KeptRun, readable: bool, cancelled: bool) -> Option<KeptRun> {
     if readable {
         match kept.receive_messages() {
@@ -149,7 +150,7 @@ impl KeptRun {
                     }
                     self.hold.ended(&end.usage);
                     run.set_end(*end);
-                    // The keeper's disk may have been full.
+                    // The disk may have been full when the keeper wrote the record.
                     if run.folder.as_deref().and_then(read_record).is_none_or(|record| record.end.is_none()) {
                         let _ = run.save(true);
                     }
@@ -162,7 +163,7 @@ impl KeptRun {
         }
     }
 
-    /// Handles a keeper that disconnected without an end message. It may have written the record.
+    /// Handles a keeper that disconnected without an end message. It may still have written the record.
     fn lost(self) {
         let run = &self.active.run;
         if let Some(record) = run.folder.as_deref().and_then(read_record) {
@@ -182,7 +183,7 @@ impl KeptRun {
         )));
     }
 
-    /// Kills the keeper and the run from outside.
+    /// Kills the keeper and the command, and records the result.
     fn end_from_outside(self, how: Result<ProcessOutcome>) {
         let run = &self.active.run;
         self.end_keeper();
@@ -195,7 +196,7 @@ impl KeptRun {
             usage = signal_handle.group.usage();
         }
         if let Some(spool) = &run.spool {
-            // It may have written more than it reported.
+            // The keeper may have written more output than it reported.
             spool.rescan();
         }
         run.finish(how, usage);
@@ -214,19 +215,20 @@ impl KeptRun {
         }
     }
 
-    /// Cleans up after a keeper that has finished.
+    /// Kills the remaining processes of a keeper whose run has ended.
     fn clean_up(self) {
         self.end_keeper();
     }
 
-    /// Leaves the run to the next server.
+    /// Releases the run without ending it, so that the next server finds it.
     fn detach(self) {
         let KeptRun { active: running, keeper, .. } = self;
         if let Some(signal_handle) = running.run.signal_handle() {
             signal_handle.group.disown();
         }
         match keeper {
-            // Skips the destructor, which would kill it; the kernel reparents it when this server exits.
+            // Skips the destructor, which would kill the keeper; the kernel reparents the keeper when this server
+            // exits.
             KeeperProcess::Ours(child) => std::mem::forget(child),
             KeeperProcess::Adopted(group) => group.disown(),
         }

@@ -23,16 +23,17 @@ use super::super::spool::SpoolState;
 use crate::base::{At, Error, Result};
 use crate::proc::{CgroupsHandle, CommandSpec, pty};
 
-/// Protocol version. A server ends keepers with another version.
+/// Protocol version. A server ends the keepers that have another version.
 pub(super) const VERSION: u32 = 1;
 
 /// Name of the socket in a run's directory.
 const SOCKET: &str = "keeper.sock";
 const AT: &str = "a keeper's socket";
 
-/// Longest message: marks contain at most [`crate::base::limits::SPOOL_GAPS`] gaps per stream.
+/// Maximum message length: a state of the output contains at most [`crate::base::limits::SPOOL_GAPS`] gaps per
+/// stream.
 const MESSAGE_BYTES: usize = 32 << 10;
-/// Most descriptors per message.
+/// Maximum number of descriptors per message.
 const DESCRIPTORS: usize = 6;
 
 /// A keeper's job, in a file that is sent with the server's first message.
@@ -41,21 +42,21 @@ pub(super) struct KeeperJob {
     /// The run's record.
     pub(super) record: RunRecord,
     pub(super) folder: PathBuf,
-    /// Bytes kept of each stream.
+    /// Bytes to keep of each output stream.
     pub(super) window: u64,
     /// Time limit of the run.
     pub(super) timeout: Duration,
     pub(super) cgroups: CgroupsHandle,
-    /// Input of the command, followed by EOF.
+    /// Input for the command, followed by EOF.
     pub(super) stdin: Option<String>,
     pub(super) work: KeeperWork,
 }
 
-/// The keeper's task.
+/// The task of a keeper.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum KeeperWork {
-    /// Start a command on the host, in this cgroup.
+    /// Start a command on the host, with `group` as its cgroup.
     Start {
         folder: PathBuf,
         group: String,
@@ -63,36 +64,36 @@ pub(super) enum KeeperWork {
         pty: Option<pty::WindowSize>,
         open_stdin: bool,
     },
-    /// Take over a command that is running in a container. Descriptors: the process, the socket that reports its end,
-    /// stdout, stderr, and the other end of stdin if it is open.
+    /// Take over a command that is running in a container. Descriptors: the process, the socket that reports its
+    /// end, stdout, stderr, and the writing end of stdin if stdin is open.
     Watch { pid: i32, group: String, read: Vec<u8>, stdin: bool, tty: bool },
 }
 
-/// Server → keeper.
+/// Requests from the server to the keeper.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum KeeperRequest {
-    /// Do this job. Descriptors: a file with the [`KeeperJob`], then those of the task.
+    /// Carry out a job. Descriptors: a file with the [`KeeperJob`], then the descriptors of its task.
     Job,
     /// End the run.
     Cancel,
-    /// Close its stdin.
+    /// Close the stdin of the command.
     CloseStdin,
-    /// Keep only this many bytes of each stream.
+    /// Free all but this many bytes of each output stream.
     Shrink(u64),
 }
 
-/// Keeper → server.
+/// Messages from the keeper to the server.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum KeeperMessage {
-    /// The run has started. Descriptors: the process, and the other end of stdin if it is open.
+    /// The run has started. Descriptors: the process, and the writing end of stdin if stdin is open.
     Hello { version: u32, pid: i32, group: String, started_at: String, stdin: bool, tty: bool },
-    /// It could not be started; nothing has run.
+    /// The run could not be started; no part of the command has run.
     Refused { code: String, message: String, details: Map<String, Value> },
-    /// State of its output.
+    /// The current state of the run's output.
     Marks(SpoolState),
-    /// It has ended; the record contains this too.
+    /// The run has ended; its record contains the same result.
     End(Box<RunEnd>, SpoolState),
 }
 
@@ -103,14 +104,14 @@ pub(super) fn pair() -> Result<(OwnedFd, OwnedFd)> {
 }
 
 fn folder_and_address(folder: &std::path::Path) -> Result<(OwnedFd, SocketAddrUnix)> {
-    // Through our own descriptor: socket paths are limited to 107 bytes (unix(7)).
+    // Use a path through our own descriptor: socket paths are limited to 107 bytes (unix(7)).
     let open = crate::proc::spawn::open_dir(folder)?;
     let address =
         SocketAddrUnix::new(format!("/proc/self/fd/{}/{SOCKET}", open.as_raw_fd())).at("name", AT)?;
     Ok((open, address))
 }
 
-/// Opens the keeper's listening socket.
+/// Opens the listening socket of a keeper in the run's directory.
 pub(super) fn listen(folder: &std::path::Path) -> Result<OwnedFd> {
     let (_open, address) = folder_and_address(folder)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -120,7 +121,7 @@ pub(super) fn listen(folder: &std::path::Path) -> Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Connects to the keeper of the run in `folder`; fails if there is none.
+/// Connects to the keeper of the run in `folder`; fails if no keeper listens.
 pub(super) fn connect_to_keeper(folder: &std::path::Path) -> Result<OwnedFd> {
     let (_open, address) = folder_and_address(folder)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -129,7 +130,7 @@ pub(super) fn connect_to_keeper(folder: &std::path::Path) -> Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Sends one message without blocking. `false` if the other side disconnected or its queue is full.
+/// Sends one message without blocking. Returns `false` if the other side has disconnected or its queue is full.
 pub(super) fn send(socket: impl AsFd, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> bool {
     let Ok(bytes) = serde_json::to_vec(message) else { return false };
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
@@ -146,13 +147,13 @@ pub(super) fn send(socket: impl AsFd, message: &impl Serialize, fds: &[BorrowedF
     }
 }
 
-/// Result of receiving.
+/// Result of [`receive`].
 #[derive(Debug)]
 pub(super) enum Received<T> {
     Message(T, Vec<OwnedFd>),
-    /// No message at the moment.
+    /// No message has arrived.
     Nothing,
-    /// The other side disconnected or sent an invalid message.
+    /// The other side has disconnected or sent an invalid message.
     Gone,
 }
 
