@@ -1,6 +1,6 @@
-//! Builds: one at a time per workspace, journaled, cancellable, and reported step by step ([`super::feed`]).
-//! **Invariant:** a root appears complete, and an existing root is discarded only for `rebuild`, after the image for
-//! the new one is available.
+//! Builds of containers. Each workspace has at most one build at a time; a build is journaled, can be cancelled, and
+//! is reported step by step ([`super::feed`]). **Invariant:** a root folder appears complete, and an existing root is
+//! discarded only for `rebuild`, after the image for the new root is available.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -28,22 +28,22 @@ use crate::workspaces::{
 /// The options of a build.
 #[derive(Clone, Debug)]
 pub struct BuildRequest {
-    /// The new base, if it changes.
+    /// The base to build from, if it differs from the current one.
     pub base: Option<ContainerBase>,
-    /// Discards an existing root.
+    /// Whether to discard an existing root folder.
     pub rebuild: bool,
     /// Whether a distribution's image may be built.
     pub pull: Pull,
 }
 
 impl Lifecycle {
-    /// Accepts a build and returns the workspace as `building`; a worker does the work. For a ready workspace the
-    /// answer is the same, as in sandboxed.sh, but only skills and tools are synced, so that commands keep running
-    /// and no init script runs twice.
+    /// Accepts a build and returns the workspace with status `building`; a worker thread runs the build. The response
+    /// for a ready workspace is the same, as in sandboxed.sh, but its build only syncs skills and tools, so that
+    /// commands keep running and no init script runs twice.
     ///
     /// # Errors
-    /// `NotAContainer`, `BuildRunning`, `RebuildRequired`, `ImageNotFound`, `Busy`, `WorkspaceNotFound`;
-    /// `InvalidPayload` if an imported image is to be pulled.
+    /// Fails with `NotAContainer`, `BuildRunning`, `RebuildRequired`, `ImageNotFound`, `Busy` or `WorkspaceNotFound`,
+    /// or with `InvalidPayload` if the request wants to pull an imported image.
     pub fn start_build(
         self: &Arc<Self>,
         id: Uuid,
@@ -92,7 +92,7 @@ impl Lifecycle {
         Ok(accepted)
     }
 
-    /// Runs a build on a worker thread.
+    /// Runs a build on the current thread, a worker.
     fn build(
         &self,
         workspace: &Workspace,
@@ -101,7 +101,7 @@ impl Lifecycle {
         guard: JobGuard,
         feed: &Arc<BuildFeed>,
     ) {
-        // Otherwise it was cancelled while queued, or its workspace was deleted.
+        // If `begin` returns false, the build was cancelled while queued, or its workspace was deleted.
         if guard.begin() {
             let mut done = BuildProgress::Unchanged;
             let result = self.build_steps(workspace, pull, &guard.cancel, feed, &mut done);
@@ -114,7 +114,7 @@ impl Lifecycle {
         }
     }
 
-    /// Records the outcome of a build. Undoes a cancelled one.
+    /// Records the outcome of a build, and undoes a build that a client has cancelled.
     fn finish_build(
         &self,
         workspace: &Workspace,
@@ -125,8 +125,8 @@ impl Lifecycle {
     ) {
         if self.closing.load(Ordering::SeqCst) && result.as_ref().is_err_and(|e| e.code() == Code::Cancelled)
         {
-            // No client cancelled it, so it is not undone. It stays journaled, and the next start reports it as
-            // interrupted, as after a crash.
+            // The server's shutdown cancelled the build, so it is not undone. The build stays journaled, and the next
+            // start reports it as interrupted, as after a crash.
             return;
         }
         let (status, message) = match result {
@@ -152,8 +152,8 @@ impl Lifecycle {
                 }
             },
         };
-        // Release the guard first: a client that sees the new status may begin a build at once. Until then the record
-        // refuses one.
+        // The guard is released first, because a client that sees the new status may begin a build at once. Until the
+        // record is updated, it refuses a new build.
         drop(guard);
         update_until_saved(workspace, |record| {
             record.job = None;
@@ -195,11 +195,12 @@ impl Lifecycle {
             let from = record.view.image.as_deref().unwrap_or(distro.as_str());
             log.note(format!("Building container with {from}"));
             feed.begin(BuildStep::Image);
-            // Before the old root is discarded, so that it is kept if no image is available.
+            // The image is chosen before the old root is discarded, so that the old root is kept if no image is
+            // available.
             let image = self.image_of(&record, pull, &mut log, cancel)?;
             go_on()?;
             feed.begin(BuildStep::Root);
-            // The status refuses new runs; running ones still use the old root.
+            // The status `building` refuses new runs; runs that are already running still use the old root.
             if !self.runs.end_all(workspace.id(), END_RUNS_TIMEOUT) {
                 return Err(Error::internal("A command in the workspace could not be stopped"));
             }
@@ -227,14 +228,15 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// Discards a root: moves it into the trash if a rename can do so, otherwise removes it now.
+    /// Discards a root folder: moves it into the trash if a rename is possible, otherwise removes it at once.
     pub(super) fn discard_root(&self, site: &RootLocation) -> Result<()> {
         self.roots.discard(site, |root| self.discard_folder(root))?;
         self.empty_trash();
         Ok(())
     }
 
-    /// Discards a folder, if it exists.
+    /// Moves a folder into the trash, or removes it at once if a rename is not possible. Does nothing if it does not
+    /// exist.
     pub(super) fn discard_folder(&self, folder: &Path) -> Result<()> {
         if folder.symlink_metadata().is_err() {
             return Ok(());
@@ -252,8 +254,8 @@ impl Lifecycle {
         remove_in_place(folder)
     }
 
-    /// The distribution according to the root's os-release. The workload can change that file, so it only decides
-    /// whether `rebuild` is required.
+    /// Returns the distribution that the root's os-release names. The workload can change that file, so the result
+    /// only decides whether `rebuild` is required.
     fn built_distro(&self, workspace: &Workspace) -> Option<Distro> {
         if self.roots.uses_host_programs(&site(workspace, &workspace.record())) {
             return Some(Distro::Host);
@@ -280,7 +282,7 @@ fn remove_in_place(path: &Path) -> Result<()> {
     }
 }
 
-/// The progress of a build, for undoing it.
+/// How far a build has come, for undoing it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BuildProgress {
     /// Nothing was changed.
@@ -289,20 +291,21 @@ enum BuildProgress {
     RootRemoved,
     /// A new root exists.
     RootCreated,
-    /// The existing root was kept.
+    /// The existing root was kept, and the build changed it.
     RootKept,
 }
 
-/// The log line between the library's fragments and the workspace's own script.
+/// The line in the build log between the output of the library's fragments and that of the workspace's own script.
 pub(super) const OWN_SCRIPT: &str = "[berth] Running the workspace's own init script";
 
-/// Records the end of a job.
+/// Records the end of a job in the workspace's record.
 pub(super) fn finish_job(workspace: &Workspace, error: Option<String>) {
     update_until_saved(workspace, |record| record.finish(error.clone()));
 }
 
-/// Applies a change that must not be lost. A full disk can refuse it, and memory and disk must agree, so it is
-/// retried. If all attempts fail, the repair at the next start corrects the record.
+/// Applies a change of the record that must not be lost. The write fails on a full disk, and the record in memory must
+/// not differ from the one on disk, so the change is retried. If all attempts fail, the repair at the next start
+/// corrects the record.
 pub(super) fn update_until_saved(workspace: &Workspace, change: impl Fn(&mut WorkspaceRecord)) {
     const TRIES: u32 = 60;
     for _ in 0..TRIES {

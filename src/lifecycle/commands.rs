@@ -28,23 +28,23 @@ pub struct AcceptedRun {
 
 /// A started run.
 pub enum StartedRun {
-    /// A thread of this server must watch it.
+    /// A thread of this server must watch the run.
     Attached {
         running: ActiveRun,
-        /// Receives its output.
+        /// The writer for the run's output.
         writer: OutputWriter,
         live: Box<Live>,
     },
-    /// A keeper process watches it.
+    /// A keeper process watches the run.
     Detached,
 }
 
 impl Lifecycle {
-    /// Checks a command. Returns the step that runs it on a worker, and the cancellation that stops it. The caller
-    /// drops the second value of the step's result after the response is sent.
+    /// Checks a command. Returns a closure that runs the command on a worker, and the cancellation that stops it. The
+    /// caller drops the second value of the closure's result after it has sent the response.
     ///
     /// # Errors
-    /// 400s that name the field; `NotReady`; `WorkspaceNotFound`.
+    /// Fails with status 400 and the name of the invalid field, with `NotReady`, or with `WorkspaceNotFound`.
     pub fn start_exec(
         self: &Arc<Self>,
         id: Uuid,
@@ -71,7 +71,8 @@ impl Lifecycle {
     /// Checks a run and registers it. `timeout` is its time limit.
     ///
     /// # Errors
-    /// 400s that name the field; `NotReady`; `WorkspaceNotFound`; `DiskFull`.
+    /// Fails with status 400 and the name of the invalid field, with `NotReady`, with `WorkspaceNotFound`, or with
+    /// `DiskFull`.
     pub fn accept_run(
         self: &Arc<Self>,
         id: Uuid,
@@ -107,7 +108,7 @@ impl Lifecycle {
         Ok(plan)
     }
 
-    /// Resolves the user of a command in the workspace's own passwd file.
+    /// Looks up the user of a command in the workspace's own passwd file.
     pub(super) fn account(
         &self,
         workspace: &Workspace,
@@ -117,8 +118,8 @@ impl Lifecycle {
         user.map(|user| user::resolve(user, self.launcher(workspace, record)?.as_ref())).transpose()
     }
 
-    /// Looks up the launcher after the run is registered. An operation that has changed the status since the first
-    /// check finds the run and stops it.
+    /// Checks the workspace again and returns its launcher. The caller has registered the run, so an operation that
+    /// changes the status from now on finds the run and stops it.
     fn launcher_now(&self, workspace: &Workspace) -> Result<Box<dyn Launcher>> {
         let record = workspace.record();
         workspace.check_alive()?;
@@ -150,7 +151,7 @@ impl AcceptedRun {
     /// Starts the run.
     ///
     /// # Errors
-    /// If it could not be started: then no command has run, and the run is removed.
+    /// Fails if the run could not be started. Then no command has run, and the run is removed.
     pub fn start(self) -> Result<StartedRun> {
         let AcceptedRun { lifecycle, workspace, running, writer, window, plan } = self;
         let launcher = lifecycle.launcher_now(&workspace)?;
@@ -163,7 +164,7 @@ impl AcceptedRun {
                 },
                 WorkspaceKind::Container => keeper::LaunchTarget::Launcher(launcher.as_ref()),
             };
-            // The keeper writes its output.
+            // The keeper process writes the run's output.
             drop(writer);
             lifecycle.runs.start_kept(running, place, window, plan)?;
             return Ok(StartedRun::Detached);
@@ -174,7 +175,7 @@ impl AcceptedRun {
 }
 
 impl StartedRun {
-    /// Watches an attached run to its end on this thread.
+    /// Watches an attached run on the current thread until the run ends. Does nothing for a detached run.
     pub fn watch(self) {
         if let StartedRun::Attached { running, writer, live } = self {
             live.spool_to_end(&running.run, writer);
@@ -191,7 +192,7 @@ pub(super) fn check_ready(record: &WorkspaceRecord) -> Result<()> {
         WorkspaceStatus::Building => "Building",
         WorkspaceStatus::Ready | WorkspaceStatus::Error => "Error",
     };
-    // The first two sentences are those of sandboxed.sh.
+    // The first two messages are identical to those of sandboxed.sh.
     if record.view.status == WorkspaceStatus::Building {
         let message = format!(
             "Container workspace is not ready (status: {status}). Wait for its build or init script to end: GET …/build/events"
@@ -207,7 +208,8 @@ pub(super) fn check_ready(record: &WorkspaceRecord) -> Result<()> {
     .detail("status", status.to_ascii_lowercase()))
 }
 
-/// Absolute paths are paths inside the container. As in sandboxed.sh, a host path below the root is translated.
+/// Returns the path of a working directory inside the container. A path on the host below the container's root is
+/// translated, as in sandboxed.sh; any other absolute path already is a path inside the container.
 pub(super) fn cwd_inside(cwd: &str, root: &str) -> String {
     match Path::new(cwd).strip_prefix(root) {
         Ok(below) => format!("/{}", below.display()),

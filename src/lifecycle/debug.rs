@@ -1,5 +1,5 @@
 //! Information for finding out why a build or an init script failed. The workload can change the root, so every file
-//! is opened beneath it.
+//! is opened beneath the root.
 
 use std::path::Path;
 
@@ -15,9 +15,9 @@ use crate::roots::RootKind;
 use crate::store::file;
 use crate::workspaces::{WorkspaceKind, WorkspaceStatus};
 
-/// Number of last lines in the answer of `init-log` (assets/docs/compatibility.md#builds-and-init-scripts).
+/// The number of last lines in the response of `init-log` (assets/docs/compatibility.md#builds-and-init-scripts).
 const INIT_LOG_LINES: usize = 500;
-/// Maximum number of bytes that `init-log` reads, from the end of the file.
+/// The maximum number of bytes that `init-log` reads, from the end of the file.
 const INIT_LOG_BYTES: u64 = 4 << 20;
 
 /// The response of `debug`.
@@ -28,9 +28,9 @@ pub struct WorkspaceDebug {
     status: WorkspaceStatus,
     path: String,
     path_exists: bool,
-    /// The size of a container's files. Measured again in the background while clients ask.
+    /// The size of a container's files. It is measured again in the background while clients request it.
     size_bytes: Option<u64>,
-    /// The part of `size_bytes` that no other workspace shares.
+    /// The part of `size_bytes` that is not shared with other workspaces.
     own_bytes: Option<u64>,
     /// When the size was measured.
     size_measured_at: Option<String>,
@@ -39,15 +39,15 @@ pub struct WorkspaceDebug {
     init_script_exists: bool,
     init_script_modified: Option<String>,
     distro: Option<Distro>,
-    /// How a container's root is stored; null without a root.
+    /// How the container's root is stored; null if there is no root.
     root_kind: Option<RootKind>,
     last_error: Option<String>,
     running: bool,
-    /// The container; null for a host workspace.
+    /// The state of the container; null for a host workspace.
     machine: Option<container::ContainerStatus>,
     /// Whether and how this host enforces limits.
     enforcement: Enforcements,
-    /// Requested settings that this host cannot apply.
+    /// One warning for each requested setting that this host cannot apply.
     warnings: Vec<String>,
 }
 
@@ -71,10 +71,10 @@ pub struct InitLog {
 const DIRECTORIES: [&str; 7] = ["bin", "usr", "etc", "var", "var/log", "root", "tmp"];
 
 impl Lifecycle {
-    /// The state of a workspace's folder.
+    /// Returns the state of a workspace's folder.
     ///
     /// # Errors
-    /// `WorkspaceNotFound`.
+    /// Fails with `WorkspaceNotFound`.
     pub fn debug(&self, id: Uuid) -> Result<WorkspaceDebug> {
         let workspace = self.registry.get(id)?;
         let record = workspace.record();
@@ -107,7 +107,7 @@ impl Lifecycle {
             directories: DIRECTORIES
                 .map(|path| {
                     let file_count = match path {
-                        // Mounted from the host.
+                        // The container's /usr is mounted from the host.
                         "usr" if on_host => std::fs::read_dir("/usr").ok().map(|all| all.count() as u64),
                         _ => count(path),
                     };
@@ -129,16 +129,16 @@ impl Lifecycle {
         })
     }
 
-    /// The last lines of the init script's log, or of the build log if there is none.
+    /// Returns the last lines of the init script's log, or of the build log if there is no init log.
     ///
     /// # Errors
-    /// `WorkspaceNotFound`; `Internal` if a log exists but cannot be read.
+    /// Fails with `WorkspaceNotFound`, or with `Internal` if a log exists but cannot be read.
     pub fn init_log(&self, id: Uuid) -> Result<InitLog> {
         let workspace = self.registry.get(id)?;
         let log_path = format!("/{}", init::LOG);
         if let Ok(root) = self.files(&workspace) {
             for file in [init::LOG, init::OLD_LOG] {
-                // A device, a folder or a loop of links at the log's path is ignored.
+                // If the log's path is that of a device, a folder or a loop of symbolic links, it is ignored.
                 let Ok(Some(tail)) = root.read_tail(file, INIT_LOG_BYTES) else { continue };
                 let total = root.count_lines(file).ok().flatten();
                 return Ok(log_view(&tail.bytes, tail.complete, total, log_path));
@@ -159,7 +159,7 @@ fn log_view(bytes: &[u8], complete: bool, total_lines: Option<u64>, log_path: St
     let text = String::from_utf8_lossy(bytes);
     let mut lines: Vec<&str> = text.lines().collect();
     if !complete && !lines.is_empty() {
-        // The first line of an incomplete tail is cut off.
+        // The first line of an incomplete tail may be truncated, so it is left out.
         lines.remove(0);
     }
     let skip = lines.len().saturating_sub(INIT_LOG_LINES);

@@ -1,4 +1,5 @@
-//! Deletion: hides the workspace, ends its processes, then moves its files into the trash by one rename.
+//! Deletes workspaces. A deletion first hides the workspace, then ends its processes, then moves its files into the
+//! trash with one rename.
 
 use std::path::Path;
 
@@ -11,11 +12,12 @@ use crate::store::tree;
 use crate::workspaces::{Workspace, WorkspaceKind};
 
 impl Lifecycle {
-    /// Deletes a workspace with exactly its own tree. A host workspace's folder that berth did not create is kept.
+    /// Deletes a workspace with its own files and no others. The folder of a host workspace is kept if berth did not
+    /// create it.
     ///
     /// # Errors
-    /// `DefaultWorkspace`, `WorkspaceNotFound`, `MountedInside`. The workspace is then unchanged, except that its
-    /// commands were stopped.
+    /// Fails with `DefaultWorkspace`, `WorkspaceNotFound` or `MountedInside`. After an error the workspace is
+    /// unchanged, except that its commands were stopped.
     pub fn delete(&self, id: Uuid) -> Result<()> {
         let workspace = self.registry.get(id)?;
         workspace.begin_delete()?;
@@ -51,7 +53,7 @@ impl Lifecycle {
             let site = site(workspace, &record);
             self.roots.sweep(&site)?;
             self.roots.remove_home(&site)?;
-            // The location in earlier versions.
+            // Earlier versions stored the build log at this path.
             let _ = std::fs::remove_file(format!("{}.build.log", record.view.path));
         }
         self.registry.discard(workspace)?;

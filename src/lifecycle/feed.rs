@@ -1,7 +1,7 @@
-//! Events of a build: its steps, the lines of its log, its end. Each build has a topic of the bus. The topics of the
-//! last builds are kept, so that a late subscriber can read them.
+//! The events of a build: its steps, the lines of its log, and its outcome. Each build has a topic of the bus. The
+//! topics of the most recent builds are kept, so that a subscriber that connects late can read them.
 //!
-//! Locks: `feeds`, and the step of one feed; leaves.
+//! Locks: `feeds`, and the step of one feed; both are leaves.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -16,23 +16,24 @@ use crate::base::{Error, clock, limits};
 use crate::events::Topic;
 use crate::workspaces::WorkspaceRecord;
 
-/// Number of builds whose events are kept for clients that connect late; the longest take some 1 MB.
+/// The number of builds whose events are kept for clients that connect late. The events of a long build take about 1
+/// MB.
 const BUILD_FEEDS: usize = 32;
-/// Maximum length of a log line in a build's event.
+/// The maximum length of a log line in a build's event.
 const BUILD_LINE_BYTES: usize = 1000;
 
 /// A step of a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BuildStep {
-    /// The base image, built if it does not exist.
+    /// Choosing the base image, and building the image if it does not exist.
     Image,
-    /// The root, created from the image.
+    /// Creating the root from the image.
     Root,
-    /// Skills and tools of the library.
+    /// Syncing skills and tools from the library.
     Sync,
-    /// The library's fragments and the skills' setup commands.
+    /// Running the library's fragments and the skills' setup commands.
     Fragments,
-    /// The workspace's own script.
+    /// Running the workspace's own script.
     Script,
 }
 
@@ -57,11 +58,12 @@ pub(super) struct BuildFeed {
     step: Mutex<Option<(BuildStep, Instant)>>,
 }
 
-/// The topics of the last builds, by workspace.
+/// The topics of the most recent builds, with the id of each build's workspace.
 pub(super) type BuildFeeds = Mutex<VecDeque<(Uuid, Arc<Topic>)>>;
 
 impl Lifecycle {
-    /// The events of the workspace's last build, or an ended topic if there was no build since the start.
+    /// Returns the events of the workspace's most recent build. If the workspace was not built since the server's
+    /// start, returns a topic that has ended.
     pub fn build_events(&self, id: Uuid) -> Arc<Topic> {
         let known = lock(&self.feeds).iter().find(|(of, _)| *of == id).map(|(_, topic)| topic.clone());
         known.unwrap_or_else(|| {
@@ -75,8 +77,8 @@ impl Lifecycle {
     pub(super) fn new_feed(&self, id: Uuid) -> Arc<BuildFeed> {
         let mut feeds = lock(&self.feeds);
         let old = feeds.iter().position(|(of, _)| *of == id).and_then(|at| feeds.remove(at));
-        // Numbering continues, so that a subscriber that resumes after an event of an earlier build misses none of
-        // this one.
+        // The numbering of events continues that of the previous build, so that a subscriber that resumes after an
+        // event of the previous build misses no event of this build.
         let last = old.map_or_else(clock::now_unix_ms, |(_, topic)| topic.last());
         let topic = Topic::new(last, limits::TOPIC_EVENTS);
         self.bus.put(&format!("build-{id}"), &topic);
@@ -94,14 +96,14 @@ impl Lifecycle {
     }
 }
 
-/// The outcome of a build.
+/// Returns the outcome of a build, as clients receive it.
 pub fn result(record: &WorkspaceRecord) -> Map<String, Value> {
     let shown = &record.view;
     object(json!({"status": shown.status, "error_message": shown.error_message}))
 }
 
 impl BuildFeed {
-    /// Ends the previous step and begins this one.
+    /// Ends the previous step and begins `step`.
     pub(super) fn begin(&self, step: BuildStep) {
         self.end(None);
         *lock(&self.step) = Some((step, Instant::now()));
@@ -110,7 +112,7 @@ impl BuildFeed {
         self.topic.publish("step", object(data));
     }
 
-    /// Ends the current step, with an error if it failed.
+    /// Ends the current step. `error` is the reason if the step failed.
     pub(super) fn end(&self, error: Option<&Error>) {
         let Some((step, started)) = lock(&self.step).take() else { return };
         let mut data = json!({
@@ -126,7 +128,7 @@ impl BuildFeed {
         self.topic.publish("step", object(data));
     }
 
-    /// Publishes a line of the log.
+    /// Publishes a line of the build log.
     pub(super) fn line(&self, line: &str) {
         let most = line.len().min(BUILD_LINE_BYTES);
         let end = (0..=most).rev().find(|at| line.is_char_boundary(*at)).unwrap_or(0);

@@ -1,4 +1,4 @@
-//! Access to a workspace's files from outside its commands. All other code opens them through this file.
+//! Opens a workspace's files for the server's own use. All other modules open a workspace's files through this one.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use crate::store::beneath::Root;
 use crate::workspaces::{Workspace, WorkspaceKind, WorkspaceStatus};
 
 impl Lifecycle {
-    /// Opens the folder of a host workspace if that needs no waiting for a file system.
+    /// Opens the folder of a host workspace, but only if this does not have to wait for a file system.
     pub fn mounted_files(&self, workspace: &Workspace) -> Option<Root> {
         let record = workspace.record();
         let host = record.view.workspace_type == WorkspaceKind::Host;
@@ -16,10 +16,11 @@ impl Lifecycle {
     }
 
     /// Opens the folder of a host workspace, or a container's root. **Invariant:** the workload can change any entry
-    /// at any moment, so files are opened only beneath the returned root.
+    /// at any moment, so callers open files only beneath the returned root.
     ///
     /// # Errors
-    /// `NotReady` for a container that was not built; `Internal` if a host workspace's folder no longer exists.
+    /// Fails with `NotReady` for a container that was not built, or with `Internal` if a host workspace's folder no
+    /// longer exists.
     pub fn files(&self, workspace: &Workspace) -> Result<Root> {
         let record = workspace.record();
         if record.view.workspace_type == WorkspaceKind::Host {

@@ -1,4 +1,4 @@
-//! Chooses the image of a workspace: the image that it names, or its distribution's.
+//! Chooses the image of a workspace: the image that the workspace names, or the image of its distribution.
 
 use super::Lifecycle;
 use crate::base::ids::Distro;
@@ -10,10 +10,10 @@ use crate::workspaces::create::WorkspaceFields;
 use crate::workspaces::{ContainerBase, WorkspaceJob, WorkspaceRecord};
 
 impl Lifecycle {
-    /// Checks the image that a client names. A `distro` that is the name or id of an image selects that image.
+    /// Checks the image that a client names. If `distro` is the name or id of an image, it selects that image.
     ///
     /// # Errors
-    /// `ImageNotFound`.
+    /// Fails with `ImageNotFound`.
     pub(super) fn choose_image(&self, fields: &mut WorkspaceFields) -> Result<()> {
         if let Some(name) = fields.image.as_deref().map(str::trim).filter(|name| !name.is_empty()) {
             self.images.find(name)?;
@@ -26,7 +26,7 @@ impl Lifecycle {
         if Distro::parse(distro).is_err() {
             match self.images.find(distro) {
                 Ok(_) => fields.image = fields.distro.take().map(|name| name.trim().to_owned()),
-                // Refused later as an unknown distribution, with the list of distributions.
+                // An unknown name is refused later as an unknown distribution, with the list of distributions.
                 Err(error) if error.code() == Code::ImageNotFound => {}
                 Err(error) => return Err(error),
             }
@@ -34,10 +34,11 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// Chooses the base of a build by the same rules.
+    /// Chooses the base of a build from a distribution and image that a client names, by the rules of
+    /// [`Lifecycle::choose_image`].
     ///
     /// # Errors
-    /// `ImageNotFound`, `InvalidDistro`.
+    /// Fails with `ImageNotFound` or `InvalidDistro`.
     pub fn choose_base(
         &self,
         distro: Option<String>,
@@ -53,7 +54,7 @@ impl Lifecycle {
         }
     }
 
-    /// Whether the base is this machine's own system.
+    /// Returns whether a base is this machine's own system.
     pub fn is_own_system(&self, base: &ContainerBase) -> bool {
         match base {
             ContainerBase::Distro(distro) => *distro == Distro::Host,
@@ -63,11 +64,11 @@ impl Lifecycle {
         }
     }
 
-    /// Checks that an accepted build can get its image.
+    /// Checks that a build can get its image, before the build is queued.
     ///
     /// # Errors
-    /// `ImageNotFound`; `RebuildRequired` if a new image would replace an existing root; `InvalidPayload` if an
-    /// imported image is to be pulled.
+    /// Fails with `ImageNotFound`, with `RebuildRequired` if a new image would replace an existing root, or with
+    /// `InvalidPayload` if the request wants to pull an imported image.
     pub(super) fn check_image(&self, record: &WorkspaceRecord, pull: Pull) -> Result<()> {
         let fresh = matches!(record.job, Some(WorkspaceJob::Build { fresh: true }));
         let image = record.view.image.as_deref();
@@ -91,7 +92,7 @@ impl Lifecycle {
     /// Returns the image for the workspace's root. Builds a distribution's image if it does not exist.
     ///
     /// # Errors
-    /// Those of [`crate::images::Images::base`] and [`crate::images::Images::find`].
+    /// Fails for the same reasons as [`crate::images::Images::base`] and [`crate::images::Images::find`].
     pub(super) fn image_of(
         &self,
         record: &WorkspaceRecord,

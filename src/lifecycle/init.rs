@@ -1,5 +1,6 @@
-//! Runs the init script in the container, with the workspace's variables, its own shebang, a deadline, and a log
-//! inside the container. The workload may have replaced any file by a link, so every file is opened beneath the root.
+//! Runs a workspace's init script in its container, with the workspace's variables, the script's own shebang, a
+//! deadline, and a log inside the container. The workload may have replaced any file by a symbolic link, so every file
+//! is opened beneath the root.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,42 +24,43 @@ use crate::runs::request::{environment, in_shell};
 use crate::store::beneath::Root;
 use crate::workspaces::{Workspace, WorkspaceRecord};
 
-/// Bytes kept of an init script's output for the answer of `rerun-init` and for error messages.
+/// The number of bytes that are kept of an init script's output, for the response of `rerun-init` and for error
+/// messages.
 const INIT_OUTPUT_BYTES: usize = 1 << 20;
 
-/// The script's file in the root while it runs.
+/// The path, in the root, of the workspace's own script while it runs.
 pub const SCRIPT: &str = "sandboxed-init.sh";
-/// The file of the library's fragments in the root while they run.
+/// The path, in the root, of the script with the library's fragments while it runs.
 pub const FRAGMENTS: &str = "sandboxed-init-fragments.sh";
-/// The log's file in the root (assets/docs/compatibility.md#builds-and-init-scripts).
+/// The path of the log in the root (assets/docs/compatibility.md#builds-and-init-scripts).
 pub const LOG: &str = "var/log/sandboxed.sh-init.log";
-/// The log's file in earlier versions of sandboxed.sh.
+/// The path of the log in earlier versions of sandboxed.sh.
 pub const OLD_LOG: &str = "var/log/sandboxed-init.log";
 
 /// The response of `rerun-init`.
 #[derive(Debug, Serialize)]
 pub struct InitResult {
-    /// Whether it exited with code 0.
+    /// Whether the script exited with code 0.
     pub success: bool,
-    /// -1 if it was killed by a signal or at the deadline.
+    /// The script's exit code; -1 if it was killed by a signal or at the deadline.
     pub exit_code: i32,
-    /// Head and tail of standard output.
+    /// The beginning and the end of the script's standard output.
     pub stdout: String,
-    /// Head and tail of standard error.
+    /// The beginning and the end of the script's standard error.
     pub stderr: String,
-    /// It was killed at the deadline, with all of its processes.
+    /// Whether the script was killed at the deadline, with all of its processes.
     pub timed_out: bool,
     pub duration_secs: f64,
-    /// Why it could not run, if that can be determined, and how to correct it.
+    /// Why the script could not run, if that can be determined, and how to correct it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
 }
 
 impl Lifecycle {
-    /// Checks and journals another run of the init script. Returns the step that runs it on a worker.
+    /// Checks and journals another run of the init script. Returns a closure that runs the script on a worker.
     ///
     /// # Errors
-    /// `NotAContainer`, `NotReady`, `NoInitScript`, `BuildRunning`, `WorkspaceNotFound`.
+    /// Fails with `NotAContainer`, `NotReady`, `NoInitScript`, `BuildRunning` or `WorkspaceNotFound`.
     pub fn start_rerun(
         self: &Arc<Self>,
         id: Uuid,
@@ -77,7 +79,7 @@ impl Lifecycle {
             let message = match &result {
                 Ok(result) if result.success => None,
                 Ok(result) => Some(failure(result, lifecycle.policy.init_timeout)),
-                // No part of it has run, so the workspace keeps its status.
+                // No part of the script has run, so the workspace keeps its status.
                 Err(error) if matches!(error.code(), Code::ContainerFull | Code::ContainerSilent) => {
                     return result;
                 }
@@ -110,8 +112,8 @@ impl Lifecycle {
         Err(Error::new(Code::BuildFailed, failure(&result, self.policy.init_timeout)))
     }
 
-    /// Assembles the script: the library's fragments and the skills' setup commands become one shell script, which
-    /// finally execs the workspace's own script.
+    /// Assembles the init script: the library's fragments and the skills' setup commands become one shell script,
+    /// whose last command executes the workspace's own script.
     fn init_script(&self, record: &WorkspaceRecord) -> Result<InitScript> {
         let shown = &record.view;
         let mut before = String::new();
@@ -151,7 +153,7 @@ impl Lifecycle {
             files.push((SCRIPT, own.clone()));
         }
         if !script.before.is_empty() {
-            // The own script keeps its shebang and inherits the variables that the fragments exported.
+            // The workspace's own script keeps its shebang and inherits the variables that the fragments exported.
             let announced = build_log.is_some();
             let then = script.own.as_deref().map(|own| runner(own, announced)).unwrap_or_default();
             files.push((FRAGMENTS, format!("#!/usr/bin/env bash\n{}{then}", script.before)));
@@ -191,7 +193,7 @@ impl Lifecycle {
         cancel: &Cancel,
     ) -> Result<InitResult> {
         let inside = format!("/{name}");
-        // The kernel reads the shebang itself (execve(2)). A file without one is a shell script.
+        // The kernel reads the script's shebang (execve(2)). A script without a shebang is run by a shell.
         let attempts = if script.starts_with("#!") {
             vec![vec![c_string(&inside, Code::Internal, "init script's path")?]]
         } else {
@@ -207,8 +209,8 @@ impl Lifecycle {
             account: false,
             patience: None,
         };
-        // A log that cannot be opened, for example because the workload put a folder in its place, must not stop the
-        // script.
+        // If the log cannot be opened, for example because the workload put a folder in its place, the script runs
+        // without a log.
         let init_log = root.write_new(LOG, b"", 0o644).and_then(|()| root.append_open(LOG));
         if let Err(error) = &init_log {
             log::warn!("workspace {}: the init log cannot be written: {error}", workspace.id());
@@ -247,7 +249,7 @@ impl Lifecycle {
 
 /// The scripts that run at the end of a build.
 struct InitScript {
-    /// Fragments and setup commands, for bash.
+    /// The library's fragments and the skills' setup commands, for bash.
     before: String,
     /// The workspace's own script, in any language.
     own: Option<String>,
@@ -259,7 +261,8 @@ impl InitScript {
     }
 }
 
-/// Returns a command that reports an entry missing from the library or unreadable. The script continues after it.
+/// Returns a shell command that reports that an entry of the library is missing or unreadable. The script continues
+/// after this command.
 fn skip_missing(workspace: Uuid, error: Error, what: &str) -> Result<String> {
     if !is_broken(&error) && !matches!(error.code(), Code::NotInLibrary | Code::InvalidName) {
         return Err(error);
@@ -269,24 +272,25 @@ fn skip_missing(workspace: Uuid, error: Error, what: &str) -> Result<String> {
     Ok(format!("echo '{quoted}; skipped' >&2"))
 }
 
-/// A section of the assembled script, without its shebang.
+/// Returns a section of the assembled script, without the shebang of its text.
 fn section(name: &str, text: &str) -> String {
     let text = match text.split_once('\n') {
         Some((first, rest)) if first.starts_with("#!") => rest,
         _ => text,
     };
-    // A name contains no line breaks (`Label`), so it cannot end the comment.
+    // A name contains no line breaks (`Label`), so it cannot end the comment in the script.
     format!("\n# === {name} ===\n{text}\n")
 }
 
-/// The last lines of the fragments, which exec the workspace's own script. `announced`: print [`OWN_SCRIPT`] first.
+/// Returns the last lines of the script with the fragments. They execute the workspace's own script. With `announced`,
+/// they first print [`OWN_SCRIPT`].
 fn runner(own: &str, announced: bool) -> String {
     let shell = if own.starts_with("#!") { "" } else { "bash " };
     let say = if announced { format!("echo \"{OWN_SCRIPT}\"\n") } else { String::new() };
     format!("\n# === Custom Script ===\n{say}exec {shell}/{SCRIPT}\n")
 }
 
-/// The error message for a failed script, with the last lines that it printed.
+/// Returns the error message for a failed script, with the last lines that the script printed.
 fn failure(result: &InitResult, deadline: Duration) -> String {
     let last = |text: &str| {
         let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
@@ -309,7 +313,7 @@ fn failure(result: &InitResult, deadline: Duration) -> String {
     format!("Init script {how}: {words}{hint}")
 }
 
-/// Captures a stream and copies it to both logs.
+/// Captures one output stream of the script and copies it to both logs.
 struct ScriptOutput<'a, 'b> {
     logs: &'a std::cell::RefCell<(Option<BuildLog>, Option<&'b mut BuildLog>)>,
     kept: OutputCapture,

@@ -2,8 +2,8 @@
 
 use crate::store::beneath::Root;
 
-/// Explains a failed script and how to correct it, or returns `None` if no cause is visible. `own` is the workspace's
-/// script, `before` the part that bash runs first.
+/// Returns the cause of a script's failure and how to correct it, or `None` if no cause can be found. `own` is the
+/// workspace's own script; `before` is the part that bash runs first.
 pub(super) fn help(root: &Root, own: Option<&str>, before: &str) -> Option<String> {
     if !before.is_empty() && !has_program(root, "bash") {
         return Some(
@@ -35,7 +35,8 @@ pub(super) fn help(root: &Root, own: Option<&str>, before: &str) -> Option<Strin
 
 const CRLF: &str = "\r\n";
 
-/// The program in the shebang of a script (execve(2)). For `env`, the program that it looks up.
+/// Returns the program in the shebang of a script (execve(2)). If that is `env`, returns the program that `env` looks
+/// up.
 fn interpreter(script: &str) -> Option<&str> {
     let line = script.strip_prefix("#!")?.lines().next()?;
     let mut words = line.split_whitespace();
@@ -47,7 +48,7 @@ fn interpreter(script: &str) -> Option<&str> {
     Some(found.unwrap_or(program))
 }
 
-/// Whether the container has a program, at this path or in a folder of `PATH`.
+/// Returns whether the container has a program, at this path or in a folder of `PATH`.
 fn has_program(root: &Root, program: &str) -> bool {
     const PATH: [&str; 6] = ["usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin", "sbin", "bin"];
     let there =

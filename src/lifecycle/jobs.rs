@@ -1,8 +1,9 @@
-//! Exclusive jobs of a workspace: builds, init scripts, snapshots, restores. A job is registered before it begins. A second
-//! one is refused, and deletion, `DELETE …/build` and the server's shutdown can find and stop it.
+//! Exclusive jobs of a workspace: builds, init scripts, snapshots, restores. A job is registered before it begins. A
+//! second job of the same workspace is refused, and deletion, `DELETE …/build` and the server's shutdown can find and
+//! stop it.
 //!
-//! Lock: the table of [`Jobs`], a leaf. Its condition variable is notified when a job leaves the table and when the outcome
-//! of a job was recorded.
+//! Lock: the table of [`Jobs`], a leaf. The condition variable of the table is notified when a job leaves the table
+//! and when the outcome of a job was recorded.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,7 +32,8 @@ pub(super) struct Jobs {
 #[derive(Default)]
 struct JobTable {
     active: HashMap<Uuid, ActiveJob>,
-    /// The number of outcomes recorded so far. A waiter compares it to notice that a record may have changed.
+    /// The number of outcomes recorded so far. A waiting thread compares this number to notice that a record may have
+    /// changed.
     recorded: u64,
 }
 
@@ -39,13 +41,13 @@ struct JobTable {
 struct ActiveJob {
     number: u64,
     cancel: Cancel,
-    /// A worker runs it. A job that has not started is cancelled by removing it from the table.
+    /// Whether a worker runs the job. A job that has not started is cancelled by removing it from the table.
     started: bool,
-    /// The record before a build that is still queued.
+    /// The workspace's record before the job, if the job is a build that is still queued.
     before: Option<Arc<WorkspaceRecord>>,
 }
 
-/// Keeps a job registered until dropped.
+/// Keeps a job registered until the guard is dropped.
 pub(super) struct JobGuard {
     lifecycle: Arc<Lifecycle>,
     workspace: Uuid,
@@ -56,7 +58,7 @@ pub(super) struct JobGuard {
 static NUMBERS: AtomicU64 = AtomicU64::new(0);
 
 impl Jobs {
-    /// Whether a job of the workspace is registered.
+    /// Returns whether a job of the workspace is registered.
     pub(super) fn has(&self, workspace: Uuid) -> bool {
         lock(&self.table).active.contains_key(&workspace)
     }
@@ -66,13 +68,14 @@ impl Jobs {
         lock(&self.table).active.values().for_each(|job| job.cancel.cancel());
     }
 
-    /// Wakes the waiters for a job's outcome, which is in its record now.
+    /// Wakes the threads that wait for a job's outcome. The caller has written the outcome to the record.
     pub(super) fn outcome_recorded(&self) {
         lock(&self.table).recorded += 1;
         self.changed.notify_all();
     }
 
-    /// Waits until `is_recorded` returns true, which is called without the lock after each recorded outcome.
+    /// Waits until `is_recorded` returns true or the deadline has passed. `is_recorded` is called after each recorded
+    /// outcome, without the lock.
     pub(super) fn wait_for_outcome(&self, deadline: Instant, is_recorded: impl Fn() -> bool) {
         loop {
             let seen = lock(&self.table).recorded;
@@ -87,15 +90,15 @@ impl Jobs {
 }
 
 impl Lifecycle {
-    /// Registers a job. `waits`: it is queued for a worker, which calls [`JobGuard::begin`].
+    /// Registers a job. `waits` is true if the job is queued for a worker, which then calls [`JobGuard::begin`].
     ///
     /// # Errors
-    /// `BuildRunning` while another job is registered.
+    /// Fails with `BuildRunning` while another job of the workspace is registered.
     pub(super) fn enter_job(self: &Arc<Self>, workspace: &Workspace, waits: bool) -> Result<JobGuard> {
         self.enter_job_with(workspace, waits, Cancel::new()?)
     }
 
-    /// Registers a job that shares the cancellation of another one.
+    /// Registers a job that uses the given cancellation, so that it can share the cancellation of another job.
     pub(super) fn enter_job_with(
         self: &Arc<Self>,
         workspace: &Workspace,
@@ -111,16 +114,18 @@ impl Lifecycle {
         table.active.insert(workspace.id(), job);
         drop(table);
         if workspace.check_alive().is_err() {
-            // Deletion has begun, perhaps after it looked for jobs.
+            // A deletion has begun. It may have looked for jobs before this job was registered, so the job is
+            // cancelled here.
             cancel.cancel();
         }
         Ok(JobGuard { lifecycle: self.clone(), workspace: workspace.id(), number, cancel })
     }
 
-    /// Cancels a build or init script, and returns once it has stopped using the workspace.
+    /// Cancels a build or init script, and returns once the job has stopped using the workspace.
     ///
     /// # Errors
-    /// `Conflict` if there is none; `Busy` if it does not stop in time; `WorkspaceNotFound`.
+    /// Fails with `Conflict` if no job is running, with `Busy` if the job does not stop in time, or with
+    /// `WorkspaceNotFound`.
     pub fn cancel_build(&self, id: Uuid) -> Result<Arc<WorkspaceRecord>> {
         let workspace = self.registry.get(id)?;
         if !self.jobs.has(id) {
@@ -133,17 +138,17 @@ impl Lifecycle {
             })?;
             self.build_ended(&workspace.record());
         }
-        // Recording the outcome is the last step of a build.
+        // Recording the outcome is the last step of a build, so berth waits for it.
         let deadline = Instant::now() + CANCEL_BUILD;
         self.jobs.wait_for_outcome(deadline, || workspace.record().job.is_none());
         Ok(workspace.record())
     }
 
-    /// Stops a workspace's job, and returns once it has ended. The result is the record before the job, if no worker had
-    /// started it.
+    /// Stops a workspace's job, and returns once the job has ended. Returns the record as it was before the job, if
+    /// the job is a build that no worker had started.
     ///
     /// # Errors
-    /// `BuildRunning` if it does not stop in time.
+    /// Fails with `BuildRunning` if the job does not stop in time.
     pub(super) fn end_job(&self, id: Uuid, within: Duration) -> Result<Option<Arc<WorkspaceRecord>>> {
         let deadline = Instant::now() + within;
         let mut table = lock(&self.jobs.table); // LOCK: leaf
@@ -164,14 +169,14 @@ impl Lifecycle {
 }
 
 impl JobGuard {
-    /// Stores the record to restore if the job is cancelled while queued.
+    /// Stores the record that is restored if the job is cancelled while queued.
     pub(super) fn remember(&self, before: Arc<WorkspaceRecord>) {
         if let Some(job) = lock(&self.lifecycle.jobs.table).active.get_mut(&self.workspace) {
             job.before = Some(before);
         }
     }
 
-    /// Marks the job as started. Returns `false` if it was cancelled while queued.
+    /// Marks the job as started. Returns `false` if the job was cancelled while queued.
     pub(super) fn begin(&self) -> bool {
         let mut table = lock(&self.lifecycle.jobs.table); // LOCK: leaf
         let own = table.active.get_mut(&self.workspace).filter(|job| job.number == self.number);
@@ -194,8 +199,8 @@ impl Drop for JobGuard {
     }
 }
 
-/// A job that is journaled in the record. If it is dropped without [`JournaledJob::end`], the record is restored: no worker
-/// ran the job, or it failed without changing anything.
+/// A job that is journaled in the workspace's record. If the job is dropped without a call of [`JournaledJob::end`],
+/// the record is restored, because no worker ran the job or the job failed without any change.
 pub(super) struct JournaledJob {
     pub(super) workspace: Arc<Workspace>,
     pub(super) guard: JobGuard,
@@ -203,10 +208,10 @@ pub(super) struct JournaledJob {
 }
 
 impl Lifecycle {
-    /// Registers a job and journals it: `begin` checks and updates the record.
+    /// Registers a job and journals it. `begin` checks the record and writes the job into it.
     ///
     /// # Errors
-    /// `BuildRunning`; those of `begin`.
+    /// Fails with `BuildRunning`, or if `begin` fails.
     pub(super) fn journal(
         self: &Arc<Self>,
         workspace: Arc<Workspace>,
@@ -232,10 +237,11 @@ impl JournaledJob {
         Ok(JournaledJob { workspace, guard, before: Some(before) })
     }
 
-    /// Records the outcome.
+    /// Records the job's outcome by applying `change` to the record.
     pub(super) fn end(mut self, change: impl Fn(&mut WorkspaceRecord)) {
         self.before = None;
-        // Leave the table first: a client that sees the new status may begin a job at once. Until then the record refuses one.
+        // The job leaves the table first, because a client that sees the new status may begin a job at once. Until the
+        // record is updated, it refuses a new job.
         self.guard.leave();
         update_until_saved(&self.workspace, change);
         self.guard.lifecycle.jobs.outcome_recorded();

@@ -1,5 +1,5 @@
-//! Workspaces and the library: creates workspaces from templates, and syncs skills and tools into one workspace or
-//! into all that use a changed entry.
+//! Creates workspaces from the library's templates, and syncs the library's skills and tools into one workspace, or
+//! into all workspaces that use a changed entry.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::workspaces::create::CreateWorkspace;
 use crate::workspaces::sync::{self, SyncOutcome};
 use crate::workspaces::{Workspace, WorkspaceKind, WorkspaceRecord, WorkspaceStatus, WorkspaceView};
 
-/// The most template names listed in an error.
+/// The maximum number of template names listed in an error.
 const TEMPLATES_IN_ERROR: usize = 100;
 
 impl Lifecycle {
@@ -27,10 +27,12 @@ impl Lifecycle {
         &self.library
     }
 
-    /// Creates a workspace from a request. From a template it is a container whose build begins at once, with `pull`.
+    /// Creates a workspace from a request. With a template the workspace is a container whose build begins at once,
+    /// with `pull`.
     ///
     /// # Errors
-    /// 400s that name the field, `NotInLibrary` for an unknown template. A refused workspace leaves nothing behind.
+    /// Fails with status 400 and the name of the invalid field, or with `NotInLibrary` for an unknown template. If the
+    /// request is refused, no files are left behind.
     pub fn create(
         self: &Arc<Self>,
         mut request: CreateWorkspace,
@@ -48,7 +50,7 @@ impl Lifecycle {
             return Ok(workspace.record());
         }
         let asked = BuildRequest { base: None, rebuild: false, pull };
-        // Only unlimited owners create workspaces.
+        // The party is always an owner, because only owner tokens without limits can create workspaces.
         self.start_build(workspace.id(), asked, ShareHolder::OWNER).inspect_err(|_| {
             if let Err(error) = self.delete(workspace.id()) {
                 log::error!("workspace {}: {error}", workspace.id());
@@ -56,7 +58,7 @@ impl Lifecycle {
         })
     }
 
-    /// Returns the template, or an error that lists the existing ones.
+    /// Returns the template, or an error that lists the existing templates.
     fn template(&self, name: &str) -> Result<Template> {
         self.library.template(name).map_err(|error| {
             if error.code() != Code::NotInLibrary {
@@ -69,7 +71,7 @@ impl Lifecycle {
         })
     }
 
-    /// Checks that a container may mount these host folders now. Each start of the container checks again.
+    /// Checks that a container may mount these host folders now. Each start of the container repeats this check.
     pub(super) fn check_mounts(&self, mounts: &[MountRequest]) -> Result<()> {
         allowlist::check(mounts)?;
         self.engine.allowlist().open(mounts).map(drop)
@@ -78,8 +80,8 @@ impl Lifecycle {
     /// Syncs skills and tools into a workspace.
     ///
     /// # Errors
-    /// `WorkspaceNotFound`; `BuildRunning`; `NotReady` for a container without a root; those of the workspace's
-    /// files.
+    /// Fails with `WorkspaceNotFound` or `BuildRunning`, with `NotReady` for a container without a root, or if the
+    /// workspace's files cannot be read or written.
     pub fn sync(&self, id: Uuid) -> Result<Arc<WorkspaceRecord>> {
         let workspace = self.registry.get(id)?;
         let record = workspace.record();
@@ -100,7 +102,8 @@ impl Lifecycle {
         concerned.take_while(|_| go_on()).for_each(|workspace| self.sync_or_warn(workspace));
     }
 
-    /// Syncs a workspace and logs a failure. A build syncs by itself after it has created the root.
+    /// Syncs a workspace and logs a failure. A workspace that is being built is skipped, because the build itself
+    /// syncs it after it has created the root.
     pub(super) fn sync_or_warn(&self, workspace: &Workspace) {
         let record = workspace.record();
         let shown = &record.view;
@@ -120,7 +123,7 @@ impl Lifecycle {
     }
 }
 
-/// Whether a change affects the files of a workspace.
+/// Returns whether a change of the library affects the files of a workspace.
 fn affects(changed: &LibraryChange, shown: &WorkspaceView) -> bool {
     let all = shown.id.is_nil() && (shown.skills.is_empty() || shown.tools.is_empty());
     match changed {

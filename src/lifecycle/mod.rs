@@ -1,8 +1,8 @@
-//! Operations on workspaces: builds, init scripts, commands, deletion. Combines the records (`workspaces`), the
-//! containers and the runs, which do not know each other. Must not know HTTP.
+//! Operations on workspaces: builds, init scripts, commands, deletion. This module combines the records
+//! (`workspaces`), the containers and the runs, which do not depend on each other. It must not know HTTP.
 //!
-//! Threads: `build-N`, `trash`. Locks: the table of `jobs`, `feeds` and `host_groups`, leaves; `syncing`, held while files are
-//! written.
+//! Threads: `build-N`, `trash`. Locks: the table of `jobs`, `feeds` and `host_groups`, all of them leaves; `syncing`,
+//! held while files are written.
 
 pub mod build;
 pub mod commands;
@@ -49,23 +49,23 @@ use crate::store::beneath::Root;
 use crate::terminals::Terminals;
 use crate::workspaces::{Registry, Workspace, WorkspaceKind, WorkspaceRecord};
 
-/// Number of concurrent builds: most wait for the network or their init script, not for each other.
+/// The number of concurrent builds. Most builds wait for the network or their init script, not for the processor.
 const BUILD_WORKERS: usize = 4;
-/// Number of builds that wait for a worker.
+/// The maximum number of builds that wait for a worker.
 const BUILD_QUEUE: usize = 256;
 
-/// Settings for commands, decided at the start.
+/// The settings for commands, which do not change after the server's start.
 #[derive(Clone, Debug)]
 pub struct CommandPolicy {
-    /// HOME of commands in host workspaces.
+    /// The variable HOME of commands in host workspaces.
     pub home: String,
-    /// Bytes kept of each stream of an exec.
+    /// The number of bytes that are kept of each output stream of an exec.
     pub output_limit: usize,
-    /// Bytes kept of each stream of a run.
+    /// The number of bytes that are kept of each output stream of a run.
     pub run_output_limit: u64,
     /// The time limit of init scripts.
     pub init_timeout: Duration,
-    /// A container without commands and terminals is stopped after this time; zero: never.
+    /// The time after which a container without running commands and open terminals is stopped; zero means never.
     pub idle_timeout: Duration,
 }
 
@@ -79,29 +79,30 @@ pub struct Lifecycle {
     terminals: Terminals,
     library: Library,
     policy: CommandPolicy,
-    /// One sync at a time: two syncs of one workspace would undo each other's changes.
+    /// Held during a sync. Only one sync runs at a time, because two syncs of one workspace would undo each other's
+    /// changes.
     syncing: Mutex<()>,
     jobs: jobs::Jobs,
-    /// The server is shutting down, and cancels all jobs.
+    /// Whether the server is shutting down and has cancelled all jobs.
     closing: AtomicBool,
     bus: Arc<Bus>,
     feeds: feed::BuildFeeds,
     host_groups: Mutex<HashMap<Uuid, Group>>,
     builder: Pool,
-    // Closing the channel ends the thread. At exit the thread is detached, since the next start removes the remaining
-    // trash.
+    // Closing this channel ends the trash thread. At exit the thread is detached, since the next start removes the
+    // remaining trash.
     emptied: Option<Sender<()>>,
     trash: Option<JoinOnDrop>,
 }
 
-/// How long a deletion or rebuild waits for processes to exit.
+/// How long a deletion or rebuild waits until the workspace's processes have exited.
 const END_RUNS_TIMEOUT: Duration = Duration::from_secs(15);
 
 impl Lifecycle {
     /// Starts the workers and the trash thread, and repairs workspaces after a crash.
     ///
     /// # Errors
-    /// If a thread cannot be started.
+    /// Fails if a thread cannot be started.
     pub fn new(
         registry: Arc<Registry>,
         engine: Engine,
@@ -112,13 +113,14 @@ impl Lifecycle {
         policy: CommandPolicy,
     ) -> Result<Arc<Lifecycle>> {
         let roots = engine.roots().clone();
-        // If the channel is full, a request is already pending.
+        // The channel holds one request to empty the trash. If it is full, a request is already pending.
         let (emptied, wanted) = bounded(1);
         let trash = spawn("trash".into(), limits::STACK, {
             let (registry, roots) = (registry.clone(), roots.clone());
             move || {
                 let mut started = false;
-                // By the first request, the containers of an earlier server have been adopted with their roots.
+                // When the first request arrives, the containers of an earlier server process have been adopted with
+                // their roots, so those roots are not collected.
                 for () in wanted {
                     if !std::mem::replace(&mut started, true) {
                         sweep_inboxes(&registry, &roots);
@@ -171,8 +173,8 @@ impl Lifecycle {
         }
     }
 
-    /// Whether the container has a root. A root appears complete, and remains one even if the workload removes files
-    /// from it.
+    /// Returns whether the container has a root. A root appears complete, and counts as a root even if the workload
+    /// removes files from it.
     pub(crate) fn has_root(&self, workspace: &Workspace, record: &WorkspaceRecord) -> bool {
         self.roots.kind(&site(workspace, record)).is_some()
     }
@@ -198,20 +200,20 @@ impl Lifecycle {
         })
     }
 
-    /// Announces the server's shutdown.
+    /// Announces the server's shutdown to the runs.
     pub fn stop_soon(&self) {
         self.runs.announce_stop();
     }
 
-    /// A copy of berth's own program that containers can mount.
+    /// Returns the path of a copy of berth's own program that containers can mount.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// Fails if the copy cannot be written.
     pub fn own_program(&self) -> Result<std::path::PathBuf> {
         self.engine.agent_binary()
     }
 
-    /// Shuts down: refuses new runs, lets running ones continue until `deadline`, and cancels jobs.
+    /// Shuts down: refuses new runs, lets current runs continue until `deadline`, and cancels all jobs.
     pub fn close(&self, deadline: Instant) {
         self.closing.store(true, Ordering::SeqCst);
         self.jobs.cancel_all();
@@ -238,7 +240,7 @@ fn sweep_inboxes(registry: &Registry, roots: &Roots) {
         let site = site(&workspace, &record);
         let root = match record.view.workspace_type {
             WorkspaceKind::Host => Root::open(&site.root),
-            // Skips unchanged containers, whose roots would have to be mounted.
+            // Containers without changes in the inbox are skipped, because their roots would have to be mounted.
             WorkspaceKind::Container if roots.has_changes(&site, trays::TrayKind::Inbox.folder()) => {
                 roots.files(&site)
             }
@@ -250,18 +252,18 @@ fn sweep_inboxes(registry: &Registry, roots: &Roots) {
     }
 }
 
-/// The build log is in the workspace's own folder: another user may own the parent folder of the owner's `path` and
-/// could put a link there.
+/// Returns the path of the build log. The log is in the workspace's own folder: the parent folder of the `path` that
+/// an owner chose may belong to another user, who could put a symbolic link there.
 pub(crate) fn build_log_path(workspace: &Workspace) -> PathBuf {
     workspace.folder().join("root.build.log")
 }
 
-/// The paths of a container's root.
+/// Returns the paths of a container's root.
 pub(crate) fn site(workspace: &Workspace, record: &WorkspaceRecord) -> RootLocation {
     RootLocation { folder: workspace.folder().to_owned(), root: PathBuf::from(&record.view.path) }
 }
 
-/// The environment of all commands in a workspace, before that of the request.
+/// Returns the environment variables of all commands in a workspace. The variables of a request are added to them.
 pub(crate) fn variables(record: &WorkspaceRecord) -> &BTreeMap<String, String> {
     &record.view.env_vars
 }

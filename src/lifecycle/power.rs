@@ -8,10 +8,11 @@ use crate::containers::container::ContainerStatus;
 use crate::workspaces::{WorkspaceKind, WorkspaceRecord};
 
 impl Lifecycle {
-    /// Starts a container that is not running. Commands start it automatically.
+    /// Starts a workspace's container, if it is not running. Commands also start the container automatically.
     ///
     /// # Errors
-    /// `NotAContainer`, `NotReady`, `WorkspaceNotFound`, `ContainerStopped` with the last output of nspawn.
+    /// Fails with `NotAContainer`, `NotReady` or `WorkspaceNotFound`, or with `ContainerStopped` and the last output
+    /// of nspawn.
     pub fn start(&self, id: Uuid) -> Result<ContainerStatus> {
         let workspace = self.registry.get(id)?;
         let record = workspace.record();
@@ -22,10 +23,12 @@ impl Lifecycle {
         Ok(machine.status())
     }
 
-    /// Ends all commands and terminals in a container, then the container. The next command starts it again.
+    /// Ends all commands and terminals in a workspace's container, then the container. The next command starts the
+    /// container again.
     ///
     /// # Errors
-    /// `NotAContainer`, `WorkspaceNotFound`; `BuildRunning` while a build or init script uses it.
+    /// Fails with `NotAContainer` or `WorkspaceNotFound`, or with `BuildRunning` while a build or init script uses the
+    /// container.
     pub fn stop(&self, id: Uuid) -> Result<ContainerStatus> {
         let workspace = self.registry.get(id)?;
         check_container(&workspace.record())?;

@@ -1,4 +1,4 @@
-//! A workspace's files for the project API.
+//! Opens a workspace's files for the project API.
 
 use super::Lifecycle;
 use crate::base::{Result, limits};
@@ -9,10 +9,10 @@ use crate::project::watch::SiteProvider;
 use crate::workspaces::{Workspace, WorkspaceKind};
 
 impl Lifecycle {
-    /// Opens a workspace's files for one call. Work that waits for an approval opens them again.
+    /// Opens a workspace's files for one call. A caller that waits for an approval opens the files again afterwards.
     ///
     /// # Errors
-    /// Those of [`Lifecycle::files`].
+    /// Fails for the same reasons as [`Lifecycle::files`].
     pub fn project_site(&self, workspace: &Workspace) -> Result<ProjectSite> {
         let record = workspace.record();
         let container = record.view.workspace_type == WorkspaceKind::Container;
@@ -22,7 +22,7 @@ impl Lifecycle {
         Ok(ProjectSite::new(workspace.openwork_id.clone(), self.files(workspace)?, shown, folder, state))
     }
 
-    /// Stops a timer of systemd's user instance, if one runs for the server's user.
+    /// Stops a timer of systemd's user instance, if such an instance runs for the server's user.
     pub fn stop_timer(&self, timer: &str) {
         let runtime = format!("/run/user/{}", rustix::process::geteuid().as_raw());
         let running = std::path::Path::new(&runtime).join("systemd/private").exists();

@@ -1,5 +1,5 @@
-//! Repairs at the start, after an earlier server: adopts containers that are still running, ends all other processes,
-//! and reports interrupted jobs.
+//! Repairs workspaces at the start of the server, after an earlier server process: adopts containers that are still
+//! running, ends all other processes, and reports interrupted jobs.
 
 use super::build::finish_job;
 use super::{Lifecycle, init, site};
@@ -18,7 +18,7 @@ impl Lifecycle {
         }
         let kept = self.runs.kept_groups().into_iter().map(|(_, group)| group);
         self.engine.cgroups().sweep(&adopted.into_iter().chain(kept).collect::<Vec<_>>());
-        // After the groups, whose processes held network links.
+        // Networks are removed after the cgroups, whose processes used them.
         self.engine.networks().sweep();
         self.runs.resume_kept(|id| {
             let workspace = self.registry.get(id).ok()?;
@@ -33,7 +33,8 @@ impl Lifecycle {
         }
     }
 
-    /// Adopts a workspace's running container, unless its root is incomplete.
+    /// Adopts a workspace's running container, unless the container's root may be incomplete. Returns whether a
+    /// container was adopted.
     fn adopt(&self, workspace: &Workspace) -> Result<bool> {
         let record = workspace.record();
         if record.view.workspace_type != WorkspaceKind::Container
@@ -49,14 +50,14 @@ impl Lifecycle {
             .adopt(self.container_spec(workspace, &record)?, &|group| kept.iter().any(|kept| kept == group))
     }
 
-    /// The cgroups, as `runs/NUMBER`, of detached commands in a workspace's container.
+    /// Returns the cgroups of detached commands in a workspace's container, in the form `runs/NUMBER`.
     pub(super) fn detached(&self, workspace: &Workspace) -> Vec<String> {
         let inside = format!("{}/", workspace.machine_name());
         let groups = self.runs.kept_groups().into_iter().filter(|(id, _)| *id == workspace.id());
         groups.filter_map(|(_, group)| Some(group.strip_prefix(&inside)?.to_owned())).collect()
     }
 
-    /// Whether a container keeps running after the server ends, for its detached commands.
+    /// Returns whether a container keeps running after the server ends, for its detached commands.
     pub(super) fn runs_on(&self, machine: &str) -> bool {
         let all = self.registry.all();
         let workspace = all.iter().find(|workspace| workspace.machine_name() == machine);
@@ -72,13 +73,13 @@ impl Lifecycle {
         self.roots.sweep(&site)?;
         let Some(job) = record.job else { return Ok(()) };
         if job == WorkspaceJob::Clone {
-            // The client that requested it got no response.
+            // The client that requested the clone got no response, so the new workspace is deleted.
             return self.delete(workspace.id());
         }
-        // A copy has no disk limit while it is made.
+        // A copy of a root has no disk limit while it is made, so the limit is set here.
         self.bound_disk(workspace, &record);
         let what = match job {
-            // A root exists completely or not at all. It may be the old one, so it is kept.
+            // A root exists completely or not at all. It may be the old root, so it is kept.
             WorkspaceJob::Build { .. } => "the build; build it again",
             WorkspaceJob::RerunInit => "the init script; run it again",
             WorkspaceJob::Restore | WorkspaceJob::Clone => {

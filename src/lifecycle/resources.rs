@@ -1,7 +1,7 @@
-//! Resource limits of a workspace: the limits in effect, the current usage, and the limits that this host can
-//! enforce.
+//! Reports and changes a workspace's resource limits: the limits in effect, the current usage, and the limits that
+//! this host can enforce.
 //!
-//! Lock: `host_groups`, a leaf. It keeps the cgroups of host workspaces with limits, so that the limits stay in
+//! Lock: `host_groups`, a leaf. This map keeps the cgroups of host workspaces with limits, so that the limits stay in
 //! effect.
 
 use std::collections::hash_map::Entry;
@@ -22,18 +22,19 @@ use crate::workspaces::{Resources, Workspace, WorkspaceKind, WorkspaceRecord};
 /// The response of `resources`.
 #[derive(Debug, Serialize)]
 pub struct ResourcesReport {
-    /// The limits in effect, or from the next start on: the requested ones, otherwise the defaults.
+    /// The limits in effect or, for a container that is not running, from its next start on: each requested limit,
+    /// otherwise the machine's default.
     limits: Resources,
-    /// The requested limits.
+    /// The limits that a client has requested.
     asked: Option<Resources>,
     used: ResourceUsage,
     /// Whether and how each limit is enforced.
     enforcement: Enforcements,
-    /// Requested limits that this host cannot enforce, in words.
+    /// One warning for each requested limit that this host cannot enforce.
     warnings: Vec<String>,
     /// The capacity of this machine.
     machine: Capacity,
-    /// The limits for all workloads of this server together.
+    /// The limits that apply to all workloads of this server together.
     all_workloads: Limits,
 }
 
@@ -55,12 +56,12 @@ pub struct Enforcements {
 }
 
 impl Lifecycle {
-    /// Applies a client's changes; limits take effect at once. Changed skills and tools are synced. If that fails,
-    /// the change still stands, and a manual sync reports the reason.
+    /// Applies a client's changes to a workspace; limits take effect at once. If skills or tools change, the workspace
+    /// is synced. If the sync fails, the change still applies, and a manual sync reports the reason.
     ///
     /// # Errors
-    /// 400s that name the field; `Conflict` if the kernel cannot reclaim resources in use; `WorkspaceNotFound`. The
-    /// workspace is then unchanged.
+    /// Fails with status 400 and the name of the invalid field, with `Conflict` if the kernel cannot reclaim resources
+    /// in use, or with `WorkspaceNotFound`. After an error the workspace is unchanged.
     pub fn change(&self, id: Uuid, mut update: UpdateWorkspace) -> Result<Arc<WorkspaceRecord>> {
         self.choose_image(&mut update.fields)?;
         let workspace = self.registry.get(id)?;
@@ -77,13 +78,13 @@ impl Lifecycle {
         });
         if let Ok(record) = &changed {
             if record.view.workspace_type == WorkspaceKind::Container {
-                // The settings for the next start, and the idle timeout at once.
+                // Passes the settings for the next start to the engine, and applies the idle timeout at once.
                 self.machine(&workspace, record)?;
                 self.engine.recheck_idle();
             }
         }
         if changed.is_err() && workspace.check_alive().is_ok() {
-            // The record could not be written, so the limits of the old record must apply.
+            // The record could not be written, so the limits of the old record are applied again.
             if let Err(error) = self.apply(&workspace, &workspace.record()) {
                 log::error!("workspace {id}: {error}");
             }
@@ -94,10 +95,10 @@ impl Lifecycle {
         changed
     }
 
-    /// The limits and the usage of a workspace.
+    /// Returns the limits and the usage of a workspace.
     ///
     /// # Errors
-    /// `WorkspaceNotFound`.
+    /// Fails with `WorkspaceNotFound`.
     pub fn resources(&self, id: Uuid) -> Result<ResourcesReport> {
         let workspace = self.registry.get(id)?;
         let record = workspace.record();
@@ -132,7 +133,7 @@ impl Lifecycle {
         })
     }
 
-    /// Requested settings that this host cannot apply, in words.
+    /// Returns one warning for each requested setting that this host cannot apply.
     pub(super) fn warnings(&self, workspace: &Workspace, record: &WorkspaceRecord) -> Vec<String> {
         let mut all = Vec::new();
         if record.view.network() == Network::Private {
@@ -170,7 +171,7 @@ impl Lifecycle {
         self.roots.set_disk_limit(&super::site(workspace, record), bytes);
     }
 
-    /// The limits of a workspace. A container without its own limits has the machine's defaults.
+    /// Returns the limits of a workspace. A limit that a container does not set is the machine's default.
     pub(super) fn limits_of(&self, record: &WorkspaceRecord) -> Limits {
         let asked = record.view.resources.map(|resources| resources.limits()).unwrap_or_default();
         match record.view.workspace_type {
@@ -179,7 +180,8 @@ impl Lifecycle {
         }
     }
 
-    /// The name of the cgroup for the commands of a host workspace. Creates the group if the workspace has limits.
+    /// Returns the name of the cgroup for the commands of a host workspace. Creates the cgroup if the workspace has
+    /// limits.
     pub(super) fn host_group(&self, workspace: &Workspace, record: &WorkspaceRecord) -> Result<String> {
         let mut groups = lock(&self.host_groups);
         let name = format!("host-{}", workspace.machine_name());
@@ -195,7 +197,7 @@ impl Lifecycle {
         Ok(name)
     }
 
-    /// Applies the limits of `record` to running processes.
+    /// Applies the limits of `record` to the workspace's running processes.
     fn apply(&self, workspace: &Workspace, record: &WorkspaceRecord) -> Result<()> {
         let limits = self.limits_of(record);
         match record.view.workspace_type {
@@ -211,7 +213,7 @@ impl Lifecycle {
         }
     }
 
-    /// Writes the warnings to the build log.
+    /// Writes the warnings about settings that this host cannot apply to the build log.
     pub(super) fn log_warnings(
         &self,
         workspace: &Workspace,

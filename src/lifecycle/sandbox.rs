@@ -1,5 +1,6 @@
-//! The container for the server's own OpenCode: an ordinary container workspace that is created once per folder, with
-//! the folder and OpenCode's program mounted, and reused by later starts. Files in OpenCode's home stay in its root.
+//! The container for the server's own OpenCode. It is an ordinary container workspace, in which OpenCode's working
+//! folder and OpenCode's program are mounted. berth creates it once for each folder, and later starts reuse it, so
+//! that files in OpenCode's home persist.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -18,11 +19,11 @@ use crate::workspaces::create::{CreateWorkspace, UpdateWorkspace, WorkspaceField
 use crate::workspaces::resources::Resources;
 use crate::workspaces::{Workspace, WorkspaceKind, WorkspaceStatus};
 
-/// The mount point of the folder.
+/// The mount point of OpenCode's working folder.
 pub const FOLDER: &str = "/workspace";
 /// The mount point of OpenCode's program.
 pub const PROGRAM: &str = "/opt/opencode/opencode";
-/// How often a waiting thread looks for a shutdown and for the address.
+/// The interval at which a waiting thread checks for the server's shutdown and for the container's address.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// How long the container may take to get an address.
 const ADDRESS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -30,18 +31,18 @@ const ADDRESS_TIMEOUT: Duration = Duration::from_secs(5);
 /// The settings of the container.
 #[derive(Clone, Debug)]
 pub struct SandboxSpec {
-    /// An image by name or id, or a distribution.
+    /// The name or id of an image, or a distribution.
     pub image: String,
     /// The host folder in which OpenCode works.
     pub folder: PathBuf,
     /// OpenCode's program on the host.
     pub program: PathBuf,
-    /// Further mounts.
+    /// The mounts that the user has configured, besides the folder and the program.
     pub mounts: Vec<MountRequest>,
-    /// The memory limit of all of its processes together.
+    /// The memory limit of all processes in the container together.
     pub memory_bytes: Option<u64>,
     pub cpus: Option<f64>,
-    /// The limit of processes and threads.
+    /// The maximum number of processes and threads in the container.
     pub pids: Option<u64>,
 }
 
@@ -52,7 +53,7 @@ pub struct Sandbox {
 }
 
 impl SandboxSpec {
-    /// All mounts, including the folder and the program.
+    /// Returns all mounts, including those of the folder and the program.
     fn mounts(&self) -> Vec<MountRequest> {
         let mount = |source: &Path, target: &str, read_only| MountRequest {
             source: source.to_string_lossy().into_owned(),
@@ -64,7 +65,7 @@ impl SandboxSpec {
         all
     }
 
-    /// The name of its workspace, the same at every start for the same folder.
+    /// Returns the name of the container's workspace. The name for a folder is the same at every start.
     fn name(&self) -> String {
         let digest = crate::access::secret::sha256_hex(&self.folder.to_string_lossy());
         format!("opencode-{}", &digest[..12])
@@ -72,15 +73,15 @@ impl SandboxSpec {
 }
 
 impl Sandbox {
-    /// Creates the handle. The container is created by [`Sandbox::prepare`].
+    /// Creates the handle. [`Sandbox::prepare`] then creates the container.
     pub fn new(lifecycle: Arc<Lifecycle>, spec: SandboxSpec) -> Sandbox {
         Sandbox { lifecycle, spec }
     }
 
-    /// Creates and builds the container, if it does not exist, and waits for the build.
+    /// Creates and builds the container, if it does not exist, and waits until the build has ended.
     ///
     /// # Errors
-    /// If it cannot be built; `Cancelled`.
+    /// Fails if the container cannot be built, or with `Cancelled`.
     pub fn prepare(&self, stop: &Cancel) -> Result<()> {
         let workspace = match self.find() {
             Some(workspace) => workspace,
@@ -150,7 +151,8 @@ impl Sandbox {
             distro,
             mounts: Some(self.spec.mounts()),
             network: Some(Network::Private),
-            // It runs as long as OpenCode does, which is not a client's command.
+            // The container runs as long as OpenCode does. OpenCode is not a client's command, so an idle timeout
+            // would stop it.
             idle_timeout_secs: Some(0),
             resources: Some(resources),
             ..WorkspaceFields::default()
@@ -169,16 +171,13 @@ impl Sandbox {
     /// Starts a command in the container.
     ///
     /// # Errors
-    /// If the container or the command cannot be started.
+    /// Fails if the container or the command cannot be started.
     pub fn launch(&self, id: &str, command: &CommandSpec, stdio: Stdio) -> Result<Box<dyn Process>> {
         let workspace = self.workspace()?;
         self.lifecycle.launcher(&workspace, &workspace.record())?.launch(id, command, stdio)
     }
 
-    /// The container's address on the host's network.
-    ///
-    /// # Errors
-    /// If it has no address.
+    /// Returns the container's address on the host's network.
     pub fn address(&self) -> Result<IpAddr> {
         let workspace = self.workspace()?;
         let machine = self.lifecycle.machine(&workspace, &workspace.record())?;

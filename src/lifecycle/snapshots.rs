@@ -1,9 +1,9 @@
-//! Snapshots of a container's files, restores, and clones. All of them are exclusive jobs ([`super::jobs`]). While a
-//! snapshot is taken, the container's files do not change: the container is stopped if it runs no commands, otherwise
-//! frozen.
+//! Snapshots of a container's files, restores, and clones. Each of these operations is an exclusive job
+//! ([`super::jobs`]). While a snapshot is taken, the container's files do not change: the container is stopped if it
+//! runs no commands, otherwise it is frozen.
 //!
-//! A snapshot includes the sync manifest and the base of the files. A restore is journaled in the record, as a build
-//! is; an interrupted clone is removed at the next start.
+//! A snapshot includes the sync manifest and the distribution or image of the files. A restore is journaled in the
+//! record, like a build; an interrupted clone is removed at the next start.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -24,12 +24,13 @@ use crate::workspaces::{Workspace, WorkspaceKind, WorkspaceRecord};
 /// The body of a request for a snapshot.
 #[derive(Debug, Default, Deserialize)]
 pub struct TakeSnapshotRequest {
-    /// Default: the current time.
+    /// The snapshot's name; the current time if absent.
     name: Option<String>,
-    /// Ends running commands, so that no files have to be copied.
+    /// Whether to end running commands, so that no files have to be copied.
     #[serde(default)]
     stop: bool,
-    /// Copies changed files, instead of making them a layer of the workspace. The root stays as it is.
+    /// Whether to copy changed files, instead of making them a layer of the workspace. With a copy, the container's
+    /// root stays unchanged.
     #[serde(default)]
     copy: bool,
 }
@@ -37,9 +38,9 @@ pub struct TakeSnapshotRequest {
 /// The body of `clone`.
 #[derive(Debug, Default, Deserialize)]
 pub struct CloneRequest {
-    /// Default: the original's name.
+    /// The new workspace's name; the name of the original if absent.
     name: Option<String>,
-    /// Clones this snapshot instead of the current files.
+    /// The snapshot to clone; the current files if absent.
     snapshot: Option<Uuid>,
 }
 
@@ -50,7 +51,7 @@ pub struct SnapshotView {
     name: String,
     created_at: String,
     root_kind: RootKind,
-    /// No files were copied.
+    /// Whether the snapshot was taken without copying files.
     instant: bool,
 }
 
@@ -69,7 +70,7 @@ struct SnapshotSettings {
     synced: SyncManifest,
 }
 
-/// The file of these settings in a snapshot's folder.
+/// The name of the file with these settings in a snapshot's folder.
 const SETTINGS_FILE: &str = "kept.json";
 
 impl SnapshotSettings {
@@ -98,8 +99,8 @@ impl Lifecycle {
     /// Takes a snapshot.
     ///
     /// # Errors
-    /// `NotAContainer`, `NotReady`, `BuildRunning`, `InvalidName`, `Busy`, `Conflict` for too many snapshots,
-    /// `DiskFull`, `Cancelled`, `WorkspaceNotFound`.
+    /// Fails with `NotAContainer`, `NotReady`, `BuildRunning`, `InvalidName`, `Busy`, `DiskFull`, `Cancelled` or
+    /// `WorkspaceNotFound`, or with `Conflict` if there are too many snapshots.
     pub fn take_snapshot(self: &Arc<Self>, id: Uuid, asked: TakeSnapshotRequest) -> Result<SnapshotView> {
         let name = match asked.name {
             Some(name) => Label::parse(&name)?.as_str().to_owned(),
@@ -122,8 +123,9 @@ impl Lifecycle {
             .map(SnapshotView::from)
     }
 
-    /// The settings for a snapshot. A concurrent sync first lists the files that it will write and finally drops the
-    /// files that it has removed, so the manifest `before` the copy and the current one together list all files.
+    /// Returns the settings for a snapshot. `before` is the manifest as it was before the files were copied. A
+    /// concurrent sync adds files to the manifest before it writes them, and drops files from it after it has removed
+    /// them, so `before` and the current manifest together list all files that berth wrote.
     fn snapshot_settings(
         &self,
         workspace: &Workspace,
@@ -134,10 +136,10 @@ impl Lifecycle {
         Ok(SnapshotSettings { distro: record.view.distro, image: record.view.image.clone(), synced })
     }
 
-    /// All snapshots of a workspace, oldest first.
+    /// Lists all snapshots of a workspace, oldest first.
     ///
     /// # Errors
-    /// `NotAContainer`, `WorkspaceNotFound`.
+    /// Fails with `NotAContainer` or `WorkspaceNotFound`.
     pub fn list_snapshots(&self, id: Uuid) -> Result<Vec<SnapshotView>> {
         let workspace = self.container_workspace(id)?;
         let record = workspace.record();
@@ -147,7 +149,7 @@ impl Lifecycle {
     /// Removes a snapshot.
     ///
     /// # Errors
-    /// `NotFound`, `BuildRunning`, `NotAContainer`, `WorkspaceNotFound`.
+    /// Fails with `NotFound`, `BuildRunning`, `NotAContainer` or `WorkspaceNotFound`.
     pub fn remove_snapshot(self: &Arc<Self>, id: Uuid, snapshot: Uuid) -> Result<()> {
         let workspace = self.container_workspace(id)?;
         let _guard = self.enter_job(&workspace, false)?;
@@ -157,12 +159,12 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// Checks and journals a restore. Returns the step that performs it on a worker and first ends all processes of
-    /// the workspace.
+    /// Checks and journals a restore. Returns a closure that a worker runs: it ends all processes of the workspace and
+    /// then restores the files.
     ///
     /// # Errors
-    /// `NotAContainer`, `NotFound`, `BuildRunning`, `WorkspaceNotFound`. The step: `Busy`, `DiskFull`, `Cancelled`,
-    /// `MountedInside`; the files are then unchanged.
+    /// Fails with `NotAContainer`, `NotFound`, `BuildRunning` or `WorkspaceNotFound`. The closure fails with `Busy`,
+    /// `DiskFull`, `Cancelled` or `MountedInside`, and leaves the files unchanged.
     pub fn start_restore(
         self: &Arc<Self>,
         id: Uuid,
@@ -184,16 +186,17 @@ impl Lifecycle {
             let message = format!("{} is mounted inside the workspace; unmount it first", mount.display());
             return Err(Error::new(Code::MountedInside, message));
         }
-        // It may have been deleted since the request was accepted.
+        // The snapshot may have been deleted since the request was accepted.
         self.roots.find_snapshot(&site, snapshot)?;
         let kept = SnapshotSettings::read(&self.roots.snapshot_folder(&site, snapshot))?;
         if !self.runs.end_all(workspace.id(), END_RUNS_TIMEOUT) {
             return Err(Error::internal("A command in the workspace could not be stopped"));
         }
-        // The status refuses new syncs; this waits for a running one.
+        // The status `building` refuses new syncs; taking this lock waits for a sync in progress.
         let syncing = lock(&self.syncing);
         let before = sync::read_manifest(workspace.folder())?;
-        // For a moment the manifest lists too many files, so that every file written by berth is listed at all times.
+        // During the restore the manifest lists the files of both states, so that every file that berth wrote is
+        // listed at all times.
         sync::write_manifest(workspace.folder(), &before.with(&kept.synced))?;
         drop(syncing);
         let restored = self.engine.quiesce(self.container_spec(&workspace, &record)?, true, |_| {
@@ -213,11 +216,11 @@ impl Lifecycle {
     /// Creates another workspace with the same files and settings.
     ///
     /// # Errors
-    /// `NotFound` for the snapshot; otherwise those of [`Lifecycle::take_snapshot`]. The new workspace is then
-    /// removed.
+    /// Fails with `NotFound` if the snapshot does not exist, and for the same reasons as [`Lifecycle::take_snapshot`].
+    /// After an error the new workspace is removed.
     pub fn clone_workspace(self: &Arc<Self>, id: Uuid, asked: CloneRequest) -> Result<Arc<WorkspaceRecord>> {
         let workspace = match asked.snapshot {
-            // A snapshot can exist without a root.
+            // A workspace can have a snapshot although its root does not exist.
             Some(_) => self.container_workspace(id)?,
             None => self.built_workspace(id)?,
         };
@@ -247,7 +250,7 @@ impl Lifecycle {
         }
     }
 
-    /// Copies the files into a new workspace.
+    /// Copies the files of a workspace or snapshot into the new workspace `made`.
     fn fill_clone(
         self: &Arc<Self>,
         workspace: &Workspace,
@@ -257,7 +260,7 @@ impl Lifecycle {
         snapshot: Option<Uuid>,
         guard: &super::jobs::JobGuard,
     ) -> Result<Arc<WorkspaceRecord>> {
-        // A deletion of the new workspace waits for this job.
+        // This job makes a deletion of the new workspace wait.
         let own = self.enter_job_with(made, false, guard.cancel.clone())?;
         let own = JournaledJob::begin(made.clone(), own, |_, _| Ok(()))?;
         let to = site(made, &made.record());

@@ -17,11 +17,11 @@ impl Lifecycle {
         &self.terminals
     }
 
-    /// Checks a request for a terminal. Returns the step that starts it on a worker, since a container may have to be
-    /// started first.
+    /// Checks a request for a terminal. Returns a closure that starts the terminal on a worker, since the container
+    /// may have to be started first.
     ///
     /// # Errors
-    /// 400s that name the field; `NotReady`; `WorkspaceNotFound`.
+    /// Fails with status 400 and the name of the invalid field, with `NotReady`, or with `WorkspaceNotFound`.
     pub fn start_terminal(
         self: &Arc<Self>,
         id: Uuid,
@@ -34,11 +34,11 @@ impl Lifecycle {
         Ok(move || lifecycle.start_planned(&workspace, plan, party))
     }
 
-    /// Like [`Lifecycle::start_terminal`], for the shell of the credential `owner`: returns its running shell, or
-    /// starts one of this size.
+    /// Like [`Lifecycle::start_terminal`], for the shell of the credential `owner`. The closure returns the
+    /// credential's running shell, or starts a shell of this size.
     ///
     /// # Errors
-    /// Those of [`Lifecycle::start_terminal`].
+    /// Fails for the same reasons as [`Lifecycle::start_terminal`].
     pub fn start_shell(
         self: &Arc<Self>,
         id: Uuid,
@@ -82,7 +82,8 @@ impl Lifecycle {
         party: ShareHolder,
     ) -> Result<Arc<Terminal>> {
         let running = self.runs.enter_terminal(workspace.id())?;
-        // The run is registered, so an operation that changes the status from now on finds it and stops it.
+        // The terminal's run is registered, so an operation that changes the status from now on finds the run and
+        // stops it.
         let record = workspace.record();
         workspace.check_alive()?;
         check_ready(&record)?;
