@@ -1,26 +1,26 @@
-//! Length of one stream and the parts of it that are no longer kept. Offsets count from the stream's first byte and
-//! never change. Pure.
+//! Length of one stream, and the ranges of it that are no longer kept. Offsets count from the stream's first byte
+//! and never change. Pure.
 
 use serde::{Deserialize, Serialize};
 
 use crate::base::limits;
 
-/// Extent of one stream.
+/// Length and gaps of one output stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamTrack {
     /// Number of bytes written by the command.
     pub end: u64,
-    /// Ranges that are not kept: from, to; sorted, disjoint, within `end`.
+    /// Ranges that are not kept, each as start and end; sorted, disjoint, below the stream's `end`.
     gaps: Vec<(u64, u64)>,
 }
 
 impl StreamTrack {
-    /// Returns a stream that is kept completely.
+    /// Returns the track of a stream of `end` bytes that are all kept.
     pub fn whole(end: u64) -> StreamTrack {
         StreamTrack { end, gaps: Vec::new() }
     }
 
-    /// Returns the first kept offset, or the end.
+    /// Returns the first kept offset; if the stream has no gap at its start, 0.
     pub fn start(&self) -> u64 {
         self.gaps.first().filter(|gap| gap.0 == 0).map_or(0, |gap| gap.1)
     }
@@ -30,7 +30,7 @@ impl StreamTrack {
         self.end - self.gaps.iter().map(|(from, to)| to - from).sum::<u64>()
     }
 
-    /// Whether bytes are missing.
+    /// Returns whether bytes of the stream are missing.
     pub fn is_cut(&self) -> bool {
         !self.gaps.is_empty()
     }
@@ -40,23 +40,23 @@ impl StreamTrack {
         self.gaps.iter().map(|gap| gap.1.saturating_sub(gap.0.max(from))).sum()
     }
 
-    /// Returns the end of the gap that contains `offset`.
+    /// Returns the end of the gap that contains `offset`; `None` if `offset` is in no gap.
     pub fn gap_at(&self, offset: u64) -> Option<u64> {
         self.gaps.iter().find(|(from, to)| (*from..*to).contains(&offset)).map(|(_, to)| *to)
     }
 
-    /// Returns the end of the kept range that contains `offset`.
+    /// Returns the end of the kept range that starts at or contains `offset`.
     pub fn kept_until(&self, offset: u64) -> u64 {
         self.gaps.iter().map(|(from, _)| *from).find(|from| *from > offset).unwrap_or(self.end)
     }
 
-    /// Whether bytes between `from` and `to` are missing.
+    /// Returns whether bytes between `from` and `to` are missing.
     pub fn is_cut_between(&self, from: u64, to: u64) -> bool {
         self.gaps.iter().any(|gap| gap.0 < to && from < gap.1)
     }
 
-    /// Marks a range as missing. Beyond [`limits::SPOOL_GAPS`] gaps the two nearest are merged, giving up the bytes
-    /// between them, so that the size stays bounded.
+    /// Marks a range as missing. If there are more than [`limits::SPOOL_GAPS`] gaps, merges the two nearest and
+    /// gives up the bytes between them, so that the list stays bounded.
     pub fn mark_lost(&mut self, from: u64, to: u64) {
         let to = to.min(self.end);
         if from >= to {

@@ -1,5 +1,5 @@
-//! Resolves users by name or number in the target's own /etc/passwd and /etc/group. Those files may be malicious; at
-//! worst they name another user of the same container.
+//! Resolves users by name or number in /etc/passwd and /etc/group of the container or host in which the command
+//! runs. A container's files may be malicious; at worst they name another user of the same container.
 
 use crate::base::{Code, Error, Result};
 use crate::proc::{Launcher, ProcessUser};
@@ -13,17 +13,17 @@ const GROUPS: usize = 1024;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserAccount {
     pub user: ProcessUser,
-    /// For USER and LOGNAME; the number if there is no name.
+    /// Value of USER and LOGNAME: the user's name, or the number if the user has no name.
     pub name: String,
-    /// For HOME.
+    /// Value of HOME.
     pub home: String,
 }
 
-/// Resolves `NAME`, `UID`, `NAME:GROUP`, `UID:GID` and so on. A number needs no entry; its default group has the same
-/// number.
+/// Resolves a user such as `NAME`, `UID`, `NAME:GROUP` or `UID:GID`. A number needs no entry in the files; the
+/// default group of such a user has the same number.
 ///
 /// # Errors
-/// `InvalidUser` when a name does not exist.
+/// `InvalidUser` when the user or group does not exist.
 pub fn resolve(text: &str, place: &dyn Launcher) -> Result<UserAccount> {
     let read = |path: &str| -> Result<String> {
         let bytes = place.file(path, ACCOUNTS_BYTES)?.unwrap_or_default();
@@ -39,7 +39,7 @@ fn find(text: &str, passwd: &str, group: &str) -> Result<UserAccount> {
         None => (text, None),
     };
     let fields = |line: &str| line.split(':').map(str::to_owned).collect::<Vec<String>>();
-    // -1 means "no change" to setresuid(2), so no user can have it.
+    // setresuid(2) interprets the ID -1 as "no change", so no user can have it.
     let number = |text: &str| match text.bytes().all(|byte| byte.is_ascii_digit()) {
         true => text.parse::<u32>().ok().filter(|id| *id != u32::MAX),
         false => None,

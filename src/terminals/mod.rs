@@ -1,13 +1,13 @@
-//! Terminals, independent of the sockets that show them. Each has a program on a PTY, a model of its screen, any number
-//! of watching clients, and at most one of them that writes. Depends on neither WebSockets, HTTP, workspaces nor
-//! containers.
+//! Terminals, independent of the sockets that show them. Each terminal has a program on a PTY, a model of its
+//! screen, and any number of clients that watch it, of which at most one may write. Does not depend on WebSockets,
+//! HTTP, workspaces or containers.
 //!
 //! In reading order: `request` (bodies of requests), `split` and `screen` (the program's output), `watch` (clients),
 //! this file (one terminal), `pty_loop` (its thread), `table` (all terminals).
 //!
-//! Threads: `terminal-N`, one per terminal. It owns the program and our end of the PTY, always reads, and is the only
-//! one that writes to the PTY. Locks: one per terminal, a leaf, held while the model processes a few KiB; one for the
-//! table, never held together with it.
+//! Threads: `terminal-N`, one per terminal. It owns the program and the server's end of the PTY, reads all output,
+//! and is the only thread that writes to the PTY. Locks: one per terminal, a leaf, held while the model processes
+//! a few KiB; one for the table, never held together with a terminal's lock.
 
 pub mod paste;
 mod pty_loop;
@@ -47,46 +47,47 @@ const WATCHERS: usize = 32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TerminalKind {
-    /// Requested explicitly; its last screen is kept for a while after its program has ended.
+    /// A terminal that a client created explicitly; its last screen is kept for a while after its program has
+    /// ended.
     Terminal,
-    /// The terminal of `/shell`; it is removed with its program.
+    /// The terminal of `/shell`; it is removed when its program ends.
     Shell,
 }
 
 /// Specification of a new terminal.
 #[derive(Clone, Debug)]
 pub struct TerminalSpec {
-    /// Its command; `tty` is set on start.
+    /// Command of the terminal; its field `tty` is set when the terminal starts.
     pub command: CommandSpec,
-    /// Name in lists.
+    /// Name of the terminal in lists.
     pub label: String,
-    /// User that it runs as, as requested.
+    /// User that runs the program, as the client requested it.
     pub user: Option<String>,
-    /// Initial size.
+    /// Initial size of the terminal.
     pub size: WindowSize,
     pub kind: TerminalKind,
-    /// Time without clients, input and output after which it is closed.
+    /// Time without clients, input and output after which the terminal is closed.
     pub idle: Duration,
 }
 
-/// Why a terminal ended.
+/// Reason for the end of a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EndReason {
-    /// Its program exited.
+    /// The terminal's program exited.
     Exit,
-    /// A client deleted it.
+    /// A client deleted the terminal.
     Deleted,
-    /// It was idle.
+    /// The terminal was idle for too long.
     Idle,
-    /// Its workspace was deleted or rebuilt, or the server stops.
+    /// The terminal's workspace was deleted or rebuilt, or the server is stopping.
     Workspace,
 }
 
-/// How a terminal ended.
+/// Result of an ended terminal.
 #[derive(Clone, Copy, Debug)]
 pub struct TerminalEnd {
-    /// Exit status of its program; `None` if unknown.
+    /// Exit status of the program; `None` if it is unknown.
     pub exit: Option<Exit>,
     pub reason: EndReason,
 }
@@ -107,7 +108,7 @@ pub struct TerminalView {
     idle_timeout_secs: u64,
     /// Number of connected clients.
     clients: usize,
-    /// Whether one of them writes.
+    /// Whether one of the clients is the writer.
     writer: bool,
     exit_code: Option<i32>,
     signal: Option<i32>,
@@ -115,7 +116,7 @@ pub struct TerminalView {
     ended_at: Option<String>,
 }
 
-/// A terminal.
+/// A running or ended terminal.
 pub struct Terminal {
     pub id: Uuid,
     pub workspace: Uuid,
@@ -128,7 +129,7 @@ pub struct Terminal {
     waker: Waker,
     state: Mutex<TerminalState>,
     ended: Condvar,
-    /// Notified when there is space for input.
+    /// Notified when the input queue has free space.
     input_space: Condvar,
 }
 
@@ -137,29 +138,31 @@ struct TerminalState {
     screen: ScreenModel,
     watchers: Vec<WatcherQueue>,
     next_watcher: u64,
-    /// The client that may write.
+    /// Number of the client that may write.
     writer: Option<u64>,
     /// Input that the program has not read yet.
     input: VecDeque<u8>,
-    /// A large input is being written in pieces; input of other clients waits, so that it is not interleaved.
+    /// Set while a large input is queued in pieces. Input of other clients then waits, so that it is not
+    /// interleaved.
     pasting: bool,
-    /// A new size that was not passed to the kernel yet.
+    /// A new size that has not been passed to the kernel yet.
     resized: Option<WindowSize>,
-    /// Time of the last input, output, access, or change of clients.
+    /// Time of the last input, output, access, or connect or disconnect of a client.
     active: Instant,
-    /// When the last client left.
+    /// Time when the last client disconnected.
     last_left: Instant,
-    /// Requested reason, while the thread has not ended it yet.
+    /// Reason of a requested end; the thread has not ended the terminal yet.
     end_reason: Option<EndReason>,
     end: Option<(TerminalEnd, Instant, String)>,
 }
 
 impl Terminal {
-    /// Starts a program on a new terminal. `running` registers it with its workspace and ends it. The terminal does not
-    /// join its own thread, because the thread may hold the last reference.
+    /// Starts a program on a new terminal. `running` is the terminal's entry in the table of runs, through which
+    /// its workspace ends it. The terminal does not join its own thread, because the thread may hold the last
+    /// reference.
     ///
     /// # Errors
-    /// When it could not be started; nothing is running then.
+    /// When the program could not be started; no process is left running.
     fn start(
         running: ActiveRun,
         workspace: Uuid,
@@ -167,7 +170,7 @@ impl Terminal {
         plan: TerminalSpec,
     ) -> Result<(Arc<Terminal>, JoinOnDrop)> {
         let pty = launcher.terminal()?;
-        // Before the program starts, so that it reads the right size (TIOCGWINSZ).
+        // Set the size before the program starts, so that the program reads the right size (TIOCGWINSZ).
         set_size(&pty.master, plan.size)?;
         let (master, stdio) = pty.split()?;
         let command = CommandSpec { tty: true, ..plan.command };
@@ -230,17 +233,17 @@ impl Terminal {
         }
     }
 
-    /// Returns its screen as text, without trailing blanks.
+    /// Returns the terminal's screen as text, without trailing blanks.
     pub fn text(&self) -> String {
         self.touch().screen.text()
     }
 
-    /// Returns its screen as data.
+    /// Returns the terminal's screen as data.
     pub fn screen_view(&self) -> ScreenView {
         self.touch().screen.view()
     }
 
-    /// Whether arrow keys must be sent in application mode (DECCKM).
+    /// Returns whether arrow keys must be sent in application mode (DECCKM).
     pub fn application_cursor_keys(&self) -> bool {
         lock(&self.state).screen.application_cursor_keys()
     }
@@ -248,7 +251,7 @@ impl Terminal {
     /// Queues `bytes` as input if all of them fit now; otherwise returns `false`.
     ///
     /// # Errors
-    /// `TerminalEnded`.
+    /// `TerminalEnded` when the program has ended.
     pub fn try_type_in(&self, bytes: &[u8]) -> Result<bool> {
         let mut state = lock(&self.state);
         check_running(&state)?;
@@ -259,12 +262,12 @@ impl Terminal {
         Ok(fits)
     }
 
-    /// Queues `bytes` as the program reads: input that fits into the queue at once, larger input in pieces, without
-    /// interleaving other clients' input.
+    /// Queues `bytes` as fast as the program reads. Input that fits into the queue is queued as a whole; larger
+    /// input is queued in pieces, between which no input of other clients is queued.
     ///
     /// # Errors
-    /// `TerminalEnded`; `Cancelled` when the client disconnected; `Conflict` when the program reads nothing for too
-    /// long. The detail `bytes_taken` is the number of queued bytes; the rest can be sent again.
+    /// `TerminalEnded`; `Cancelled` when the client disconnected; `Conflict` when the program reads no input for
+    /// too long. The detail `bytes_taken` is the number of queued bytes; the client can send the rest again.
     pub fn type_in(&self, bytes: &[u8], gone: &Cancel) -> Result<()> {
         let whole = bytes.len() <= limits::TERMINAL_INPUT_BYTES;
         let patience = if whole { limits::STDIN_PATIENCE } else { paste::PASTE_PATIENCE };
@@ -305,7 +308,7 @@ impl Terminal {
                                later, or end the program";
                 break Err(Error::new(Code::Conflict, message).detail("unread_bytes", state.input.len()));
             }
-            // A disconnect does not notify this condition variable.
+            // Wake up regularly: a disconnect does not notify this condition variable.
             let waited = self.input_space.wait_timeout(state, left.min(GONE_LOOK));
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         };
@@ -317,10 +320,10 @@ impl Terminal {
         result.map_err(|error: Error| error.detail("bytes_taken", taken))
     }
 
-    /// Changes its size; the program receives SIGWINCH.
+    /// Changes the terminal's size; the kernel sends SIGWINCH to the program.
     ///
     /// # Errors
-    /// `TerminalEnded`.
+    /// `TerminalEnded` when the program has ended.
     pub fn resize(&self, size: WindowSize) -> Result<()> {
         let mut state = lock(&self.state);
         check_running(&state)?;
@@ -333,10 +336,10 @@ impl Terminal {
         Ok(())
     }
 
-    /// Adds a client, starting with a full picture of the screen.
+    /// Adds a client. The client's first event is the size, followed by the whole screen.
     ///
     /// # Errors
-    /// `TerminalEnded`; `Busy` when there are too many clients.
+    /// `TerminalEnded`; `Busy` when the terminal has too many clients.
     pub fn watch(self: &Arc<Self>, mode: WatchMode) -> Result<TerminalWatcher> {
         let mut state = lock(&self.state);
         check_running(&state)?;
@@ -362,7 +365,7 @@ impl Terminal {
         Ok(TerminalWatcher::new(self.clone(), number, mode, wake))
     }
 
-    /// Ends it with all its processes and waits for that.
+    /// Kills all processes of the terminal and waits until they have ended.
     pub fn end(&self, reason: EndReason) {
         let mut state = lock(&self.state);
         if state.end.is_none() {
@@ -384,7 +387,7 @@ impl Terminal {
         state
     }
 
-    /// Returns when it ended.
+    /// Returns when the terminal ended; `None` while it is running.
     fn ended_since(&self) -> Option<Instant> {
         lock(&self.state).end.as_ref().map(|(_, since, _)| *since)
     }
@@ -396,7 +399,7 @@ impl Terminal {
     }
 }
 
-/// How often a wait for space checks whether its client is still connected.
+/// Interval at which a wait for queue space checks whether the client is still connected.
 const GONE_LOOK: Duration = Duration::from_millis(100);
 
 impl TerminalState {
@@ -404,7 +407,7 @@ impl TerminalState {
         !self.pasting && self.input.len() + count <= limits::TERMINAL_INPUT_BYTES
     }
 
-    /// Notifies the writing client that there is space for input.
+    /// Wakes the client that may write, because the input queue has free space.
     fn wake_writer(&mut self) {
         if let Some(seat) = self.writer.and_then(|number| self.watcher(number)) {
             seat.wake().wake();
@@ -415,7 +418,7 @@ impl TerminalState {
         self.watchers.iter_mut().find(|seat| seat.number() == number)
     }
 
-    /// Makes this client the writer and notifies it and the previous one.
+    /// Makes the client `number` the writer; notifies it and the previous writer.
     fn set_writer(&mut self, number: Option<u64>) {
         let before = std::mem::replace(&mut self.writer, number);
         if before == number {
@@ -428,9 +431,9 @@ impl TerminalState {
         }
     }
 
-    /// Processes the program's output. Queries in it are answered by the writing client's terminal; without a writer
-    /// the model answers, so that a program that is only watched over HTTP does not wait forever. Never both, because a
-    /// second reply would be typed into the shell.
+    /// Processes the program's output. The writing client's terminal answers queries in it. Without a writer the
+    /// model answers, so that a program that is only watched over HTTP does not wait forever. Never both answer,
+    /// because a second reply would be typed into the shell.
     fn distribute_output(&mut self, bytes: &[u8]) {
         let cut = self.splitter.take(bytes);
         let answers = self.screen.feed(&cut);

@@ -1,7 +1,7 @@
-//! Large input for programs: pastes. Permits bound the memory for it per workspace and in total; each covers one
-//! message or body from its arrival until the program has read it. Small input needs none.
+//! Large input for programs, called a paste. Permits bound the memory for pastes per workspace and in total. Each
+//! permit covers one message or body from its arrival until the program has read it. Small input needs no permit.
 //!
-//! Lock: one, a leaf.
+//! Lock: that of [`PasteBudget`], a leaf.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,18 +11,20 @@ use uuid::Uuid;
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result};
 
-/// Largest input of one message or body.
+/// Maximum size of one large input.
 pub const PASTE_BYTES: usize = 8 << 20;
-/// Largest WebSocket message that carries it: JSON escapes the line ends of text, which doubles them.
+/// Maximum size of the WebSocket message that contains a large input: JSON escapes each line end, which doubles
+/// it.
 pub const PASTE_MESSAGE_BYTES: usize = 2 * PASTE_BYTES + (64 << 10);
-/// A paste ends after this long without progress: its program does not read.
+/// Maximum time without progress of a paste; after that, the program is assumed not to read.
 pub const PASTE_PATIENCE: Duration = Duration::from_secs(30);
-/// Large inputs of one workspace at once.
+/// Maximum number of concurrent large inputs of one workspace.
 const PER_WORKSPACE: usize = 2;
-/// Large inputs at once in total; each takes up to [`PASTE_MESSAGE_BYTES`], and for a moment its text beside it.
+/// Maximum number of concurrent large inputs in total. Each takes up to [`PASTE_MESSAGE_BYTES`], and briefly also
+/// the memory of its decoded text.
 const IN_TOTAL: usize = 8;
 
-/// The permits in use, each with its workspace.
+/// The permits in use, each stored as its workspace.
 #[derive(Clone, Debug, Default)]
 pub struct PasteBudget(Arc<Mutex<Vec<Uuid>>>);
 
@@ -34,7 +36,7 @@ pub struct PastePermit {
 }
 
 impl PasteBudget {
-    /// Takes a permit if one is available.
+    /// Takes a permit; returns `None` if none is free.
     pub fn try_take(&self, workspace: Uuid) -> Option<PastePermit> {
         let mut out = lock(&self.0);
         let own = out.iter().filter(|holder| **holder == workspace).count();
@@ -44,10 +46,10 @@ impl PasteBudget {
         })
     }
 
-    /// Takes a permit.
+    /// Takes a permit for a large input.
     ///
     /// # Errors
-    /// `Busy`.
+    /// `Busy` when no permit is free.
     pub fn take(&self, workspace: Uuid) -> Result<PastePermit> {
         self.try_take(workspace).ok_or_else(|| {
             let message = format!(

@@ -1,5 +1,6 @@
-//! The thread of a terminal: reads the program's output as soon as it is written, writes its input, detects its end,
-//! and kills all its processes. It never waits for a client. Processes that survive the hangup are killed.
+//! The thread of a terminal. It reads the program's output as soon as it is written, writes input to the program,
+//! detects the program's end, and kills all its processes, including those that survive the hangup. It never waits
+//! for a client.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -15,25 +16,26 @@ use crate::base::{At, Result, clock, limits};
 use crate::proc::{Exit, Process, pty};
 use crate::runs::ActiveRun;
 
-/// Reads from a terminal before its thread handles other events; the kernel returns at most 4 KiB each time.
+/// Number of reads before the thread handles other events; the kernel returns at most 4 KiB per read.
 const TERMINAL_READS: usize = 16;
 
 /// State of the thread.
 pub(super) struct PtyLoop {
     terminal: Arc<Terminal>,
-    /// Dropping it hangs up: the kernel sends SIGHUP to the session.
+    /// Our end of the PTY. When it is closed, the kernel sends SIGHUP to the session.
     master: Option<OwnedFd>,
     process: Box<dyn Process>,
-    /// Marks the terminal as ended when it is dropped.
+    /// The entry in the table of runs; dropping it marks the terminal as ended.
     _running: ActiveRun,
-    /// The program closed the terminal; check again at this time.
+    /// Time at which the terminal is polled again, because the program has closed it.
     closed_until: Option<Instant>,
 }
 
-/// A program may close its terminal and reopen /dev/tty; until then poll(2) would report the hangup continuously.
+/// Pause after the program has closed its terminal. The program may reopen /dev/tty; until then, poll(2) would
+/// report the hangup continuously.
 const CLOSED_RECHECK: Duration = Duration::from_millis(100);
 
-/// Final reads; together they cover more than the kernel buffers.
+/// Number of final calls of `read`; together they read more than the kernel buffers.
 const LAST_READS: usize = (1 << 20) / (TERMINAL_READS * (4 << 10));
 
 #[derive(Default)]
@@ -60,7 +62,7 @@ impl PtyLoop {
     }
 
     fn run(mut self) {
-        // Whatever happens below, waiting callers must be notified of the end.
+        // Notify waiting callers of the end, even if the code below fails or panics.
         let notifier = EndNotifier { terminal: self.terminal.clone() };
         let (reason, exit) = loop {
             let ready = match self.wait() {
@@ -96,7 +98,8 @@ impl PtyLoop {
             }
         };
         self.process.kill();
-        // The last output is still in the kernel's buffer (n_tty keeps 4 KiB, the tty layer 640 KiB before it).
+        // The last output is still in the kernel's buffers (n_tty keeps 4 KiB, and the tty layer before it 640
+        // KiB).
         self.closed_until = None;
         for _ in 0..LAST_READS {
             if self.closed_until.is_none() && !self.read() {
@@ -106,12 +109,12 @@ impl PtyLoop {
         notifier.notify(TerminalEnd { exit, reason });
     }
 
-    /// Returns when the idle timeout expires; `None` while a client is connected.
+    /// Returns when the terminal has been idle for too long; `None` while a client is connected.
     fn idle_deadline(&self) -> Option<Instant> {
         let state = lock(&self.terminal.state);
         let since = match self.terminal.kind {
             TerminalKind::Terminal => state.active,
-            // Output alone does not count: the clients have left.
+            // Only disconnects count: output alone does not keep a shell without clients alive.
             TerminalKind::Shell => state.last_left,
         };
         state.watchers.is_empty().then(|| since + self.terminal.idle)
@@ -156,7 +159,7 @@ impl PtyLoop {
         Ok(ready)
     }
 
-    /// Reads available output; `false` if that was all.
+    /// Reads available output; returns `false` if no more is available.
     fn read(&mut self) -> bool {
         let Some(master) = &self.master else { return false };
         let mut chunk = [0u8; 8 << 10];
@@ -179,7 +182,8 @@ impl PtyLoop {
         let mut state = lock(&self.terminal.state);
         let (front, back) = state.input.as_slices();
         let next = if front.is_empty() { back } else { front };
-        // EAGAIN: the program has not read its input. Other errors will be detected as its end.
+        // EAGAIN means that the program has not read its input. Other errors mean that it has ended, which is
+        // detected elsewhere.
         let Ok(written) = rustix::io::write(master, next) else { return };
         let full = state.input.len() >= limits::TERMINAL_INPUT_BYTES;
         state.input.drain(..written);
@@ -198,7 +202,8 @@ impl PtyLoop {
         }
     }
 
-    /// Hangs up (SIGHUP), so that an editor can save its data, and gives the program a grace period.
+    /// Hangs up the terminal (SIGHUP), so that an editor can save its data, and kills the program after a grace
+    /// period.
     fn hang_up(&mut self) -> Option<Exit> {
         self.read();
         self.master = None;
@@ -213,7 +218,7 @@ impl PtyLoop {
     }
 }
 
-/// Reports the end of a terminal, even if its thread panics.
+/// Notifies waiting callers of the end of a terminal, even if its thread panics.
 struct EndNotifier {
     terminal: Arc<Terminal>,
 }

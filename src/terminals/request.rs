@@ -1,4 +1,4 @@
-//! Requests about terminals: creation, size, input. Validated here before anything happens. Pure.
+//! Request bodies for terminals (creation, size, input) and their validation. Pure.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,34 +19,34 @@ use crate::runs::user::UserAccount;
 const TERMINAL_COLS: u16 = 1000;
 /// Maximum height of a terminal.
 const TERMINAL_ROWS: u16 = 500;
-/// Maximum number of cells of a terminal: a model has two screens of 20 bytes a cell, and four bytes of output can
-/// change all.
+/// Maximum number of cells of a terminal. The model has two screens with 20 bytes per cell, and four bytes of
+/// output can change all cells.
 const TERMINAL_CELLS: u32 = 100_000;
-/// A terminal without clients, input and output is closed after this time, unless its client asked otherwise.
+/// Default idle timeout: time without clients, input and output after which a terminal is closed.
 const TERMINAL_IDLE: Duration = Duration::from_secs(3600);
-/// Maximum idle time that a client can ask for.
+/// Maximum idle timeout that a client can request.
 const TERMINAL_IDLE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How long the shell of `/shell` continues after its last socket closed: a laptop's nap. sandboxed.sh's 30 s lose
-/// users' work.
+/// Time for which the shell of `/shell` continues after its last socket was closed, long enough for a laptop to
+/// sleep briefly. sandboxed.sh uses 30 s, after which users lose their work.
 const SHELL_LINGER: Duration = Duration::from_secs(300);
 
 /// The body of `POST …/terminals`.
 #[derive(Debug, Default, Deserialize)]
 pub struct TerminalRequest {
-    /// Command line for the shell; default: a login shell.
+    /// Command line for the shell; by default, a login shell is started.
     pub command: Option<String>,
-    /// Relative to the workspace, or absolute.
+    /// Working directory, relative to the workspace or absolute.
     pub cwd: Option<String>,
-    /// Added to the workspace's variables.
+    /// Environment variables, added to the workspace's variables.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// User to run as, as in an exec; default root.
+    /// User that runs the command, as in an exec; default root.
     pub user: Option<String>,
-    /// Default 80.
+    /// Number of columns, default 80.
     pub cols: Option<u16>,
-    /// Default 24.
+    /// Number of rows, default 24.
     pub rows: Option<u16>,
-    /// Idle time after which it is closed.
+    /// Idle time after which the terminal is closed.
     pub idle_timeout_secs: Option<u64>,
 }
 
@@ -57,7 +57,7 @@ pub struct ResizeRequest {
     rows: u16,
 }
 
-/// The JSON body of `POST …/input`: text, followed by keys; or base64 for other bytes.
+/// The JSON body of `POST …/input`: text followed by keys, or other bytes in base64.
 #[derive(Debug, Default, Deserialize)]
 pub struct InputRequest {
     text: Option<String>,
@@ -66,18 +66,19 @@ pub struct InputRequest {
     base64: Option<String>,
 }
 
-/// Default of terminals since the VT100, and of the shells of compatible servers.
+/// Default size: that of terminals since the VT100, and of the shells of compatible servers.
 const DEFAULT_SIZE: WindowSize = WindowSize { cols: 80, rows: 24 };
 
-/// Terminal type that the model and common clients support.
+/// Value of TERM, a terminal type that the model and common clients support.
 const TERM: &str = "xterm-256color";
 
 impl TerminalRequest {
-    /// Converts the request into kernel terms. `user`: the user if it is not root; `defaults`: the workspace's
-    /// variables, validated when they were stored; `place`: variables that describe the workspace.
+    /// Converts the request into the specification of a terminal. `user` is `None` for root. `place` has variables
+    /// that describe the workspace; `defaults` are the workspace's own variables, which were validated when they
+    /// were stored.
     ///
     /// # Errors
-    /// `InvalidCommand`, `InvalidEnv`, `InvalidCwd`, `InvalidPayload`.
+    /// `InvalidCommand`, `InvalidEnv`, `InvalidCwd` or `InvalidPayload` for the invalid field.
     pub fn plan(
         &self,
         home: &str,
@@ -155,10 +156,10 @@ impl TerminalRequest {
 }
 
 impl ResizeRequest {
-    /// Returns the size.
+    /// Returns the requested size.
     ///
     /// # Errors
-    /// `InvalidPayload`.
+    /// `InvalidPayload` when the size exceeds the limits.
     pub fn size(&self) -> Result<WindowSize> {
         size(self.cols, self.rows)
     }
@@ -167,7 +168,7 @@ impl ResizeRequest {
 /// Validates a terminal size.
 ///
 /// # Errors
-/// `InvalidPayload` with the limits.
+/// `InvalidPayload` when the size exceeds the limits, which the message states.
 pub fn size(cols: u16, rows: u16) -> Result<WindowSize> {
     if cols == 0 || rows == 0 || nearest_size(cols, rows) != (WindowSize { cols, rows }) {
         return Err(Error::new(
@@ -181,7 +182,7 @@ pub fn size(cols: u16, rows: u16) -> Result<WindowSize> {
     Ok(WindowSize { cols, rows })
 }
 
-/// Returns the nearest valid size, for clients that cannot receive an error.
+/// Returns the valid size nearest to the requested one, for clients that cannot receive an error.
 pub fn nearest_size(cols: u16, rows: u16) -> WindowSize {
     let cols = cols.clamp(1, TERMINAL_COLS);
     let most = u16::try_from(TERMINAL_CELLS / u32::from(cols)).unwrap_or(u16::MAX);
@@ -189,10 +190,11 @@ pub fn nearest_size(cols: u16, rows: u16) -> WindowSize {
 }
 
 impl InputRequest {
-    /// Returns the bytes that a keyboard would send. `application`: arrow keys use application mode.
+    /// Returns the bytes that a keyboard would send. If `application` is set, arrow keys are encoded in
+    /// application mode.
     ///
     /// # Errors
-    /// `InvalidPayload`.
+    /// `InvalidPayload` for an empty input, an unknown key or invalid base64.
     pub fn bytes(&self, application: bool) -> Result<Vec<u8>> {
         let wrong = |message: String| Error::new(Code::InvalidPayload, message);
         if self.text.is_none() && self.keys.is_empty() && self.base64.is_none() {
@@ -243,7 +245,7 @@ fn key(name: &str, application: bool) -> Option<Vec<u8>> {
     Some(text.into_bytes())
 }
 
-/// Parses `ctrl-X` and `alt-X`.
+/// Parses the key names `ctrl-X` and `alt-X`.
 fn modified(name: &str) -> Option<Vec<u8>> {
     let single = |text: &str| {
         let mut all = text.chars();

@@ -1,6 +1,6 @@
-//! A model of a terminal's screen, fed with all output of the program, so that the screen can be read and repainted at
-//! any time. Modes that do not affect the screen but change the bytes of keys and mice are stored beside it. Pure; any
-//! output costs bounded memory and never panics.
+//! A model of a terminal's screen. It processes all output of the program, so that the screen can be read and
+//! repainted at any time. Modes that do not affect the screen, but change the bytes that keys and mice send, are
+//! stored beside the model. Pure; any output costs bounded memory and causes no panic.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -24,21 +24,22 @@ pub(super) struct ScreenModel {
     modes: TerminalModes,
 }
 
-/// State that clients' terminals need besides the screen's content, which [`Terminal::dump`] has.
+/// State that a client's terminal needs in addition to [`Terminal::dump`], which contains the screen.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct TerminalModes {
-    /// Enabled private modes out of [`MODES`].
+    /// The enabled private modes; only modes in [`MODES`] are stored.
     on: BTreeSet<u16>,
     keypad: bool,
     cursor_style: u16,
 }
 
-/// Mouse reports and their encodings, focus reports, bracketed paste (xterm's ctlseqs).
+/// Private modes that are stored: mouse reports and their encodings, focus reports, bracketed paste (xterm's
+/// ctlseqs).
 const MODES: [u16; 9] = [9, 1000, 1002, 1003, 1004, 1005, 1006, 1015, 2004];
 
-/// Brings any terminal to the state that a dump assumes, without DECSTR, which some terminals do not support, and
-/// without changing the scrollback: main screen, no margins, no modes, default colours and character sets, empty
-/// screen.
+/// Sequences that bring any terminal to the state that a dump assumes: main screen, no margins, no modes, default
+/// colours and character sets, empty screen. They avoid DECSTR, which some terminals do not support, and do not
+/// change the scrollback.
 const CLEAN: &str = "\x1b[?1049l\x1b[?9;1000;1002;1003;1004;1005;1006;1015;2004l\x1b[?6l\x1b[?1l\x1b[?7h\x1b[4l\x1b[20l\
                      \x1b>\x1b[0 q\x1b[r\x1b(B\x1b)B\x0f\x1b[m\x1b[?25h\x1b[H\x1b[J";
 
@@ -49,32 +50,32 @@ pub struct ScreenView {
     pub cols: u16,
     /// Rows.
     pub rows: u16,
-    /// Window title set by the program.
+    /// Window title that the program has set.
     pub title: String,
-    /// Position of the next character.
+    /// The cursor, where the next character will appear.
     pub cursor: CursorView,
-    /// Whether a full-screen program shows its own screen; the shell's is kept.
+    /// Whether a full-screen program has switched to the alternate screen.
     pub alternate_screen: bool,
-    /// One string per row, without trailing blanks.
+    /// Text of each row, without trailing blanks.
     pub lines: Vec<String>,
-    /// One list per row: cells grouped by style, without unstyled blanks at the end.
+    /// Cells of each row, grouped by style, without unstyled blanks at the end.
     pub cells: Vec<Vec<StyledRun>>,
 }
 
-/// The cursor.
+/// Position of the cursor, and whether it is visible.
 #[derive(Debug, Serialize)]
 pub struct CursorView {
     pub col: usize,
     pub row: usize,
-    /// Whether the program shows it.
+    /// Whether the program shows the cursor.
     pub visible: bool,
 }
 
-/// Adjacent cells of one style.
+/// Adjacent cells with the same style.
 #[derive(Debug, Serialize)]
 pub struct StyledRun {
     text: String,
-    /// Width in columns; wide characters take two.
+    /// Number of columns; a wide character takes two.
     width: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     fg: Option<CellColor>,
@@ -84,7 +85,7 @@ pub struct StyledRun {
     style: Vec<&'static str>,
 }
 
-/// A palette index, or `#rrggbb`.
+/// A color: an index in the palette, or `#rrggbb`.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 enum CellColor {
@@ -98,7 +99,7 @@ impl ScreenModel {
         ScreenModel { vt: terminal(size), size, title: String::new(), modes: TerminalModes::default() }
     }
 
-    /// Processes output and returns the replies to the queries in it.
+    /// Processes output and returns the replies to the queries that it contains.
     pub(super) fn feed(&mut self, cut: &SplitText) -> String {
         let mut answers = String::new();
         let mut at = 0;
@@ -107,7 +108,7 @@ impl ScreenModel {
             match ControlSequence::of(sequence) {
                 Some(ControlSequence::Repeat(count)) => {
                     self.show(&cut.text[at..range.start]);
-                    // Otherwise eight bytes could produce 65535 characters.
+                    // Without this limit, eight bytes of output could produce 65535 characters.
                     let count = count.clamp(1, self.size.cols);
                     self.show(&format!("\x1b[{count}b"));
                     at = range.end;
@@ -144,7 +145,7 @@ impl ScreenModel {
         let cursor = self.cursor();
         // Writing to a string cannot fail.
         let _ = match question {
-            // As xterm.js: a VT100 with advanced video, and its own version as secondary attributes.
+            // Reply as xterm.js does: a VT100 with advanced video, and xterm.js's version as secondary attributes.
             TerminalQuery::Attributes => write!(answers, "\x1b[?1;2c"),
             TerminalQuery::Version => write!(answers, "\x1b[>0;276;0c"),
             TerminalQuery::Status => write!(answers, "\x1b[0n"),
@@ -153,7 +154,7 @@ impl ScreenModel {
         };
     }
 
-    /// Changes the size as terminals do: the shell's lines are rewrapped.
+    /// Changes the size of the screen; as in other terminals, the shell's lines are rewrapped.
     pub(super) fn resize(&mut self, size: WindowSize) {
         let before = std::mem::replace(&mut self.size, size);
         let resized = catch_unwind(AssertUnwindSafe(|| {
@@ -178,18 +179,19 @@ impl ScreenModel {
         &self.title
     }
 
-    /// Determines the bytes of arrow keys (DECCKM).
+    /// Returns whether the program wants arrow keys in application mode (DECCKM).
     pub(super) fn application_cursor_keys(&self) -> bool {
         self.vt.cursor_key_app_mode()
     }
 
-    /// Returns the output that brings a client's terminal of the same size to this state. It contains no queries.
+    /// Returns output that brings a client's terminal of the same size to the model's state. It contains no
+    /// queries.
     pub(super) fn repaint(&self) -> String {
         let mut all = CLEAN.to_owned();
         let dump = without_repeats(&self.vt.dump());
         match self.vt.active_screen_kind() {
-            // Some terminals do not support the older 1047. The additional state that 1049 saves has just been restored
-            // by the dump.
+            // Some terminals do not support the older mode 1047. Mode 1049 additionally saves the cursor, which
+            // the dump has just restored.
             ScreenKind::Alternate => all.push_str(&dump.replace("\x1b[?1047h", "\x1b[?1049h")),
             ScreenKind::Primary => all.push_str(&dump),
         }
@@ -208,7 +210,7 @@ impl ScreenModel {
         all
     }
 
-    /// Returns the rows as text, without trailing blanks and trailing empty rows.
+    /// Returns the rows as text, without trailing blanks and without empty rows at the end.
     pub(super) fn text(&self) -> String {
         let mut text = String::new();
         for line in self.vt.screen().visible_lines() {
@@ -234,7 +236,7 @@ impl ScreenModel {
 
     fn cursor(&self) -> CursorView {
         let cursor = self.vt.cursor();
-        // The cursor is past the last column when the next character will wrap.
+        // If the next character will wrap, the model's cursor is past the last column.
         let col = cursor.col.min(usize::from(self.size.cols) - 1);
         CursorView { col, row: cursor.row, visible: cursor.visible }
     }
@@ -246,7 +248,7 @@ fn terminal(size: WindowSize) -> Terminal {
     Terminal::new(cols, rows).expect("a terminal of at least one cell")
 }
 
-/// Expands REP (`CSI n b`), which many terminals do not support.
+/// Expands the sequence REP (`CSI n b`), which many terminals do not support.
 fn without_repeats(dump: &str) -> String {
     let mut all = String::with_capacity(dump.len());
     for (at, part) in dump.split("\x1b[").enumerate() {
@@ -267,7 +269,7 @@ fn without_repeats(dump: &str) -> String {
 }
 
 fn runs(line: &Line) -> Vec<StyledRun> {
-    // The right half of a wide character is a blank without width.
+    // The right half of a wide character is a blank of width 0, so this does not match it.
     let plain = |cell: &Cell| cell.char() == ' ' && cell.width() == 1 && cell.pen().is_default();
     let length = line.cells().iter().rposition(|cell| !plain(cell)).map_or(0, |last| last + 1);
     line.cells()[..length]
@@ -326,7 +328,7 @@ enum TerminalQuery {
     ExtendedCursor,
 }
 
-/// A control sequence that the model handles itself.
+/// A control sequence that this module handles in addition to [`Terminal`].
 #[derive(Debug, PartialEq, Eq)]
 enum ControlSequence {
     Repeat(u16),

@@ -1,4 +1,4 @@
-//! Tests of the model with valid and with malicious output.
+//! Tests of the screen model with valid and with malicious output.
 
 use super::super::split::Splitter;
 use super::*;
@@ -49,7 +49,7 @@ fn queries_are_answered_in_order() {
     assert_eq!(feed(&mut screen, "\x1b[7n\x1b[?1c\x1b[1;2R"), "");
 }
 
-/// Two models are equal if all their public state is.
+/// Asserts that all public state of two models is equal.
 fn assert_same(a: &ScreenModel, b: &ScreenModel, what: &str) {
     let json = |screen: &ScreenModel| serde_json::to_string_pretty(&screen.view()).unwrap();
     assert_eq!(json(a), json(b), "{what}");
@@ -141,7 +141,7 @@ fn resizing_keeps_visible_text() {
     assert_eq!((view.cols, view.rows, view.lines.len()), (10, 2, 2));
 }
 
-/// xorshift64*: the same on every run.
+/// Returns the next number of xorshift64*; the numbers are the same on every run.
 fn random(state: &mut u64) -> u64 {
     *state ^= *state >> 12;
     *state ^= *state << 25;
@@ -241,7 +241,7 @@ fn arbitrary_output_is_handled() {
             assert_eq!((view.lines.len(), view.cols), (usize::from(size.rows), size.cols), "round {round}");
             assert!(view.cursor.row < usize::from(size.rows) && view.cursor.col < usize::from(size.cols));
         }
-        // Any state can be dumped and restored.
+        // Every state of the model can be dumped and restored.
         let mut copy = ScreenModel::new(size);
         copy.feed(&Splitter::default().take(screen.repaint().as_bytes()));
         if splitter.rest().text.is_empty() {

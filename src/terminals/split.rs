@@ -1,19 +1,19 @@
-//! Splits a program's output into pieces that can be forwarded: never within a character or a control sequence
-//! (ECMA-48). A client that joins between two pieces misses no half of either. Pure.
+//! Splits a program's output into pieces that can be forwarded to clients. A piece never ends within a character
+//! or a control sequence (ECMA-48), so a client that joins between two pieces receives no half of either. Pure.
 
 use std::ops::Range;
 
 use crate::base::limits;
 
-/// Held-back bytes and the parser's state.
+/// The state of the parser, and the bytes that it holds back.
 #[derive(Debug, Default)]
 pub(super) struct Splitter {
-    /// Start of an incomplete character.
+    /// First bytes of an incomplete character.
     bytes: Vec<u8>,
-    /// Start of an incomplete sequence.
+    /// Start of an incomplete control sequence.
     held: String,
     state: ParserState,
-    /// The sequence is longer than the limit, and its start was already forwarded.
+    /// Whether the current sequence is longer than the limit, so that its start was already forwarded.
     truncated: bool,
 }
 
@@ -24,21 +24,21 @@ enum ParserState {
     Escape,
     EscapeIntermediate,
     Csi,
-    /// OSC, DCS, SOS, PM or APC: ends with ST, an OSC in practice also with BEL.
+    /// Inside a string (OSC, DCS, SOS, PM or APC), which ends with ST; in practice an OSC also ends with BEL.
     Text,
 }
 
-/// A piece of output.
+/// A piece of output that can be forwarded.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct SplitText {
-    /// The text; invalid UTF-8 is replaced.
+    /// The piece as text; invalid UTF-8 is replaced.
     pub(super) text: String,
-    /// The complete control sequences in it.
+    /// Positions of the complete control sequences in `text`.
     pub(super) sequences: Vec<Range<usize>>,
 }
 
 impl Splitter {
-    /// Processes bytes and returns the complete part.
+    /// Processes `bytes` and returns the part that is complete.
     pub(super) fn take(&mut self, bytes: &[u8]) -> SplitText {
         let mut text = std::mem::take(&mut self.held);
         let from = text.len();
@@ -59,7 +59,8 @@ impl Splitter {
                 }
             }
             rest += c.len_utf8();
-            // A string ends with ESC \, which also looks like the start of another sequence; keep them together.
+            // A string ends with ESC \, which looks like the start of another sequence; treat it as part of the
+            // string.
             let string_ends = self.state == ParserState::Text && c == '\u{1b}';
             let next = self.state.after(c);
             if begins(c) && !string_ends && next != ParserState::Ground {
@@ -67,7 +68,7 @@ impl Splitter {
                 self.truncated = false;
             }
             if self.state != ParserState::Ground && next == ParserState::Ground {
-                // CAN and SUB abandon a sequence.
+                // The control characters CAN and SUB abandon a sequence.
                 let complete = !matches!(c, '\u{18}' | '\u{1a}');
                 sequences.extend(start.take().filter(|_| complete).map(|start| start..rest));
                 self.truncated = false;
@@ -84,7 +85,7 @@ impl Splitter {
         SplitText { text, sequences }
     }
 
-    /// Returns the held text at the end.
+    /// Returns the text that is still held back, at the end of the output.
     pub(super) fn rest(&mut self) -> SplitText {
         let mut text = std::mem::take(&mut self.held);
         if !self.bytes.is_empty() {
@@ -94,7 +95,7 @@ impl Splitter {
         SplitText { text, sequences: Vec::new() }
     }
 
-    /// Appends `bytes` as characters and keeps an incomplete one.
+    /// Appends `bytes` to `text`, and holds back an incomplete character at the end.
     fn decode(&mut self, bytes: &[u8], text: &mut String) {
         let joined;
         let mut rest = bytes;
@@ -108,7 +109,7 @@ impl Splitter {
                 Ok(whole) => return text.push_str(whole),
                 Err(error) => {
                     let (good, bad) = rest.split_at(error.valid_up_to());
-                    // Valid according to the error, so nothing is replaced here.
+                    // The error reports that these bytes are valid, so no character is replaced here.
                     text.push_str(&String::from_utf8_lossy(good));
                     let Some(length) = error.error_len() else {
                         self.bytes = bad.to_vec();
@@ -122,7 +123,7 @@ impl Splitter {
     }
 }
 
-/// ESC, or one of the C1 characters that stand for ESC and a letter.
+/// Returns whether a control sequence begins with `c`: ESC, or a C1 character that stands for ESC and a letter.
 fn begins(c: char) -> bool {
     matches!(c, '\u{1b}' | '\u{90}' | '\u{98}' | '\u{9b}' | '\u{9d}'..='\u{9f}')
 }
@@ -142,7 +143,7 @@ impl ParserState {
                 ParserState::EscapeIntermediate
             }
             (ParserState::Csi, ' '..='?') => ParserState::Csi,
-            // Other control characters are executed within a sequence.
+            // Within a sequence, terminals execute other control characters without ending it.
             (_, '\0'..='\u{1f}') => self,
             _ => ParserState::Ground,
         }

@@ -1,7 +1,7 @@
-//! All terminals: by workspace, with a limit on their number, and the shells that sockets reconnect to.
+//! The table of all terminals, with a limit on their number, and the shells to which sockets reconnect.
 //!
-//! Locks: `state`, held only for lookups, insertions and removals; one per shell key while that shell is started, taken
-//! before it.
+//! Locks: `state`, held only for lookups, insertions and removals; one per shell key, held while that shell is
+//! started and taken before `state`.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -18,20 +18,20 @@ use crate::base::{Code, Error, Result};
 use crate::proc::Launcher;
 use crate::runs::ActiveRun;
 
-/// Maximum number of running terminals; each takes a thread, a shell and a screen model, some 100 KB at 80 × 24.
+/// Maximum number of running terminals; each takes a thread, a shell and a screen model, about 100 KB at 80 × 24.
 const TERMINALS: usize = 64;
-/// How long an ended terminal can still be viewed.
+/// Time for which an ended terminal can still be viewed.
 const TERMINAL_KEPT: Duration = Duration::from_secs(600);
 /// Maximum number of ended terminals that are kept.
 const TERMINALS_KEPT: usize = 64;
 
-/// Key of a shell: workspace and credential.
+/// Key of a shell: its workspace, and the credential of its client.
 pub type ShellKey = (Uuid, String);
 
 /// All terminals of a server.
 pub struct Terminals {
     state: Mutex<TerminalTable>,
-    /// Permits for large input.
+    /// Permits for large input to terminals.
     pub pastes: PasteBudget,
     shares: Shares,
 }
@@ -42,10 +42,10 @@ struct TerminalTable {
     shells: HashMap<ShellKey, Arc<Mutex<Option<Arc<Terminal>>>>>,
 }
 
-/// Dropping it joins the thread, which has ended or is about to.
+/// A terminal and its thread. Dropping the entry joins the thread, which has ended or is about to end.
 struct TerminalEntry {
     terminal: Arc<Terminal>,
-    /// Present while its program runs.
+    /// Share of the limit on terminals; present while the terminal's program runs.
     share: Option<Share>,
     _thread: JoinOnDrop,
 }
@@ -61,10 +61,11 @@ impl Default for Terminals {
 }
 
 impl Terminals {
-    /// Starts a terminal in the workspace that `running` was entered for.
+    /// Starts a terminal in the workspace for which `running` was entered.
     ///
     /// # Errors
-    /// `Busy` when there are too many, `OverShare` when there are too many of this party; errors of the launcher.
+    /// `Busy` when there are too many terminals, `OverShare` when too many of them belong to `party`; errors of
+    /// the launcher.
     pub fn start(
         &self,
         running: ActiveRun,
@@ -79,7 +80,7 @@ impl Terminals {
         Ok(terminal)
     }
 
-    /// Returns a client of the shell with this key, which is running or is started with `start`.
+    /// Returns a new client of the shell with this key. If that shell is not running, starts it with `start`.
     ///
     /// # Errors
     /// Errors of `start`; `Busy` when the shell has too many clients.
@@ -105,7 +106,7 @@ impl Terminals {
     /// Returns the terminal `id` of `workspace`.
     ///
     /// # Errors
-    /// `TerminalNotFound`, also for one of another workspace.
+    /// `TerminalNotFound`, also when the terminal belongs to another workspace.
     pub fn get(&self, workspace: Uuid, id: Uuid) -> Result<Arc<Terminal>> {
         self.all()
             .into_iter()
@@ -130,7 +131,7 @@ impl Terminals {
     /// Ends a terminal and removes it; returns its final state.
     ///
     /// # Errors
-    /// `TerminalNotFound`.
+    /// `TerminalNotFound` when the workspace has no such terminal.
     pub fn remove(&self, workspace: Uuid, id: Uuid) -> Result<TerminalView> {
         let terminal = self.get(workspace, id)?;
         terminal.end(EndReason::Deleted);
@@ -143,10 +144,10 @@ impl Terminals {
         Ok(terminal.terminal_view())
     }
 
-    /// Ends all terminals when the server stops.
+    /// Ends all terminals, because the server is stopping.
     pub fn close(&self) {
         let all = std::mem::take(&mut lock(&self.state).all);
-        // Cancel all before waiting for any.
+        // Cancel all terminals before waiting for the first one.
         for TerminalEntry { terminal, .. } in &all {
             terminal.cancel.cancel();
         }
@@ -170,8 +171,8 @@ impl Terminals {
         lock(&self.state).all.iter().map(|entry| entry.terminal.clone()).collect()
     }
 
-    /// Removes terminals that ended long ago, and ended shells at once. If too many ended ones remain, the oldest of
-    /// the workspace with the most are removed first.
+    /// Removes terminals that ended long ago, and shells as soon as they have ended. If too many ended terminals
+    /// remain, removes the oldest of the workspace with the most.
     fn prune(&self) {
         let mut state = lock(&self.state);
         let mut kept = WorkspaceCounts::default();
@@ -203,7 +204,7 @@ impl Terminals {
         }
         state.all = stay;
         state.shells.retain(|_, slot| {
-            // It is being started; keep it.
+            // The slot is locked because its shell is being started; keep it.
             let Ok(mut shell) = slot.try_lock() else { return true };
             let ended = shell.as_ref().is_some_and(|shell| shell.ended_since().is_some());
             if ended {
@@ -212,7 +213,7 @@ impl Terminals {
             shell.is_some() || Arc::strong_count(slot) > 1
         });
         drop(state);
-        // Their threads are joined here.
+        // Dropping the entries joins the threads of their terminals, so it happens without the lock.
         drop(gone);
     }
 }

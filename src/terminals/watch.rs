@@ -1,7 +1,7 @@
-//! A client's view of a terminal: queued events in bounded memory. The terminal's thread never waits for a client; a
-//! client that falls too far behind loses its queue and gets the screen repainted.
+//! A client's view of a terminal: a queue of events in bounded memory. The terminal's thread never waits for a
+//! client; a client that falls too far behind loses its queued output and receives the whole screen instead.
 //!
-//! Lock: the terminal's own.
+//! Lock: that of the terminal.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,7 +14,7 @@ use crate::base::{Result, limits};
 use crate::proc::Waker;
 use crate::proc::pty::WindowSize;
 
-/// Output buffered for a terminal's client; a client further behind gets a repainted screen instead.
+/// Maximum output queued for one client; a client that is further behind receives the whole screen instead.
 const WATCH_BYTES: usize = 256 << 10;
 
 /// Access that a client requests.
@@ -22,35 +22,36 @@ const WATCH_BYTES: usize = 256 << 10;
 pub enum WatchMode {
     /// Watch only.
     Read,
-    /// Write if no other client does, otherwise watch.
+    /// Write if no other client is the writer; otherwise only watch.
     Write,
-    /// Write, replacing the previous writer.
+    /// Become the writer, replacing the previous one.
     TakeOver,
-    /// Write together with others: the terminal of the client that typed last answers the program's queries.
+    /// Write together with other clients. The terminal of the client that typed last answers the program's
+    /// queries.
     Shared,
 }
 
 /// An event for a client.
 #[derive(Debug)]
 pub enum WatchEvent {
-    /// Output, or the whole screen.
+    /// Output of the program, or the whole screen.
     Text(String),
-    /// Whether the client's input is accepted from now on.
+    /// From now on, the client's input is accepted if `writes` is set.
     Role { writes: bool },
-    /// The terminal's size changed.
+    /// The terminal has this size now.
     Size(WindowSize),
-    /// The terminal has ended; the last event.
+    /// The terminal has ended; this is the last event.
     End(TerminalEnd),
 }
 
-/// A client's queue in the terminal's state.
+/// The event queue of one client, stored in the terminal's state.
 #[derive(Debug)]
 pub(super) struct WatcherQueue {
     number: u64,
     queue: VecDeque<WatchEvent>,
-    /// Bytes of text in the queue.
+    /// Number of bytes of queued text.
     bytes: usize,
-    /// The next text is the whole screen.
+    /// Whether the next text is the whole screen.
     repaint: bool,
     wake: Arc<Waker>,
 }
@@ -75,7 +76,8 @@ impl WatcherQueue {
         self.wake.wake();
     }
 
-    /// Handles a new size: queued output for the old one is useless, and every terminal rewraps it differently.
+    /// Handles a new size. Output queued for the old size is dropped, because every terminal rewraps it
+    /// differently.
     pub(super) fn resize(&mut self, size: WindowSize) {
         self.drop_text();
         self.push(WatchEvent::Size(size));
@@ -87,7 +89,7 @@ impl WatcherQueue {
         self.repaint = true;
     }
 
-    /// Queues output. If the queue is full, it is replaced by a picture of the screen at the time of sending.
+    /// Queues output. If the queue is full, its output is dropped, and the client receives the whole screen next.
     pub(super) fn push_text(&mut self, text: &str) {
         if self.repaint || text.is_empty() {
             return;
@@ -105,7 +107,7 @@ impl WatcherQueue {
     }
 }
 
-/// A client of a terminal, disconnected on drop.
+/// A client of a terminal; dropping it disconnects the client.
 pub struct TerminalWatcher {
     terminal: Arc<Terminal>,
     number: u64,
@@ -123,7 +125,7 @@ impl TerminalWatcher {
         TerminalWatcher { terminal, number, mode, wake }
     }
 
-    /// Whether its input may be accepted.
+    /// Returns whether the terminal may accept this client's input.
     pub fn may_write(&self) -> bool {
         self.mode != WatchMode::Read
     }
@@ -132,7 +134,7 @@ impl TerminalWatcher {
         &self.terminal
     }
 
-    /// Takes all queued events, oldest first. Does not block; the descriptor is readable when there are events.
+    /// Takes all queued events, oldest first. Does not block; the descriptor is readable when events are queued.
     pub fn take(&self) -> Vec<WatchEvent> {
         self.wake.clear();
         let mut state = lock(&self.terminal.state);
@@ -143,29 +145,30 @@ impl TerminalWatcher {
         let mut all = Vec::from(std::mem::take(&mut seat.queue));
         seat.bytes = 0;
         if std::mem::take(&mut seat.repaint) {
-            // After an event about the size, before one about the end.
+            // Insert the screen after an event about the size and before the event about the end.
             let at = all.iter().position(|out| matches!(out, WatchEvent::End(_))).unwrap_or(all.len());
             all.insert(at, WatchEvent::Text(state.screen.repaint()));
         }
         all
     }
 
-    /// Queues as much of `bytes` as there is space for, and returns that number: all of them if this client may not
-    /// write, so that it does not wait. The descriptor becomes readable when there is space again.
+    /// Queues as much of `bytes` as fits, and returns that number. If this client may not write, discards all
+    /// bytes and returns their number, so that the client does not wait. The descriptor becomes readable when the
+    /// queue has space again.
     pub fn type_in(&self, bytes: &[u8]) -> usize {
         let mut state = lock(&self.terminal.state);
         if state.end.is_some() {
             return bytes.len();
         }
         if state.writer != Some(self.number) {
-            // A reply that another client's terminal already gave must not be typed again.
+            // Another client's terminal may already have sent this reply, so it must not be typed again.
             if self.mode != WatchMode::Shared || bytes.len() <= limits::SEQUENCE_BYTES && is_answer(bytes) {
                 return bytes.len();
             }
             state.set_writer(Some(self.number));
         }
         if state.pasting {
-            // The client is woken when the paste ends.
+            // A paste of another client is in progress; this client is woken when it ends.
             return 0;
         }
         let room = limits::TERMINAL_INPUT_BYTES.saturating_sub(state.input.len());
@@ -179,11 +182,11 @@ impl TerminalWatcher {
         lock(&self.terminal.state).set_writer(Some(self.number));
     }
 
-    /// Changes the terminal's size, if this client may.
+    /// Changes the terminal's size if this client may write.
     pub fn resize(&self, size: WindowSize) {
         let may = self.mode == WatchMode::Shared || lock(&self.terminal.state).writer == Some(self.number);
         if may {
-            // It may have ended; the client will receive that event.
+            // If the terminal has ended, the client receives that event.
             let _ = self.terminal.resize(size);
         }
     }
@@ -204,13 +207,13 @@ impl Drop for TerminalWatcher {
         }
         state.active = Instant::now();
         state.last_left = state.active;
-        // The idle time starts now.
+        // Wake the thread, because the terminal may be idle from now on.
         self.terminal.waker.wake();
     }
 }
 
-/// Whether the bytes consist only of terminal replies: device attributes, status, cursor position, modes, colours,
-/// versions. A function key with a modifier looks the same (`CSI 1;5R`).
+/// Returns whether the bytes consist only of terminal replies: device attributes, status, cursor position, modes,
+/// colours, versions. A function key with a modifier looks like a reply (`CSI 1;5R`).
 fn is_answer(bytes: &[u8]) -> bool {
     let cut = super::split::Splitter::default().take(bytes);
     let all: usize = cut.sequences.iter().map(ExactSizeIterator::len).sum();
