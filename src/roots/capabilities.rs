@@ -1,4 +1,5 @@
-//! Finds out which kinds of roots this host supports by making them in the directory where roots are stored.
+//! Determines which kinds of roots this host supports by making each kind in the directory in which roots are
+//! stored.
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -11,25 +12,25 @@ use super::record::RootKind;
 use crate::base::{At, Error, Result};
 use crate::store::{file, tree};
 
-/// An ID that no file has already.
+/// First host ID for the test; no file has such an owner already.
 const FIRST_ID: u32 = 0x8_0000;
 
-/// Supported kinds of roots.
+/// The kinds of roots that this host supports.
 #[derive(Debug)]
 pub struct RootCapabilities {
-    /// The cheapest kind.
+    /// The cheapest supported kind.
     pub best: RootKind,
-    /// Why overlays do not work, if they do not.
+    /// Reason why overlays do not work; `None` if they work.
     pub no_overlay: Option<String>,
-    /// Why reflink copies do not work, if they do not.
+    /// Reason why reflink copies do not work; `None` if they work.
     pub no_reflink: Option<String>,
 }
 
 impl RootCapabilities {
-    /// Probes below `folder`, which must exist.
+    /// Tests all kinds of roots below `folder`, which must exist.
     ///
     /// # Errors
-    /// When nothing can be created there.
+    /// When the server cannot create files in `folder`.
     pub fn probe_folder(folder: &Path) -> Result<RootCapabilities> {
         let mounts = folder.join(".mounts");
         file::create_dir_private(&mounts)?;
@@ -37,7 +38,7 @@ impl RootCapabilities {
     }
 }
 
-/// Tries all kinds below `folder`, which must exist.
+/// Tests all kinds of roots below `folder`, which must exist.
 pub(super) fn probe(folder: &Path, namespace: &Result<Arc<MountNamespace>>) -> RootCapabilities {
     let tried = |way: &dyn Fn(&Path) -> Result<()>| {
         let name = format!(".try-{}", uuid::Uuid::new_v4());
@@ -59,8 +60,8 @@ pub(super) fn probe(folder: &Path, namespace: &Result<Arc<MountNamespace>>) -> R
     RootCapabilities { best, no_overlay, no_reflink }
 }
 
-/// Mounts an overlay and checks that a lower file is shown with its new owner, that a change is stored in the upper
-/// layer with the owner on disk, and that a file can be removed.
+/// Mounts an overlay and checks three facts: a lower file appears with its mapped owner, a changed file is stored
+/// in the upper layer with its owner on disk, and a file can be removed.
 fn try_overlay(path: &Path, namespace: &Arc<MountNamespace>) -> Result<()> {
     for folder in ["below", "fs", "work"] {
         std::fs::create_dir(path.join(folder)).at("make", folder)?;
@@ -91,7 +92,7 @@ fn try_overlay(path: &Path, namespace: &Arc<MountNamespace>) -> Result<()> {
     Ok(())
 }
 
-/// Creates two files that share blocks.
+/// Tries to create two files that share blocks.
 fn try_reflink(path: &Path) -> Result<()> {
     file::write_atomic(&path.join("a"), &[7; 8192], 0o600)?;
     let from = File::open(path.join("a")).at("open", "a file")?;

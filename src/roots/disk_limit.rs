@@ -1,7 +1,7 @@
-//! Limits the disk usage of a root with project quotas. Files written into a root, above its image, belong to a project
-//! of the file system. All layers that a workspace wrote form one project. Each copy is a project of its own, because
-//! the previous copy uses space until it is removed; the limit of a copy is raised by the size of the image that it
-//! contains. No threads or locks.
+//! Limits the disk usage of a root with project quotas. The files that a workspace writes into its root belong to
+//! a project of the file system; files of the image do not. All layers of a workspace form one project. Each
+//! copied root is a separate project, because the previous copy uses space until it is removed; the limit of a
+//! copy is raised by the size of the image that it contains. No threads or locks.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,8 @@ use crate::base::thread::lock;
 use crate::proc::Enforced;
 use crate::store::{file, quota, tree};
 
-/// Project numbers are shared with the whole host; this range is unlikely to be used by other software.
+/// Returns a project number in a range that other software is unlikely to use; the whole host shares these
+/// numbers.
 fn project_number(seed: u32) -> u32 {
     0x4000_0000 | seed & 0x3fff_ffff
 }
@@ -26,22 +27,22 @@ pub(super) fn layers_project(location: &RootLocation) -> u32 {
     project_number(super::make::id_seed(location))
 }
 
-/// Returns the directory that contains a copy.
+/// Returns the parent directory of a copied root.
 fn copy_parent(location: &RootLocation) -> &Path {
     location.root.parent().unwrap_or(&location.folder)
 }
 
-/// A place for a new copy.
+/// An empty place for a new copy of a root.
 pub(super) struct StagingArea {
-    /// Contains the path and the root's final location.
+    /// The directory that will hold the root.
     pub(super) home: RootHome,
     pub(super) path: PathBuf,
-    /// Project of the copy, if quotas are available; it has no limit yet.
+    /// Project of the copy, without a limit yet; `None` if quotas are not available.
     pub(super) project: Option<u32>,
 }
 
-/// Prepares an empty place beside the root for a copy that will replace it. Without quotas, and for layers, it only
-/// returns a path.
+/// Prepares an empty directory beside the root for a copy that will replace the root. Without quotas, and for
+/// layers, only returns a path.
 pub(super) fn make_staging(location: &RootLocation, kind: RootKind) -> Result<StagingArea> {
     let home = location.make_home()?;
     let path = home.staging();
@@ -51,12 +52,12 @@ pub(super) fn make_staging(location: &RootLocation, kind: RootKind) -> Result<St
     }
     let project = project_number(Uuid::new_v4().as_fields().0);
     file::create_dir_private(&path)?;
-    // Files created in it from now on belong to the project.
+    // Files that are created in the directory from now on belong to the project.
     quota::join(&path, project)?;
     Ok(StagingArea { home, path, project: Some(project) })
 }
 
-/// Returns the initial disk usage of a copy, or 0 if quotas are not available.
+/// Returns the disk usage of a copy before the workspace changes it; 0 if quotas are not available.
 pub(super) fn base_usage(location: &RootLocation, copy: &Path) -> Result<u64> {
     if quota::check(copy_parent(location)).is_err() {
         return Ok(0);
@@ -65,8 +66,8 @@ pub(super) fn base_usage(location: &RootLocation, copy: &Path) -> Result<u64> {
 }
 
 impl Roots {
-    /// Returns the project that a root's files belong to, and a directory on its file system; `None` if there is no
-    /// project.
+    /// Returns a directory on the root's file system and the project of the root's files; the project is `None` if
+    /// the files belong to none.
     fn quota_project<'a>(
         &'a self,
         location: &'a RootLocation,
@@ -79,8 +80,8 @@ impl Roots {
         }
     }
 
-    /// Limits the disk usage of the root's own files; `None` removes the limit. Does nothing where that is not
-    /// supported ([`Roots::disk_limit_status`]).
+    /// Limits the disk usage of the files that the workspace wrote into its root; `None` removes the limit. Does
+    /// nothing where that is not supported ([`Roots::disk_limit_status`]).
     pub fn set_disk_limit(&self, location: &RootLocation, bytes: Option<u64>) {
         let record = self.slot(location).ok().and_then(|slot| lock(&slot).record.clone());
         let (folder, Some(project)) = self.quota_project(location, record.as_ref()) else { return };
@@ -93,14 +94,14 @@ impl Roots {
         }
     }
 
-    /// Removes the limit of a copy that is being deleted.
+    /// Removes the limit of a copied root that is being deleted.
     pub(super) fn clear_disk_limit(&self, location: &RootLocation, record: Option<&RootRecord>) {
         if let Some(project) = record.and_then(|record| record.project) {
             let _ = quota::limit(copy_parent(location), project, None);
         }
     }
 
-    /// Returns whether a limit of this root is enforced, and how, or why not.
+    /// Returns whether the limit of this root is enforced, and by what method, or the reason why not.
     pub fn disk_limit_status(&self, location: &RootLocation) -> Enforced {
         let not = |how: String| Enforced { enforced: false, how };
         let record = self.slot(location).ok().and_then(|slot| lock(&slot).record.clone());

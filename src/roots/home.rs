@@ -1,5 +1,6 @@
 //! The directory that holds a root: the workspace's own directory in the data directory, or the directory that the
-//! owner named as `path`. A root contains set-user-ID programs that belong to the host's root on disk.
+//! workspace's owner named as `path`. A root contains set-user-ID programs, which on disk belong to the host's
+//! root.
 //!
 //! **Invariant:** no other user of the host can enter the directory above a root. The data directory's `workspaces` has
 //! mode 0700. A directory that the owner named is created with mode 0700 by the server, belongs to the server's user,
@@ -27,19 +28,19 @@ use crate::base::{At, Code, Error, Result};
 use crate::store::beneath::dir_entries;
 use crate::store::file;
 
-/// Name of the root in its home.
+/// Name of the root in the directory that holds it.
 const ROOT: &str = "root";
-/// Name of a copy that will become the root.
+/// Name of a copy that will replace the root.
 const STAGING: &str = ".berth-new-root";
-/// File with the workspace's ID.
+/// Name of the file that contains the workspace's ID.
 const MARKER: &str = ".berth-workspace";
-/// Permissions of all users but the owner.
+/// Permission bits of all users but the owner.
 const OTHERS: u32 = 0o077;
 
-/// The directory that contains a root, opened.
+/// The opened directory that holds a root.
 pub(super) struct RootHome {
     base: PathBuf,
-    /// Keeps `base` valid if it leads through this descriptor.
+    /// Keeps `base` valid if that path leads through this descriptor.
     _folder: Option<OwnedFd>,
 }
 
@@ -54,15 +55,15 @@ impl RootHome {
 }
 
 impl RootLocation {
-    /// Returns the path where a container's start finds the root.
+    /// Returns the path at which a container's start mounts or finds the root.
     pub fn attached(&self) -> PathBuf {
         self.folder.join(ROOT)
     }
 
-    /// Opens the directory that holds the root; `None` if there is none yet.
+    /// Opens the directory that holds the root; returns `None` if it does not exist or is empty.
     ///
     /// # Errors
-    /// `Conflict` when something at the owner's path was not created by the server.
+    /// `Conflict` when the directory at the owner's path was not created by the server.
     pub(super) fn home(&self) -> Result<Option<RootHome>> {
         if self.is_own() {
             return Ok(Some(RootHome { base: self.folder.clone(), _folder: None }));
@@ -75,10 +76,10 @@ impl RootLocation {
         }
     }
 
-    /// Opens the home of an existing root.
+    /// Opens the directory that holds an existing root.
     ///
     /// # Errors
-    /// As [`RootLocation::home`]; `NotFound` when there is none.
+    /// The errors of [`RootLocation::home`]; `NotFound` when the directory does not exist.
     pub(super) fn existing_home(&self) -> Result<RootHome> {
         self.home()?.ok_or_else(|| {
             let message = format!("{} was removed; build the workspace again", self.root.display());
@@ -86,10 +87,10 @@ impl RootLocation {
         })
     }
 
-    /// Opens the home, creating it if needed.
+    /// Opens the directory that holds the root, creating it if needed.
     ///
     /// # Errors
-    /// As [`RootLocation::home`]; when the directory cannot be created.
+    /// The errors of [`RootLocation::home`]; an I/O error when the directory cannot be created.
     pub(super) fn make_home(&self) -> Result<RootHome> {
         match self.home()? {
             Some(home) => Ok(home),
@@ -106,7 +107,8 @@ impl RootLocation {
         }
     }
 
-    /// Removes a home that the owner named, with its content. A directory that the server did not create is kept.
+    /// Removes the directory that the owner named, with the root. A directory that the server did not create is
+    /// kept.
     ///
     /// # Errors
     /// When an entry cannot be removed.
@@ -124,12 +126,12 @@ impl RootLocation {
             let mark = home.base.join(MARKER);
             std::fs::remove_file(&mark).at("remove", &mark)?;
         }
-        // Other entries do not belong to the server.
+        // The directory stays if it has other entries, which do not belong to the server.
         let _ = std::fs::remove_dir(&self.root);
         Ok(())
     }
 
-    /// Checks that a directory belongs to the server's user and makes it private.
+    /// Checks that a directory belongs to the server's user, and removes the permissions of other users.
     fn make_private(&self, folder: OwnedFd) -> Result<RootHome> {
         use std::os::fd::AsRawFd as _;
         let stat = fstat(&folder).at("look at", &self.root)?;
@@ -140,7 +142,7 @@ impl RootLocation {
             log::warn!("{} was accessible to other users; it is private again", self.root.display());
             fchmod(&folder, Mode::RWXU).at("close", &self.root)?;
         }
-        // Children use the path too, so it does not contain `self`.
+        // Child processes use the path too, so it contains the PID instead of `self`.
         let base = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), folder.as_raw_fd()));
         Ok(RootHome { base, _folder: Some(folder) })
     }
@@ -160,7 +162,7 @@ impl RootLocation {
 }
 
 impl Roots {
-    /// Removes the directory that the owner named for the root.
+    /// Removes the directory that the owner named for the root, with the root in it.
     ///
     /// # Errors
     /// When an entry cannot be removed.
@@ -168,16 +170,17 @@ impl Roots {
         if location.is_own() { Ok(()) } else { location.remove_home() }
     }
 
-    /// Moves a root that an earlier version stored at the owner's path itself into a home at that path. Each step is
-    /// one rename; after a crash the next start continues with the next step.
+    /// Moves a root of an earlier version, which was the directory at the owner's path itself, into a new
+    /// directory at that path. Each step is one rename; after a crash, the next start of the server continues with
+    /// the next step.
     ///
     /// # Errors
-    /// When it cannot be moved; its top directory is then closed to all other users.
+    /// When the root cannot be moved; its top directory is then closed to all other users.
     pub(super) fn migrate_old_root(&self, location: &RootLocation) -> Result<()> {
         if location.is_own() {
             return Ok(());
         }
-        // A copy that an earlier version left incomplete.
+        // Remove a copy that an earlier version left incomplete.
         remove_folder(&sibling(&location.root, ".berth-new-"))?;
         let half = sibling(&location.root, ".berth-home-");
         let is_folder = |path: &Path| path.symlink_metadata().is_ok_and(|meta| meta.is_dir());
@@ -219,7 +222,7 @@ fn sibling(root: &Path, prefix: &str) -> PathBuf {
     root.with_file_name(format!("{prefix}{name}"))
 }
 
-/// Creates a private directory, or uses an empty one.
+/// Creates a private directory; does nothing if it already exists.
 fn make_folder(path: &Path) -> Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
@@ -239,7 +242,7 @@ fn open(path: &Path) -> Result<Option<OwnedFd>> {
     }
 }
 
-/// Returns the workspace that the marker file names.
+/// Returns the workspace ID in the marker file; empty if another user owns the file.
 fn read_marker(folder: &OwnedFd) -> Result<Option<String>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match openat(folder, MARKER, flags, Mode::empty()) {

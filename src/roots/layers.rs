@@ -1,8 +1,8 @@
-//! Layers: the files of roots above their image. `<data>/layers/ID` contains `fs`, the files, and `work`, which the
-//! kernel needs while the layer is writable. Snapshots and clones share layers. A layer that no root and no snapshot
-//! refers to is removed.
+//! Layers: the files of roots above their image. A layer `<data>/layers/ID` contains the directories `fs`, with
+//! the files, and `work`, which the kernel needs while the layer is writable. Snapshots and clones share layers. A
+//! layer is removed when no root and no snapshot refers to it.
 //!
-//! Lock: `pinned`, a leaf: layers that are about to be referenced.
+//! Lock: `pinned`, a leaf. It protects the list of layers to which a record will refer soon.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ pub(super) struct LayerStore {
     pinned: Arc<Mutex<BTreeMap<String, usize>>>,
 }
 
-/// Keeps layers from being removed until a file refers to them.
+/// Keeps layers from being removed until a record refers to them.
 #[derive(Debug)]
 pub(super) struct LayerPins {
     pinned: Arc<Mutex<BTreeMap<String, usize>>>,
@@ -49,8 +49,8 @@ impl LayerStore {
         self.folder.join(id)
     }
 
-    /// Creates an empty layer. Its files belong to `project` if that is given and quotas are available. All users can
-    /// enter its top directory, as they can a root's.
+    /// Creates an empty layer. Its files belong to `project` if that is given and quotas are available. All users
+    /// can enter its top directory, like the top directory of any root.
     pub(super) fn create(&self, project: Option<u32>) -> Result<(String, LayerPins)> {
         let id = Uuid::new_v4().to_string();
         let pins = self.pin([&id]);
@@ -60,7 +60,8 @@ impl LayerStore {
         for part in ["fs", "work"] {
             let part = path.join(part);
             std::fs::create_dir(&part).at("make", &part)?;
-            // Both, because the kernel moves files between them, and a file cannot be moved to another project.
+            // Add both directories: the kernel moves files between them, and a file cannot be moved to another
+            // project.
             if let Some(project) = project {
                 quota::join(&part, project)?;
             }
@@ -79,13 +80,14 @@ impl LayerStore {
         LayerPins { pinned: self.pinned.clone(), ids }
     }
 
-    /// Removes the layers that are neither pinned nor in `named`; slow. `named` reads the references after the layers
-    /// were listed; if it fails, nothing is removed.
+    /// Removes the layers that are neither pinned nor returned by `named`; slow. `named` reads the references from
+    /// all records, after the layers were listed; if it fails, no layer is removed.
     pub(super) fn remove_unreferenced(
         &self,
         named: impl FnOnce(&Path) -> Result<BTreeSet<String>>,
     ) -> Result<()> {
-        // The order matters: a layer is pinned before it is created and unpinned after it is referenced.
+        // The order matters: another thread pins a layer before creating it, and unpins it after a record refers
+        // to it.
         let mut found = Vec::new();
         for entry in std::fs::read_dir(&self.folder).at("list", &self.folder)?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -103,7 +105,7 @@ impl LayerStore {
 }
 
 impl LayerPins {
-    /// Adds other pins.
+    /// Adds the pins of `others` to this object.
     pub(super) fn add(&mut self, mut others: LayerPins) {
         self.ids.append(&mut others.ids);
     }

@@ -1,4 +1,4 @@
-//! Creates roots from a base image, as an empty layer over it or as a copy, and removes them.
+//! Creates roots from a base image, as an empty layer over the image or as a copy of it, and removes roots.
 
 use std::path::Path;
 
@@ -17,10 +17,10 @@ use crate::proc::{Cancel, Sink, Spec};
 use crate::store::{file, tree};
 
 impl Roots {
-    /// Creates a root where there is none and returns its kind. The root is either complete or absent.
+    /// Creates a root at `location`, where none exists, and returns its kind. After a failure, no root is left.
     ///
     /// # Errors
-    /// `BuildFailed`, `Cancelled`, `DiskFull`, `Unavailable` for a kind that this host cannot make.
+    /// `BuildFailed`, `Cancelled`, `DiskFull`; `Unavailable` when this host cannot make the required kind.
     pub fn make(
         &self,
         location: &RootLocation,
@@ -29,7 +29,7 @@ impl Roots {
         cancel: &Cancel,
     ) -> Result<RootKind> {
         let kind = match self.kind_to_make()? {
-            // An owner who names a path expects the files there.
+            // A user who names a path expects complete files at that path, so make a copy.
             RootKind::Overlay if !location.is_own() && self.capabilities().no_reflink.is_none() => {
                 RootKind::Reflink
             }
@@ -45,7 +45,7 @@ impl Roots {
             slot.record = Some(self.create_layered(location, stack, None)?);
             return Ok(kind);
         }
-        // Readers of the root's state do not wait for the copy.
+        // The slot is not locked during the copy, so readers of the root's state do not wait.
         let StagingArea { home, path: staging, project } = make_staging(location, kind)?;
         let made = self.copy_logged(&image.root, &staging, kind, log, cancel).and_then(|()| {
             let base_bytes = base_usage(location, &staging)?;
@@ -88,7 +88,7 @@ impl Roots {
         Ok(record)
     }
 
-    /// Copies a tree with all metadata.
+    /// Copies a tree with all metadata, and writes the output of cp(1) to the build log.
     pub(super) fn copy_logged(
         &self,
         from: &Path,
@@ -111,8 +111,8 @@ impl Roots {
         cancel: &Cancel,
     ) -> Result<crate::proc::ProcessOutcome> {
         let text = |path: &Path| path.to_string_lossy().into_owned();
-        // If blocks cannot be shared, `auto` lets the kernel copy (copy_file_range(2)), which takes two thirds of the
-        // time.
+        // If blocks cannot be shared, `auto` lets the kernel copy (copy_file_range(2)), which takes two thirds of
+        // the time of cp's own copy.
         let apart = kind == RootKind::Copy && self.capabilities().no_reflink.is_none();
         let reflink = if apart { "--reflink=never" } else { "--reflink=auto" };
         Spec::new(tools::require("cp")?)
@@ -126,10 +126,11 @@ impl Roots {
             )
     }
 
-    /// Removes the root at `location`. `put_away` disposes of a plain directory. The container must be stopped.
+    /// Removes the root at `location`; `put_away` disposes of a root's plain directory. The container must be
+    /// stopped.
     ///
     /// # Errors
-    /// `Busy` when files of it are open; errors of `put_away`.
+    /// `Busy` when files of the root are open; errors of `put_away`.
     pub fn discard(&self, location: &RootLocation, put_away: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let slot = self.slot(location)?;
         self.forget_size(location);
@@ -137,7 +138,7 @@ impl Roots {
         if slot.record.as_ref().is_some_and(|record| record.kind == RootKind::Overlay) {
             self.wait_exclusive(&mut slot)?;
             RootRecord::remove(&location.folder)?;
-            // Only the mount point for its container's namespace; other files in it are kept.
+            // The directory is only a mount point for the container's namespace; it stays if it contains files.
             let _ = std::fs::remove_dir(location.attached());
         } else {
             if let Some(home) = location.home()? {
@@ -161,7 +162,7 @@ pub(super) fn remove_folder(path: &Path) -> Result<()> {
     }
 }
 
-/// Derives a number from the directory's name, which ends with a random ID.
+/// Derives a number from the name of the workspace's directory, which ends with a random ID.
 pub(super) fn id_seed(location: &RootLocation) -> u32 {
     let name =
         location.folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();

@@ -1,15 +1,16 @@
-//! Container roots: created from a base image by the cheapest method that the file system supports, opened for readers,
-//! passed to the container's start, and frozen as snapshots. Depends on neither workspaces nor HTTP.
+//! Container roots. This module creates them from a base image by the cheapest method that the file system
+//! supports, opens their files for readers, mounts them for the start of a container, and freezes them as
+//! snapshots. It does not depend on workspaces or HTTP.
 //!
-//! On disk every file of a root belongs to the IDs 0 to 65535, whatever its kind; mounts map them to the container's
-//! own IDs. Therefore roots of containers with different users can share layers.
+//! On disk, every file of a root belongs to the IDs 0 to 65535, whatever the root's kind; mounts map these IDs to
+//! the container's own range. Therefore roots of containers with different ranges can share layers.
 //!
-//! A layered root is mounted nowhere on the host. It is assembled on first use in a private mount namespace
-//! ([`namespace`]). The server opens its files by descriptor ([`Roots::files`]), and a container's start gets a clone
-//! of the mount ([`Roots::mount_for_start`]). No mount remains after the server and the container have ended.
+//! A layered root is mounted nowhere on the host. The server mounts it on first use in a private mount namespace
+//! ([`namespace`]), opens its files by descriptor ([`Roots::files`]), and passes a clone of the mount to a
+//! container's start ([`Roots::mount_for_start`]). No mount remains after the server and the container have ended.
 //!
-//! Thread: `root-sizes` ([`size`]). Locks, in this order: `slots` for lookups; one root's slot, held while the root is
-//! assembled, created or replaced; `ranges`, `reference_lock` and the layers' pins, leaves.
+//! Thread: `root-sizes` ([`size`]). Locks, in this order: `slots`, for lookups; one root's slot, held while the
+//! root is mounted, created or replaced; `ranges`, `reference_lock` and that of the pinned layers, leaves.
 
 mod capabilities;
 mod disk_limit;
@@ -60,13 +61,13 @@ const IDLE_ROOTS: usize = 64;
 pub struct RootLocation {
     /// The workspace's directory, which no workload can change.
     pub folder: PathBuf,
-    /// The workspace's path. If the owner named it, it contains the root ([`home`]).
+    /// The path of the root. If the workspace's owner named it, it is a directory that contains the root
+    /// ([`home`]).
     pub root: PathBuf,
 }
 
 impl RootLocation {
-    /// Whether the root is stored in the workspace's own directory. An owner who names another path expects the files
-    /// there.
+    /// Returns whether the root is in the workspace's own directory, and not at a path that the owner named.
     fn is_own(&self) -> bool {
         self.root.starts_with(&self.folder)
     }
@@ -83,35 +84,36 @@ pub struct Roots {
     capabilities: OnceLock<RootCapabilities>,
     ranges: Mutex<IdRanges>,
     slots: Mutex<HashMap<PathBuf, Arc<Mutex<RootSlot>>>>,
-    /// Held from adding a hold on an image until the file that needs the image is written, so that garbage collection
-    /// sees both or neither.
+    /// Held from adding a hold on an image until the record that needs the image is written, so that garbage
+    /// collection sees both or neither.
     reference_lock: Mutex<()>,
-    /// Callers that wait for exclusive access to a root. Background readers then close its files.
+    /// Number of callers that wait for exclusive access to a root; while it is not 0, background readers close
+    /// their files.
     exclusive_waiters: AtomicUsize,
     sizes: OnceLock<size::SizeMeasurer>,
 }
 
-/// One root.
+/// The state of one root.
 #[derive(Debug)]
 struct RootSlot {
     record: Option<RootRecord>,
-    /// The mounted root, while it may be in use.
+    /// The mounted root, if it is mounted.
     view: Option<RootView>,
     last_used: Instant,
-    /// Its files must not be opened at the moment.
+    /// Whether callers may not open the root's files at the moment.
     closed: bool,
 }
 
-/// The root of a container that is being started.
+/// The root of a container that is being started, as nspawn needs it.
 #[derive(Debug)]
 pub struct RootMount {
-    /// A mount to attach at the root's path; `None`: the files are there.
+    /// A detached mount to attach at the root's path; `None` if the files are already there.
     pub tree: Option<OwnedFd>,
-    /// First UID of the container on the host; `None`: nspawn picks one.
+    /// First UID of the container on the host; `None` if nspawn chooses it.
     pub first_id: Option<u32>,
-    /// Must be kept while the container is running.
+    /// Keeps the root mounted; must be kept while the container is running.
     pub handle: Option<RootHandle>,
-    /// Whether the host's own programs belong to it.
+    /// Whether the host's own programs are to be mounted into the root.
     pub host: bool,
 }
 
@@ -120,7 +122,7 @@ fn busy_error() -> Error {
     Error::new(Code::Busy, message)
 }
 
-/// Counts as waiting for exclusive access while it exists.
+/// Counts a caller as waiting for exclusive access while this guard exists.
 struct ExclusiveWaiter<'a>(&'a AtomicUsize);
 
 impl ExclusiveWaiter<'_> {
@@ -136,14 +138,15 @@ impl Drop for ExclusiveWaiter<'_> {
     }
 }
 
-/// Longest wait for readers before a root is replaced.
+/// Maximum wait for readers to close the files of a root before the root is replaced.
 const READER_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Roots {
-    /// Opens the roots in `data_dir`. `wanted`: the only kind to create; `None`: the cheapest that works.
+    /// Opens the roots in `data_dir`. `wanted` is the only kind to create; `None` selects the cheapest supported
+    /// kind.
     ///
     /// # Errors
-    /// When the data folder cannot be read or written.
+    /// When the data directory cannot be read or written.
     pub fn open(
         data_dir: &Path,
         images: Arc<Images>,
@@ -167,12 +170,12 @@ impl Roots {
         Ok(roots)
     }
 
-    /// Returns the kinds that this host supports, probed once.
+    /// Returns the kinds of roots that this host supports; the first call tests them.
     pub fn capabilities(&self) -> &RootCapabilities {
         self.capabilities.get_or_init(|| capabilities::probe(self.layers.folder(), self.namespace_made()))
     }
 
-    /// Returns the kind of new roots.
+    /// Returns the kind that new roots will have.
     ///
     /// # Errors
     /// `Unavailable` when this host does not support the kind of `--root-backend`.
@@ -207,7 +210,7 @@ impl Roots {
         })
     }
 
-    /// Returns the slot of a root, reading its record if needed.
+    /// Returns the slot of a root; reads the root's record if the slot is new.
     fn slot(&self, location: &RootLocation) -> Result<Arc<Mutex<RootSlot>>> {
         if let Some(slot) = lock(&self.slots).get(&location.folder) {
             return Ok(slot.clone());
@@ -253,16 +256,16 @@ impl Roots {
         (kind == RootKind::Overlay || is_there()).then_some(kind)
     }
 
-    /// Whether the host's own programs belong to the root. They are not among its files.
+    /// Returns whether the host's own programs are mounted into the root. They are not among its files.
     pub fn uses_host_programs(&self, location: &RootLocation) -> bool {
         self.slot(location)
             .is_ok_and(|slot| lock(&slot).record.as_ref().is_some_and(|record| record.stack.host))
     }
 
-    /// Opens the root's files. The container's workload can change them at any time.
+    /// Opens the root's files. Processes in the container can change the files at any time.
     ///
     /// # Errors
-    /// When there is no root, or it cannot be mounted.
+    /// When the root does not exist or cannot be mounted.
     pub fn files(&self, location: &RootLocation) -> Result<Root> {
         match self.view(location)? {
             Some(view) => {
@@ -273,7 +276,7 @@ impl Roots {
         }
     }
 
-    /// Whether the directory `rel` of a root may contain files that are not from its image.
+    /// Returns whether the directory `rel` of a root may contain files that are not from the image.
     pub fn has_changes(&self, location: &RootLocation, rel: &str) -> bool {
         let Ok(slot) = self.slot(location) else { return false };
         let upper = lock(&slot).record.as_ref().and_then(|record| record.upper.clone());
@@ -284,7 +287,7 @@ impl Roots {
         root.is_ok_and(|root| root.is_dir(rel).unwrap_or(false))
     }
 
-    /// Returns a layered root, mounted; `None` for other kinds.
+    /// Mounts a layered root if needed and returns a handle; `None` for other kinds.
     fn view(&self, location: &RootLocation) -> Result<Option<RootHandle>> {
         let slot = self.slot(location)?;
         let mut slot = lock(&slot);
@@ -314,18 +317,18 @@ impl Roots {
         }
     }
 
-    /// Returns the directories of a stack, topmost first.
+    /// Returns the directories of a layer stack and its image, topmost first.
     fn lowers(&self, stack: &record::LayerStack) -> Vec<PathBuf> {
         let layers = stack.layers.iter().rev().map(|layer| self.layers.path(layer).join("fs"));
         layers.chain(stack.image.as_ref().map(|image| self.images.root_of(image))).collect()
     }
 
-    /// Unmounts the longest unused roots if there are many: each uses a descriptor and kernel memory.
+    /// Unmounts the longest unused roots if many are mounted: each uses a descriptor and kernel memory.
     fn drop_idle_views(&self) {
         let all: Vec<_> = lock(&self.slots).values().cloned().collect();
         let mut idle = Vec::new();
         for slot in &all {
-            // A locked slot is not idle.
+            // Another thread holds this slot, so its root is in use.
             let Ok(now) = slot.try_lock() else { continue };
             if now.view.as_ref().is_some_and(RootView::is_unused) {
                 idle.push((now.last_used, slot));
@@ -341,7 +344,7 @@ impl Roots {
         }
     }
 
-    /// Returns the root for a container's start.
+    /// Returns the mount of a root for a container's start.
     ///
     /// # Errors
     /// When the root cannot be mounted.
@@ -356,7 +359,7 @@ impl Roots {
         Ok(RootMount { tree: Some(view.root().clone_mount()?), first_id, handle: Some(view), host })
     }
 
-    /// Clones a root outside the workspace's own directory as a detached mount.
+    /// Returns a detached clone of the mount of a root that is outside the workspace's own directory.
     fn clone_of_home(&self, location: &RootLocation) -> Result<OwnedFd> {
         let home = location.existing_home()?;
         file::create_dir_private(&location.attached())?;
@@ -364,10 +367,10 @@ impl Roots {
         open_tree(CWD, home.root(), flags).at("clone the mount of", &location.root)
     }
 
-    /// Adopts the root that `leader`, the nspawn of an earlier server, has mounted.
+    /// Takes over the mount of the root in the mount namespace of `leader`, the nspawn of an earlier server.
     ///
     /// # Errors
-    /// When it has none, or it cannot be adopted.
+    /// When `leader` has no such mount, or it cannot be taken over.
     pub fn adopt(&self, location: &RootLocation, leader: i32) -> Result<Option<RootHandle>> {
         let slot = self.slot(location)?;
         let mut slot = lock(&slot);
@@ -383,8 +386,8 @@ impl Roots {
         Ok(Some(handle))
     }
 
-    /// Waits until no other caller uses the root's files and closes them. New callers cannot open them while the slot
-    /// is locked. The container must be stopped.
+    /// Waits until no other caller uses the root's files, and unmounts the root. New callers cannot open the files
+    /// while the slot is locked. The container must be stopped.
     fn wait_exclusive(&self, slot: &mut MutexGuard<'_, RootSlot>) -> Result<()> {
         let _waiter = ExclusiveWaiter::new(&self.exclusive_waiters);
         if slot.view.as_ref().is_some_and(|view| !view.wait_unused(READER_TIMEOUT)) {
@@ -394,7 +397,7 @@ impl Roots {
         Ok(())
     }
 
-    /// Removes unreferenced layers and releases images; slow.
+    /// Removes layers to which no record refers and releases images that no root or snapshot needs; slow.
     pub fn collect_garbage(&self) {
         let released = {
             let _naming = lock(&self.reference_lock); // LOCK: leaf
@@ -407,7 +410,7 @@ impl Roots {
         }
     }
 
-    /// Returns a path through which a child can open one of our descriptors.
+    /// Returns a path through which a child process can open a descriptor of this process.
     pub(super) fn child_path(fd: &OwnedFd) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd())
     }

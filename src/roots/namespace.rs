@@ -1,12 +1,12 @@
-//! The mount namespace in which layered roots are assembled. It is private and is removed with its last user, so no
-//! mount remains on the host, however the server ends.
+//! The mount namespace in which layered roots are mounted. It is private, and the kernel removes it with its last
+//! user, so no mount remains on the host, however the server ends.
 //!
-//! A merged root is used only through descriptors: its files are opened beneath one, and a container's start attaches a
-//! clone of it in the container's own namespace. All clones share one kernel superblock. That is required: two overlays
-//! on the same upper layer would not see each other's changes.
+//! A mounted root is used only through descriptors: its files are opened beneath its top directory, and a
+//! container's start attaches a clone of the mount in the container's own namespace. All clones must share one
+//! superblock in the kernel: two overlays on the same upper layer would not see each other's changes.
 //!
-//! Threads: `root-mounts`, for the duration of one call, because only a separate thread may enter another namespace. No
-//! locks.
+//! Threads: `root-mounts`, one per call and only for its duration, because a thread that enters another mount
+//! namespace must not share its file system state with others. No locks.
 
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -31,33 +31,33 @@ use crate::store::tree::mounts_below;
 #[derive(Debug)]
 pub(super) struct MountNamespace {
     fd: OwnedFd,
-    /// A tmpfs in it, for mount points.
+    /// Mount point of a tmpfs in the namespace, which contains the mount points of roots.
     mounts: PathBuf,
     next: AtomicU64,
 }
 
-/// Parts of an overlay.
+/// The directories and the ID mapping of an overlay.
 #[derive(Debug)]
 pub(super) struct OverlaySpec {
     /// Read-only layers, topmost first.
     pub(super) lowers: Vec<PathBuf>,
-    /// A directory with `fs`, which receives changes, and `work`; `None`: read-only.
+    /// A directory with `fs`, which receives changes, and `work`; `None` for a read-only overlay.
     pub(super) upper: Option<PathBuf>,
-    /// ID of the container's root on the host; `None`: as on disk.
+    /// ID on the host of root in the container; `None` if IDs are not mapped.
     pub(super) first_id: Option<u32>,
 }
 
-/// A merged root, unmounted on drop. Open files in it and clones keep the file system alive.
+/// A mounted root; dropping it unmounts the root. Open files and clones keep the file system alive.
 #[derive(Debug)]
 pub(super) struct MergedRoot {
-    /// Its top folder.
+    /// The root's top directory.
     pub(super) top: OwnedFd,
     at: PathBuf,
     namespace: Arc<MountNamespace>,
 }
 
 impl MountNamespace {
-    /// Creates a namespace. `folder` is created if needed and contains its mount points.
+    /// Creates a mount namespace. Its mount points are in `folder`, which is created if needed.
     pub(super) fn new(folder: &Path) -> Result<Arc<MountNamespace>> {
         file::create_dir_private(folder)?;
         let mounts = folder.canonicalize().at("find", folder)?;
@@ -67,7 +67,7 @@ impl MountNamespace {
                 sys::new_namespaces(UnshareFlags::NEWNS).at("make", "a mount namespace")?;
                 let slaves = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
                 mount_change("/", slaves).at("unshare", "mounts")?;
-                // Mounts that are not needed here must not prevent unmounting on the host.
+                // Remove mounts that are not needed here; they would prevent unmounting on the host.
                 for point in mounts_below(Path::new("/"))?.iter().rev() {
                     if !mounts.starts_with(point) && point != Path::new("/proc") {
                         let _ = unmount(point, UnmountFlags::DETACH);
@@ -104,10 +104,10 @@ impl MountNamespace {
         Ok(point)
     }
 
-    /// Mounts an overlay. An upper layer may be used by one overlay at a time.
+    /// Mounts an overlay. Only one overlay at a time may use an upper layer.
     pub(super) fn merge(self: &Arc<Self>, layers: &OverlaySpec) -> Result<MergedRoot> {
         let ids = layers.first_id.map(idmap::ids_from).transpose()?;
-        // Before the thread changes its namespace: the layers are in the host's.
+        // Clone the mounts before the thread changes its namespace: the layers are in the host's namespace.
         let shown = |path: &Path, read_only: bool| {
             let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
             let tree = open_tree(CWD, path, flags).at("clone the mount of", path)?;
@@ -124,7 +124,7 @@ impl MountNamespace {
             let merged = attach_all(namespace, lowers.iter().chain(&upper), &mut points)
                 .and_then(|()| mount_overlay(&at, &lowers, upper.as_ref()))
                 .and_then(|()| open_folder(&at));
-            // The overlay has clones of its own.
+            // The overlay has its own clones of the layers' mounts.
             points.iter().for_each(|point| remove_mount_point(point));
             if merged.is_err() {
                 remove_mount_point(&at);
@@ -134,7 +134,7 @@ impl MountNamespace {
         Ok(MergedRoot { top, at, namespace: self.clone() })
     }
 
-    /// Adopts the root that a process of an earlier server sees at `path`.
+    /// Takes over the root that process `pid` of an earlier server has mounted at `path`.
     pub(super) fn take_over(self: &Arc<Self>, pid: i32, path: &Path) -> Result<MergedRoot> {
         let theirs = open_file(&format!("/proc/{pid}/ns/mnt"))?;
         let path = path.to_owned();
@@ -155,7 +155,7 @@ impl MountNamespace {
 }
 
 impl MergedRoot {
-    /// Clones the root as a detached mount.
+    /// Returns a detached clone of the root's mount.
     pub(super) fn clone_mount(&self) -> Result<OwnedFd> {
         let at = self.at.clone();
         self.namespace.run_inside(move |_| clone_of(&at))
@@ -176,7 +176,7 @@ impl Drop for MergedRoot {
 }
 
 fn run_on_thread<R: Send + 'static>(work: impl FnOnce() -> Result<R> + Send + 'static) -> Result<R> {
-    // One result, received at once.
+    // The channel carries one result, which is received at once.
     let (sender, receiver) = bounded(1);
     let thread = spawn("root-mounts".into(), limits::STACK, move || {
         let _ = sender.send(work());
@@ -210,15 +210,16 @@ fn attach(tree: &OwnedFd, point: &Path) -> Result<()> {
 }
 
 fn mount_overlay(at: &Path, lowers: &[OwnedFd], upper: Option<&OwnedFd>) -> Result<()> {
-    // By descriptor: mount options are limited to one page, too short for arbitrary paths.
+    // Name the layers by descriptor: mount options are limited to one page, too short for arbitrary paths.
     let named = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
     let mut options = format!("lowerdir={}", lowers.iter().map(named).collect::<Vec<_>>().join(":"));
     if let Some(upper) = upper {
         let upper = named(upper);
         options += &format!(",upperdir={upper}/fs,workdir={upper}/work");
     }
-    // No index: it ties the upper layer to the exact inodes of the lower ones, and the data directory may be copied to
-    // another disk. `redirect_dir` allows renaming directories from lower layers, as on any other file system.
+    // `index=off`: an index ties the upper layer to the exact inodes of the lower ones, but the data directory may
+    // be copied to another disk. `redirect_dir` allows renaming directories of lower layers, as on any other file
+    // system.
     options += ",index=off,metacopy=off,redirect_dir=on";
     let options = c_string(&options, Code::Internal, "options")?;
     mount("overlay", at, "overlay", MountFlags::NODEV, Some(options.as_c_str())).at("mount an overlay on", at)

@@ -1,5 +1,5 @@
-//! The record of a root, `<workspace>/root.json`: its kind and its layers. A root is complete once this file exists; a
-//! directory without it is a root that an older version copied. No threads or locks.
+//! The record of a root, `<workspace>/root.json`: the root's kind and layers. A root is complete once this file
+//! exists. A directory without it is a root that an older version copied. No threads or locks.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ pub enum RootKind {
 }
 
 impl RootKind {
-    /// Returns the name in flags and responses.
+    /// Returns the kind's name in flags and responses.
     pub fn as_str(self) -> &'static str {
         match self {
             RootKind::Overlay => "overlay",
@@ -39,10 +39,10 @@ impl RootKind {
 pub(super) struct LayerStack {
     pub(super) image: Option<ImageId>,
     pub(super) layers: Vec<String>,
-    /// Whether the host's own programs, bind-mounted into the container, belong to it.
+    /// Whether the host's own programs are bind-mounted into the container.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) host: bool,
-    /// Initial disk usage of a copied root; 0 if it has no limit.
+    /// Disk usage of a copied root before the workspace changed it; 0 if the root has no limit.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(super) base_bytes: u64,
 }
@@ -57,11 +57,11 @@ pub(super) struct RootRecord {
     pub(super) kind: RootKind,
     #[serde(flatten)]
     pub(super) stack: LayerStack,
-    /// The writable layer.
+    /// ID of the writable layer; `None` for a copied root.
     pub(super) upper: Option<String>,
-    /// ID of the container's root on the host; never changes.
+    /// ID on the host of root in the container; it never changes.
     pub(super) first_id: Option<u32>,
-    /// File system project of a copy.
+    /// File system project of a copied root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) project: Option<u32>,
 }
@@ -105,12 +105,12 @@ pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     file::write_atomic(path, &bytes, 0o600)
 }
 
-/// Returns the name under which a workspace or snapshot holds an image: the ID in its directory's name.
+/// Returns the name under which a workspace or snapshot holds an image: the last part of its directory's path.
 pub(super) fn holder(folder: &Path) -> String {
     folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// Returns the directories of all workspaces.
+/// Returns the directories of all workspaces in a data directory.
 pub fn workspace_folders(data_dir: &Path) -> Result<Vec<PathBuf>> {
     let all = data_dir.join("workspaces");
     let entries = match std::fs::read_dir(&all) {
@@ -120,16 +120,16 @@ pub fn workspace_folders(data_dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(entries.flatten().map(|entry| entry.path()).collect())
 }
 
-/// Allocates ranges of user IDs. `taken`: the ranges of our roots, and those that /etc/subuid and /etc/subgid assign to
-/// users.
+/// Allocates ranges of user IDs. `taken` contains the ranges of this server's roots, and the ranges that
+/// /etc/subuid and /etc/subgid assign to users.
 #[derive(Debug)]
 pub(super) struct IdRanges {
     taken: BTreeSet<u32>,
 }
 
 impl IdRanges {
-    /// Range that systemd reserves for containers, 0x80000 to 0x6fff0000 (UIDS-GIDS.md): distributions do not assign
-    /// these IDs to users.
+    /// Limits of the range that systemd reserves for containers, 0x80000 to 0x6fff0000 (UIDS-GIDS.md), in units of
+    /// [`IDS`]; distributions do not assign these IDs to users.
     const FIRST: u32 = 0x8;
     const LAST: u32 = 0x6fff;
 
@@ -151,7 +151,8 @@ impl IdRanges {
         Ok(IdRanges { taken })
     }
 
-    /// Allocates a range, preferably the one that `seed` selects, so that two servers on one host rarely collide.
+    /// Allocates a range, if possible the one that `seed` selects, so that two servers on one host rarely use the
+    /// same.
     pub(super) fn pick(&mut self, seed: u32) -> Result<u32> {
         let count = Self::LAST - Self::FIRST + 1;
         let free = (0..count)

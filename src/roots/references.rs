@@ -1,4 +1,4 @@
-//! Returns the images and layers that the roots and snapshots of a data directory refer to, from their records. No locks.
+//! Reads from all records in a data directory which images and layers its roots and snapshots refer to. No locks.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -7,7 +7,7 @@ use super::record::{RootRecord, holder, workspace_folders};
 use super::snapshot;
 use crate::base::Result;
 
-/// Returns the IDs of the roots and snapshots that need a base image.
+/// Returns the names of the workspaces and snapshots that need a base image.
 pub(super) fn image_holders(data_dir: &Path) -> Result<BTreeSet<String>> {
     let mut all = BTreeSet::new();
     for folder in workspace_folders(data_dir)? {
@@ -22,7 +22,7 @@ pub(super) fn image_holders(data_dir: &Path) -> Result<BTreeSet<String>> {
     Ok(all)
 }
 
-/// Returns the layers that a root or a snapshot refers to.
+/// Returns the layers to which a root or a snapshot refers.
 pub(super) fn named_layers(data_dir: &Path) -> Result<BTreeSet<String>> {
     let mut named = BTreeSet::new();
     for folder in workspace_folders(data_dir)? {

@@ -1,5 +1,5 @@
-//! Restores snapshots, and clones roots. At every moment, also after a crash, a root is either the old or the new one:
-//! a single rename switches between them, and [`Roots::sweep`] removes the remains.
+//! Restores snapshots and clones roots. At every moment, even after a crash, a root is either the old or the new
+//! one: a single rename switches between them, and [`Roots::sweep`] removes the remains.
 
 use std::path::Path;
 
@@ -17,11 +17,12 @@ use crate::proc::Cancel;
 use crate::store::file;
 
 impl Roots {
-    /// Restores a snapshot, even if the root no longer exists. `put_away` disposes of a plain directory. The container
-    /// must be stopped, and the caller must exclude other operations on the root.
+    /// Restores a snapshot, even if the root no longer exists. `put_away` disposes of the old root's plain
+    /// directory. The container must be stopped, and the caller must exclude other operations on the root.
     ///
     /// # Errors
-    /// `NotFound`; `Busy` when files of the root are open; `DiskFull`; `Cancelled`. The root is unchanged in all cases.
+    /// `NotFound`; `Busy` when files of the root are open; `DiskFull`; `Cancelled`. After an error, the root is
+    /// unchanged.
     pub fn restore(
         &self,
         location: &RootLocation,
@@ -54,14 +55,14 @@ impl Roots {
             return done;
         }
         self.forget_size(location);
-        // The old files, or an empty directory. The restore has succeeded whatever happens to them.
+        // `staging` now contains the old files or is empty. The restore has succeeded even if its removal fails.
         if let Err(error) = put_away(&staging) {
             log::warn!("{} is left until the next start: {error}", staging.display());
         }
         Ok(())
     }
 
-    /// Copies the snapshot's files beside the root, unless they are layers.
+    /// Copies the snapshot's files to `staging`; does nothing if they are layers.
     fn copy_snapshot_files(
         &self,
         location: &RootLocation,
@@ -86,8 +87,8 @@ impl Roots {
         let first_id = slot.record.as_ref().and_then(|record| record.first_id);
         slot.record = Some(self.create_layered(location, snapshot.stack, first_id)?);
         if plain {
-            // From here on the layers cover the existing directory, so a failure changes nothing; the sweep tries
-            // again.
+            // From here on, the layers cover the existing directory, so a failure to move it changes nothing for
+            // readers; the next sweep tries to remove it again.
             let moved = std::fs::rename(stage.home.root(), &stage.path).at("move", &location.root);
             if let Err(error) = moved.and_then(|()| file::create_dir_private(&location.attached())) {
                 log::warn!("{error}");
@@ -130,11 +131,12 @@ impl Roots {
         Ok(())
     }
 
-    /// Creates the root of `to`, which has none, from the root of `from` or from a snapshot of it. `running`: the
-    /// container of `from` exists and is frozen. The caller must exclude other operations on both roots.
+    /// Creates the root of `to`, which has none, from the root of `from` or from a snapshot of `from`. `running`
+    /// means that the container of `from` is running and frozen. The caller must exclude other operations on both
+    /// roots.
     ///
     /// # Errors
-    /// As [`Roots::snapshot`]; the new root is removed then.
+    /// The errors of [`Roots::snapshot`]; no root is left at `to`.
     pub fn clone_root(
         &self,
         from: &RootLocation,
@@ -180,10 +182,10 @@ impl Roots {
         made
     }
 
-    /// Removes the remains of a crash beside a root, or beneath it.
+    /// Removes files that a crashed server left beside or beneath a root.
     ///
     /// # Errors
-    /// When they cannot be removed.
+    /// When a file cannot be removed.
     pub fn sweep(&self, location: &RootLocation) -> Result<()> {
         self.migrate_old_root(location)?;
         if let Ok(Some(home)) = location.home() {

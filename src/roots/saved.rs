@@ -1,7 +1,7 @@
-//! Roots in backups. A layered root is saved as its layers and the image below them: its upper layer becomes the last
-//! of them, as in a snapshot, and the restored root gets a new upper layer and new user IDs. A copied root is saved as
-//! its files. For a running container a backup takes a snapshot, so that nothing changes while it is read
-//! (`lifecycle::snapshots`). No locks: a restore works on a directory that no server uses.
+//! Roots in backups. A layered root is saved as its layers and their image: its upper layer becomes the topmost of
+//! the saved layers, as in a snapshot, and the restored root receives a new upper layer and new user IDs. A copied
+//! root is saved as its files. For a running container, a backup first takes a snapshot, so that no file changes
+//! while it is read (`lifecycle::snapshots`). No locks: a restore works on a directory that no server uses.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -17,16 +17,17 @@ use crate::store::file;
 /// A root in a backup.
 #[derive(Debug, Default)]
 pub struct SavedRoot {
-    /// Content of `root.json`, if there is one.
+    /// Content of `root.json`; `None` if the root has no record.
     pub state: Option<Vec<u8>>,
-    /// Files of a copied root.
+    /// Directory with the files of a copied root; `None` for a layered root.
     pub files: Option<PathBuf>,
-    /// Layers that it and its snapshots need.
+    /// IDs of the layers that the root and its snapshots need.
     pub layers: BTreeSet<String>,
 }
 
-/// Returns the parts to save of the root of the workspace in `folder`, which has the path `root`. `taken`: a snapshot
-/// made for this backup; without it the root itself is saved and must not change. `None` if there is no root.
+/// Returns the parts to save of the root at path `root`, whose workspace has the directory `folder`. `taken` is a
+/// snapshot made for this backup; if it is `None`, the root itself is saved and must not change. Returns `None` if
+/// the root does not exist.
 ///
 /// # Errors
 /// When a record cannot be read.
@@ -80,7 +81,7 @@ pub fn complete_restored_roots(data_dir: &Path) -> Result<()> {
         let location = RootLocation { folder: folder.clone(), root: folder.join("root") };
         for layer in &state.stack.layers {
             let path = data_dir.join("layers").join(layer);
-            // Used by the kernel while the layer was writable; not part of the backup.
+            // The kernel used `work` while the layer was writable; backups do not contain it.
             file::create_dir_private(&path.join("work"))?;
             if !path.join("fs").is_dir() {
                 let message =
@@ -92,14 +93,14 @@ pub fn complete_restored_roots(data_dir: &Path) -> Result<()> {
             LayerStore::open(data_dir)?.create(Some(super::disk_limit::layers_project(&location)))?;
         file::create_dir_private(&location.attached())?;
         state.upper = Some(upper);
-        // Another server on this host may use the root's old IDs.
+        // Allocate new IDs, because another server on this host may use the old ones.
         state.first_id = Some(ranges.pick(Uuid::new_v4().as_fields().0)?);
         state.write(&folder)?;
     }
     Ok(())
 }
 
-/// Returns the directory with a layer's files. Its `work` directory belongs to the kernel.
+/// Returns the directory with a layer's files, without its `work` directory.
 pub fn layer_folder(data_dir: &Path, layer: &str) -> Result<PathBuf> {
     let path = data_dir.join("layers").join(layer).join("fs");
     path.symlink_metadata().at("read", &path)?;

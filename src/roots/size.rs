@@ -1,6 +1,6 @@
-//! Measures the disk usage of roots. Callers do not wait for a tree walk: one thread walks, and callers get the last
-//! measurement with its time. It is renewed when a caller asks and it is old, so that walks take at most a twentieth of
-//! the thread's time for each root.
+//! Measures the disk usage of roots. One thread walks the trees, and callers receive the last measurement with its
+//! time, so that they do not wait. A request for an old measurement renews it. A measurement is valid for 20 times
+//! as long as it took, so the walks of one root take at most a twentieth of the thread's time.
 //!
 //! Thread: `root-sizes`. Lock: `sizes`, a leaf.
 
@@ -21,9 +21,9 @@ use crate::store::tree::{disk_usage, disk_usage_below};
 /// Disk usage of a root.
 #[derive(Clone, Copy, Debug)]
 pub struct RootSize {
-    /// Size of all files in the root, as du(1) counts.
+    /// Size of all files in the root, as du(1) counts it.
     pub bytes: u64,
-    /// The part that no other root shares.
+    /// Size of the files that no other root shares.
     pub own_bytes: u64,
     /// Time of the measurement.
     pub at: DateTime<Utc>,
@@ -36,25 +36,25 @@ struct SizeCache {
     news: Condvar,
 }
 
-/// The measuring thread and its results.
+/// The thread that measures roots, and its results.
 #[derive(Debug)]
 pub(super) struct SizeMeasurer {
     cache: Arc<SizeCache>,
-    // Closing the channel ends the thread, so this field is dropped first.
+    // Dropped before `_thread`: closing the channel ends the thread.
     requests: Sender<RootLocation>,
     _thread: JoinOnDrop,
 }
 
-/// Longest wait for a first measurement; most roots are measured by then.
+/// Maximum wait for the first measurement of a root; most measurements take less.
 const FIRST_WAIT: Duration = Duration::from_secs(2);
-/// A measurement is valid at least this long, …
+/// A measurement is valid for at least this time, …
 const MIN_FRESH: Duration = Duration::from_secs(1);
-/// … and this many times as long as it took.
+/// … and for this many times as long as it took.
 const FRESH_FACTOR: u32 = 20;
 
 impl SizeMeasurer {
     pub(super) fn start(roots: Weak<Roots>) -> Result<SizeMeasurer> {
-        // Full: a later caller will ask again.
+        // If the channel is full, the request is dropped; a later caller requests the measurement again.
         let (wanted, asked) = bounded(256);
         let known = Arc::<SizeCache>::default();
         let thread = spawn("root-sizes".into(), limits::STACK, {
@@ -87,14 +87,14 @@ impl SizeMeasurer {
 
 fn measure_all(roots: &Weak<Roots>, asked: &Receiver<RootLocation>, known: &SizeCache) {
     for location in asked {
-        // Several callers may have asked.
+        // Several callers may have requested the same root.
         if lock(&known.sizes).get(&location.folder).is_some_and(|size| size.until > Instant::now()) {
             continue;
         }
         let Some(roots) = roots.upgrade() else { return };
         match roots.measure(&location) {
             Ok(Some(size)) => drop(lock(&known.sizes).insert(location.folder, size)),
-            // Another caller needed exclusive access, or the root was removed.
+            // The measurement stopped, because another caller needed exclusive access to the root.
             Ok(None) => {}
             Err(error) => log::debug!("Could not measure {}: {error}", location.root.display()),
         }

@@ -1,11 +1,11 @@
-//! Snapshots: the state of a root at one moment, for restoring it or for creating another root.
-//! `<workspace>/snapshots/ID` appears and disappears by rename. It contains `snapshot.json`, the caller's files, and
-//! the root's files if the root has no layers.
+//! Snapshots: the state of a root at one moment, for restoring the root or creating another one. A rename makes
+//! the directory `<workspace>/snapshots/ID` appear and disappear. It contains `snapshot.json`, the caller's files,
+//! and the root's files if the root has no layers.
 //!
-//! For a layered root, the current upper layer becomes a permanent lower layer and the root gets a new one, without
-//! copying. That requires a stopped container, because a mount cannot be replaced under running processes. For a
-//! container that keeps running (frozen), the upper layer is copied; it contains the workspace's changes since its
-//! creation or its last snapshot.
+//! For a snapshot of a layered root, its current upper layer becomes a permanent lower layer and the root receives
+//! a new upper layer; no file is copied. That requires a stopped container, because a mount cannot be replaced
+//! under running processes. If the container keeps running (frozen), the upper layer is copied instead; it
+//! contains the workspace's changes since its creation or its last snapshot.
 //!
 //! The caller excludes other operations on the root. Therefore the slot is locked only briefly, and readers of the
 //! root's state do not wait for a copy.
@@ -24,7 +24,8 @@ use crate::base::{At, Code, Error, Result, clock};
 use crate::proc::{Cancel, OutputCapture, ProcessOutcome};
 use crate::store::file;
 
-/// Maximum number of layers of a root, because a missing file is looked up in all of them. More are merged into one.
+/// Maximum number of layers of a root, because the kernel searches a missing file in all of them. A deeper stack
+/// is merged into one layer.
 const ROOT_LAYERS: usize = 50;
 /// Maximum number of snapshots of a workspace.
 const SNAPSHOTS: usize = 200;
@@ -33,13 +34,13 @@ const SNAPSHOTS: usize = 200;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RootSnapshot {
     pub id: Uuid,
-    /// Name given by the client.
+    /// Name that the client gave the snapshot.
     pub name: String,
-    /// RFC 3339.
+    /// Time of creation in RFC 3339.
     pub created_at: String,
     /// Kind of the root.
     pub kind: RootKind,
-    /// Whether nothing was copied.
+    /// Whether the snapshot was made without copying files.
     pub instant: bool,
     #[serde(flatten)]
     pub(super) stack: LayerStack,
@@ -50,24 +51,24 @@ pub(super) struct FrozenRoot {
     pub(super) kind: RootKind,
     pub(super) stack: LayerStack,
     instant: bool,
-    /// Kept until a file refers to the layers.
+    /// Keeps the layers until a record refers to them.
     _pins: LayerPins,
 }
 
 const FOLDER: &str = "snapshots";
 const RECORD: &str = "snapshot.json";
-/// Files of a plain root.
+/// Name of the directory with the files of a copied root.
 const FILES: &str = "root";
-/// Prefix of incomplete snapshots.
+/// Prefix of the names of incomplete snapshots.
 const STAGING: &str = ".new-";
 
 impl Roots {
-    /// Takes a snapshot of the root. `running`: its container exists and is frozen. `keep` writes the caller's files
-    /// into the snapshot's directory.
+    /// Takes a snapshot of the root. `running` means that the root's container is running and frozen. `keep`
+    /// writes the caller's files into the snapshot's directory.
     ///
     /// # Errors
-    /// `Conflict` for more than [`SNAPSHOTS`]; `Busy` when files of the root are open; `DiskFull`; `Cancelled`;
-    /// errors of `keep`.
+    /// `Conflict` when there are already [`SNAPSHOTS`]; `Busy` when files of the root are open; `DiskFull`;
+    /// `Cancelled`; errors of `keep`.
     pub fn snapshot(
         &self,
         location: &RootLocation,
@@ -114,15 +115,15 @@ impl Roots {
     /// Returns all snapshots of a root, oldest first.
     ///
     /// # Errors
-    /// When one cannot be read.
+    /// When a snapshot's record cannot be read.
     pub fn snapshots(&self, location: &RootLocation) -> Result<Vec<RootSnapshot>> {
         read_all(&location.folder)
     }
 
-    /// Finds a snapshot.
+    /// Returns the snapshot with this ID.
     ///
     /// # Errors
-    /// `NotFound`.
+    /// `NotFound` when the root has no such snapshot.
     pub fn find_snapshot(&self, location: &RootLocation, id: Uuid) -> Result<RootSnapshot> {
         let found = read_json(&self.snapshot_folder(location, id).join(RECORD))?;
         found.ok_or_else(|| {
@@ -136,7 +137,7 @@ impl Roots {
         location.folder.join(FOLDER).join(id.to_string())
     }
 
-    /// Returns the files of a snapshot of a plain root.
+    /// Returns the directory with the files of a copied root's snapshot.
     pub(super) fn files_of(&self, location: &RootLocation, id: Uuid) -> PathBuf {
         self.snapshot_folder(location, id).join(FILES)
     }
@@ -155,8 +156,8 @@ impl Roots {
         put_away(&self.snapshot_folder(location, id))
     }
 
-    /// Freezes the root: as layers that no longer change, or copied to `place` if it is a plain directory. `running`:
-    /// the container exists and is frozen.
+    /// Freezes the state of the root: as layers that no longer change, or by copying a plain directory to `place`.
+    /// `running` means that the container is running and frozen.
     pub(super) fn freeze(
         &self,
         location: &RootLocation,
@@ -195,20 +196,20 @@ impl Roots {
         let mut pins = self.layers.pin(&stack.layers);
         let deep = stack.layers.len() >= ROOT_LAYERS;
         if deep {
-            // Every file lookup searches all layers.
+            // The stack is at its limit, so merge its layers; the root's files stay closed meanwhile.
             let closed = ClosedSlot::new(&slot, &mut locked);
             drop(locked);
             stack = self.flatten(&stack, cancel, &mut pins)?;
             locked = lock(&slot);
             closed.open(&mut locked);
         }
-        // Write the root's record before the snapshot's: a crash between them leaves an extra layer, but no snapshot
-        // with a layer that is still writable.
+        // Write the root's record before the snapshot's: a crash between the two leaves an extra layer, but never
+        // a snapshot with a layer that is still writable.
         locked.record = Some(self.create_layered(location, stack.clone(), record.first_id)?);
         Ok(FrozenRoot { kind: record.kind, stack, instant: !deep, _pins: pins })
     }
 
-    /// Merges a stack into a single layer.
+    /// Merges the layers and the image of a stack into a single layer.
     fn flatten(&self, stack: &LayerStack, cancel: &Cancel, pins: &mut LayerPins) -> Result<LayerStack> {
         let layers = namespace::OverlaySpec { lowers: self.lowers(stack), upper: None, first_id: None };
         let merged = self.namespace()?.merge(&layers)?;
@@ -276,7 +277,7 @@ pub(super) fn read_all(folder: &Path) -> Result<Vec<RootSnapshot>> {
     };
     let mut found: Vec<RootSnapshot> = Vec::new();
     for entry in entries.flatten() {
-        // The layers of incomplete ones are pinned by their creator.
+        // Skip incomplete snapshots; the thread that creates one pins its layers.
         if Uuid::try_parse(&entry.file_name().to_string_lossy()).is_ok() {
             found.extend(read_json(&entry.path().join(RECORD))?);
         }
@@ -285,12 +286,12 @@ pub(super) fn read_all(folder: &Path) -> Result<Vec<RootSnapshot>> {
     Ok(found)
 }
 
-/// Returns the files of a snapshot of a plain root.
+/// Returns the directory with the files of a copied root's snapshot.
 pub(super) fn files_in(folder: &Path, id: Uuid) -> PathBuf {
     folder.join(FOLDER).join(id.to_string()).join(FILES)
 }
 
-/// Removes the remains of a crash.
+/// Removes incomplete snapshots that a crashed server left behind.
 pub(super) fn sweep(folder: &Path) -> Result<()> {
     for entry in std::fs::read_dir(folder.join(FOLDER)).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(STAGING) {

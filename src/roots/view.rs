@@ -1,4 +1,4 @@
-//! A mounted root and its users. A root can be replaced only when the slot has the last reference to its mount.
+//! A mounted root and the handles of its users. A root can be replaced only when its slot has the last reference.
 //!
 //! Lock: `count`, a leaf; `released` is its condition variable.
 
@@ -15,17 +15,17 @@ pub(super) struct RootView {
     users: Arc<RootUsers>,
 }
 
-/// Number of [`RootHandle`]s of a mounted root.
+/// Number of [`RootHandle`]s of one mounted root.
 #[derive(Debug, Default)]
 struct RootUsers {
     count: Mutex<usize>,
     released: Condvar,
 }
 
-/// Keeps a root mounted.
+/// Keeps a root mounted while it exists.
 #[derive(Debug)]
 pub struct RootHandle {
-    // Dropped before the user is counted as gone.
+    // Dropped before `_user`, so that the mount is released before the user count decreases.
     root: Arc<MergedRoot>,
     _user: RootUser,
 }
@@ -47,7 +47,7 @@ impl RootView {
         *lock(&self.users.count) == 0
     }
 
-    /// Waits until there are no handles, at most `patience`; returns whether there are none.
+    /// Waits up to `patience` until no handles are left; returns whether none are left.
     pub(super) fn wait_unused(&self, patience: Duration) -> bool {
         let count = lock(&self.users.count);
         let count = self.users.released.wait_timeout_while(count, patience, |count| *count > 0);
