@@ -1,4 +1,5 @@
-//! Timestamps in the format of each API: RFC 3339 UTC with nanoseconds for `/api`, Unix milliseconds for OpenWork's routes.
+//! Timestamps in the format of each API: RFC 3339 UTC with nanoseconds for `/api`, Unix milliseconds for the routes of
+//! OpenWork.
 
 use std::cell::RefCell;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -15,7 +16,7 @@ pub fn now_rfc3339_ms() -> String {
     Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
-/// Formats a time like [`now_rfc3339`].
+/// Formats a time as [`now_rfc3339`] does.
 pub fn rfc3339(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Nanos, true)
 }
@@ -32,12 +33,13 @@ pub fn now_unix_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Formats a file time as `debug` shows it: `YYYY-MM-DD HH:MM:SS UTC`.
+/// Formats a file's time as the `debug` route of a workspace shows it: `YYYY-MM-DD HH:MM:SS UTC`.
 pub fn debug_time(time: SystemTime) -> String {
     DateTime::<Utc>::from(time).format("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
-/// Appends the current time in HTTP's format (RFC 9110, 5.6.7) to `out`. Each thread caches the text of the last second.
+/// Appends the current time in HTTP's format (RFC 9110, 5.6.7) to `out`. Each thread caches the text of its latest
+/// second.
 pub fn push_http_date(out: &mut String) {
     thread_local!(static LAST: RefCell<(i64, String)> = const { RefCell::new((i64::MIN, String::new())) });
     let now = Utc::now();

@@ -32,55 +32,55 @@ codes! {
     InvalidPayload = 400 "invalid_payload",
     /// The request line, a header or the query is malformed.
     InvalidRequest = 400 "invalid_request",
-    /// A configuration that OpenCode would refuse at its start.
+    /// The configuration is one that OpenCode would refuse at its start.
     InvalidConfig = 422 "invalid_config",
     /// A configuration file of a workspace is not JSON with comments.
     InvalidJsonc = 422 "invalid_jsonc",
     /// A file of a workspace is not JSON.
     InvalidJsonFile = 422 "invalid_json",
-    /// Not a valid plugin name.
+    /// The text is not a valid plugin name.
     InvalidPluginSpec = 400 "invalid_plugin_spec",
-    /// Not a valid skill name, or it differs from the name in the skill's text.
+    /// The text is not a valid skill name, or it differs from the name in the skill's text.
     InvalidSkillName = 400 "invalid_skill_name",
     /// The skill has no text, or its front matter cannot be parsed.
     InvalidSkillContent = 400 "invalid_skill_content",
     /// The skill's description is missing or too long.
     InvalidDescription = 422 "invalid_description",
-    /// Not a valid MCP server name.
+    /// The text is not a valid MCP server name.
     InvalidMcpName = 400 "invalid_mcp_name",
-    /// Not a valid command name.
+    /// The text is not a valid command name.
     InvalidCommandName = 400 "invalid_command_name",
     /// The command has no text.
     InvalidCommandTemplate = 400 "invalid_command_template",
-    /// No such skill.
+    /// No skill has this name.
     SkillNotFound = 404 "skill_not_found",
-    /// No such scheduled job.
+    /// No scheduled job has this id.
     JobNotFound = 404 "job_not_found",
-    /// An MCP server configuration that OpenCode would refuse.
+    /// The MCP server configuration is one that OpenCode would refuse.
     InvalidMcpConfig = 400 "invalid_mcp_config",
-    /// An id in the path is malformed.
+    /// An id in the request's path is malformed.
     InvalidId = 400 "invalid_id",
-    /// A workspace name that is not allowed.
+    /// The workspace name is not allowed.
     InvalidName = 400 "invalid_name",
-    /// A folder that is not allowed for this purpose.
+    /// The folder is not allowed for this purpose.
     InvalidPath = 400 "invalid_path",
-    /// A host folder that may not be mounted into containers.
+    /// The host folder may not be mounted into containers.
     MountNotAllowed = 403 "mount_not_allowed",
-    /// A container-only setting was given without the workspace's type.
+    /// The request has a setting for containers only, but does not name the workspace's type.
     WorkspaceTypeRequired = 422 "workspace_type_required",
-    /// Not one of the supported distributions.
+    /// The distribution is not one of the supported ones.
     InvalidDistro = 400 "invalid_distro",
     /// The source cannot be turned into an image.
     InvalidImage = 400 "invalid_image",
-    /// An environment variable with a name or value that the kernel does not accept.
+    /// The kernel does not accept the name or the value of an environment variable.
     InvalidEnv = 400 "invalid_env",
-    /// The working directory of a command does not exist or leaves the workspace.
+    /// The working directory of a command does not exist or is outside of the workspace.
     InvalidCwd = 400 "invalid_cwd",
     /// The user does not exist where the command runs, or the command cannot switch to it.
     InvalidUser = 400 "invalid_user",
     /// The command cannot be run as given.
     InvalidCommand = 400 "invalid_command",
-    /// The call does not apply to a host workspace.
+    /// The route does not apply to a host workspace.
     NotAContainer = 400 "not_a_container",
     /// The container is not built.
     NotReady = 400 "workspace_not_ready",
@@ -92,9 +92,9 @@ codes! {
     Unauthorized = 401 "unauthorized",
     /// The credential is valid, but its scope does not permit the call.
     Forbidden = 403 "forbidden",
-    /// Not a token scope.
+    /// The text is not a token scope.
     InvalidScope = 400 "invalid_scope",
-    /// No token with this id.
+    /// No token has this id.
     TokenNotFound = 404 "token_not_found",
     /// The write was denied, or not approved in time.
     WriteDenied = 403 "write_denied",
@@ -104,21 +104,21 @@ codes! {
     TooManyPending = 429 "too_many_pending",
     /// The server is read-only.
     ReadOnly = 403 "read_only",
-    /// No such route.
+    /// No route has this path.
     NotFound = 404 "not_found",
-    /// No such workspace.
+    /// No workspace has this id.
     WorkspaceNotFound = 404 "workspace_not_found",
-    /// No such image.
+    /// No image has this name.
     ImageNotFound = 404 "image_not_found",
-    /// No such terminal.
+    /// No terminal has this id.
     TerminalNotFound = 404 "terminal_not_found",
-    /// No such run, or its record has expired.
+    /// No run has this id, or the record of the run has expired.
     RunNotFound = 404 "run_not_found",
     /// The route exists, but not for this method.
     MethodNotAllowed = 405 "method_not_allowed",
     /// The request conflicts with another operation or the resource's state.
     Conflict = 409 "conflict",
-    /// The content that was shown for approval has changed since.
+    /// The content has changed since an approver saw it.
     ApprovalOutdated = 409 "approval_outdated",
     /// The terminal's program has ended.
     TerminalEnded = 409 "terminal_ended",
@@ -126,7 +126,7 @@ codes! {
     BuildRunning = 409 "build_running",
     /// The build would destroy data, and `rebuild` was not given.
     RebuildRequired = 409 "rebuild_required",
-    /// A workspace or another image uses the image.
+    /// The image is used by a workspace or by another image.
     ImageInUse = 409 "image_in_use",
     /// A file system is mounted inside the tree that was to be deleted.
     MountedInside = 409 "mounted_inside",
@@ -140,15 +140,15 @@ codes! {
     FileRequired = 400 "file_required",
     /// Uploads are disabled.
     InboxDisabled = 404 "inbox_disabled",
-    /// Not an inbox item id.
+    /// The text is not the id of an inbox item.
     InvalidInboxItem = 400 "invalid_inbox_item",
-    /// No such file in the inbox.
+    /// The inbox has no file with this id.
     InboxItemNotFound = 404 "inbox_item_not_found",
     /// The outbox is disabled.
     OutboxDisabled = 404 "outbox_disabled",
-    /// Not an artifact id.
+    /// The text is not the id of an artifact.
     InvalidArtifact = 400 "invalid_artifact",
-    /// No such file in the outbox.
+    /// The outbox has no file with this id.
     ArtifactNotFound = 404 "artifact_not_found",
     /// The requested byte range is outside of the file.
     RangeNotSatisfiable = 416 "range_not_satisfiable",
@@ -156,7 +156,7 @@ codes! {
     LoginDisabled = 404 "login_disabled",
     /// The web page is disabled.
     UiDisabled = 404 "ui_disabled",
-    /// All workers of this kind are busy.
+    /// All workers for this kind of request are busy.
     Busy = 503 "busy",
     /// The token or its workspace already holds its share of a resource.
     OverShare = 429 "over_share",
@@ -164,7 +164,7 @@ codes! {
     ShuttingDown = 503 "shutting_down",
     /// The workspace has no OpenCode address, or an invalid one.
     OpencodeUnconfigured = 400 "opencode_unconfigured",
-    /// An address that a workspace's OpenCode may not have.
+    /// The URL is not allowed as the address of a workspace's OpenCode.
     InvalidBaseUrl = 400 "invalid_base_url",
     /// The workspace's OpenCode refused or closed the connection.
     OpencodeUnreachable = 502 "opencode_unreachable",
@@ -176,7 +176,7 @@ codes! {
     OpencodeFailed = 503 "opencode_failed",
     /// The workspace's OpenCode could not reload its configuration.
     OpencodeReloadFailed = 502 "opencode_reload_failed",
-    /// A resource that the call needs is not available (yet).
+    /// A resource that the call needs is not available, or not yet.
     Unavailable = 503 "unavailable",
     /// The container stopped while the command ran, or could not be started.
     ContainerStopped = 503 "container_stopped",
@@ -192,11 +192,11 @@ codes! {
     SpawnFailed = 500 "spawn_failed",
     /// A build step failed; the message contains the tool's last lines of output.
     BuildFailed = 500 "build_failed",
-    /// Cancelled at a client's request.
+    /// A client cancelled the operation.
     Cancelled = 409 "cancelled",
-    /// An invalid flag, variable or file at the start; never sent to a client.
+    /// A flag, variable or file was invalid when the server started; never sent to a client.
     Config = 500 "config",
-    /// The data was written by a newer version; never sent to a client.
+    /// A newer version of berth wrote the data; never sent to a client.
     NewerFormat = 500 "newer_format",
     /// A bug in berth or a failure of the machine.
     Internal = 500 "internal_error",
@@ -206,13 +206,13 @@ codes! {
     OriginNotAllowed = 403 "origin_not_allowed",
     /// The request did not arrive before its deadline.
     RequestTimeout = 408 "request_timeout",
-    /// An `Expect` other than `100-continue`.
+    /// The request has an `Expect` header other than `100-continue`.
     ExpectationFailed = 417 "expectation_failed",
-    /// The headers are too many or too large.
+    /// The request has too many headers, or they are too large.
     HeadTooLarge = 431 "head_too_large",
     /// The method or transfer coding is not supported.
     NotImplemented = 501 "not_implemented",
-    /// Neither HTTP/1.1 nor HTTP/1.0.
+    /// The request's version is neither HTTP/1.1 nor HTTP/1.0.
     HttpVersion = 505 "http_version_not_supported",
 }
 
@@ -224,7 +224,7 @@ pub struct Error(Box<ErrorInner>);
 struct ErrorInner {
     code: Code,
     message: String,
-    /// Null, an object, or a list where the observed API returns one.
+    /// Null or an object; a list in the errors for which OpenWork returns a list.
     details: Value,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
@@ -235,12 +235,13 @@ impl Error {
         Error(Box::new(ErrorInner { code, message: message.into(), details: Value::Null, source: None }))
     }
 
-    /// Creates an error for a bug or a failure of the machine; the client sees `message`, the log also the source.
+    /// Creates an error for a bug or a failure of the machine. The client sees `message`; the log also shows the
+    /// source.
     pub fn internal(message: impl Into<String>) -> Error {
         Error::new(Code::Internal, message)
     }
 
-    /// Creates a start-up error that names the flag, variable or file (`place`).
+    /// Creates a start-up error; `place` names the flag, variable or file.
     pub fn config(place: impl fmt::Display, problem: impl fmt::Display) -> Error {
         Error::new(Code::Config, format!("{place}: {problem}"))
     }
@@ -255,7 +256,7 @@ impl Error {
         self
     }
 
-    /// Makes `details` a list, where clients of the observed API expect one.
+    /// Makes `details` a list, for errors whose `details` clients of OpenWork expect to be a list.
     #[must_use]
     pub fn detail_list(mut self, list: Vec<Value>) -> Error {
         self.0.details = Value::Array(list);
@@ -306,7 +307,8 @@ impl std::error::Error for Error {}
 
 /// Adds the operation and the path to the error of a system call.
 pub trait At<T> {
-    /// `fs::read(&path).at("read", &path)?`; a full disk becomes [`Code::DiskFull`].
+    /// Names the failed operation and its path: `fs::read(&path).at("read", &path)?`. A full disk becomes
+    /// [`Code::DiskFull`].
     fn at(self, verb: &str, path: impl AsRef<Path>) -> Result<T>;
 }
 

@@ -1,10 +1,10 @@
 //! A fair semaphore for work that does not get faster when many threads do it at once, such as copying endless output.
 //! Threads get permits in the order of their arrival, so that the machine stays responsive to short requests.
 //!
-//! A permit is advisory: after [`FairSemaphore::MAX_WAIT`] a thread continues without one, so a permit that is held too long
-//! cannot block the server.
+//! A permit is advisory: after [`FairSemaphore::MAX_WAIT`] a thread continues without one, so a permit that is held for
+//! too long cannot block the server.
 //!
-//! Any thread. Lock: `state`, a leaf.
+//! Any thread may use a semaphore. The lock of `state` is a leaf: no other lock is taken while it is held.
 
 use std::collections::VecDeque;
 use std::num::NonZero;
@@ -23,16 +23,16 @@ pub struct FairSemaphore {
 #[derive(Debug)]
 struct SemaphoreState {
     free: usize,
-    /// Waiting threads in order of arrival. A thread that got a permit has been removed.
+    /// Waiting threads in order of arrival. A thread is removed when it gets a permit.
     waiting: VecDeque<Thread>,
 }
 
-/// A permit, or a wait that timed out; dropping it passes the permit to the next thread.
+/// The result of a wait: a permit, or nothing if the wait timed out. Dropping a permit passes it to the next thread.
 #[derive(Debug)]
 pub struct SemaphorePermit<'a>(Option<&'a FairSemaphore>);
 
 impl FairSemaphore {
-    /// How long a thread waits for a permit.
+    /// How long a thread waits for a permit before it continues without one.
     const MAX_WAIT: Duration = Duration::from_millis(100);
 
     /// Returns the number of processors.
@@ -40,7 +40,7 @@ impl FairSemaphore {
         available_parallelism().map_or(2, NonZero::get)
     }
 
-    /// Allows `count` threads at a time.
+    /// Creates a semaphore with `count` permits.
     pub const fn new(count: usize) -> FairSemaphore {
         FairSemaphore { state: Mutex::new(SemaphoreState { free: count, waiting: VecDeque::new() }) }
     }

@@ -7,9 +7,10 @@ use uuid::Uuid;
 
 use super::{Code, Error, Result, limits};
 
-/// Maximum length of a single variable, for the same reason as a command's.
+/// Maximum length of a single variable: the kernel refuses one of 128 KiB or more (execve(2), MAX_ARG_STRLEN).
 const ENV_ENTRY_BYTES: usize = (128 << 10) - 1;
-/// Maximum of all variables of a command; far below execve's limit of a quarter of the stack limit (2 MiB).
+/// Maximum length of all variables of a command together; far below execve's limit of a quarter of the stack limit (2
+/// MiB).
 const ENV_TOTAL_BYTES: usize = 1 << 20;
 
 /// A workspace's name: used for display and sorting, never as a file name. Not unique.
@@ -21,7 +22,8 @@ impl Label {
     /// Validates a workspace name.
     ///
     /// # Errors
-    /// `InvalidName` with the violated rule; the first three sentences are sandboxed.sh's own.
+    /// `InvalidName` with the rule that `text` violates; the first three messages are word for word those of
+    /// sandboxed.sh.
     pub fn parse(text: &str) -> Result<Label> {
         let refuse = |message: String| Err(Error::new(Code::InvalidName, message));
         if text.trim().is_empty() {
@@ -92,10 +94,10 @@ pub fn check_env(name: &str, value: &str) -> Result<()> {
     Ok(())
 }
 
-/// Validates variables, each and in total.
+/// Validates environment variables, each alone and all together.
 ///
 /// # Errors
-/// `InvalidEnv`.
+/// `InvalidEnv` if a variable is invalid or all variables together are too long.
 pub fn check_env_vars<'a>(vars: impl Iterator<Item = (&'a str, &'a str)>) -> Result<()> {
     let mut total = 0;
     for (name, value) in vars {
@@ -131,17 +133,17 @@ pub enum Distro {
 }
 
 impl Distro {
-    /// The distributions that are bootstrapped from a mirror.
+    /// All distributions that are bootstrapped from a mirror.
     pub const ALL: [Distro; 4] =
         [Distro::UbuntuNoble, Distro::UbuntuJammy, Distro::DebianBookworm, Distro::ArchLinux];
 
-    /// The distribution that is built when neither the workspace nor the call names one.
+    /// The distribution that is built if neither the workspace nor the request names one.
     pub const DEFAULT: Distro = Distro::UbuntuNoble;
 
     /// Parses a name or one of sandboxed.sh's aliases.
     ///
     /// # Errors
-    /// `InvalidDistro` with the supported names.
+    /// `InvalidDistro` with the names of the supported distributions.
     pub fn parse(text: &str) -> Result<Distro> {
         Ok(match text {
             "ubuntu-noble" | "noble" => Distro::UbuntuNoble,
@@ -180,12 +182,12 @@ impl fmt::Display for Distro {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Network {
-    /// The host's network.
+    /// The container uses the host's network.
     #[default]
     Host,
-    /// Only the container's own loopback.
+    /// The container has only its own loopback interface.
     None,
-    /// The container's own network, with NAT through the host.
+    /// The container has its own network, with NAT through the host.
     Private,
 }
 
@@ -197,12 +199,13 @@ pub fn parse_uuid(text: &str) -> Result<Uuid> {
     parse_uuid_of(text, "workspace", "GET /api/workspaces")
 }
 
-/// Parses the id of another `thing`; `list` is the route that lists them.
+/// Parses the id of a `thing`, such as a workspace; `list` is the route that lists the things of this kind.
 ///
 /// # Errors
-/// `InvalidId`.
+/// `InvalidId` if `text` is not a UUID in its hyphenated form.
 pub fn parse_uuid_of(text: &str, thing: &str, list: &str) -> Result<Uuid> {
-    // Uuid::try_parse also accepts braces, URNs and bare hex; one spelling keeps logs and lookups simple.
+    // `Uuid::try_parse` also accepts braces, URNs and bare hexadecimal digits. With a single spelling, logs can be
+    // searched.
     if text.len() == 36 {
         if let Ok(id) = Uuid::try_parse(text) {
             return Ok(id);

@@ -1,7 +1,8 @@
-//! Large input of a client: a request's body, a command's stdin. Up to 64 KiB stay in memory, more goes to a file without a
-//! name. Also bounds the memory of all bodies that are being parsed at one time.
+//! Large input of a client: a request's body or a command's stdin. Input of up to 64 KiB stays in memory; larger input
+//! is stored in a file without a name. This module also limits the memory of all bodies that are being parsed at one
+//! time.
 //!
-//! Lock: that of [`MemoryBudget`], a leaf.
+//! The lock of [`MemoryBudget`] is a leaf: no other lock is taken while it is held.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -17,21 +18,21 @@ use uuid::Uuid;
 use super::thread::lock;
 use super::{At, Code, Error, Result};
 
-/// Maximum number of bytes that are kept in memory.
+/// Maximum length of an input that is kept in memory.
 const MEMORY_BYTES: usize = 64 << 10;
 
-/// Input of a client, in memory or on disk.
+/// The input of a client, in memory or in a file.
 #[derive(Debug)]
 pub enum InputBytes {
-    /// At most [`MEMORY_BYTES`], or the input of a process that holds nothing else in memory.
+    /// At most [`MEMORY_BYTES`], unless the process holds no other input in memory.
     Memory(Vec<u8>),
-    /// A file without a name, and its length.
+    /// A file without a name, and the input's length.
     File(File, u64),
 }
 
 static FOLDER: OnceLock<PathBuf> = OnceLock::new();
 
-/// Sets the folder for files of large input; the default is the folder for temporary files.
+/// Sets the folder for the files of large inputs; the default is the folder for temporary files.
 pub fn set_folder(folder: &Path) {
     let _ = FOLDER.set(folder.to_owned());
 }
@@ -56,7 +57,7 @@ pub fn unnamed_file(folder: &Path) -> io::Result<File> {
 }
 
 impl InputBytes {
-    /// Wraps bytes; more than [`MEMORY_BYTES`] are written to a file.
+    /// Wraps bytes; if there are more than [`MEMORY_BYTES`], writes them to a file.
     ///
     /// # Errors
     /// `DiskFull`, or another error of writing the file.
@@ -116,7 +117,7 @@ impl InputBytes {
         self.len() == 0
     }
 
-    /// Calls `each` with the bytes from `offset` on, at most [`MEMORY_BYTES`] of them if they are in a file.
+    /// Calls `each` with the bytes from `offset` on; if the input is in a file, with at most [`MEMORY_BYTES`] of them.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -153,11 +154,11 @@ fn folder() -> PathBuf {
     FOLDER.get().cloned().unwrap_or_else(std::env::temp_dir)
 }
 
-/// Memory that all large bodies together may use while they are being parsed. A charge is short: parsing does not wait for a
-/// client.
+/// Memory that all large bodies together may use while they are being parsed. A charge is held only briefly, because
+/// parsing does not wait for a client.
 pub static PARSING: MemoryBudget = MemoryBudget::new(64 << 20);
 
-/// A number of bytes that several threads share.
+/// A number of bytes that several threads share; each thread charges the bytes that it uses.
 #[derive(Debug)]
 pub struct MemoryBudget {
     total: u64,
@@ -173,7 +174,7 @@ impl MemoryBudget {
     /// Waits for `bytes` and holds them until the charge is dropped. A request for more than the total holds the total.
     ///
     /// # Errors
-    /// `Busy` when they are not free within `patience`.
+    /// `Busy` if not enough bytes become free within `patience`.
     pub fn charge(&'static self, bytes: u64, patience: Duration) -> Result<Charge> {
         let bytes = bytes.min(self.total);
         let used = lock(&self.used);
@@ -189,7 +190,7 @@ impl MemoryBudget {
     }
 }
 
-/// Bytes held from a [`MemoryBudget`].
+/// Bytes that are charged to a [`MemoryBudget`] until this value is dropped.
 #[derive(Debug)]
 pub struct Charge {
     budget: &'static MemoryBudget,

@@ -1,6 +1,6 @@
 //! Finds the positions of keys in a JSON text, so that an error about a value can name its field. Pure.
 
-/// Describes a serde_json error with the field's name and without the position, which callers report separately.
+/// Describes a serde_json error with the field's name but without the position, which the caller reports separately.
 pub fn describe_type_error(error: &serde_json::Error, keys: &[KeyPosition]) -> String {
     let message = error.to_string();
     let at = format!(" at line {} column {}", error.line(), error.column());
@@ -13,7 +13,7 @@ pub fn describe_type_error(error: &serde_json::Error, keys: &[KeyPosition]) -> S
     }
 }
 
-/// Returns advice on how to write the value, where the error makes it clear.
+/// Returns advice on how to write the value, or an empty text if the problem does not suggest any.
 fn hint(problem: &str) -> &'static str {
     let number = ["expected u64", "expected u32", "expected i64", "expected f64"];
     if problem.contains("string") && number.iter().any(|kind| problem.contains(kind)) {
@@ -25,15 +25,16 @@ fn hint(problem: &str) -> &'static str {
 /// A key in a JSON text: its path from the root, and its position.
 #[derive(Debug)]
 pub struct KeyPosition {
-    /// For example `approval.mode` or `workspaces[0].path`.
+    /// The path from the root, for example `approval.mode` or `workspaces[0].path`.
     pub path: String,
-    /// Starts at 1.
+    /// The line number, starting at 1.
     pub line: usize,
-    /// Starts at 1, in bytes.
+    /// The column in bytes, starting at 1.
     pub column: usize,
 }
 
-/// Returns the keys of a JSON text in order. The text must be valid: serde_json has parsed it.
+/// Returns the keys of a JSON text in the order of the text. The text must be valid JSON, so parse it with serde_json
+/// first.
 pub fn keys(text: &[u8]) -> Vec<KeyPosition> {
     let mut scanner = Scanner { bytes: text, at: 0, keys: Vec::new() };
     scanner.value("");
@@ -65,7 +66,7 @@ impl Scanner<'_> {
                 let path = if path.is_empty() { name } else { format!("{path}.{name}") };
                 let (line, column) = scanner.position(start);
                 scanner.keys.push(KeyPosition { path: path.clone(), line, column });
-                // Skips the colon.
+                // Skip the colon.
                 scanner.peek();
                 scanner.at += 1;
                 scanner.value(&path);
@@ -82,7 +83,7 @@ impl Scanner<'_> {
         }
     }
 
-    /// Visits each member between a pair of brackets, starting at the opening one.
+    /// Calls `member` with the index of each member between a pair of brackets, starting at the opening bracket.
     fn members(&mut self, mut member: impl FnMut(&mut Self, usize)) {
         self.at += 1;
         let mut index = 0;
@@ -102,7 +103,7 @@ impl Scanner<'_> {
         }
     }
 
-    /// Skips the string literal at the current position and returns it.
+    /// Skips the string literal at the current position and returns its bytes.
     fn string(&mut self) -> &[u8] {
         let start = self.at;
         self.at += 1;

@@ -1,9 +1,11 @@
-//! The log. **Invariant:** one record is exactly one line, whatever text a client or a workload put into it.
-//! `cli::serve` initialises it once. No threads; a line is formatted without a lock and written under stdout's lock.
+//! The log. **Invariant:** one record is exactly one line, whatever text a client or a workload puts into it.
+//! `cli::serve` initialises the log once. The log has no threads; a line is formatted without a lock and written under
+//! stdout's lock.
 //!
-//! `Pretty` is for people: an RFC 3339 time in UTC, the level unless it is INFO, the text. Records of the target
-//! [`BOOT`] are bare text, because clients of the OpenWork server search for these lines. `Json` has the format of OpenWork's
-//! log: the key-values of a record (`info!(method = m; "…")`) become `attributes` and keep their type.
+//! The format `Pretty` is for people: an RFC 3339 time in UTC, the level unless it is INFO, and the text. Records with
+//! the target [`BOOT`] are bare text, because clients of the OpenWork server search for these lines. `Json` is the
+//! format of OpenWork's log: the key-values of a record (`info!(method = m; "…")`) become `attributes` and keep their
+//! types.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -41,7 +43,7 @@ pub enum LogOutput {
 /// A function that receives a line, including its line break.
 pub type LineSink = dyn Fn(&[u8]) + Send + Sync;
 
-/// Starts logging to `output` with this run id. A second call has no effect.
+/// Starts logging to `output`; each JSON line contains `run_id`. A second call has no effect.
 pub fn init(format: LogFormat, verbose: bool, run_id: String, output: LogOutput) {
     let level = if verbose { LevelFilter::Debug } else { LevelFilter::Info };
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -51,7 +53,7 @@ pub fn init(format: LogFormat, verbose: bool, run_id: String, output: LogOutput)
     let _ = CombinedLogger::init(vec![Box::new(logger)]);
 }
 
-/// `1 entry`, `2 entries`.
+/// Returns the number with its noun: `1 entry`, `2 entries`.
 pub fn counted(count: impl TryInto<u64>, thing: &str) -> String {
     let count = count.try_into().unwrap_or(u64::MAX);
     match (count, thing.strip_suffix('y')) {
@@ -61,8 +63,8 @@ pub fn counted(count: impl TryInto<u64>, thing: &str) -> String {
     }
 }
 
-/// Escapes control characters, line separators and bidirectional controls, so that `text` stays on one line and a terminal
-/// shows it unchanged.
+/// Escapes control characters, line separators and bidirectional controls in `text`, so that the result stays on one
+/// line and a terminal shows its characters in order.
 pub fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for c in text.chars() {
@@ -217,7 +219,7 @@ struct Resource<'a> {
     host: &'a str,
 }
 
-/// Attributes in the order given; a map would sort them.
+/// The attributes of a record, in the order given; a map would sort them.
 struct LogAttributes(Vec<(String, Value)>);
 
 impl Serialize for LogAttributes {
@@ -279,7 +281,7 @@ impl<'v> VisitValue<'v> for TypedValue {
     }
 }
 
-/// Compact JSON that also escapes the characters which JSON allows but a terminal interprets.
+/// Formats compact JSON and also escapes the characters that JSON allows but a terminal interprets.
 struct EscapingFormatter;
 
 impl Formatter for EscapingFormatter {
@@ -287,7 +289,7 @@ impl Formatter for EscapingFormatter {
         let mut plain = 0;
         for (at, c) in fragment.char_indices().filter(|(_, c)| is_deceptive(*c)) {
             writer.write_all(&fragment.as_bytes()[plain..at])?;
-            // All are in the Basic Multilingual Plane, so one escape is enough.
+            // All these characters are in the Basic Multilingual Plane, so one escape is enough.
             write!(writer, "\\u{:04x}", u32::from(c))?;
             plain = at + c.len_utf8();
         }

@@ -1,5 +1,5 @@
-//! Shared by every layer: the error type, validated names, the clock, limits, threads, the log.
-//! **Invariant:** nothing here depends on HTTP, child processes or another room.
+//! Types and functions that every layer shares: the error type, validated names, the clock, limits, threads, the log.
+//! **Invariant:** nothing in this room depends on HTTP, child processes or another room.
 
 pub mod clock;
 pub mod error;

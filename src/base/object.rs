@@ -1,6 +1,7 @@
-//! Deserializers that accept only JSON objects. serde's derived structs also accept a list, field by field in source order;
-//! clients never mean that, and an API must not depend on the order of its fields in the source. For `deserialize_with` on
-//! each field that holds such a struct; the body itself is checked where it is read. Pure.
+//! Deserializers that accept only JSON objects. serde's derived structs also accept a list, which gives the fields in
+//! source order. No client sends an object that way, and an API must not depend on the order of its fields in the
+//! source. Use these functions with `deserialize_with` on each field that holds such a struct; the code that reads the
+//! request checks the body itself. Pure.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -8,7 +9,7 @@ use std::marker::PhantomData;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
-/// A value that deserializes from an object only.
+/// A value that deserializes only from an object.
 struct Object<T>(T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
@@ -42,7 +43,7 @@ pub fn one<'de, D: Deserializer<'de>, T: Deserialize<'de>>(field: D) -> Result<T
 /// Deserializes an object or null.
 ///
 /// # Errors
-/// When the value is neither.
+/// When the value is neither an object nor null.
 pub fn optional<'de, D: Deserializer<'de>, T: Deserialize<'de>>(field: D) -> Result<Option<T>, D::Error> {
     Ok(Option::<Object<T>>::deserialize(field)?.map(|object| object.0))
 }
@@ -58,7 +59,7 @@ pub fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(field: D) -> Result<
 /// Deserializes a list of objects, or null.
 ///
 /// # Errors
-/// When the value is neither.
+/// When the value is neither a list of objects nor null.
 pub fn optional_list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     field: D,
 ) -> Result<Option<Vec<T>>, D::Error> {
@@ -98,7 +99,7 @@ mod tests {
 
     #[test]
     fn lists_are_not_accepted_as_objects() {
-        // Directly, and through the buffer that serde uses for `flatten`.
+        // Each text is read directly, and through the buffer that serde uses for `flatten`.
         let read = |text: &str| {
             let plain = serde_json::from_str::<ObjectFields>(text);
             let flat = serde_json::from_str::<FlattenedBody>(text).map(|body| body.fields);

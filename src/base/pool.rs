@@ -1,8 +1,8 @@
-//! A bounded set of named worker threads with a queue, both shared fairly ([`super::shares`]): a job waits while its token
-//! or workspace uses its share of the workers, and later jobs of other users pass it. Workers beyond the minimum start on
-//! demand and end when they are idle. Independent of the kind of job.
+//! A bounded set of named worker threads with a queue. Tokens and workspaces share the workers and the queue fairly
+//! ([`super::shares`]): a job waits while its token or workspace uses its share of the workers, and later jobs of other
+//! users pass it. Workers beyond the minimum start on demand and end when they are idle. The pool runs any kind of job.
 //!
-//! Locks: `workers`, held only to start a thread; `state`, a leaf that may be taken while `workers` is held.
+//! Locks: `workers`, held only to start a thread; `state`, a leaf, which may be taken while `workers` is held.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -39,27 +39,28 @@ struct PoolWorkers {
 }
 
 struct PoolState {
-    /// `false` once the pool is being dropped: no new threads, no new jobs.
+    /// Whether the pool accepts jobs and starts threads: `false` once the pool is being dropped.
     open: bool,
     queue: VecDeque<(ShareHolder, PoolJob)>,
-    /// Jobs that are queued or running.
+    /// The jobs that are queued or running.
     pending: Ledger,
-    /// Jobs that are running, on the pool's threads and on threads of others ([`Pool::occupy`]).
+    /// The jobs that are running, on the pool's threads and on other threads ([`Pool::occupy`]).
     begun: Ledger,
-    /// Threads with a job that has released its permit early ([`release_early`]).
+    /// Number of threads whose job has released its permit early ([`release_early`]).
     finishing: usize,
-    /// Threads of others that wait in [`claim`], in order of arrival. A thread is removed when its claim is granted.
+    /// Threads outside of the pool that wait in [`claim`], in order of arrival. A thread is removed when its claim is
+    /// granted.
     claims: VecDeque<(ShareHolder, Thread)>,
-    /// Worker threads.
+    /// Number of worker threads.
     live_threads: usize,
     max_threads: usize,
     pace: Option<StartPacer>,
-    /// A thread already checks delayed jobs again after [`TICK`].
+    /// Whether a thread already checks delayed jobs again after [`TICK`].
     ticking: bool,
 }
 
 impl PoolState {
-    /// Takes the oldest job that may start.
+    /// Takes the oldest job that may start from the queue.
     fn begin(&mut self) -> Option<(ShareHolder, Instant, PoolJob)> {
         let now = Instant::now();
         let paced = |party| self.pace.as_ref().is_none_or(|pace| pace.allows(party, now));
@@ -73,7 +74,7 @@ impl PoolState {
         Some((party, now, job))
     }
 
-    /// Grants claims as far as there are free permits; wakes no other thread.
+    /// Grants as many claims as there are free permits, and wakes the threads of these claims.
     fn grant_claims(&mut self) {
         let begun = &mut self.begun;
         self.claims.retain(|(party, thread)| {
@@ -85,15 +86,15 @@ impl PoolState {
         });
     }
 
-    /// Number of threads that are not available for a new job.
+    /// Returns the number of threads that are not available for a new job.
     fn busy_threads(&self) -> usize {
         self.pending.used() + self.finishing
     }
 }
 
 impl Pool {
-    /// Starts `min` permanent threads; there are at most `max` plus the owners' reserve. `queue` is the number of jobs that
-    /// may wait.
+    /// Creates a pool with `min` permanent threads and at most `max` threads plus the owners' reserve. At most `queue`
+    /// jobs may wait.
     ///
     /// # Errors
     /// When the permanent threads cannot be started.
@@ -129,10 +130,10 @@ impl Pool {
         self
     }
 
-    /// Queues a job.
+    /// Queues a job. The job is dropped if this function returns an error.
     ///
     /// # Errors
-    /// When all workers are busy and the queue is full, or the party holds its share; the job is dropped.
+    /// When all workers are busy and the queue is full, or when the party uses its share.
     pub fn submit(
         &self,
         party: ShareHolder,
@@ -141,24 +142,25 @@ impl Pool {
         self.reserve(party).map(|permit| permit.run(job))
     }
 
-    /// Reserves a worker for a job that is submitted later, so that a refusal can still be sent to the client.
+    /// Reserves a place for a job that is submitted later, so that the caller can still report a refusal to the client.
     ///
     /// # Errors
-    /// When all workers are busy and the queue is full, or the party holds its share.
+    /// When all workers are busy and the queue is full, or when the party uses its share.
     pub fn reserve(&self, party: ShareHolder) -> std::result::Result<Permit, ShareError> {
         lock(&self.0.state).pending.take(party)?;
         let permit = Permit { pool: self.0.clone(), party, used: false, begun: false };
         if self.0.ensure_worker() { Ok(permit) } else { Err(ShareError::Full) }
     }
 
-    /// Counts the caller's own thread as a worker, if a permit is free, for a party that is not known yet ([`claim`]).
+    /// Counts the calling thread as a worker if a permit is free. The party is not known yet; the thread names it in
+    /// [`claim`].
     ///
     /// # Errors
     /// When all workers are busy, even if the queue is not full.
     pub fn occupy(&self) -> std::result::Result<Permit, ShareError> {
         let party = ShareHolder::ANONYMOUS;
         let mut state = lock(&self.0.state);
-        // Queued jobs came first.
+        // Jobs that are already queued have precedence.
         state.begun.check(party)?;
         if state.begun.used() + state.queue.len() >= state.begun.capacity() {
             return Err(ShareError::Full);
@@ -169,13 +171,13 @@ impl Pool {
     }
 }
 
-/// The right to run one job. If it is dropped unused, the permit is free again.
+/// The right to run one job. If a permit is dropped unused, another job can take its place.
 pub struct Permit {
     pool: Arc<PoolInner>,
     party: ShareHolder,
-    /// The job was queued: the worker returns the permit.
+    /// Whether the job was queued: then the worker returns the permit.
     used: bool,
-    /// The job runs, on the thread that holds this permit.
+    /// Whether the job is running on the thread that holds this permit.
     begun: bool,
 }
 
@@ -197,7 +199,7 @@ impl Permit {
 
     /// Runs the job on the calling thread with this permit. A job that calls [`step_aside`] releases the permit.
     pub fn run_here(self, job: impl FnOnce()) {
-        /// Releases the permit, also when the job panics.
+        /// Releases the permit when the job ends or panics.
         struct ReleaseOnDrop;
         impl Drop for ReleaseOnDrop {
             fn drop(&mut self) {
@@ -210,11 +212,12 @@ impl Permit {
     }
 }
 
-/// Assigns the calling thread's permit to `party`. If that party holds its share of the workers, the thread waits for one of
-/// them, as a queued job would. Has no effect on a thread without an anonymous permit.
+/// Assigns the calling thread's permit to `party`. If that party already uses its share of the workers, the thread
+/// waits until one of the party's jobs ends, as a queued job would. Has no effect on a thread without an anonymous
+/// permit.
 ///
 /// # Errors
-/// When the party also holds its share of the queue, or none of its jobs ends within `patience`.
+/// When the party also uses its share of the queue, or when no permit becomes free within `patience`.
 pub fn claim(party: ShareHolder, patience: Duration) -> std::result::Result<(), ShareError> {
     OCCUPIED_PERMIT.with_borrow_mut(|permit| {
         let Some(permit) = permit.as_mut().filter(|permit| permit.begun) else { return Ok(()) };
@@ -229,7 +232,7 @@ pub fn claim(party: ShareHolder, patience: Duration) -> std::result::Result<(), 
         }
         let this = current();
         state.claims.push_back((party, this.clone()));
-        // Another job may start with the permit that was returned.
+        // Another job may start with the permit that was returned above.
         pool.wake(&mut state);
         let deadline = Instant::now() + patience;
         while let Some(at) = state.claims.iter().position(|(_, thread)| thread.id() == this.id()) {
@@ -261,13 +264,15 @@ impl Drop for Permit {
 }
 
 impl PoolInner {
-    /// A job may start: threads that wait in [`claim`] come first, then one worker checks the queue.
+    /// Wakes the threads whose job may start: threads that wait in [`claim`] come first, then one worker checks the
+    /// queue.
     fn wake(&self, state: &mut PoolState) {
         state.grant_claims();
         self.changed.notify_one();
     }
 
-    /// Starts a thread if there are fewer than needed, up to the maximum; `false` when there is no thread at all.
+    /// Starts a thread if more are needed and the maximum allows it. Returns `false` if the pool then has no thread at
+    /// all.
     fn ensure_worker(self: &Arc<Self>) -> bool {
         {
             let mut state = lock(&self.state);
@@ -285,10 +290,10 @@ impl PoolInner {
         }
     }
 
-    /// Starts a thread that is already counted in `live_threads`.
+    /// Starts a thread that the caller has already counted in `live_threads`.
     fn start(self: &Arc<Self>, stays: bool) -> Result<()> {
         let mut workers = lock(&self.workers);
-        // `Drop` joins all threads that it finds, under the same lock.
+        // `Drop` sets `open` to `false` and joins all threads in the list, under the same lock.
         if !lock(&self.state).open {
             return Ok(());
         }
@@ -313,7 +318,7 @@ impl PoolInner {
 
 thread_local! {
     static CURRENT_JOB: RefCell<Option<CurrentJob>> = const { RefCell::new(None) };
-    /// On a thread that is not a worker: the permit of its current job.
+    /// The permit of the current job, if this thread is not a worker.
     static OCCUPIED_PERMIT: RefCell<Option<Permit>> = const { RefCell::new(None) };
 }
 
@@ -326,7 +331,7 @@ struct CurrentJob {
 }
 
 impl CurrentJob {
-    /// Returns the permit at the end of the job.
+    /// Returns the job's permit to the pool at the end of the job.
     fn give_back(&self, state: &mut PoolState) {
         if self.finishing {
             state.finishing -= 1;
@@ -340,9 +345,9 @@ impl CurrentJob {
     }
 }
 
-/// Releases the calling job's permit before the job reports its end, when only short work such as cleaning up remains. A
-/// client that has seen the end can then use the permit at once. If all threads are in this state, the next job waits for one
-/// of them. Has no effect outside of a job and on a second call.
+/// Releases the calling job's permit before the job reports its end, when only short work such as cleaning up remains.
+/// A client that has received the end can then use the permit at once. If all threads are doing such work, the next job
+/// waits for one of them. Has no effect outside of a job and on a second call.
 pub fn release_early() {
     CURRENT_JOB.with_borrow_mut(|counted| {
         if let Some(counted) = counted.as_mut().filter(|counted| !counted.finishing) {
@@ -354,9 +359,9 @@ pub fn release_early() {
     });
 }
 
-/// Takes the calling thread out of its pool, for a job that takes longer than the pool is made for. The pool starts another
-/// worker instead, and this thread ends with the job. The caller must bound such jobs in another way. Has no effect outside
-/// of a job and on a second call.
+/// Removes the calling thread from its pool, for a job that takes longer than the pool's jobs should. The pool starts
+/// another worker instead, and the calling thread ends with the job. The caller must limit such jobs in another way.
+/// Has no effect outside of a job and on a second call.
 pub fn step_aside() {
     drop(OCCUPIED_PERMIT.take());
     let Some(counted) = CURRENT_JOB.take() else { return };
@@ -366,7 +371,7 @@ pub fn step_aside() {
         counted.give_back(&mut state);
         counted.pool.wake(&mut state);
     }
-    // There may be no other thread for the queued jobs.
+    // The pool may have no other thread for the queued jobs.
     counted.pool.ensure_worker();
 }
 
@@ -395,12 +400,12 @@ fn worker_loop(pool: &Arc<PoolInner>, stays: bool) {
             continue;
         };
         if state.pace.is_some() && !state.queue.is_empty() {
-            // Another thread checks the delayed jobs.
+            // Let another thread check the delayed jobs.
             pool.changed.notify_one();
         }
         drop(state);
         CURRENT_JOB.set(Some(CurrentJob { pool: pool.clone(), party, begun, finishing: false }));
-        // The panic hook has logged a panic, and the job's guards have replied. The worker continues.
+        // If the job panicked, the panic hook has logged it and the job's guards have replied. The worker continues.
         drop(catch_unwind(AssertUnwindSafe(job)));
         thread::restore_priority();
         let Some(counted) = CURRENT_JOB.take() else { return };

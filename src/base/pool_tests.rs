@@ -108,7 +108,7 @@ fn callers_own_thread_holds_a_permit_until_it_steps_aside() {
     assert!(pool.occupy().is_err());
     permit.run_here(|| {
         assert!(pool.occupy().is_err());
-        // A submitted job waits, although a thread for it exists.
+        // A submitted job waits, although a thread for the job exists.
         let (done, finished) = bounded(1);
         pool.submit(P, move || done.send(()).unwrap()).unwrap();
         let waited = finished.recv_timeout(std::time::Duration::from_millis(100));

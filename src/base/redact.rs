@@ -1,7 +1,9 @@
-//! Decides which parts of a value or a text may be secrets. Replies to viewers, exports, audit lines and summaries all use
-//! this module, so a value that is hidden in one place is hidden in all. Pure, and linear in the size of its input.
+//! Decides which parts of a value or a text may be secrets. Replies to viewers, exports, audit lines and summaries all
+//! use this module, so a value that is hidden in one of them is hidden in all. Pure; the time is linear in the size of
+//! the input.
 //!
-//! A hidden part is replaced by [`HIDDEN`]. References without a secret of their own (`{env:KEY}`, `$KEY`) stay.
+//! A hidden part is replaced by [`HIDDEN`]. References such as `{env:KEY}` and `$KEY` contain no secret and stay
+//! visible.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -10,10 +12,10 @@ use serde_json::{Map, Value};
 
 use super::redact_text;
 
-/// Replaces a value that may be a secret.
+/// The text that replaces a value that may be a secret.
 pub const HIDDEN: &str = "********";
 
-/// Objects of which all values are hidden, whatever their keys.
+/// Names of objects whose values are all hidden, whatever their keys.
 const HOLDERS: [&str; 10] = [
     "env",
     "envvars",
@@ -30,10 +32,10 @@ const HOLDERS: [&str; 10] = [
 /// Keys of scripts. A script may hold secrets in any form, so the whole text is hidden.
 const SCRIPTS: [&str; 1] = ["initscript"];
 
-/// Keys of identifiers that a client sends back: their values are never changed.
+/// Keys of identifiers that a client sends back to the server. Their values are never changed.
 const NAMES: [&str; 4] = ["id", "path", "paths", "directory"];
 
-/// Suffixes of secrets' names, in lower case and without separators.
+/// Suffixes of names of secrets, in lower case and without separators.
 const SECRETS: [&str; 26] = [
     "apikey",
     "token",
@@ -63,10 +65,10 @@ const SECRETS: [&str; 26] = [
     "signature",
 ];
 
-/// Last words of an environment variable's name in capitals, such as `DEPLOY_KEY`.
+/// Last words of names of secret environment variables, in capitals, such as `KEY` in `DEPLOY_KEY`.
 const CAPITALS: [&str; 7] = ["KEY", "PAT", "PWD", "PASS", "AUTH", "DSN", "CREDS"];
 
-/// Whether the name of a key, variable, header or option suggests a secret.
+/// Returns whether the name of a key, variable, header or option suggests that its value is a secret.
 pub fn is_secret_name(name: &str) -> bool {
     // Names of secrets are short: only the last 64 bytes of a longer name are checked.
     let start = (0..=name.len().saturating_sub(64)).rev().find(|at| name.is_char_boundary(*at));
@@ -81,7 +83,7 @@ fn plain(name: &str) -> String {
     name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase()
 }
 
-/// Whether the text is a reference that OpenCode or a shell expands, or is hidden already.
+/// Returns whether the text is a reference that OpenCode or a shell expands, or is hidden already.
 pub fn is_reference(text: &str) -> bool {
     let text = text.trim();
     let text =
@@ -100,7 +102,7 @@ pub fn is_reference(text: &str) -> bool {
         || whole("${", "}")
 }
 
-/// Hides values that look like secrets, and given values that are known to be secrets.
+/// Hides values that look like secrets, and values that are known to be secrets.
 #[derive(Clone, Debug, Default)]
 pub struct Redactor {
     known: Vec<String>,
@@ -108,7 +110,7 @@ pub struct Redactor {
 
 /// Minimum length of a known value: shorter values are likely to be ordinary words.
 const KNOWN_BYTES: usize = 8;
-/// Maximum number of known values; each costs a pass over the text.
+/// Maximum number of known values. Each known value costs a pass over the text.
 const KNOWN_VALUES: usize = 64;
 
 impl Redactor {
@@ -119,7 +121,7 @@ impl Redactor {
             .filter(|value| value.len() >= KNOWN_BYTES && !value.starts_with('/') && !is_reference(value))
             .map(str::to_owned)
             .collect();
-        // The longest first: a value may contain a shorter one.
+        // The longest value comes first, because a value may contain a shorter one.
         known.sort_unstable_by_key(|value| std::cmp::Reverse(value.len()));
         known.truncate(KNOWN_VALUES);
         Redactor { known }
@@ -211,7 +213,7 @@ impl Redactor {
                 fields.iter_mut().for_each(|(key, value)| self.field(key, value, held));
             }
             Value::Array(list) => {
-                // Headers may be given as pairs.
+                // Headers may be given as a list of pairs.
                 let held = held || HOLDERS.contains(&plain(key).as_str());
                 if held {
                     return list.iter_mut().for_each(|value| self.field("", value, true));
@@ -232,7 +234,7 @@ impl Redactor {
         }
     }
 
-    /// Redacts the words of a command line, where an option's value is a word of its own.
+    /// Redacts the words of a command line, in which an option and its value may be separate words.
     fn words(&self, list: &mut [Value]) {
         let mut after = redact_text::WordContext::Plain;
         for value in list {
@@ -251,7 +253,7 @@ impl Redactor {
     }
 }
 
-/// Replaces placeholders in `sent` by the values of `stored` that they were shown for.
+/// Replaces each placeholder in `sent` by the value of `stored` for which the client saw the placeholder.
 pub fn restore(sent: &mut Map<String, Value>, stored: &Map<String, Value>) {
     for (key, value) in sent {
         let Some(stored) = stored.get(key).filter(|_| value.to_string().contains(HIDDEN)) else { continue };

@@ -1,4 +1,4 @@
-//! Tests that values, exports and texts lose their secrets, and nothing else.
+//! Tests that secrets are removed from values, exports and texts, and that other text is not removed.
 
 use std::time::Instant;
 

@@ -1,11 +1,11 @@
-//! Finds secrets in unstructured text: a script, a log line, a command, a URL. One pass; each byte is read a bounded number
-//! of times.
+//! Finds secrets in unstructured text: a script, a log line, a command, a URL. The scan is one pass that reads each
+//! byte a bounded number of times.
 
 use std::ops::Range;
 
 use super::redact::{is_reference, is_secret_name};
 
-/// Prefixes of tokens of known formats, and the minimum number of characters after the prefix.
+/// Prefixes of tokens in known formats, each with the minimum number of characters after the prefix.
 const FORMS: [(&str, usize); 22] = [
     ("sk-", 16),
     ("sk_live_", 8),
@@ -31,16 +31,16 @@ const FORMS: [(&str, usize); 22] = [
     ("eyJ", 40),
 ];
 
-/// Names of secrets that are too common outside of a URL's query or an option.
+/// Names of secrets that are also common words. They count only in a URL's query or as an option.
 const SHORT: [&str; 9] = ["key", "sig", "auth", "code", "pass", "pw", "pwd", "creds", "pat"];
 
-/// Headers of which the whole value is a secret.
+/// Headers whose whole value is a secret.
 const HEADERS: [&str; 5] = ["authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"];
 
-/// Maximum length of a name; longer ones are truncated at the start.
+/// Maximum length of a name; a longer name is truncated at its start.
 const NAME_BYTES: usize = 64;
 
-/// Number of bytes of a header's value that decide whether it is a credential.
+/// Number of bytes at the start of a header's value that decide whether it is a credential.
 const DECIDES: usize = 256;
 
 const KEY_BEGIN: &str = "-----BEGIN ";
@@ -49,11 +49,11 @@ const KEY_END: &str = "-----END ";
 /// How the next word of a command line is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WordContext {
-    /// An ordinary word.
+    /// The next word is an ordinary word.
     Plain,
-    /// The value of an option that takes a secret.
+    /// The next word is the value of an option that takes a secret.
     Secret,
-    /// The value of an option that takes `name:password`.
+    /// The next word is the value of an option that takes `name:password`.
     Login,
 }
 
@@ -97,7 +97,7 @@ struct TextScan<'a> {
 }
 
 impl TextScan<'_> {
-    /// Checks for a secret at `at`; returns the position to continue at.
+    /// Checks for a secret at `at`. Returns the position at which the scan continues.
     fn step(&mut self, at: usize) -> usize {
         match self.bytes[at] {
             b':' if self.bytes[at..].starts_with(b"://") => self.login(at),
@@ -112,7 +112,7 @@ impl TextScan<'_> {
         }
     }
 
-    /// Whether a word starts at `at`.
+    /// Returns whether a word starts at `at`.
     fn begins(&self, at: usize) -> bool {
         at == 0 || !(is_name(self.bytes[at - 1]) || self.bytes[at - 1] >= 0x80)
     }
@@ -126,7 +126,7 @@ impl TextScan<'_> {
         end
     }
 
-    /// `scheme://user:password@host`
+    /// Hides the login in `scheme://user:password@host`.
     fn login(&mut self, at: usize) -> usize {
         let start = at + 3;
         let end = self.until(start, |byte| matches!(byte, b'/' | b'?' | b'#' | b'\\' | b'`') || is_end(byte));
@@ -138,7 +138,7 @@ impl TextScan<'_> {
         if named { login.end } else { self.hide(login) }
     }
 
-    /// `NAME=value`, `--name=value`, `?name=value`
+    /// Hides the secret in `NAME=value`, `--name=value` or `?name=value`.
     fn assignment(&mut self, at: usize) -> usize {
         let name = self.name_before(at);
         let before = at.checked_sub(name.len() + 1).map(|at| self.bytes[at]);
@@ -150,7 +150,7 @@ impl TextScan<'_> {
         self.hide(start..end)
     }
 
-    /// `Name: value` and `"name": "value"`
+    /// Hides the secret in `Name: value` or `"name": "value"`.
     fn header(&mut self, at: usize) -> usize {
         let quoted = at > 0 && matches!(self.bytes[at - 1], b'"' | b'\'');
         let name = self.name_before(at - usize::from(quoted));
@@ -162,7 +162,7 @@ impl TextScan<'_> {
             let open = self.bytes.get(blanks).copied().filter(|byte| matches!(byte, b'"' | b'\''));
             let start = blanks + usize::from(open.is_some());
             let ends = |byte: u8| matches!(byte, b'\n' | b'\r' | b'"' | b'\'' | b'`');
-            // Only the first bytes decide, so that a long line with many names is not read once for each of them.
+            // Only the first bytes decide: otherwise a long line with many names would be read once for each name.
             let window = &self.bytes[start..self.bytes.len().min(start + DECIDES)];
             let length = window.iter().position(|byte| ends(*byte)).unwrap_or(window.len());
             if !is_credential(&String::from_utf8_lossy(&window[..length])) {
@@ -181,7 +181,7 @@ impl TextScan<'_> {
         self.hide(start..end)
     }
 
-    /// `--token value`, `-u name:password`
+    /// Hides the secret in `--token value` or `-u name:password`.
     fn option(&mut self, at: usize) -> usize {
         let end = self.until(at, |byte| !is_name(byte));
         let blanks = self.until(end, |byte| byte != b' ');
@@ -193,7 +193,7 @@ impl TextScan<'_> {
         if next.is_secret(&self.text[start..end]) { self.hide(start..end) } else { blanks }
     }
 
-    /// A token of a known format, or one after `Bearer`.
+    /// Hides a token in a known format, or a token after `Bearer`.
     fn token(&mut self, at: usize) -> usize {
         let rest = &self.bytes[at..];
         if rest.len() > 7 && rest[..7].eq_ignore_ascii_case(b"bearer ") {
@@ -262,7 +262,7 @@ fn names_secret(name: &str, short: bool) -> bool {
     is_secret_name(name) || (short && SHORT.iter().any(|word| name.eq_ignore_ascii_case(word)))
 }
 
-/// Whether the text is a header's value rather than the rest of a sentence that names the header.
+/// Returns whether the text is a header's value rather than the rest of a sentence that names the header.
 fn is_credential(value: &str) -> bool {
     let scheme = ["bearer ", "basic ", "token "]
         .into_iter()
@@ -272,7 +272,7 @@ fn is_credential(value: &str) -> bool {
     first.len() == rest.trim_end().len() || first.contains('=') || looks_random(first)
 }
 
-/// Whether the text is unlikely to be a word of a sentence.
+/// Returns whether the text is unlikely to be a word of a sentence.
 fn looks_random(text: &str) -> bool {
     text.len() >= 6 && (text.len() >= 24 || text.bytes().any(|byte| byte.is_ascii_digit()))
         || text.bytes().any(|byte| byte == b'-') && text.len() >= 8

@@ -1,7 +1,7 @@
-//! Rate limit for log lines, so that a client that repeats a request at full speed does not fill the log. Of each kind of
-//! event the first few of an interval are logged and the rest are counted, like the kernel's `printk_ratelimit`.
+//! Rate limit for log lines, so that a client that repeats a request at full speed does not fill the log. In each
+//! interval, the first few events of a kind are logged and the rest are counted, like the kernel's `printk_ratelimit`.
 //!
-//! Any thread. Lock: one, a leaf.
+//! Any thread may use a limiter. Its only lock is a leaf: no other lock is taken while it is held.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, Hash, RandomState};
@@ -10,17 +10,18 @@ use std::time::{Duration, Instant};
 
 use super::thread::lock;
 
-/// How long the events of one kind are counted together.
+/// The interval in which the events of one kind are counted together.
 pub const INTERVAL: Duration = Duration::from_secs(10);
-/// Maximum number of kinds that are counted separately, some 100 KB; events of further kinds share one counter.
+/// Maximum number of kinds that are counted separately, which take some 100 KB; events of further kinds share one
+/// counter.
 const MAX_KINDS: usize = 1024;
-/// How often expired intervals are looked for.
+/// How often the limiter looks for expired intervals.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// Counters of events by kind; `V` is an example of a kind.
+/// Counts events by kind; `V` is an example of an event of the kind.
 #[derive(Debug)]
 pub struct RepeatLimiter<V> {
-    /// Randomly keyed, so that clients, which choose kinds, cannot provoke collisions.
+    /// Hashes kinds with a random key: clients choose the kinds, and must not be able to provoke collisions.
     hasher: RandomState,
     state: Mutex<RepeatState<V>>,
 }
@@ -39,12 +40,12 @@ struct KindCounter<V> {
     example: Option<V>,
 }
 
-/// What to log after an event.
+/// Reports what the caller should log after an event.
 #[derive(Debug, PartialEq, Eq)]
 pub struct RepeatReport<V> {
-    /// Log the event itself.
+    /// Whether to log the event itself.
     pub written: bool,
-    /// An example of each kind with an ended interval, and its number of suppressed events.
+    /// An example event of each kind whose interval has ended, with the number of suppressed events of that kind.
     pub summaries: Vec<(V, u64)>,
 }
 
@@ -58,7 +59,7 @@ impl<V> Default for RepeatLimiter<V> {
 }
 
 impl<V> RepeatLimiter<V> {
-    /// Counts an event; the first `burst` of its kind in an interval are logged.
+    /// Counts an event. The first `burst` events of its kind in an interval are to be logged.
     pub fn note(
         &self,
         kind: impl Hash,
@@ -83,7 +84,7 @@ impl<V> RepeatLimiter<V> {
         RepeatReport { written, summaries: ended }
     }
 
-    /// Returns the counts that have not been reported yet.
+    /// Returns the counts of suppressed events that have not been reported yet.
     pub fn rest(&self) -> Vec<(V, u64)> {
         lock(&self.state).kinds.drain().filter_map(|(_, mut kind)| kind.report()).collect()
     }

@@ -1,18 +1,18 @@
-//! Notifies the service manager of this process's state (sd_notify(3)): ready, status, stopping. Without a `NOTIFY_SOCKET`
-//! nothing is sent. A lost message is not an error: the service manager has its own timeouts.
+//! Notifies the service manager of this process's state (sd_notify(3)): ready, status, stopping. Without a
+//! `NOTIFY_SOCKET`, no messages are sent. A lost message is not an error: the service manager has its own timeouts.
 //!
-//! Any thread; no lock.
+//! Any thread may send; there is no lock.
 
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
-/// The service manager's socket, if there is one.
+/// The service manager's socket, if this process has a service manager.
 #[derive(Clone, Debug, Default)]
 pub struct ServiceManager(Option<SocketAddr>);
 
 impl ServiceManager {
-    /// Parses the value of `NOTIFY_SOCKET`: a path, or `@` and an abstract name.
+    /// Parses the value of `NOTIFY_SOCKET`: a path, or `@` followed by an abstract name.
     pub fn from_socket(socket: Option<&str>) -> ServiceManager {
         ServiceManager(socket.and_then(|socket| match socket.strip_prefix('@') {
             Some(name) => SocketAddr::from_abstract_name(name).ok(),
@@ -20,12 +20,12 @@ impl ServiceManager {
         }))
     }
 
-    /// Reports that the server accepts requests; `systemctl status` shows `status`.
+    /// Reports that the server accepts requests; `systemctl status` shows the text `status`.
     pub fn ready(&self, status: &str) {
         self.send(&format!("READY=1\nSTATUS={}", one_line(status)));
     }
 
-    /// Reports that the server stops within `most`; may be called again to extend the time.
+    /// Reports that the server will have stopped within `most`. The caller may call this again to extend the time.
     pub fn stopping(&self, most: Duration) {
         self.send(&format!("STOPPING=1\nSTATUS=Stopping\nEXTEND_TIMEOUT_USEC={}", most.as_micros()));
     }

@@ -1,11 +1,13 @@
-//! Fair shares of bounded resources: workers, terminals, detached runs, pending approvals, connections. Each resource is
-//! counted in a [`Ledger`] by the token and the workspace that use it.
+//! Fair shares of bounded resources: workers, terminals, detached runs, pending approvals, connections. A [`Ledger`]
+//! counts the used units of a resource by the token and the workspace that use them.
 //!
-//! - A token, and a workspace, hold at most half of the capacity, rounded up, so that a capacity of 1 serves one user.
-//! - A reserve of an eighth of the capacity, at least 1, exists for unlimited owners *in addition to* the capacity. They can
-//!   use it while other users hold the whole capacity. Without other users, owners are limited to the capacity.
+//! - A token may use at most half of the capacity, and so may a workspace. The half is rounded up, so that a capacity
+//!   of 1 serves one user.
+//! - A reserve of an eighth of the capacity, at least 1, exists for unlimited owners *in addition to* the capacity.
+//!   Owners can use the reserve while other users hold the whole capacity. Without other users, owners are limited to
+//!   the capacity.
 //!
-//! Lock: [`Shares`] has one, a leaf.
+//! The lock of [`Shares`] is a leaf: no other lock is taken while it is held.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -24,26 +26,27 @@ pub struct ShareHolder {
 }
 
 impl ShareHolder {
-    /// An unknown user: limited by the capacity alone.
+    /// An unknown user, limited only by the capacity.
     pub const ANONYMOUS: ShareHolder = ShareHolder { token: None, workspace: None, unlimited: false };
     /// An owner without a share limit, or the server itself.
     pub const OWNER: ShareHolder = ShareHolder { token: None, workspace: None, unlimited: true };
 
-    /// A token that acts on a workspace. `unlimited`: an owner's token that reaches every workspace.
+    /// Creates the party of a token that acts on a workspace. `unlimited` is set for an owner's token that reaches
+    /// every workspace.
     pub fn new(token_hash: &str, workspace: Option<Uuid>, unlimited: bool) -> ShareHolder {
-        // FNV-1a, as a key for a map. Tokens are random and made by the server, so clients cannot choose their hashes.
+        // The key is the FNV-1a hash. Tokens are random and made by the server, so clients cannot choose their hashes.
         let key = token_hash.bytes().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d, |key: u128, byte| {
             (key ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
         });
         ShareHolder { token: Some(key), workspace, unlimited }
     }
 
-    /// A workspace's own use, without a known token.
+    /// Creates the party of a workspace that uses a resource without a known token.
     pub fn of_workspace(workspace: Uuid) -> ShareHolder {
         ShareHolder { workspace: Some(workspace), ..ShareHolder::ANONYMOUS }
     }
 
-    /// Whether both belong to the same token.
+    /// Returns whether both parties have the same token.
     pub fn shares_token(self, other: ShareHolder) -> bool {
         self.token == other.token && self.unlimited == other.unlimited
     }
@@ -52,27 +55,27 @@ impl ShareHolder {
         self.unlimited
     }
 
-    /// Returns the token alone.
+    /// Returns the party of the token alone.
     #[must_use]
     pub fn without_workspace(self) -> ShareHolder {
         ShareHolder { workspace: None, ..self }
     }
 }
 
-/// Why a resource was not granted.
+/// The reason why a resource was not granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShareError {
     /// The whole capacity is in use.
     Full,
-    /// The token holds its share.
+    /// The token already uses its share.
     Token,
-    /// All tokens of the workspace together hold its share.
+    /// All tokens of the workspace together already use the workspace's share.
     Workspace,
 }
 
 impl ShareError {
-    /// Returns the error for a client: `full` when the capacity is in use, else 429, because the client's own use is the
-    /// reason. `what` names the resource in the plural.
+    /// Returns the error for a client: `full` if the whole capacity is in use, else status 429, because the limit is on
+    /// the client's own use. `what` names the resource in the plural.
     pub fn error(self, what: &str, full: impl FnOnce() -> Error) -> Error {
         let holder = match self {
             ShareError::Full => return full(),
@@ -86,7 +89,7 @@ impl ShareError {
     }
 }
 
-/// Usage of one bounded resource by token and by workspace.
+/// Counts the used units of one bounded resource, by token and by workspace.
 #[derive(Debug)]
 pub struct Ledger {
     capacity: usize,
@@ -99,7 +102,7 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Creates a ledger with nothing in use.
+    /// Creates a ledger of `capacity` units, none of which is in use.
     pub fn new(capacity: usize) -> Ledger {
         let half = capacity.div_ceil(2);
         Ledger {
@@ -113,7 +116,7 @@ impl Ledger {
         }
     }
 
-    /// Lowers the share of each token.
+    /// Limits the share of each token to `token_share`; never raises it.
     #[must_use]
     pub fn with_token_share(self, token_share: usize) -> Ledger {
         Ledger { token_share: token_share.min(self.token_share), ..self }
@@ -124,20 +127,20 @@ impl Ledger {
         (self.capacity / 8).max(1)
     }
 
-    /// Returns the capacity, without the reserve.
+    /// Returns the capacity without the owners' reserve.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Returns the number in use.
+    /// Returns the number of units in use.
     pub fn used(&self) -> usize {
         self.used
     }
 
-    /// Checks whether `party` could take one more.
+    /// Checks whether `party` could take another unit.
     ///
     /// # Errors
-    /// The reason, if it could not.
+    /// The reason why `party` cannot take another unit.
     pub fn check(&self, party: ShareHolder) -> Result<(), ShareError> {
         let full = self.used >= self.capacity;
         if party.unlimited {
@@ -160,17 +163,17 @@ impl Ledger {
         }
     }
 
-    /// Takes one for `party`.
+    /// Takes a unit for `party`.
     ///
     /// # Errors
-    /// As [`Ledger::check`].
+    /// The same as for [`Ledger::check`].
     pub fn take(&mut self, party: ShareHolder) -> Result<(), ShareError> {
         self.check(party)?;
         self.force_take(party);
         Ok(())
     }
 
-    /// Counts one that exists already, without checking any limit.
+    /// Counts a unit that is already in use, without checking any limit.
     pub fn force_take(&mut self, party: ShareHolder) {
         self.used += 1;
         if party.unlimited {
@@ -185,7 +188,7 @@ impl Ledger {
         }
     }
 
-    /// Returns one of `party`.
+    /// Returns a unit that `party` has taken.
     pub fn give_back(&mut self, party: ShareHolder) {
         fn less<K: std::hash::Hash + Eq>(map: &mut HashMap<K, usize>, key: K) {
             if let Some(count) = map.get_mut(&key) {
@@ -204,10 +207,10 @@ impl Ledger {
         party.workspace.into_iter().for_each(|workspace| less(&mut self.workspaces, workspace));
     }
 
-    /// Transfers one from `from` to `to`, once the user is known.
+    /// Transfers a unit from `from` to `to`, once the user of the unit is known.
     ///
     /// # Errors
-    /// As [`Ledger::check`]; it then remains with `from`.
+    /// The same as for [`Ledger::check`]; the unit then remains with `from`.
     pub fn assign(&mut self, from: ShareHolder, to: ShareHolder) -> Result<(), ShareError> {
         self.give_back(from);
         let taken = self.take(to);
@@ -218,7 +221,7 @@ impl Ledger {
     }
 }
 
-/// Counts retained items by workspace, to find the workspace that gives one up first.
+/// Counts retained items by workspace, to find the workspace whose items are discarded first.
 #[derive(Debug, Default)]
 pub struct WorkspaceCounts {
     total: usize,
@@ -226,13 +229,13 @@ pub struct WorkspaceCounts {
 }
 
 impl WorkspaceCounts {
-    /// Counts one more.
+    /// Counts another item of `workspace`.
     pub fn add(&mut self, workspace: Uuid) {
         self.total += 1;
         *self.counts.entry(workspace).or_default() += 1;
     }
 
-    /// Counts one less.
+    /// Removes an item of `workspace` from the count.
     pub fn remove(&mut self, workspace: Uuid) {
         if let Some(count) = self.counts.get_mut(&workspace) {
             self.total -= 1;
@@ -243,7 +246,7 @@ impl WorkspaceCounts {
         }
     }
 
-    /// Returns the total.
+    /// Returns the number of items of all workspaces.
     pub fn len(&self) -> usize {
         self.total
     }
@@ -252,41 +255,41 @@ impl WorkspaceCounts {
         self.total == 0
     }
 
-    /// Returns the workspace with the most items, and their number.
+    /// Returns the workspace with the most items, and the number of its items.
     pub fn largest(&self) -> Option<(Uuid, usize)> {
         self.counts.iter().map(|(workspace, count)| (*workspace, *count)).max_by_key(|(_, count)| *count)
     }
 }
 
-/// A ledger that hands out its units as guards.
+/// A ledger whose units are guards that return themselves.
 #[derive(Clone, Debug)]
 pub struct Shares(Arc<Mutex<Ledger>>);
 
 impl Shares {
-    /// Starts with `ledger`.
+    /// Creates shares that are counted in `ledger`.
     pub fn new(ledger: Ledger) -> Shares {
         Shares(Arc::new(Mutex::new(ledger)))
     }
 
-    /// Takes one for `party` until the guard is dropped.
+    /// Takes a unit for `party` until the guard is dropped.
     ///
     /// # Errors
-    /// As [`Ledger::check`].
+    /// The same as for [`Ledger::check`].
     pub fn take(&self, party: ShareHolder) -> Result<Share, ShareError> {
         lock(&self.0).take(party)?;
         Ok(Share { shares: self.clone(), party })
     }
 
-    /// Counts one that exists already, without checking any limit.
+    /// Counts a unit that is already in use, without checking any limit.
     pub fn force_take(&self, party: ShareHolder) -> Share {
         lock(&self.0).force_take(party);
         Share { shares: self.clone(), party }
     }
 
-    /// Takes one within the party's share, even if the whole capacity is in use.
+    /// Takes a unit within the party's share, even if the whole capacity is in use.
     ///
     /// # Errors
-    /// When the party holds its share.
+    /// When the party already uses its share.
     pub fn take_within_share(&self, party: ShareHolder) -> Result<Share, ShareError> {
         let mut ledger = lock(&self.0);
         if !party.unlimited {
@@ -297,7 +300,7 @@ impl Shares {
         Ok(Share { shares: self.clone(), party })
     }
 
-    /// Returns the number in use.
+    /// Returns the number of units in use.
     pub fn used(&self) -> usize {
         lock(&self.0).used()
     }

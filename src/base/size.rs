@@ -1,6 +1,6 @@
-//! Sizes as people read them. Pure.
+//! Formats sizes for people. Pure.
 
-/// A number of bytes with two or three digits.
+/// Formats a number of bytes with its unit and two or three digits.
 pub fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = count as f64;

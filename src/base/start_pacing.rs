@@ -1,11 +1,11 @@
 //! Limits how fast the jobs of one token start while other tokens use the same pool. A job is *fresh* for the first
-//! [`FRESH`] after its start, when it costs most: a command is being spawned, and most commands end within that time. While
-//! other tokens also start jobs, a token has at most `most_fresh` fresh jobs, a few for each processor, so that a flood of
-//! short commands does not slow everybody's commands down; long commands are not delayed. A token that is alone has
-//! [`BURST`] times as many: a burst of starts as wide as the pool would delay every other thread of the machine,
-//! including the server's short answers. Owners are not delayed by other tokens.
+//! [`FRESH`] after its start, when it costs most: a command is being spawned, and most commands end within that time.
+//! While other tokens also start jobs, a token has at most `most_fresh` fresh jobs, a few for each processor, so that a
+//! flood of short commands does not delay the commands of other tokens; long commands are not delayed. A token that is
+//! alone may have [`BURST`] times as many fresh jobs, but not more: a burst of starts as wide as the pool would delay
+//! every other thread of the machine, including the server's short answers. Owners are not delayed by other tokens.
 //!
-//! No lock of its own: the pool's lock protects it.
+//! A [`StartPacer`] has no lock of its own: the pool's lock protects it.
 
 use std::time::{Duration, Instant};
 
@@ -13,25 +13,25 @@ use super::shares::ShareHolder;
 
 /// How long a job is fresh.
 const FRESH: Duration = Duration::from_millis(50);
-/// How long a token counts as a user of the pool after one of its jobs started.
+/// How long after the start of its latest job a token counts as a user of the pool.
 const PRESENT: Duration = Duration::from_secs(1);
-/// Factor on `most_fresh` for a token that is alone, and for the sum over all tokens.
+/// Factor on `most_fresh` for a token that is alone, and for all tokens together.
 const BURST: usize = 8;
-/// How often a delayed job is checked again if no other job ends.
+/// How often the pool checks a delayed job again if no other job ends.
 pub(super) const TICK: Duration = Duration::from_millis(10);
 
-/// The fresh jobs of a pool.
+/// Counts the fresh jobs of a pool.
 #[derive(Debug)]
 pub(super) struct StartPacer {
     most_fresh: usize,
-    /// Fresh jobs that have not ended.
+    /// The fresh jobs that have not ended, each with its start time.
     fresh: Vec<(ShareHolder, Instant)>,
-    /// The latest start of a job of each party.
+    /// The start time of each party's latest job.
     present: Vec<(ShareHolder, Instant)>,
 }
 
 impl StartPacer {
-    /// Allows `most_fresh` fresh jobs for each token.
+    /// Creates a pacer that allows `most_fresh` fresh jobs for each token.
     pub(super) fn new(most_fresh: usize) -> StartPacer {
         StartPacer { most_fresh, fresh: Vec::new(), present: Vec::new() }
     }

@@ -1,17 +1,17 @@
-//! Truncates a JSON value of any size to a bounded size, and names the parts that were omitted. Reads from any
-//! deserializer, so a document on disk is never in memory as a whole.
+//! Truncates a JSON value of any size to a bounded size, and names the parts that were omitted. The value may come from
+//! any deserializer, so a large document on disk is never in memory as a whole.
 
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-/// Maximum number of values: each costs memory, however short its text is.
+/// Maximum number of values: each value costs memory, however short its text is.
 const MAX_NODES: usize = 2048;
-/// Maximum number of omitted places that are named; the rest is counted.
+/// Maximum number of omitted places that are named; further places are only counted.
 const MAX_NAMED: usize = 16;
 
-/// The remaining budget and the omitted places.
+/// Truncates values within a budget of bytes, and records the omitted places.
 #[derive(Debug)]
 pub struct JsonTruncator {
     bytes: usize,
@@ -27,7 +27,7 @@ impl JsonTruncator {
         JsonTruncator { bytes, nodes: MAX_NODES, place: Vec::new(), omitted: Vec::new(), more: 0 }
     }
 
-    /// Copies as much of a value as fits. `name` is its name in [`JsonTruncator::omitted`].
+    /// Copies as much of a value as the budget allows. `name` is the value's name in [`JsonTruncator::omitted`].
     ///
     /// # Errors
     /// When the deserializer fails.
@@ -38,7 +38,8 @@ impl JsonTruncator {
         value
     }
 
-    /// Copies as much of a text as fits and marks the cut. `more`: further bytes that are stored elsewhere.
+    /// Copies as much of a text as the budget allows, and marks where the text is cut. `more` is the number of further
+    /// bytes that are stored elsewhere.
     pub fn text(&mut self, name: &str, text: &str, more: u64) -> String {
         self.place.push(name.to_owned());
         let text = self.string(text, more);
@@ -46,7 +47,7 @@ impl JsonTruncator {
         text
     }
 
-    /// Returns each truncated place, and how much is missing there.
+    /// Returns a description of each truncated place: its path and how much is missing there.
     pub fn omitted(mut self) -> Vec<String> {
         if self.more > 0 {
             self.omitted.push(format!("{} more places", self.more));
@@ -92,7 +93,7 @@ impl JsonTruncator {
         format!("{}… ({missing} more bytes)", &text[..end])
     }
 
-    /// Whether another value fits; reserves its share of the budget.
+    /// Returns whether the budget allows another value, and reserves the value's part of the budget.
     fn node(&mut self) -> bool {
         let fits = self.nodes > 0 && self.bytes > 32;
         if fits {

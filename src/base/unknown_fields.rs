@@ -1,6 +1,6 @@
 //! Reports JSON fields that a route does not read. Clients of other versions may send fields that this version does not
-//! have, so an unknown field is a warning, not an error; it suggests the most similar known field. The known fields are
-//! taken from the body's type. Pure.
+//! have, so an unknown field causes a warning, not an error. The warning suggests the most similar known field. The
+//! known fields are taken from the type of the request body. Pure.
 
 use std::fmt;
 
@@ -10,32 +10,33 @@ use serde::de::{
 };
 use serde::forward_to_deserialize_any;
 
-/// Maximum number of unknown fields that are reported, and maximum length of a reported name.
+/// Maximum number of unknown fields that are reported, and, below, maximum length of a reported name.
 const MAX_REPORTED: usize = 10;
 const NAME_CHARS: usize = 64;
 
 /// The field names that an object may have.
 #[derive(Clone, Debug, Default)]
 pub struct KnownFields {
-    /// `None`: any name.
+    /// `None` if every name is known.
     names: Option<Vec<&'static str>>,
     below: Vec<(&'static str, KnownFields)>,
 }
 
 impl KnownFields {
-    /// Returns the fields of a struct with derived serde; any field is known if the type is not a struct or has flattened parts.
+    /// Returns the fields of a struct that derives `Deserialize`. For another type, or a struct with flattened fields,
+    /// every field counts as known.
     pub fn from_type<T: DeserializeOwned>() -> KnownFields {
         let mut names = None;
         let _ = T::deserialize(Probe(&mut names));
         KnownFields { names: names.map(<[_]>::to_vec), below: Vec::new() }
     }
 
-    /// Returns a set of exactly these names.
+    /// Creates a set of exactly these names.
     pub fn from_names(names: &[&'static str]) -> KnownFields {
         KnownFields { names: Some(names.to_vec()), below: Vec::new() }
     }
 
-    /// Adds the fields of a flattened struct.
+    /// Adds the fields of `other`, which are flattened into this object.
     #[must_use]
     pub fn merge(mut self, mut other: KnownFields) -> KnownFields {
         self.names = self.names.zip(other.names).map(|(own, more)| [own, more].concat());
@@ -43,7 +44,7 @@ impl KnownFields {
         self
     }
 
-    /// Adds the fields of the object, or of each object in the list, in the field `name`.
+    /// Adds the fields of the object in the field `name`, or of each object if that field is a list.
     #[must_use]
     pub fn with_nested(mut self, name: &'static str, fields: KnownFields) -> KnownFields {
         self.below.push((name, fields));
@@ -62,7 +63,7 @@ impl KnownFields {
         found
     }
 
-    /// Returns all names; those of nested objects with their path.
+    /// Returns all names; the name of a nested object's field includes its path.
     fn paths(&self) -> Vec<String> {
         let mut paths: Vec<String> = self.names.iter().flatten().map(|name| (*name).to_owned()).collect();
         for (name, fields) in &self.below {
@@ -72,7 +73,7 @@ impl KnownFields {
     }
 }
 
-/// Returns "unknown `what` `name`; did you mean …?"
+/// Returns the message "unknown `what` `name`", followed by "; did you mean …?" if a known name is similar.
 pub fn unknown_name_message(what: &str, name: &str, known: &[String]) -> String {
     let shown: String = name.chars().take(NAME_CHARS).collect::<String>().escape_debug().to_string();
     match nearest(name, known) {
@@ -81,7 +82,7 @@ pub fn unknown_name_message(what: &str, name: &str, known: &[String]) -> String 
     }
 }
 
-/// Returns the known name that the client probably meant.
+/// Returns the known name that is most similar to `name`, if one is similar enough.
 pub fn nearest<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
     let plain = |name: &str| -> Vec<char> {
         let letters = name.chars().filter(|c| c.is_alphanumeric()).take(NAME_CHARS);
@@ -93,7 +94,8 @@ pub fn nearest<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
         let apart = distance(&wanted, &last);
         let (short, long) = if wanted.len() < last.len() { (&wanted, &last) } else { (&last, &wanted) };
         let close = apart <= (long.len() / 3).max(1) && apart < long.len();
-        // `memory`, or `memroy`, for `memory_bytes`.
+        // A name that is the beginning of a known name, with at most one typing error: `memory` or `memroy` for
+        // `memory_bytes`.
         let slips = usize::from(short.len() >= 5);
         let begins = short.len() >= 3 && distance(short, &long[..short.len()]) <= slips;
         (close || begins).then_some((apart, known.matches('.').count(), known.as_str()))
@@ -102,7 +104,8 @@ pub fn nearest<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
     scored.min_by_key(|(apart, depth, _)| (*apart, *depth)).map(|(_, _, known)| known)
 }
 
-/// Counts the letters to add, remove, change or swap (optimal string alignment distance).
+/// Returns the number of letters to add, remove, change or swap to turn `a` into `b` (optimal string alignment
+/// distance).
 fn distance(a: &[char], b: &[char]) -> usize {
     let mut rows = vec![(0..=b.len()).collect::<Vec<usize>>()];
     for i in 1..=a.len() {
@@ -120,7 +123,7 @@ fn distance(a: &[char], b: &[char]) -> usize {
     rows[a.len()][b.len()]
 }
 
-/// A deserializer without data that records the field names a struct asks for.
+/// A deserializer without data that records which field names a struct requests.
 struct Probe<'a>(&'a mut Option<&'static [&'static str]>);
 
 impl<'de> Deserializer<'de> for Probe<'_> {
