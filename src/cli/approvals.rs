@@ -9,10 +9,11 @@ use serde_json::{Value, json};
 use super::client::{self, ApiClient};
 use crate::base::{Error, Result, clock, logging};
 
-/// Runs `approvals list`, `show`, `reply` or `watch`.
+/// Runs `berth approvals list`, `show`, `reply` or `watch`.
 ///
 /// # Errors
-/// An invalid command line or setting (exit code 2), or a server that cannot be reached or refuses.
+/// Fails for an invalid command line or setting (exit code 2), or if the server cannot be reached or refuses the
+/// request.
 pub fn run(args: &[String]) -> Result<ExitCode> {
     let usage = || {
         let usage = "say `berth approvals list`, `berth approvals show ID`, `berth approvals reply ID --allow` (or --deny), or \
@@ -46,7 +47,7 @@ fn list(client: &ApiClient, json: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// One line for an approval.
+/// Formats an approval as one line.
 fn line(item: &Value) -> String {
     let text = |key: &str| logging::one_line(item[key].as_str().unwrap_or("?"));
     let age = clock::now_unix_ms().saturating_sub(item["createdAt"].as_u64().unwrap_or(0)) / 1000;
@@ -106,7 +107,7 @@ pub(super) fn question(item: &Value) -> String {
     text
 }
 
-/// Formats a field of a body: objects such as `env` field by field, texts line by line.
+/// Formats a field of a request body: the fields of objects such as `env` one by one, and texts line by line.
 fn write_field(text: &mut String, name: &str, value: &Value) {
     let name = logging::one_line(name);
     match value {
@@ -143,8 +144,8 @@ fn reply(client: &ApiClient, id: &str, allow: bool, json: bool) -> Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether an event was not printed before. An approval that was created while the stream was opened is in the first
-/// list and may be sent again.
+/// Returns whether an event was not printed before. An approval that was created while the stream was opened is in the
+/// first list, and the server may send it again.
 fn is_news(event: &Value, known: &mut BTreeSet<String>) -> bool {
     let id = |approval: &Value, key: &str| approval[key].as_str().unwrap_or_default().to_owned();
     match event["event"].as_str() {
@@ -158,7 +159,7 @@ fn is_news(event: &Value, known: &mut BTreeSet<String>) -> bool {
     true
 }
 
-/// Prints events until the server ends.
+/// Prints events until the server shuts down.
 fn watch(client: &ApiClient, json: bool) -> Result<ExitCode> {
     let mut last = String::new();
     let mut patience = TRIES;
@@ -174,7 +175,7 @@ fn watch(client: &ApiClient, json: bool) -> Result<ExitCode> {
                 continue;
             }
         };
-        // A stream that breaks is resumed after its last event.
+        // If the stream breaks, it is resumed after the last event that was received.
         for text in lines.map_while(std::io::Result::ok) {
             patience = TRIES;
             let Ok(event) = serde_json::from_str::<Value>(&text) else { continue };
@@ -193,14 +194,14 @@ fn watch(client: &ApiClient, json: bool) -> Result<ExitCode> {
     }
 }
 
-/// How often a lost connection is retried, at intervals of one second.
+/// How often a lost connection is opened again, at intervals of one second.
 const TRIES: u32 = 30;
 
 fn event_text(event: &Value) -> String {
     let text = |key: &str| logging::one_line(event[key].as_str().unwrap_or("?"));
     match event["event"].as_str() {
         Some("pending") => event["items"].as_array().into_iter().flatten().map(question).collect(),
-        // An approval that has already ended has only its id.
+        // If the approval has already ended, its event contains only the id.
         Some("asked") if event["approval"]["action"].is_string() => question(&event["approval"]),
         Some("ended") => format!("{}  {}\n", text("approvalId"), text("reason")),
         Some("missed") => "some events were dropped because too many came at once\n".to_owned(),

@@ -1,11 +1,13 @@
 //! `berth backup`: the data folder as one archive, beside a running server or without one ([`backup`] has the format).
 //!
-//! Files that berth writes are replaced whole, so each of them is read as it was at one moment. What a container changes is
-//! read from a snapshot that the running server takes for it and that is deleted afterwards; without a server nothing
-//! changes, since the folder's lock is held. What a host workspace, or a run, writes meanwhile is read as it comes.
+//! berth replaces each of its own files as a whole, so a backup reads each file in one consistent version. The files
+//! of a container are read from a snapshot that the running server takes for the backup and that is deleted
+//! afterwards; if no server runs, the backup holds the lock of the data folder, so no files change. The files of a
+//! host workspace, and the output of runs, may change while the backup reads them.
 //!
-//! Left out is what only means something to a running server: sockets, locks, groups, state of running containers, the
-//! trash. Locks: that of the folder `workspaces` against a second backup; the data folder's own where no server runs.
+//! The backup does not contain files that only a running server needs: sockets, locks, cgroups, the state of running
+//! containers, and the trash. Locks: the lock of the folder `workspaces`, against a second backup; if no server runs,
+//! also the lock of the data folder.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -33,7 +35,8 @@ use crate::store::file::{self, is_temp_name};
 use crate::store::format::DATA_FORMAT;
 use crate::store::lock::{DataLock, FolderLock};
 
-/// At the top of the data folder: what only a running server needs, and what is added in another way.
+/// Entries at the top of the data folder that a backup does not copy from there: files that only a running server
+/// needs, and files that the backup adds in another way.
 const SKIPPED: &[&str] = &[
     "lock",
     "cgroup",
@@ -60,7 +63,7 @@ const SKIPPED_OF_WORKSPACE: &[&str] = &[
     "mounts",
     "mounts.json",
 ];
-/// How long to wait for a workspace that something else is done with.
+/// How long a backup waits for a workspace that is busy with another operation.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The name of the snapshots that a backup takes.
 const SNAPSHOT: &str = "berth backup, deleted when it is written";
@@ -68,7 +71,7 @@ const SNAPSHOT: &str = "berth backup, deleted when it is written";
 /// Runs `berth backup FILE`.
 ///
 /// # Errors
-/// A wrong command line (exit code 2), or what went wrong; there is no file then.
+/// Fails for an invalid command line (exit code 2), or if a step fails. After an error no file exists.
 pub fn run(args: &[String]) -> Result<ExitCode> {
     let asked = match super::line("backup", args)? {
         Ok(asked) => asked,
@@ -145,7 +148,7 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
         });
     line.end();
     let omitted = omitted.map_err(|error| match error.code() {
-        // It names the entry that could not be written.
+        // The error names an entry of the archive, so it is replaced by one that names the backup's file.
         Code::DiskFull => {
             let message =
                 format!("No space left to write {name}; free some disk space, or name a file elsewhere");
@@ -189,7 +192,8 @@ impl StoredWorkspace {
         self.record["own_folder"] == true
     }
 
-    /// Where its files are. Its own folder's name is all that a record has of it.
+    /// Returns the path of the workspace's files. If they are in the workspace's own folder, the record contains only
+    /// their name.
     fn path(&self) -> PathBuf {
         let path = Path::new(self.record["path"].as_str().unwrap_or_default());
         match path.file_name().filter(|_| self.is_own()) {
@@ -198,7 +202,8 @@ impl StoredWorkspace {
         }
     }
 
-    /// The record that a backup has: a container's files are in it, wherever they were.
+    /// Returns the record that the backup stores. In a backup a container's files are always in the workspace's own
+    /// folder, wherever they were before.
     fn kept(&self, with_root: bool) -> Value {
         let mut record = self.record.clone();
         if self.is_container() {
@@ -222,7 +227,8 @@ fn workspaces(data_dir: &Path) -> Result<Vec<StoredWorkspace>> {
         let Ok(id) = Uuid::try_parse(&entry.file_name().to_string_lossy()) else { continue };
         let path = folder.join("workspace.json");
         let Some(bytes) = file::read_optional(&path, limits::STATE_FILE_BYTES)? else { continue };
-        // One that cannot be read is not served either; its folder is in the backup as it is.
+        // The server does not serve a workspace with an unreadable record either; the backup copies its folder
+        // unchanged.
         let record = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
         found.push(StoredWorkspace { id, folder, record });
     }
@@ -235,13 +241,13 @@ fn paths(workspaces: &[StoredWorkspace], data_dir: &Path) -> BTreeMap<Uuid, Stri
     inside.map(|found| (found.id, found.path().to_string_lossy().into_owned())).collect()
 }
 
-/// A backup in the making.
+/// A backup in progress.
 struct BackupWork<'a> {
     data_dir: PathBuf,
     containers: bool,
-    /// The running server, for snapshots.
+    /// A client of the running server, for taking snapshots; `None` if no server runs.
     client: Option<ApiClient>,
-    /// Layers that are in it.
+    /// The layers that the archive already contains.
     layers: BTreeSet<String>,
     cancel: &'a Cancel,
 }
@@ -258,7 +264,7 @@ impl BackupWork<'_> {
         for workspace in workspaces {
             self.workspace(archive, workspace)?;
         }
-        // After the roots: what they need is held by now.
+        // The images are added after the roots, so that the layers that the roots need are already in the archive.
         let images = self.data_dir.join("images");
         if self.containers && images.is_dir() {
             archive.tree(&images, "images", &|path| {
@@ -266,7 +272,7 @@ impl BackupWork<'_> {
                 name.starts_with(b".") || name.starts_with(b"names/") && is_temporary(path)
             })?;
         }
-        // A store beside server.json belongs to it where the folder has none of its own.
+        // If the data folder has no token store, the one beside server.json is added.
         let own = self.data_dir.join(tokens::FILE);
         let store = if own.exists() { &own } else { token_store };
         if store.exists() {
@@ -276,7 +282,7 @@ impl BackupWork<'_> {
         Ok(())
     }
 
-    /// Everything else in the data folder, what later versions keep there too.
+    /// Adds all other entries of the data folder, including those of later versions of berth.
     fn top(&self, archive: &mut BackupArchive<'_>) -> Result<()> {
         let mut names: Vec<_> = fs::read_dir(&self.data_dir)
             .at("list", &self.data_dir)?
@@ -289,7 +295,8 @@ impl BackupWork<'_> {
             if name.starts_with(".berth-") || is_temp_name(name) {
                 continue;
             }
-            // A link at the top leads to where the operator keeps it.
+            // A symbolic link at the top of the data folder points to a place that the operator chose, so it is
+            // followed.
             let Ok(found) = fs::metadata(&path) else { continue };
             if found.is_dir() {
                 let real = fs::canonicalize(&path).at("open", &path)?;
@@ -345,7 +352,7 @@ impl BackupWork<'_> {
         let tree = archive.tree(&workspace.folder, &name, &|path| {
             let path = path.strip_prefix(prefix.as_bytes()).unwrap_or_default();
             let skipped = |names: &[&str]| names.iter().any(|name| name.as_bytes() == path);
-            // What an agent keeps in a host workspace may have any of these names.
+            // The agents' files in a host workspace may have any of these names, so only names at the top are skipped.
             is_temporary(path) && !path.contains(&b'/')
                 || skipped(SKIPPED_OF_WORKSPACE) && !(damaged && path == b"workspace.json")
                 || path.starts_with(b"snapshots/.new-")
@@ -353,7 +360,7 @@ impl BackupWork<'_> {
                 || is_container && !containers && path == b"snapshots"
         });
         match tree {
-            // Deleted since it was listed.
+            // The workspace was deleted after it had been listed.
             Err(_) if !workspace.folder.exists() => return Ok(()),
             tree => tree?,
         }
@@ -368,7 +375,7 @@ impl BackupWork<'_> {
             Error::new(Code::Conflict, message)
         };
         for layer in &layers {
-            // Layers are shared.
+            // Workspaces share layers, so each layer is added only once.
             if !self.layers.insert(layer.clone()) {
                 continue;
             }
@@ -386,7 +393,7 @@ impl BackupWork<'_> {
         }
     }
 
-    /// Has the running server take a snapshot of a container.
+    /// Makes the running server take a snapshot of a container. Returns its id, or `None` if no snapshot is needed.
     fn snapshot(&self, workspace: &StoredWorkspace) -> Result<Option<Uuid>> {
         let Some(client) = &self.client else { return Ok(None) };
         let path = format!("/api/workspaces/{}/snapshots", workspace.id);
@@ -400,7 +407,8 @@ impl BackupWork<'_> {
                 200 => {
                     let id = answer["id"].as_str().and_then(|id| Uuid::try_parse(id).ok());
                     let id = id.ok_or_else(|| client.refused(status, &answer))?;
-                    // A server of another data folder may have a workspace of this id: a restored one.
+                    // The server may serve another data folder, which was restored from a backup and so has a
+                    // workspace with the same id.
                     if workspace.folder.join("snapshots").join(id.to_string()).is_dir() {
                         return Ok(Some(id));
                     }
@@ -412,7 +420,7 @@ impl BackupWork<'_> {
                     );
                     return Err(Error::internal(message));
                 }
-                // Not built, or deleted since it was listed.
+                // The workspace was not built, or was deleted after it had been listed.
                 400 if code == "workspace_not_ready" => return Ok(None),
                 404 if !workspace.folder.exists() => return Ok(None),
                 404 => {
@@ -444,7 +452,7 @@ impl BackupWork<'_> {
         }
     }
 
-    /// Deletes snapshots of a backup that was killed. No other backup is at work.
+    /// Deletes the snapshots that a killed backup left behind. No other backup is running.
     fn forget_old(&self, client: &ApiClient, path: &str) {
         let Ok((200, all)) = client.call_within("GET", path, None, limits::CLI_ANSWER) else { return };
         let old = |snapshot: &&Value| snapshot["name"] == SNAPSHOT;
@@ -456,22 +464,22 @@ impl BackupWork<'_> {
     }
 }
 
-/// Whether a name is that of a file that is not yet what it will be.
+/// Returns whether a name is that of a temporary file, which is not yet complete.
 fn is_temporary(path: &[u8]) -> bool {
     let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
     std::str::from_utf8(name).is_ok_and(is_temp_name)
 }
 
-/// Where the archive goes. A file appears when it is complete: until then it has no name (O_TMPFILE), so that a backup that
-/// is killed leaves nothing. On file systems that cannot do this it has a temporary name, which the next backup into the
-/// folder removes.
+/// The destination of the archive. The file appears when it is complete: until then it has no name (O_TMPFILE), so
+/// that a killed backup leaves no file behind. On file systems without this feature the file has a temporary name, and
+/// the next backup into the same folder removes it.
 struct Destination {
     out: File,
-    /// Where the checksums are written meanwhile.
+    /// The folder for the temporary file with the checksums.
     folder: PathBuf,
-    /// The file to be.
+    /// The path of the complete file; `None` for standard output.
     path: Option<PathBuf>,
-    /// The temporary name.
+    /// The path of the file while it is incomplete, if it has a name.
     part: Option<PathBuf>,
 }
 
@@ -504,7 +512,7 @@ impl Destination {
         let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
         let (out, part) = match rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR) {
             Ok(out) => (File::from(out), None),
-            // open(2): not every file system supports it.
+            // Not every file system supports O_TMPFILE (open(2)).
             Err(Errno::OPNOTSUPP | Errno::ISDIR) => {
                 let part = folder.join(format!(".{}{PART}{}", name.to_string_lossy(), Uuid::new_v4()));
                 let out = File::options().write(true).create_new(true).mode(0o600).open(&part);
@@ -519,18 +527,19 @@ impl Destination {
     fn keep(self) -> Result<()> {
         let Some(path) = &self.path else { return Ok(()) };
         self.out.sync_all().at("write", path)?;
-        // Neither way replaces a file that was created in the meantime.
+        // Both ways fail if a file was created at this path in the meantime, instead of replacing it.
         match &self.part {
             None => {
-                // open(2), O_TMPFILE: without a capability this is how such a file gets a name.
+                // A process without capabilities can give an unnamed file a name only in this way (open(2),
+                // O_TMPFILE).
                 let unnamed = format!("/proc/self/fd/{}", self.out.as_raw_fd());
                 linkat(CWD, unnamed, CWD, path, AtFlags::SYMLINK_FOLLOW).at("write", path)?;
             }
             Some(part) => match fs::hard_link(part, path) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error).at("write", path)?,
-                // A file system without links.
+                // The file system does not support hard links.
                 Err(_) => fs::rename(part, path).at("write", path)?,
-                // The other name goes with `self`.
+                // The temporary name is removed when `self` is dropped.
                 Ok(()) => {}
             },
         }
@@ -538,13 +547,14 @@ impl Destination {
     }
 }
 
-/// Removes what backups that were killed have left in the folder: what a backup still writes is locked.
+/// Removes the temporary files that killed backups left behind in the folder. A file that another backup is writing is
+/// locked, so it is kept.
 fn sweep(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(|error| super::unreadable(folder, error))?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let id = name.strip_prefix('.').and_then(|name| name.rsplit_once(PART)).map(|(_, id)| id);
         let old = id.is_some_and(|id| Uuid::try_parse(id).is_ok())
-            // A FIFO of this name would be waited for.
+            // Opening a FIFO of this name would block.
             && entry.file_type().is_ok_and(|kind| kind.is_file());
         if old && File::open(entry.path()).is_ok_and(|file| lock(&file)) {
             let _ = fs::remove_file(entry.path());
@@ -561,12 +571,13 @@ impl Drop for Destination {
     }
 }
 
-/// Locks are a convenience for the next backup: a file system without them has none.
+/// Locks a file without waiting. Returns whether the lock was taken; on a file system without locks, old files are not
+/// removed.
 fn lock(file: &File) -> bool {
     flock(file, FlockOperation::NonBlockingLockExclusive).is_ok()
 }
 
-/// The line at the terminal that says how far it is.
+/// The progress line on the terminal.
 #[derive(Default)]
 pub(super) struct CountLine(Option<Instant>);
 

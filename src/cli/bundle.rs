@@ -1,7 +1,7 @@
-//! `berth bundle`: packs all files for a machine without network into one archive, and restores them. The file is a
-//! tar archive: `bundle.json` (the list of contents), `berth` (this binary), `library/…` (templates, skills, tools,
-//! scripts) and `images/NAME.tar.zst`. The key for secrets in templates is not included; copy it by hand if it is
-//! needed. Restoring is idempotent.
+//! `berth bundle`: packs all files for a machine without network into one archive, and restores such an archive. The
+//! file is a tar archive: `bundle.json` (the list of contents), `berth` (this binary), `library/…` (templates, skills,
+//! tools, scripts) and `images/NAME.tar.zst`. The key for secrets in templates is not included; copy it by hand if you
+//! need it. Restoring is idempotent.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read};
@@ -24,9 +24,9 @@ use crate::store::{file, format};
 /// The content of `bundle.json`.
 #[derive(Serialize, Deserialize)]
 struct BundleManifest {
-    /// The version of this format. Other versions are refused.
+    /// The version of the bundle's format. A bundle with another version is refused.
     format: u32,
-    /// The version of berth.
+    /// The version of berth that wrote the bundle.
     version: String,
     images: Vec<BundledImage>,
 }
@@ -40,7 +40,7 @@ struct BundledImage {
 /// Runs `berth bundle …`.
 ///
 /// # Errors
-/// An invalid command line (exit code 2), or the failure of a step.
+/// Fails for an invalid command line (exit code 2), or if a step fails.
 pub fn run(args: &[String]) -> Result<ExitCode> {
     let asked = match super::line("bundle", args)? {
         Ok(asked) => asked,
@@ -128,7 +128,7 @@ fn write(
     }
     let mut done: Vec<&ImageId> = Vec::new();
     for image in &contents.images {
-        // An image with several names is stored once.
+        // An image with several names is stored only once.
         if done.contains(&&image.id) {
             continue;
         }
@@ -172,7 +172,8 @@ fn add(
     bundle.append_data(&mut header, name, content)
 }
 
-/// Adds regular files. Hidden files are included only in skills, because the library may be a git clone.
+/// Adds the regular files of a folder. Hidden files are included only in skills, because the library may be a git
+/// clone.
 fn add_folder(
     bundle: &mut tar::Builder<impl std::io::Write>,
     root: &Root,
@@ -267,7 +268,7 @@ fn restore(path: &Path, images: &Images, settings: &Settings, bin: &Path, cancel
                     let mut bytes = Vec::new();
                     entry.by_ref().read_to_end(&mut bytes).map_err(broken)?;
                     match library.read(rel, limits::SKILL_BYTES as u64)? {
-                        // Existing files are kept.
+                        // A file that already exists in the library is kept.
                         Some(there) => kept += u32::from(there != bytes),
                         None => {
                             if let Some((folder, _)) = rel.rsplit_once('/') {

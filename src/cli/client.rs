@@ -1,6 +1,6 @@
-//! Calls of `berth approvals`, `berth status` and others to a running server, with the host token. Calls have a
-//! deadline, responses a size limit, and messages of the server are printed on one line with control characters
-//! escaped.
+//! The client with which `berth approvals`, `berth status` and other commands call a running server, with the host
+//! token. Calls have a deadline and responses a size limit. Messages of the server are printed on one line, with
+//! control characters escaped.
 
 use std::io::{BufRead, BufReader};
 use std::time::Duration;
@@ -20,12 +20,12 @@ use crate::proc::{Cgroups, CgroupsHandle};
 /// A client of a server.
 pub(super) struct ApiClient {
     agent: Agent,
-    /// The beginning of URLs: the server's own, or anything for a Unix socket.
+    /// The beginning of all URLs: the server's URL, or a placeholder if the server listens on a Unix socket.
     base: String,
     pub(super) plan: ClientPlan,
 }
 
-/// A client of the server at `url`, with the host token from these flags.
+/// Returns a client of the server at `url`, with the host token from the command line.
 pub(super) fn at(url: &str, line: &CommandLine) -> Result<ApiClient> {
     let flags = FlagValues {
         config: line.config.clone(),
@@ -37,18 +37,18 @@ pub(super) fn at(url: &str, line: &CommandLine) -> Result<ApiClient> {
     of(&flags.into())
 }
 
-/// A client of the program at `url`, without a token.
+/// Returns a client of the program at `url`, without a token.
 pub(super) fn without_token(url: &str, line: &CommandLine) -> Result<ApiClient> {
     let mut client = at(url, line)?;
     client.plan.host_token = None;
     Ok(client)
 }
 
-/// A client for these flags.
+/// Returns a client of the server that the command line and the settings name.
 pub(super) fn of(line: &CommandLine) -> Result<ApiClient> {
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
     let plan = config::resolve_client(line, &config::process_env, &current_dir)?;
-    // Proxies of the environment are for external hosts, so none is used.
+    // The proxies of the environment are for external hosts, so the client uses none.
     let config = Agent::config_builder().http_status_as_error(false).max_redirects(0).proxy(None).build();
     let lookup = HostLookup::new(Cgroups::from_handle(CgroupsHandle::default()));
     let (agent, base) = match plan.url.strip_prefix("unix:") {
@@ -62,7 +62,7 @@ pub(super) fn of(line: &CommandLine) -> Result<ApiClient> {
 }
 
 impl ApiClient {
-    /// Calls the server. Returns the response as JSON.
+    /// Calls the server. Returns the JSON of a successful response.
     pub(super) fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
         let (status, answer) = self.call_within(method, path, body, limits::CLI_ANSWER)?;
         if status == 204 || (200..300).contains(&status) && !answer.is_null() {
@@ -71,7 +71,7 @@ impl ApiClient {
         Err(self.refused(status, &answer))
     }
 
-    /// The error for a response that is not a success.
+    /// Returns the error for a response with a status other than success.
     pub(super) fn refused(&self, status: u16, answer: &Value) -> Error {
         let said = answer["message"]
             .as_str()
@@ -99,7 +99,7 @@ impl ApiClient {
         Ok((status, serde_json::from_str(&text).unwrap_or(Value::Null)))
     }
 
-    /// The body of a response of any size.
+    /// Requests `path` and returns the body of the response, which may have any size.
     pub(super) fn open(&self, path: &str) -> Result<impl std::io::Read + use<>> {
         let response = self.send("GET", path, None, limits::CLI_ANSWER)?;
         match response.status().as_u16() {
@@ -112,7 +112,7 @@ impl ApiClient {
         }
     }
 
-    /// The lines of a stream, for at most [`limits::CLI_STREAM`].
+    /// Requests a stream and returns its lines. The stream ends after [`limits::CLI_STREAM`] at the latest.
     pub(super) fn lines(&self, path: &str) -> Result<impl Iterator<Item = std::io::Result<String>> + use<>> {
         let response = self.send("GET", path, None, limits::CLI_STREAM)?;
         let status = response.status().as_u16();
@@ -122,7 +122,7 @@ impl ApiClient {
         Ok(BufReader::new(response.into_body().into_reader()).lines())
     }
 
-    /// Checks that an HTTP server responds with success. Returns the JSON.
+    /// Checks that the HTTP server at `url` responds with success. Returns the JSON of the response.
     pub(super) fn look(&self, url: &str) -> Result<Value> {
         let mut request = self.agent.get(url);
         if let Some((username, password)) = &self.plan.opencode_credential {

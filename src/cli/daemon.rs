@@ -1,6 +1,6 @@
 //! `berth daemon run`: OpenWork's router. It serves many folders with one OpenCode. Its routes on a loopback port
-//! take no credential: every program of this machine may call them, but pages of other origins cannot write. The
-//! server that runs OpenCode listens on a separate port with its tokens.
+//! require no credential: every program on this machine may call them, but web pages of other origins cannot use them
+//! for changes. The server that runs OpenCode listens on a separate port with its tokens.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -30,9 +30,9 @@ use crate::proc::{Cgroups, CgroupsHandle};
 use crate::server::{self, RunningServer};
 use crate::store::file;
 
-/// The most connections. The desktop polls with one.
+/// The maximum number of connections. OpenWork's desktop uses one to poll the daemon.
 const CONNECTIONS: usize = 64;
-/// Threads for requests that the gate does not answer itself.
+/// The number of threads for requests that the gate does not answer itself.
 const THREADS: usize = 2;
 const BODY_BYTES: usize = 64 << 10;
 /// The time limit of a call to OpenCode.
@@ -52,7 +52,7 @@ struct Daemon {
 /// Runs the daemon until a signal or `POST /shutdown`.
 ///
 /// # Errors
-/// An invalid setting, or a port that is in use (exit code 2).
+/// Fails for an invalid setting or a port that is in use (exit code 2).
 pub(super) fn run(mut args: CommandLine, state_file: &str) -> Result<ExitCode> {
     if args.sandbox_wish(&config::process_env)?.choice != SandboxChoice::None {
         return Err(Error::config(
@@ -70,7 +70,7 @@ pub(super) fn run(mut args: CommandLine, state_file: &str) -> Result<ExitCode> {
         args.workspace.push(".".to_owned());
     }
     args.manage_opencode = true;
-    // The flag's port is the daemon's; the server uses any free port.
+    // `--port` is the port of the daemon's routes; the server uses any free port.
     args.port.get_or_insert_with(|| "0".to_owned());
     let Resolved { settings, log_format, verbose, run_id, .. } = serve::resolved(&args, &current_dir)?;
     file::create_dir_private(&settings.data_dir)?;
@@ -113,7 +113,7 @@ fn agent() -> Agent {
     )
 }
 
-/// Serves the routes until the server stops.
+/// Serves the daemon's routes until the server stops.
 fn serve_routes(
     daemon: Arc<Daemon>,
     doors: Listeners,
@@ -188,7 +188,7 @@ struct AddWorkspaceBody {
 }
 
 impl Daemon {
-    /// Updates the addresses of daemon and OpenCode in the state file.
+    /// Updates the addresses of the daemon and of OpenCode in the state file.
     fn tell(&self) {
         let (daemon, opencode) = self.facts();
         let version = env!("CARGO_PKG_VERSION");
@@ -305,7 +305,8 @@ impl Daemon {
         Ok((200, json!({ "activeId": self.state.list()["activeId"], "workspace": entry })))
     }
 
-    /// Calls the OpenCode of a workspace.
+    /// Calls the OpenCode of a workspace. Returns the JSON of the response, or a status and message for the daemon's
+    /// client.
     fn ask(&self, entry: &DaemonWorkspace, method: &str, path: &str) -> Result<Value, (u16, String)> {
         let mut authorization = None;
         let base = match (entry.base_url(), &self.managed) {
@@ -338,7 +339,7 @@ impl Daemon {
     }
 }
 
-/// Converts an error for the router's clients.
+/// Converts an error into a status and message for the daemon's clients.
 fn failed(error: Error) -> (u16, String) {
     (error.code().status(), error.message().to_owned())
 }

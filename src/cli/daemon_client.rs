@@ -1,5 +1,5 @@
-//! `berth daemon start|status|stop`, `berth workspace …` and `berth instance …`: clients of the daemon, which is
-//! started if it is not running. Its responses are printed as JSON.
+//! `berth daemon start|status|stop`, `berth workspace …` and `berth instance …`: clients of the daemon. They start the
+//! daemon if it is not running, and print its responses as JSON.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,7 +19,8 @@ const FILE_BYTES: u64 = 8 << 20;
 /// Runs `daemon`, `workspace` or `instance` with its arguments. `state_file` is the default name of the state file.
 ///
 /// # Errors
-/// An invalid command line or setting (exit code 2); errors of the daemon. With `--json` they are printed instead.
+/// Fails for an invalid command line or setting (exit code 2), or if the daemon reports an error. With `--json` the
+/// error is printed as JSON instead.
 pub(super) fn run(command: &str, words: &[String], style: Style, state_file: &str) -> Result<ExitCode> {
     let args = match super::line_in(command, words, style)? {
         Ok(args) => args,
@@ -110,13 +111,13 @@ fn status(state: &Path, args: &CommandLine) -> Result<Value> {
     Ok(answer)
 }
 
-/// A client of the daemon in the state file, if it responds.
+/// Returns a client of the daemon that the state file names, if that daemon responds.
 fn client_of(state: &Path, args: &CommandLine) -> Result<ApiClient> {
     let not_running = || Error::internal(NOT_RUNNING);
     let bytes = file::read_optional(state, FILE_BYTES)?.ok_or_else(not_running)?;
     let kept: Value = serde_json::from_slice(&bytes).map_err(|_| not_running())?;
     let url = kept["daemon"]["baseUrl"].as_str().ok_or_else(not_running)?;
-    // Another program may use the port now, so no token is sent.
+    // The port may belong to another program by now, so the client sends no token.
     let client = client::without_token(url, args)?;
     let pid = &kept["daemon"]["pid"];
     match client.call("GET", "/health", None) {
@@ -139,7 +140,7 @@ fn start(args: &CommandLine, data_dir: &Path, state_file: &str) -> Result<()> {
     host_detach::daemon(args, data_dir, &current_dir, state_file)
 }
 
-/// The state file for a program of this name.
+/// Returns the default name of the state file for a program of this name.
 pub(super) fn state_file(program: &str) -> &'static str {
     if program == "openwrk" { daemon_state::OLD_FILE } else { daemon_state::FILE }
 }

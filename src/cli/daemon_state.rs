@@ -1,5 +1,5 @@
-//! The daemon's workspaces and the active one, stored where OpenWork's desktop reads them. One lock is held while the
-//! file is written, so that concurrent changes are not lost.
+//! The daemon's workspaces and the active one, stored where OpenWork's desktop reads them. A lock is held while the
+//! state is changed and the file is written, so that concurrent changes are not lost.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -12,12 +12,12 @@ use crate::base::thread::lock;
 use crate::base::{Error, Result, clock, hex};
 use crate::store::file;
 
-/// The file name of OpenWork's orchestrator.
+/// The name of the state file of OpenWork's orchestrator.
 pub(super) const FILE: &str = "openwork-orchestrator-state.json";
-/// The file name of its older program `openwrk`.
+/// The name of the state file of `openwrk`, the older program of the orchestrator.
 pub(super) const OLD_FILE: &str = "openwrk-state.json";
 const FILE_BYTES: u64 = 8 << 20;
-/// The most workspaces, as a limit for programs that add them endlessly.
+/// The maximum number of workspaces. It stops a program that adds workspaces endlessly.
 const WORKSPACES: usize = 1000;
 
 /// A workspace of the daemon.
@@ -47,7 +47,7 @@ struct StoredDaemonState {
 pub(super) struct DaemonState {
     path: PathBuf,
     kept: Mutex<StoredDaemonState>,
-    /// The other content of the file: daemon and OpenCode.
+    /// The other content of the file: information about the daemon and OpenCode.
     facts: Mutex<Value>,
 }
 
@@ -63,7 +63,7 @@ impl DaemonState {
         Ok(DaemonState { path: path.to_owned(), kept: Mutex::new(kept), facts: Mutex::default() })
     }
 
-    /// Writes the file with these facts.
+    /// Writes the file with new information about the daemon and OpenCode.
     pub(super) fn tell(&self, facts: Value) -> Result<()> {
         *lock(&self.facts) = facts;
         self.save(&lock(&self.kept))
@@ -79,20 +79,20 @@ impl DaemonState {
         file::write_atomic(&self.path, format!("{all:#}\n").as_bytes(), 0o600)
     }
 
-    /// The response `{activeId, workspaces}`.
+    /// Returns the response `{activeId, workspaces}` of the daemon.
     pub(super) fn list(&self) -> Value {
         let kept = lock(&self.kept);
         json!({ "activeId": kept.active_id, "workspaces": kept.workspaces })
     }
 
-    /// The workspace with this id, name or path.
+    /// Returns the workspace with this id, name or path.
     pub(super) fn find(&self, word: &str) -> Option<DaemonWorkspace> {
         let kept = lock(&self.kept);
         let by = |of: fn(&DaemonWorkspace) -> &str| kept.workspaces.iter().find(|entry| of(entry) == word);
         by(|entry| &entry.id).or_else(|| by(|entry| &entry.name)).or_else(|| by(|entry| &entry.path)).cloned()
     }
 
-    /// Adds a folder of this machine, or updates its entry.
+    /// Adds a workspace for a folder of this machine, or updates its entry.
     pub(super) fn add(&self, path: &str, name: Option<String>) -> Result<DaemonWorkspace> {
         let name = name.unwrap_or_else(|| path.rsplit('/').next().unwrap_or(path).to_owned());
         self.put(DaemonWorkspace {
@@ -162,18 +162,18 @@ impl DaemonState {
 }
 
 impl DaemonWorkspace {
-    /// Its directory for OpenCode.
+    /// Returns the directory that OpenCode serves for the workspace.
     pub(super) fn directory(&self) -> Option<&str> {
         self.directory.as_deref().or_else(|| Some(self.path.as_str()).filter(|path| !path.is_empty()))
     }
 
-    /// The URL of its own OpenCode, if it is on another machine.
+    /// Returns the URL of the workspace's own OpenCode, or `None` if the workspace is on this machine.
     pub(super) fn base_url(&self) -> Option<&str> {
         self.base_url.as_deref()
     }
 }
 
-/// The id that the orchestrator gives to a workspace.
+/// Returns the id that OpenWork's orchestrator gives to a workspace with this path or URL.
 fn id(key: &str) -> String {
     let digest = Sha1::digest(key.as_bytes());
     format!("ws-{}", hex::encode(&digest[..6]))
@@ -189,7 +189,7 @@ mod tests {
         let dir = TestFolder::new();
         let state = DaemonState::open(&dir.join(FILE)).unwrap();
         let first = state.add("/a/b", None).unwrap();
-        // printf %s /a/b | sha1sum
+        // The expected id was computed with `printf %s /a/b | sha1sum`.
         assert_eq!((first.id.as_str(), first.name.as_str()), ("ws-a51458f8d2c1", "b"));
         let other = state.add_remote("http://h:1", Some("/d".into()), Some("far".into())).unwrap();
         assert_eq!(state.add("/a/b", Some("named".into())).unwrap().id, first.id);

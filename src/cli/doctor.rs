@@ -1,6 +1,6 @@
-//! `berth doctor`: reports which features work on this machine and how to enable the others, as a table or as JSON.
-//! It takes the flags of `serve`, so that it checks the same folders, mirrors and keyrings. It needs no running
-//! server and disturbs none. It writes no log; its output is the report.
+//! `berth doctor`: reports which features work on this machine and how to enable the others, as a table or as JSON. It
+//! takes the flags of `serve`, so that it checks the same folders, mirrors and keyrings. It needs no running server,
+//! and it does not disturb a running one. It writes no log; its only output is the report.
 
 use std::io::Read as _;
 use std::os::unix::net::UnixStream;
@@ -15,10 +15,10 @@ use crate::proc::{Cancel, Cgroups};
 use crate::server::{self, Settings};
 use crate::store::lock::BinaryLock;
 
-/// Runs the checks. Exits with 1 if a required feature is missing.
+/// Runs `berth doctor`. Returns exit code 1 if a required feature is missing.
 ///
 /// # Errors
-/// Invalid settings (exit code 2).
+/// Fails for invalid settings (exit code 2).
 pub fn run(args: &[String]) -> Result<ExitCode> {
     let args = match super::line("doctor", args)? {
         Ok(args) => args,
@@ -34,14 +34,15 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs the checks with these settings. The returned flag is set if a signal interrupted them.
+/// Runs the checks with these settings. The returned cancellation is cancelled if a signal interrupted the checks.
 pub(super) fn look(settings: &Settings) -> Result<(Arc<DoctorReport>, Cancel)> {
     let lock = BinaryLock::take(limits::PROBE)?;
-    // Separate from the cgroups of a running server. Ends processes of a doctor that was killed.
+    // These cgroups are separate from those of a running server. The sweep ends processes that a killed doctor left
+    // behind.
     let cgroups = Cgroups::take(&format!("berth-doctor-{}", lock.name()?));
     cgroups.sweep(&[]);
     let cancel = Cancel::new()?;
-    // Without threads there are no trials to interrupt, and the report has the reason.
+    // If no threads can be started, the doctor runs no trials, and the report contains the reason.
     if no_threads().is_none() {
         on_interrupt(&cancel)?;
     }
@@ -51,7 +52,7 @@ pub(super) fn look(settings: &Settings) -> Result<(Arc<DoctorReport>, Cancel)> {
     Ok((report, cancel))
 }
 
-/// Lets a signal cancel the trials, so that they are cleaned up.
+/// Makes SIGTERM, SIGINT and SIGHUP cancel `cancel`, so that interrupted trials clean up.
 pub(super) fn on_interrupt(cancel: &Cancel) -> Result<()> {
     let (mut received, handler_end) = UnixStream::pair().at("open", "a socket pair")?;
     for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
@@ -75,7 +76,7 @@ fn as_json(report: &DoctorReport) -> Result<String> {
         .map_err(|error| Error::internal("The report cannot be written as JSON").with_source(error))
 }
 
-/// Formats one line per check, with its fix below.
+/// Formats the report as one line per check, followed by the fix if there is one.
 fn table(report: &DoctorReport) -> String {
     let width = report.checks.iter().map(|check| check.name.chars().count()).max().unwrap_or(0);
     let mut text = String::new();

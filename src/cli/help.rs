@@ -1,5 +1,5 @@
-//! Help, made from the tables of commands and settings: of all of berth, and of each command with two examples. [`Page`]
-//! is what the terminal, the manual page and the reference have in common. Pure.
+//! Help texts, made from the tables of commands and settings: one text for berth as a whole, and one with examples for
+//! each command. The terminal, the manual page and the reference use the same [`HelpSection`]s. Pure.
 
 use std::fmt::Write as _;
 
@@ -7,16 +7,16 @@ use crate::config::setting::{Section, Setting, ValueKind};
 use crate::config::table::settings;
 use crate::config::{COMMANDS, CommandSpec};
 
-/// The column at which a text begins, and the last one.
+/// The column at which the text of an entry begins, and the maximum line length.
 const TEXT_COLUMN: usize = 29;
 const WIDTH: usize = 112;
 
-/// A heading with the list below it.
+/// A section of a help text: a heading and the list below it.
 pub(super) struct HelpSection {
     pub(super) title: String,
-    /// Before the list.
+    /// The text between the heading and the list.
     pub(super) lead: String,
-    /// A term, such as a flag, and its text.
+    /// The entries of the list: a term, such as a flag, and its text.
     pub(super) entries: Vec<(String, String)>,
 }
 
@@ -58,7 +58,7 @@ const EXITS: [(&str, &str); 4] = [
     ("3", "the data folder or backup was written by a newer berth; nothing was changed"),
 ];
 
-/// Commands that are not in the table.
+/// The commands that are not in the table of commands.
 const FURTHER: [(&str, &str); 2] = [
     (
         "openwrk, openwork, openwork-orchestrator",
@@ -67,12 +67,12 @@ const FURTHER: [(&str, &str); 2] = [
     ("berth agent, attach, enclose, keeper, probe, relay, seed", "processes that berth starts for itself"),
 ];
 
-/// The meaning of a setting, with its bounds, default, variables and key.
+/// Returns the description of a setting: its meaning, bounds, default, variables and key.
 pub(super) fn described(setting: &Setting) -> String {
     let mut text = setting.about.to_owned();
     let bounds = setting.bounds();
     match setting.kind {
-        // The meaning explains the words.
+        // The meaning already explains each of the words.
         ValueKind::Choice(words) if words.iter().all(|word| text.contains(word)) => {}
         ValueKind::Choice(_) if !text.contains(": ") => text += &format!(": {bounds}"),
         _ if !bounds.is_empty() => text += &format!(", {bounds}"),
@@ -95,7 +95,7 @@ fn entry(setting: &Setting) -> (String, String) {
     (setting.term(), described(setting))
 }
 
-/// The settings that stand in a section of the whole help.
+/// Returns the settings that appear in a section of the complete help.
 pub(super) fn in_section(section: Section) -> impl Iterator<Item = &'static Setting> {
     settings().filter(move |setting| setting.section == section)
 }
@@ -104,7 +104,7 @@ fn usage(command: &CommandSpec) -> impl Iterator<Item = (String, String)> {
     command.usage.iter().map(|(form, about)| (format!("berth {form}"), (*about).to_owned()))
 }
 
-/// The help of all of berth.
+/// Returns the complete help of berth.
 pub(super) fn whole() -> Vec<HelpSection> {
     let further = FURTHER.map(|(term, text)| (term.to_owned(), text.to_owned()));
     let mut page = vec![HelpSection::new("Commands", COMMANDS.iter().flat_map(usage).chain(further))];
@@ -133,7 +133,7 @@ pub(super) fn whole() -> Vec<HelpSection> {
     page
 }
 
-/// OpenWork's names of flags.
+/// Returns the alternative names of flags that OpenWork uses.
 fn aliases() -> Vec<(String, String)> {
     let named = settings().filter(|setting| setting.section != Section::Hidden);
     named
@@ -145,7 +145,7 @@ fn aliases() -> Vec<(String, String)> {
         .collect()
 }
 
-/// The help of a command.
+/// Returns the help of a command.
 pub(super) fn of(command: &CommandSpec) -> Vec<HelpSection> {
     let mut page = vec![HelpSection::new("Usage", usage(command))];
     let examples = command.examples.iter();
@@ -154,7 +154,7 @@ pub(super) fn of(command: &CommandSpec) -> Vec<HelpSection> {
     let mut own: Vec<&Setting> = command.own_flags().collect();
     own.sort_by_key(|setting| Section::ALL.iter().position(|section| *section == setting.section));
     let mut sections = own.chunk_by(|one, other| one.section == other.section).peekable();
-    // One list where there are few flags.
+    // A command with few flags has a single list of flags.
     if command.own_flags().count() <= 12 {
         page.push(HelpSection::new("Flags", own.iter().map(|setting| entry(setting))));
     } else {
@@ -176,7 +176,7 @@ pub(super) fn of(command: &CommandSpec) -> Vec<HelpSection> {
     page
 }
 
-/// A page for a terminal.
+/// Formats a help text for a terminal.
 pub(super) fn text(about: &str, page: &[HelpSection]) -> String {
     let mut text = wrapped(about, 0);
     for part in page.iter().filter(|part| !part.entries.is_empty() || !part.lead.is_empty()) {
@@ -200,7 +200,7 @@ pub(super) fn text(about: &str, page: &[HelpSection]) -> String {
     text
 }
 
-/// Lines with `indent` spaces before each.
+/// Wraps a text into lines that begin with `indent` spaces.
 fn wrapped(text: &str, indent: usize) -> String {
     let (mut all, mut line) = (String::new(), String::new());
     for word in text.split_whitespace() {

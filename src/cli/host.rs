@@ -1,5 +1,5 @@
-//! `berth host`: a server and the OpenCode that it runs, as one command: start, check, stop, status, connect. Results
-//! are printed on standard output, the log on standard error.
+//! `berth host`: starts a server together with the OpenCode that the server runs, and checks, stops and shows such a
+//! host. Results are printed on standard output, the log on standard error.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -21,15 +21,15 @@ use crate::opencode::managed::Phase;
 use crate::server::{self, RunningServer};
 use crate::store::rolling::RollingLog;
 
-/// The size of each of the two files of `--log-file`.
+/// The maximum size of each of the two files of `--log-file`.
 const LOG_BYTES: u64 = 8 << 20;
-/// How much longer than a start of OpenCode its announcement may take.
+/// How much longer the host waits for the announcement than for the start of OpenCode.
 const MARGIN: Duration = Duration::from_secs(1);
 
-/// Runs `start`, `serve`, `stop`, `status` or `connect`.
+/// Runs `berth host start`, `serve`, `stop`, `status` or `connect`.
 ///
 /// # Errors
-/// An invalid command line or setting (exit code 2), or the failure of the command.
+/// Fails for an invalid command line or setting (exit code 2), or if the command fails.
 pub fn run(words: &[String], style: Style) -> Result<ExitCode> {
     let (word, rest) = match words.first() {
         Some(word) if !word.starts_with('-') => (word.as_str(), &words[1..]),
@@ -47,7 +47,7 @@ pub fn run(words: &[String], style: Style) -> Result<ExitCode> {
     }
 }
 
-/// Prints a failure as JSON too if `--json` is set.
+/// Prints a failure also as JSON if the command line contains `--json`.
 fn in_json(words: &[String], ended: Result<ExitCode>) -> Result<ExitCode> {
     match ended {
         Err(error) if words.iter().any(|word| word == "--json") => failure_in_json(error),
@@ -63,7 +63,7 @@ fn failure_in_json(error: Error) -> Result<ExitCode> {
     Ok(super::exit_code(&error))
 }
 
-/// The parsed flags, or the exit code if help or the version was printed.
+/// Parses the flags. Returns an exit code instead if help or the version was requested and printed.
 fn parsed(words: &[String], style: Style) -> Result<Result<CommandLine, ExitCode>> {
     let args = super::line_in("host", words, style)?;
     match args.as_ref().ok().and_then(|args| args.words.first()).filter(|_| style == Style::Strict) {
@@ -72,7 +72,7 @@ fn parsed(words: &[String], style: Style) -> Result<Result<CommandLine, ExitCode
     }
 }
 
-/// The state of the thread that announces the server.
+/// The state of the thread that announces the started server.
 struct Announcement {
     args: CommandLine,
     resolved: HostFacts,
@@ -80,14 +80,14 @@ struct Announcement {
     outcome: Arc<Mutex<HostOutcome>>,
 }
 
-/// The outcome of a start.
+/// The outcome of `berth host start`.
 struct HostOutcome {
     code: ExitCode,
-    /// The document was printed.
+    /// Whether the announcement was printed.
     printed: bool,
 }
 
-/// The settings in the announcement.
+/// The settings that the announcement contains.
 struct HostFacts {
     run_id: String,
     workspace: String,
@@ -95,7 +95,7 @@ struct HostFacts {
     data_dir: std::path::PathBuf,
     start_timeout: Duration,
     opencode_bin: Option<String>,
-    /// The port at which a bot is published.
+    /// The port at which the sandbox publishes a bot, if there is one.
     bot: Option<u16>,
     sandbox: host_sandbox::ChosenSandbox,
 }
@@ -172,7 +172,7 @@ fn start_with(mut args: CommandLine, style: Style, outcome: &Arc<Mutex<HostOutco
         }),
         data_dir: settings.data_dir.clone(),
         start_timeout: settings.opencode.as_ref().map_or(Duration::ZERO, |plan| {
-            // The container and its image may have to be built first.
+            // The container of the sandbox and its image may have to be built first.
             plan.start_timeout + plan.sandbox.as_ref().map_or(Duration::ZERO, |_| settings.image_timeout)
         }),
         sandbox,
@@ -199,11 +199,11 @@ fn start_with(mut args: CommandLine, style: Style, outcome: &Arc<Mutex<HostOutco
     Ok(lock(outcome).code)
 }
 
-/// The destination of the log.
+/// Returns the destination of the log: `--log-file`, or standard error.
 pub(super) fn log_output(args: &CommandLine, current_dir: &Path) -> Result<logging::LogOutput> {
     let Some(path) = &args.log_file else { return Ok(logging::LogOutput::Stderr) };
     let log = Mutex::new(RollingLog::open(&current_dir.join(path), LOG_BYTES)?);
-    // A full disk must not stop the server.
+    // A failed write to the log, for example on a full disk, is ignored, because it must not stop the server.
     Ok(logging::LogOutput::Other(Box::new(move |line: &[u8]| {
         let _ = lock(&log).line(String::from_utf8_lossy(line).trim_end());
     })))
@@ -266,7 +266,7 @@ impl Announcement {
         }
     }
 
-    /// The content of the screen.
+    /// Returns the content of the screen.
     fn shown(&self, up: &RunningServer) -> Result<ScreenInfo> {
         let mut client = client::at(&up.address, &self.args)?;
         client.plan.host_token = Some(up.host_token.clone());
@@ -282,7 +282,7 @@ impl Announcement {
         })
     }
 
-    /// Replaces the host of a server URL by the one that clients use.
+    /// Replaces the host of a server URL by the host of `--connect-host`, which clients use.
     fn public(&self, url: &str) -> String {
         self.args.connect_host.as_ref().map_or_else(|| url.to_owned(), |host| with_host(url, host))
     }
@@ -291,7 +291,7 @@ impl Announcement {
         format!("{}/w/{}/opencode", self.public(&up.address), up.workspace_id)
     }
 
-    /// The document that `--json` prints, in the format of OpenWork's orchestrator.
+    /// Returns the document that `--json` prints, in the format of OpenWork's orchestrator.
     fn document(&self, up: &RunningServer) -> Value {
         let HostFacts { run_id, workspace, approval, opencode_bin, .. } = &self.resolved;
         let (host, port) = host_and_port(&up.address);
@@ -352,7 +352,7 @@ impl Announcement {
     }
 }
 
-/// The same document as text, without secrets.
+/// Formats the document as text, without secrets.
 fn lines(document: &Value, data_dir: &Path) -> String {
     let text = |value: &Value| logging::one_line(value.as_str().unwrap_or("?"));
     let (opencode, openwork) = (&document["opencode"], &document["openwork"]);
@@ -381,14 +381,14 @@ fn lines(document: &Value, data_dir: &Path) -> String {
     )
 }
 
-/// The host and port of `http://HOST:PORT`.
+/// Returns the host and port of a URL `http://HOST:PORT`.
 fn host_and_port(url: &str) -> (String, u16) {
     let authority = url.strip_prefix("http://").unwrap_or(url);
     let (host, port) = authority.rsplit_once(':').unwrap_or((authority, ""));
     (host.trim_matches(['[', ']']).to_owned(), port.parse().unwrap_or(0))
 }
 
-/// Replaces the host of a URL, for clients on other machines.
+/// Replaces the host of a URL by `host`, for clients on other machines.
 fn with_host(url: &str, host: &str) -> String {
     let host =
         if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };
@@ -466,8 +466,9 @@ fn connect(words: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Renders a QR code for a terminal, with the light border that readers require (ISO/IEC 18004: four modules). Each
-/// character contains two modules, one above the other, in black and white independent of the terminal's colors.
+/// Renders a text as a QR code for a terminal, with the light border that readers require (ISO/IEC 18004: four
+/// modules). Each character shows two modules, one above the other, in black and white regardless of the terminal's
+/// colors.
 fn qr_code(text: &str) -> Result<String> {
     let code = QrCode::encode_text(text, QrCodeEcc::Low)
         .map_err(|_| Error::internal("The document is too long for a QR code; use --json"))?;

@@ -1,5 +1,5 @@
-//! `berth host --check`: runs a client's first steps, directly at OpenCode and through the proxy. Prints a line per
-//! step on standard error.
+//! `berth host --check`: performs the first steps of a client, both directly at OpenCode and through berth's proxy.
+//! Prints one line for each step on standard error.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::time::{Duration, Instant};
@@ -15,10 +15,10 @@ use crate::opencode::HostLookup;
 use crate::proc::{Cgroups, CgroupsHandle};
 use crate::server::RunningServer;
 
-/// The deadline of a step. The first session of an OpenCode on a busy machine takes half a minute.
+/// The time limit of a step. On a busy machine, creating OpenCode's first session takes half a minute.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A check that has ended.
+/// A step of the check that has ended.
 pub(super) struct Step {
     name: String,
     ended: Result<Duration, String>,
@@ -30,7 +30,7 @@ impl Step {
         Step { name: name.to_owned(), ended: Ok(took) }
     }
 
-    /// Prints the failure, as every step does.
+    /// Prints a failure and returns the failed step.
     pub(super) fn failed(name: &str, why: &str) -> Step {
         eprintln!("fail {name}: {}", logging::one_line(why));
         Step { name: name.to_owned(), ended: Err(why.to_owned()) }
@@ -48,18 +48,18 @@ impl Step {
     }
 }
 
-/// A server to call: its base URL and the headers with the credential.
+/// A server that the check calls: its base URL and the headers with the credential.
 struct CheckPeer {
     url: String,
     headers: Vec<(&'static str, String)>,
 }
 
-/// The checks of a server.
+/// The checks of a started host.
 pub(super) struct Checks {
     agent: Agent,
     server: CheckPeer,
     host: CheckPeer,
-    /// OpenCode directly, and through the proxy.
+    /// OpenCode directly, and OpenCode through the proxy.
     opencodes: Vec<(&'static str, CheckPeer)>,
     workspace_id: String,
 }
@@ -88,7 +88,7 @@ impl Checks {
         }
     }
 
-    /// Runs all of them.
+    /// Runs all checks.
     pub(super) fn run(&self, events: bool) -> Vec<Step> {
         let mut steps = Vec::new();
         let mut step = |name: &str, step: &dyn Fn() -> Result<()>| {
@@ -131,7 +131,7 @@ impl Checks {
         id.map(str::to_owned).ok_or_else(|| Error::internal("the new session has no id"))
     }
 
-    /// Subscribes, creates a session, and waits for an event other than the greeting.
+    /// Subscribes to OpenCode's events, creates a session, and waits for an event other than the greeting.
     fn events(&self, peer: &CheckPeer) -> Result<()> {
         let stream = self.send(peer, "GET", "/event", None)?;
         let mut lines =

@@ -1,5 +1,5 @@
 //! `berth host start --detach`: starts the same command again as a background process with its own session and log
-//! file. The foreground process prints its output until it is ready, then exits.
+//! file. The foreground process prints the output of the background process until that process is ready, then exits.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -18,12 +18,12 @@ use crate::proc::spawn::{dev_null, pipe};
 use crate::proc::{Cgroups, CgroupsHandle, Exit, Process as _, Spec, Stdio};
 use crate::store::file;
 
-/// The markers at the end of the background process's output, depending on the state of OpenCode.
+/// The markers with which the background process ends its output. They differ in whether OpenCode is ready.
 const READY: &str = "\0ready";
 const NOT_READY: &str = "\0not ready";
-/// How long a process that has closed its output may take to exit.
+/// How long the background process may take to exit after it has closed its output.
 const END: Duration = Duration::from_secs(30);
-/// Variables with their values.
+/// The names and values of environment variables.
 type Variables = Vec<(String, String)>;
 
 /// The outcome of a start in the background.
@@ -80,7 +80,7 @@ pub(super) fn daemon(
     }
 }
 
-/// Starts berth again with these arguments in a new session, and waits until it is ready.
+/// Starts berth again with these arguments in a new session, and waits until the new process is ready or has exited.
 fn launch(
     command: &[&str],
     words: Vec<String>,
@@ -130,7 +130,7 @@ fn launch(
     Ok(launched)
 }
 
-/// In the background process: prints the announcement, and closes the streams to the waiting process.
+/// Prints the announcement in the background process, and closes its streams to the waiting foreground process.
 pub(super) fn announce(text: &str, ready: bool) {
     let end = if ready { READY } else { NOT_READY };
     let _ = io::stdout().write_all(format!("{text}{end}").as_bytes()).and_then(|()| io::stdout().flush());
@@ -159,7 +159,8 @@ fn wait(child: &mut crate::proc::Child) -> Result<Option<Exit>> {
     }
 }
 
-/// Splits the arguments into those without secrets, and the secrets as variables.
+/// Separates the secrets from the other arguments. Returns the other arguments, and the secrets as environment
+/// variables.
 fn without_secrets(words: &[String]) -> Result<(Vec<String>, Variables)> {
     let command = CommandSpec::named("host")?;
     let (mut kept, mut secrets) = (Vec::new(), Vec::new());
@@ -169,7 +170,8 @@ fn without_secrets(words: &[String]) -> Result<(Vec<String>, Variables)> {
             Some((name, value)) => (name, Some(value.to_owned())),
             None => (word.as_str(), None),
         };
-        // Every user of the machine can read flags; the process in the background gets variables.
+        // Every user of the machine can read a process's arguments, so the background process gets secrets in
+        // environment variables.
         let secret = command.find(name).filter(|(setting, _)| setting.kind == ValueKind::Secret);
         match secret.and_then(|(setting, _)| setting.vars.first()) {
             Some(variable) => {

@@ -1,5 +1,5 @@
-//! Chooses the sandbox for OpenCode of `berth host`: the container engine and the mounted host folders. All errors
-//! are found before the server starts, because an agent that is supposed to be in a sandbox must not run outside one.
+//! Chooses the sandbox for OpenCode of `berth host`: the container engine and the mounted host folders. All errors are
+//! found before the server starts, because an agent for which the user wants a sandbox must not run without one.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -19,27 +19,27 @@ use crate::server::{self, Settings};
 use crate::store::allowlist::{AllowedSource, Allowlist, MountGrant, MountRefusal, MountRequest};
 use crate::store::file;
 
-/// The default image of a container of berth.
+/// The default image for a container of berth.
 const BERTH_IMAGE: &str = "debian-bookworm";
-/// The default image of an engine, which has its own name for it.
+/// The default image for a container of another engine, which uses other names for images.
 const ENGINE_IMAGE: &str = "debian:bookworm-slim";
-/// Variables with the path of another `docker` program, as in OpenWork's orchestrator.
+/// The variables that may contain the path of another `docker` program, as in OpenWork's orchestrator.
 const DOCKER_BIN: [&str; 3] = ["OPENWORK_DOCKER_BIN", "OPENWRK_DOCKER_BIN", "DOCKER_BIN"];
-/// The variable with the path of Apple's program.
+/// The variable that may contain the path of Apple's `container` program.
 const CONTAINER_BIN: &str = "BERTH_CONTAINER_BIN";
 
-/// The chosen sandbox.
+/// The sandbox that was chosen.
 pub(super) struct ChosenSandbox {
-    /// `none`, `berth`, `docker` or `container`.
+    /// The backend: `none`, `berth`, `docker` or `container`.
     pub(super) backend: &'static str,
     /// The container's name in its engine.
     pub(super) name: Option<String>,
 }
 
-/// Chooses the sandbox and sets it in the settings.
+/// Chooses the sandbox and writes it into the settings.
 ///
 /// # Errors
-/// `Config` with the tried backends, or with the problem of a folder.
+/// Fails with `Config`, and the backends that were tried or the problem of a folder.
 pub(super) fn choose(
     wish: &SandboxWish,
     settings: &mut Settings,
@@ -66,7 +66,7 @@ pub(super) fn choose(
     };
     let advertised = &mut settings.advertised;
     advertised.sandbox_enabled = true;
-    // Clients support three values: none, docker and container.
+    // OpenWork's clients support only the values none, docker and container.
     advertised.sandbox_backend = if backend == "docker" { "docker" } else { "container" }.to_owned();
     advertised.sandbox_engine = Some(if backend == "container" { "apple" } else { backend });
     if let Some(plan) = &mut settings.opencode {
@@ -86,7 +86,7 @@ struct SandboxChooser<'a> {
 }
 
 impl SandboxChooser<'_> {
-    /// The first backend that works here. An invalid flag ends the search.
+    /// Chooses the first backend that works on this machine. An invalid flag ends the search.
     fn auto(&self) -> Result<(SandboxPlan, &'static str)> {
         let mut tried = Vec::new();
         let (report, _) = doctor::look(self.settings)?;
@@ -110,7 +110,7 @@ impl SandboxChooser<'_> {
         Err(Error::config("--sandbox auto", problem))
     }
 
-    /// Checks that a container of berth supports all given flags.
+    /// Checks that a container of berth supports all flags that the user has given.
     fn berth_takes(&self) -> Result<()> {
         let private = |network: &SandboxNetwork| *network == SandboxNetwork::Private;
         let flags = self.wish.given.iter().filter(|flag| {
@@ -152,10 +152,10 @@ impl SandboxChooser<'_> {
         }))
     }
 
-    /// Creates the mount points of further folders in berth's data folder. The workspace gets only the mount point of
-    /// their parent folder, which a container of berth cannot create.
+    /// Creates the mount points of further folders in berth's data folder. In the workspace only the mount point of
+    /// their parent folder is created, because a container of berth cannot create it.
     fn mount_points(&self, points: &[(&str, bool)]) -> Result<PathBuf> {
-        // Existing mount points are kept, because another host with this data folder may use them.
+        // Existing mount points are kept, because another host with the same data folder may use them.
         let folder = self.settings.data_dir.join("host/extra");
         for (sub, is_folder) in points {
             let point = folder.join(sub);
@@ -175,7 +175,7 @@ impl SandboxChooser<'_> {
         folder.canonicalize().at("find", &folder)
     }
 
-    /// The plan for the engine that was named.
+    /// Returns the plan for the engine that the user named.
     fn engine_only(&self, kind: EngineKind) -> Result<SandboxPlan> {
         self.engine(kind, None).map_err(|error| match error.code() {
             Code::Unavailable => Error::config(format!("--sandbox {kind}"), error.message()),
@@ -183,10 +183,11 @@ impl SandboxChooser<'_> {
         })
     }
 
-    /// The plan for a container of an engine. `found` is set if the engine was already queried.
+    /// Returns the plan for a container of an engine. `found` is the engine, if it was already queried.
     ///
     /// # Errors
-    /// `Unavailable` if the engine cannot be reached or lacks the image, `Config` for all other problems.
+    /// Fails with `Unavailable` if the engine cannot be reached or does not have the image, and with `Config` for all
+    /// other problems.
     fn engine(&self, kind: EngineKind, found: Option<FoundEngine>) -> Result<SandboxPlan> {
         let private = matches!(self.wish.network, None | Some(SandboxNetwork::Private));
         if self.wish.server_inside && (kind == EngineKind::Apple || !private) {
@@ -264,7 +265,7 @@ impl SandboxChooser<'_> {
         Ok(SandboxPlan::Engine(Box::new(plan)))
     }
 
-    /// The allowlist, with the workspace and program that the host's user named.
+    /// Returns the allowlist, extended by the workspace and the program that the host's user named.
     fn allowlist(&self) -> Allowlist {
         let grant = |path: &Path, writable, insist| MountGrant {
             path: path.canonicalize().unwrap_or_else(|_| path.to_owned()),
@@ -293,8 +294,8 @@ impl SandboxChooser<'_> {
         })
     }
 
-    /// Opens a further folder if the allowlist permits it. Also returns whether it is read-only. The messages are
-    /// those of OpenWork's orchestrator.
+    /// Opens a folder for an additional mount, if the allowlist permits it. Also returns whether the mount is
+    /// read-only. The error messages are those of OpenWork's orchestrator.
     fn mount(&self, allowlist: &Allowlist, wish: &MountWish) -> Result<(AllowedSource, bool)> {
         let look = |read_only| {
             allowlist.look(&MountRequest { source: wish.source.clone(), target: target(wish), read_only })
@@ -352,7 +353,8 @@ impl SandboxChooser<'_> {
         Error::config(&wish.place, problem)
     }
 
-    /// The persistent folder for OpenCode's home: the given one, or one for this workspace.
+    /// Returns the persistent folder for OpenCode's home: the folder that the user named, or a folder for this
+    /// workspace in the data folder.
     fn persist(&self, workspace: &Path) -> Result<PathBuf> {
         let folder = match &self.wish.persist_dir {
             Some(folder) => self.current_dir.join(folder),
@@ -370,10 +372,11 @@ impl SandboxChooser<'_> {
     }
 }
 
-/// Returns the server's program for a container with the server inside, if it is not this one.
+/// Returns the program of the server for a sandbox that contains the server, if the user named another program than
+/// this one.
 ///
 /// # Errors
-/// `Config` for a path that is no program, or that an engine cannot mount.
+/// Fails with `Config` for a path that is not a program, or that an engine cannot mount.
 pub(super) fn server_program(
     args: &CommandLine,
     wish: &SandboxWish,
@@ -403,10 +406,10 @@ fn mounted(opened: &AllowedSource, target: String, read_only: bool) -> EngineMou
     EngineMount { source: opened.real.clone(), target, read_only, identity }
 }
 
-/// An engine that responds.
+/// An engine that has responded, with the information about it.
 type FoundEngine = (EngineCommand, EngineFacts);
 
-/// Queries the engine.
+/// Queries the engine for its properties.
 fn reach(kind: EngineKind) -> Result<FoundEngine> {
     let command = EngineCommand { kind, program: program(kind)?, env: environment() };
     let facts = command.facts(&Cgroups::from_handle(CgroupsHandle::default()))?;
@@ -421,7 +424,7 @@ fn rootless_user(command: &EngineCommand, facts: EngineFacts) -> Option<u32> {
     Some(Path::new(socket.strip_prefix("unix://")?).metadata().ok()?.uid())
 }
 
-/// The engine's program: the given one, or the one in `PATH`.
+/// Returns the path of the engine's program: the one that a variable names, or the one in `PATH`.
 fn program(kind: EngineKind) -> Result<PathBuf> {
     let none = |message: &str| Error::new(Code::Unavailable, message);
     let text = |name: &str| config::process_env(name)?.into_string().ok().filter(|text| !text.is_empty());
@@ -455,7 +458,7 @@ fn program(kind: EngineKind) -> Result<PathBuf> {
     }
 }
 
-/// The environment variables that engines' programs use.
+/// Returns the environment variables of this process that the programs of engines use.
 fn environment() -> Vec<(String, String)> {
     let wanted = |name: &str| {
         ["PATH", "HOME", "USER", "LOGNAME", "LANG", "TMPDIR", "SSH_AUTH_SOCK"].contains(&name)

@@ -1,5 +1,5 @@
-//! The record of a running host in its data folder, `host/state.json`, by which `berth host stop` and `status` find
-//! it. The record is not trusted: a process with the same PID but another start time is not the host.
+//! The record of a running host in its data folder, `host/state.json`. `berth host stop` and `status` use it to find
+//! the host. The record may be outdated: a process with the same PID but another start time is not the host.
 
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,8 @@ use crate::store::{file, format};
 
 const FILE: &str = "state.json";
 const FILE_BYTES: u64 = 64 << 10;
-/// Requests in flight have ten seconds to finish, the rest takes a few seconds.
+/// How long a stop may take. Requests in progress have ten seconds to finish, and the remaining steps take a few
+/// seconds.
 const PATIENCE: Duration = Duration::from_secs(40);
 
 /// A running host.
@@ -25,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(40);
 pub(super) struct HostState {
     version: u32,
     process: ProcessIdentity,
-    /// Its URL for requests.
+    /// The host's URL for requests.
     pub(super) url: String,
     run_id: String,
     workspace: String,
@@ -33,12 +34,13 @@ pub(super) struct HostState {
 }
 
 impl HostState {
-    /// The record of this process.
+    /// Returns the record of this process.
     pub(super) fn new(address: &str, run_id: &str, workspace: &str) -> Result<HostState> {
         let pid = i32::try_from(std::process::id()).unwrap_or_default();
         let process = ProcessIdentity::from_pid(pid)
             .ok_or_else(|| Error::internal("/proc does not show this process"))?;
-        // 0.0.0.0 is valid for listening but not for connecting.
+        // A server can listen on 0.0.0.0, but a client cannot connect to that address, so the URL names the loopback
+        // address.
         let url = address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:");
         Ok(HostState {
             version: 1,
@@ -58,7 +60,7 @@ impl HostState {
         file::replace(&folder.join(FILE), &text, 0o600)
     }
 
-    /// Removes the record, if it is that of this process.
+    /// Removes the record, if it is the record of this process.
     pub(super) fn forget(data_dir: &Path) {
         let ours = read(data_dir).ok().flatten().is_some_and(|state| state.pid() == std::process::id());
         if ours {
@@ -66,10 +68,10 @@ impl HostState {
         }
     }
 
-    /// The running host of this data folder.
+    /// Returns the record of the host that runs with this data folder.
     ///
     /// # Errors
-    /// If none is running.
+    /// Fails if no host is running.
     pub(super) fn running(data_dir: &Path) -> Result<HostState> {
         let folder = data_dir.display();
         match read(data_dir)? {
@@ -88,10 +90,10 @@ impl HostState {
     /// Stops the host and waits until it has exited.
     ///
     /// # Errors
-    /// If it does not exit in time, or was killed before it could stop its processes.
+    /// Fails if the host does not exit in time, or was killed before it could stop its processes.
     pub(super) fn stop(&self, data_dir: &Path) -> Result<()> {
         self.end()?;
-        // A host that exits normally removes its record.
+        // A host that exits normally removes its record, so a remaining record means that the host was killed.
         match read(data_dir)? {
             Some(state) if state.process == self.process => Err(killed(self.pid(), data_dir)),
             _ => Ok(()),
@@ -101,7 +103,8 @@ impl HostState {
     fn end(&self) -> Result<()> {
         let Some(pid) = Pid::from_raw(self.process.pid) else { return Ok(()) };
         let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(()) };
-        // The process is checked after opening the descriptor, which then cannot refer to another process.
+        // The process is checked after its descriptor was opened: from then on, the descriptor cannot refer to another
+        // process.
         if ProcessIdentity::from_pid(self.process.pid) != Some(self.process) {
             return Ok(());
         }
@@ -139,7 +142,7 @@ fn read(data_dir: &Path) -> Result<Option<HostState>> {
     Ok(serde_json::from_value(value).ok())
 }
 
-/// The data folder of a command line.
+/// Returns the data folder that a command line selects.
 pub(super) fn data_dir(words: &[String]) -> Result<PathBuf> {
     let line = match CommandLine::parse("host", words, Style::Lenient)? {
         Parsed::Run(line) => *line,

@@ -1,6 +1,7 @@
-//! `berth image`: manages base images on the command line. It works directly on the data folder, whether a server is
-//! running or not: the store supports several processes (`images`), so no address, token or server is needed, and a
-//! running server sees changes at once. Progress is printed on stderr if that is a terminal.
+//! `berth image`: manages base images on the command line. The command works directly on the data folder, whether a
+//! server is running or not: several processes can use the store of images at the same time (`images`), so the command
+//! needs no address, token or server, and a running server sees its changes at once. Progress is printed on stderr if
+//! stderr is a terminal.
 
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -23,7 +24,7 @@ use crate::store::format;
 /// Runs `berth image …`.
 ///
 /// # Errors
-/// An invalid command line (exit code 2), or the failure of the operation.
+/// Fails for an invalid command line (exit code 2), or if the operation fails.
 pub fn run(args: &[String]) -> Result<ExitCode> {
     if args.first().is_none_or(|first| ["help", "-h", "--help"].contains(&first.as_str())) {
         return Ok(super::help("image"));
@@ -35,7 +36,7 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     let current_dir = std::env::current_dir().map_err(|error| Error::config("current folder", error))?;
     let settings = config::resolve(&asked, &config::process_env, &current_dir)?.settings;
     format::prepare(&settings.data_dir)?;
-    // A separate cgroup for the processes of builds.
+    // The processes of builds get a cgroup of their own, separate from those of a running server.
     let cgroups = Cgroups::take(&format!("berth-image-{}", std::process::id()));
     let images = server::images(&settings, cgroups.clone())?;
     let cancel = Cancel::new()?;

@@ -1,5 +1,6 @@
-//! `berth install` and `berth uninstall`: berth as a service of systemd where there is no package of it. Each step is
-//! printed before it is done; at a terminal both ask first. What is there already is kept, so both can be repeated.
+//! `berth install` and `berth uninstall`: install berth as a systemd service on machines without a berth package, and
+//! remove it. Each step is printed before it runs; on a terminal both commands first ask for confirmation. Existing
+//! files are kept, so both commands can be repeated.
 
 use std::fs;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -18,12 +19,12 @@ use crate::proc::tools;
 use crate::store::beneath::Root;
 use crate::store::tree;
 
-/// The unit, with the paths of the package.
+/// The systemd unit, with the paths of the package.
 const UNIT: &str = include_str!("../../assets/packaging/systemd/berth.service");
 const UNIT_PATH: &str = "/etc/systemd/system/berth.service";
-/// What `systemctl enable` makes of the unit's `WantedBy=`.
+/// The symbolic link that `systemctl enable` creates for the unit's `WantedBy=`.
 const WANTED: &str = "/etc/systemd/system/multi-user.target.wants/berth.service";
-/// Where packages put theirs.
+/// The paths at which packages install the unit.
 const PACKAGED_UNITS: [&str; 2] =
     ["/usr/lib/systemd/system/berth.service", "/lib/systemd/system/berth.service"];
 const PACKAGED_BINARY: &str = "/usr/bin/berth";
@@ -31,17 +32,19 @@ const SETTINGS: &str = "/etc/berth";
 const DATA: &str = "/var/lib/berth";
 const UNIT_BYTES: u64 = 1 << 20;
 const ENVIRONMENT: &str = include_str!("../../assets/packaging/deb/environment");
-/// A start may convert data, a stop waits for requests: the unit has limits of its own.
+/// The time limit of a systemctl call. A start may convert data and a stop waits for requests, so it is longer than
+/// the limits in the unit.
 const SYSTEMCTL: Duration = Duration::from_secs(900);
 
-/// A folder that a flag names.
+/// Checks a folder that a flag names.
 fn folder(flag: &str, value: Option<&String>) -> Result<Option<PathBuf>> {
     let Some(path) = value.map(PathBuf::from) else { return Ok(None) };
     let absolute = path.is_absolute() && path.components().all(|part| part.as_os_str() != "..");
     if absolute { Ok(Some(path)) } else { Err(Error::config(flag, "must be an absolute path without ..")) }
 }
 
-/// The folder for the binary. It is written into the unit, where other characters have a meaning (systemd.unit(5)).
+/// Returns the folder for the binary. Its path is written into the unit, where all other characters may have a special
+/// meaning (systemd.unit(5)).
 fn bin_folder(value: Option<&String>) -> Result<PathBuf> {
     let plain = |c: char| c.is_alphanumeric() || "/._+-@:,=~".contains(c);
     let bin = folder("--bin", value)?.unwrap_or_else(|| "/usr/local/bin".into());
@@ -51,11 +54,11 @@ fn bin_folder(value: Option<&String>) -> Result<PathBuf> {
     }
 }
 
-/// The tree into which a service is installed: this machine's own, or one below `--root`. Links in it lead where they
-/// would lead a machine that boots from it, so nothing outside of it is changed.
+/// The file tree into which the service is installed: that of this machine, or the one below `--root`. Symbolic links
+/// in the tree are resolved as on a machine that boots from it, so no file outside of the tree is changed.
 struct Machine {
     tree: Root,
-    /// `--root`.
+    /// The folder that `--root` names.
     root: Option<PathBuf>,
 }
 
@@ -65,7 +68,7 @@ impl Machine {
         Ok(Machine { tree: Root::open(top)?, root: root.map(Path::to_owned) })
     }
 
-    /// The path of a file of the tree, for people.
+    /// Returns the path of a file of the tree, for messages.
     fn shown(&self, path: &str) -> String {
         match &self.root {
             Some(root) => below(root, path),
@@ -73,10 +76,10 @@ impl Machine {
         }
     }
 
-    /// As [`Machine::installed`].
+    /// Returns the same as [`Machine::installed`].
     ///
     /// # Errors
-    /// Also where berth is installed as a package.
+    /// Fails for the same reasons as [`Machine::installed`], and if berth is installed as a package.
     fn own_or_none(&self) -> Result<Option<String>> {
         for unit in PACKAGED_UNITS {
             if self.tree.exists(unit)? {
@@ -89,18 +92,20 @@ impl Machine {
         self.installed()
     }
 
-    /// The binary that the unit here starts; `None` without a unit of berth.
+    /// Returns the path of the binary that the installed unit starts; `None` if there is no unit of berth.
     fn installed(&self) -> Result<Option<String>> {
         let unit = self.tree.read(UNIT_PATH, UNIT_BYTES)?;
         let unit = unit.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         let starts = unit.iter().flat_map(|unit| unit.lines());
         let mut starts = starts.filter_map(|line| line.strip_prefix("ExecStart=")?.split(' ').next());
-        // Whatever else stands in a unit that was edited by hand is not removed.
+        // A unit that was edited by hand may start another program, which must not be removed, so only a path of a
+        // program named `berth` counts.
         let binary = starts.find(|path| path.starts_with('/') && path.ends_with("/berth"));
         Ok(binary.map(str::to_owned))
     }
 
-    /// A binary that runs cannot be written to, so it is replaced.
+    /// Copies this binary to `to`. The kernel refuses writes to a binary that is running, so an old binary is replaced
+    /// by a new file.
     fn copy_binary(&self, to: &str) -> Result<()> {
         let itself = Path::new("/proc/self/exe");
         let ours = fs::metadata(itself).at("read", itself)?;
@@ -121,7 +126,8 @@ impl Machine {
             systemctl(&["daemon-reload"])?;
             return systemctl(&["enable", "berth.service"]);
         }
-        // `systemctl --root` takes absolute links in the tree for links to this machine's folders (systemd 252).
+        // The link is created here because `systemctl --root` resolves absolute links in the tree to folders of this
+        // machine (systemd 252).
         self.make_parent(WANTED)?;
         self.tree.link_new(WANTED, UNIT_PATH)
     }
@@ -133,7 +139,8 @@ impl Machine {
         self.tree.remove(WANTED).map(drop)
     }
 
-    /// Removes a folder with all in it, unless something is still mounted there. A link goes with the folder that it names.
+    /// Removes a folder with its content, unless a file system is still mounted in it. If the path is a symbolic link,
+    /// both the link and its target folder are removed.
     fn remove_folder(&self, path: &str) -> Result<()> {
         if let Some(folder) = self.tree.real_path(path)? {
             if let Some(mount) = tree::mounts_below(&folder)?.first() {
@@ -152,10 +159,10 @@ impl Machine {
     }
 }
 
-/// `berth install`
+/// Runs `berth install`.
 ///
 /// # Errors
-/// A wrong command line (exit code 2), no systemd, no rights, or a step that failed.
+/// Fails for an invalid command line (exit code 2), without systemd, without root privileges, or if a step fails.
 pub fn install(args: &[String]) -> Result<ExitCode> {
     let asked = match super::line("install", args)? {
         Ok(asked) => asked,
@@ -166,7 +173,7 @@ pub fn install(args: &[String]) -> Result<ExitCode> {
     let shown = |path: &str| below(root.as_deref().unwrap_or(Path::new("/")), path);
     let starts = root.is_none() && !asked.no_start;
     check_host(root.is_some())?;
-    // A folder that is not there has no other service.
+    // If the folder does not exist yet, it contains no other service.
     let there = root.as_ref().is_none_or(|root| root.exists());
     let before = if there { Machine::open(root.as_deref())?.own_or_none()? } else { None };
     let before = before.filter(|before| *before != binary);
@@ -211,7 +218,7 @@ pub fn install(args: &[String]) -> Result<ExitCode> {
     }
     if let Some(before) = before {
         steps.next();
-        // By a link it may be the same file.
+        // Both paths may name the same file, through a symbolic link.
         if machine.tree.real_path(&before)? != machine.tree.real_path(&binary)? {
             machine.tree.remove(&before)?;
         }
@@ -224,10 +231,11 @@ pub fn install(args: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// `berth uninstall`
+/// Runs `berth uninstall`.
 ///
 /// # Errors
-/// A wrong command line (exit code 2), a service that does not end what it runs, or a step that failed.
+/// Fails for an invalid command line (exit code 2), if the service does not end its runs and containers, or if a step
+/// fails.
 pub fn uninstall(args: &[String]) -> Result<ExitCode> {
     let asked = match super::line("uninstall", args)? {
         Ok(asked) => asked,
@@ -238,7 +246,7 @@ pub fn uninstall(args: &[String]) -> Result<ExitCode> {
         if root.is_some() {
             return Err(Error::config("--only-workloads", "contradicts --root: nothing runs there"));
         }
-        // What the package's scripts call: the rest is theirs.
+        // The scripts of the package run this command with `--only-workloads`; they do the remaining steps themselves.
         check_host(false)?;
         InstallSteps::confirmed(&["end detached runs, and stop containers".to_owned()], asked.yes)?.next();
         end_all(&asked)?;
@@ -290,7 +298,7 @@ pub fn uninstall(args: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Ends what would outlive the service, and with `--purge` deletes the workspaces.
+/// Ends the runs and containers that would outlive the service. With `--purge`, also deletes the workspaces.
 fn end_all(asked: &CommandLine) -> Result<()> {
     let flags = FlagValues {
         data_dir: Some(DATA.to_owned()),
@@ -304,7 +312,7 @@ fn end_all(asked: &CommandLine) -> Result<()> {
         let Some(id) = workspace["id"].as_str() else { continue };
         end_runs(&client, id)?;
         let container = workspace["workspace_type"] == "container";
-        // The default host workspace cannot be deleted, and has nothing of its own.
+        // The default host workspace cannot be deleted, and it has no files that berth created.
         if asked.purge && container {
             client.call("DELETE", &format!("/api/workspaces/{id}"), None)?;
         } else if container {
@@ -332,7 +340,7 @@ struct InstallSteps {
 }
 
 impl InstallSteps {
-    /// Shows them and, unless `yes`, asks.
+    /// Shows the steps and, unless `yes` is set, asks for confirmation.
     fn confirmed(all: &[String], yes: bool) -> Result<InstallSteps> {
         if !yes {
             if !io::stdin().is_terminal() {
@@ -348,7 +356,7 @@ impl InstallSteps {
         Ok(InstallSteps { all: all.to_vec(), done: 0 })
     }
 
-    /// Says which one begins.
+    /// Prints the step that begins now.
     fn next(&mut self) {
         if let Some(step) = self.all.get(self.done) {
             eprintln!("{}/{} {step}", self.done + 1, self.all.len());
@@ -361,10 +369,10 @@ fn below(root: &Path, path: &str) -> String {
     root.join(path.trim_start_matches('/')).display().to_string()
 }
 
-/// `--root`.
+/// Returns the folder that `--root` names; `None` for this machine itself.
 fn root_folder(value: Option<&String>) -> Result<Option<PathBuf>> {
     let root = folder("--root", value)?;
-    // Also by another name of it.
+    // `/` is also refused if the flag names it by another path.
     let real = root.as_ref().and_then(|root| fs::canonicalize(root).ok());
     if root.as_deref() == Some(Path::new("/")) || real.as_deref() == Some(Path::new("/")) {
         return Err(Error::config("--root", "/ is this machine; leave --root out for it"));
@@ -376,7 +384,7 @@ fn check_host(elsewhere: bool) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Err(Error::internal("Only root can install or remove a service; run it with sudo"));
     }
-    // sd_booted(3)
+    // Checks whether systemd is running, as sd_booted(3) does.
     if !elsewhere && !Path::new("/run/systemd/system").exists() {
         return Err(Error::internal(
             "systemd does not run here; start `berth serve` with what starts services on this machine, or write the \
@@ -386,7 +394,7 @@ fn check_host(elsewhere: bool) -> Result<()> {
     Ok(())
 }
 
-/// Runs systemctl under the person's eyes.
+/// Runs systemctl, whose output the user sees.
 #[expect(clippy::disallowed_methods, reason = "interactive: shares the person's terminal and process group")]
 fn systemctl(args: &[&str]) -> Result<()> {
     let line = format!("systemctl {}", args.join(" "));

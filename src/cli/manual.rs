@@ -7,7 +7,7 @@ use super::help::{self, ABOUT};
 use crate::config::setting::{Fallback, Section, Setting, ValueKind};
 use crate::config::{COMMANDS, CommandSpec};
 
-/// The manual page in man(7).
+/// Returns the manual page in the format of man(7).
 pub(super) fn man() -> String {
     let version = env!("CARGO_PKG_VERSION");
     let mut page = format!(
@@ -31,7 +31,7 @@ pub(super) fn man() -> String {
     page
 }
 
-/// Lines of at most 80 bytes.
+/// Fills a text into lines of at most 80 bytes.
 fn filled(text: &str) -> String {
     let (mut all, mut line) = (String::new(), String::new());
     for word in text.split_whitespace() {
@@ -53,13 +53,13 @@ fn filled(text: &str) -> String {
     all
 }
 
-/// Escapes what roff takes for a command or another character.
+/// Escapes characters that roff would interpret.
 fn escaped(text: &str) -> String {
     let text = text.replace('\\', "\\e").replace('-', "\\-").replace('…', "...");
     if text.starts_with(['.', '\'']) { format!("\\&{text}") } else { text }
 }
 
-/// Completions for bash.
+/// Returns the completions for bash.
 pub(super) fn bash() -> String {
     let mut text = String::from(
         "# Completions for berth, made by `berth help bash`.\n_berth() {\n    local current=${COMP_WORDS[COMP_CWORD]} \
@@ -84,7 +84,7 @@ pub(super) fn bash() -> String {
             if command.name == "help" { [command.verbs, &names].concat() } else { command.verbs.to_vec() };
         case(command.name, command, &verbs);
     }
-    // Without a command it serves.
+    // berth without a command runs `serve`, so its flags are offered too.
     if let Some(serve) = COMMANDS.first() {
         case("*", serve, &names);
     }
@@ -104,12 +104,12 @@ complete -o filenames -F _berth berth
     text
 }
 
-/// Text between single quotes of a shell, without what completions give a meaning to.
+/// Replaces the characters of a text that have a meaning between single quotes of a shell or in completions.
 fn plain(text: &str) -> String {
     text.chars().map(|c| if "'[]:\\".contains(c) { ' ' } else { c }).collect()
 }
 
-/// Completions for zsh.
+/// Returns the completions for zsh.
 pub(super) fn zsh() -> String {
     let mut text = String::from(
         "#compdef berth\n# Completions for berth, made by `berth help zsh`.\n_berth() {\n    local -a commands\n    commands=(\n",
@@ -147,12 +147,12 @@ pub(super) fn zsh() -> String {
     text + "    esac\n}\n_berth \"$@\"\n"
 }
 
-/// The words that a shell's `case` takes for a command; without a command berth serves.
+/// Returns the pattern for a command in a shell's `case`. berth without a command runs `serve`.
 fn pattern(command: &CommandSpec) -> String {
     if command.name == "serve" { "serve|-*".to_owned() } else { command.name.to_owned() }
 }
 
-/// Completions for fish.
+/// Returns the completions for fish.
 pub(super) fn fish() -> String {
     let mut text = String::from("# Completions for berth, made by `berth help fish`.\n");
     for command in COMMANDS {
@@ -180,7 +180,7 @@ pub(super) fn fish() -> String {
     text
 }
 
-/// The reference of settings.
+/// Returns the reference of settings.
 pub(super) fn markdown() -> String {
     let mut text = String::from(
         "# Settings\n\n<!-- Made by `berth help markdown` from src/config/table.rs; UPDATE_GOLDEN=1 writes it anew. -->\n\n\

@@ -1,5 +1,5 @@
-//! The command line: subcommands, their output and exit codes. One file per subcommand. Flags are parsed by `config`.
-//! Runs on the main thread.
+//! The command line: subcommands, their output and exit codes. Each subcommand has its own file. The module `config`
+//! parses the flags. Commands run on the main thread.
 
 pub mod approvals;
 pub mod backup;
@@ -37,9 +37,9 @@ use crate::containers::{binds, enclose, resume};
 use crate::host::engine::inside;
 use crate::runs::keeper;
 
-/// Runs berth with the arguments of the process, the program's name first.
+/// Runs berth with the arguments of the process, of which the first is the program's name.
 pub fn run(args: Vec<OsString>) -> ExitCode {
-    // Checked first, because a container waits for its agent to start.
+    // The agent is checked first, because a container waits for its agent to start.
     if args.get(1).is_some_and(|arg| arg == "agent") {
         crate::containers::agent::main();
     }
@@ -52,7 +52,7 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-/// The exit code for an error. The help text lists them.
+/// Returns the exit code for an error. The help text lists the exit codes.
 fn exit_code(error: &Error) -> ExitCode {
     ExitCode::from(match error.code() {
         Code::Config => 2,
@@ -61,7 +61,7 @@ fn exit_code(error: &Error) -> ExitCode {
     })
 }
 
-/// Commands with which berth starts itself, under any program name.
+/// The commands with which berth starts its own helper processes, under any program name.
 const OWN: [&str; 7] = ["host", "probe", "attach", "keeper", "enclose", "relay", "seed"];
 
 fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
@@ -93,7 +93,7 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
         Some("restore") => restore::run(&words[1..]),
         Some("install") => install::install(&words[1..]),
         Some("uninstall") => install::uninstall(&words[1..]),
-        // Single-threaded like the agent, because a probe forks.
+        // A probe runs single-threaded, like the agent, because it forks.
         Some("probe") => Ok(crate::doctor::child::main(&words[1..])),
         Some("attach") => Ok(binds::main(&words[1..])),
         Some("keeper") => Ok(keeper::child::main(resume)),
@@ -119,7 +119,7 @@ fn dispatch(args: Vec<OsString>) -> Result<ExitCode> {
     }
 }
 
-/// The error for a file or folder that a person named and this process cannot open.
+/// Returns the error for a file or folder that the user named and this process cannot open.
 fn unreadable(path: &std::path::Path, error: io::Error) -> Error {
     let user = rustix::process::geteuid();
     if error.kind() == io::ErrorKind::PermissionDenied && !user.is_root() {
@@ -129,7 +129,7 @@ fn unreadable(path: &std::path::Path, error: io::Error) -> Error {
     Error::config(path.display(), error)
 }
 
-/// Prints the help of a command, or of all of berth.
+/// Prints the help of a command, or the complete help if there is no such command.
 fn help(command: &str) -> ExitCode {
     print(&match CommandSpec::named(command) {
         Ok(command) => help::text(&format!("berth {}: {}", command.name, command.about), &help::of(command)),
@@ -138,7 +138,7 @@ fn help(command: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// The parsed command line, or the exit code if help or the version was requested and printed.
+/// Parses a command line. Returns an exit code instead if help or the version was requested and printed.
 fn line(command: &str, words: &[String]) -> Result<Result<CommandLine, ExitCode>> {
     line_in(command, words, Style::Strict)
 }
@@ -156,7 +156,7 @@ fn version() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Prints to stdout. A reader that has closed the pipe is no failure (`berth --help | head -1`).
+/// Prints to stdout. A write error is ignored, because a closed pipe is no failure (`berth --help | head -1`).
 fn print(text: &str) {
     let mut out = io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());

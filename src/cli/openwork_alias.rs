@@ -1,5 +1,6 @@
-//! Compatibility with OpenWork's orchestrator, for berth called through a link named `openwrk`, `openwork` or
-//! `openwork-orchestrator`: words may stand between flags, and unknown flags are ignored.
+//! Compatibility with OpenWork's orchestrator, for a berth that is started through a symbolic link named `openwrk`,
+//! `openwork` or `openwork-orchestrator`. On such a command line, words may stand between flags, and unknown flags are
+//! ignored.
 
 use std::process::ExitCode;
 
@@ -10,10 +11,10 @@ use crate::config::{CommandSpec, Style};
 /// The names of the orchestrator's program.
 pub const NAMES: [&str; 3] = ["openwrk", "openwork", "openwork-orchestrator"];
 
-/// Runs the command in the arguments; without one, `start`.
+/// Runs the command that the arguments contain, or `start` if they contain none.
 ///
 /// # Errors
-/// Those of the command.
+/// Fails for the same reasons as the command.
 pub fn run(program: &str, words: &[String]) -> Result<ExitCode> {
     let args = match super::line_in("host", words, Style::Lenient)? {
         Ok(args) => args,
@@ -23,7 +24,7 @@ pub fn run(program: &str, words: &[String]) -> Result<ExitCode> {
     match positional.as_slice() {
         [] | ["start" | "serve", ..] => {
             let mut flags = words.to_vec();
-            // Removes the command itself. Further words are ignored, as in the orchestrator.
+            // The word of the command itself is removed. Further words are ignored, as in the orchestrator.
             if let Some(at) = positional.first().and_then(|first| flags.iter().position(|word| word == first))
             {
                 flags.remove(at);
@@ -59,7 +60,7 @@ pub fn run(program: &str, words: &[String]) -> Result<ExitCode> {
     }
 }
 
-/// The orchestrator prints the server's JSON.
+/// Returns the flags for a command whose output is the server's JSON, as in the orchestrator.
 fn answers(words: &[String]) -> Result<Vec<String>> {
     let mut flags = client_flags("approvals", words)?;
     if !flags.iter().any(|flag| flag == "--json") {
@@ -68,7 +69,7 @@ fn answers(words: &[String]) -> Result<Vec<String>> {
     Ok(flags)
 }
 
-/// The flags that `berth status` and `berth approvals` support, as one word each.
+/// Returns the flags that `berth status` and `berth approvals` support, each as one word.
 fn client_flags(command: &str, words: &[String]) -> Result<Vec<String>> {
     let command = CommandSpec::named(command)?;
     let mut flags = Vec::new();

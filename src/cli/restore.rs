@@ -1,9 +1,9 @@
-//! `berth restore`: makes a data folder from a backup. The archive is unpacked into a folder beside the data folder and
-//! compared with its checksums there; then one rename makes it the data folder, or exchanges the two. A restore that is
-//! killed leaves at most that folder, which the next one removes.
+//! `berth restore`: makes a data folder from a backup. The archive is unpacked into a folder beside the data folder
+//! and compared with its checksums there; then one rename makes this folder the data folder, or exchanges the two
+//! folders. A killed restore leaves at most the unpacked folder behind, and the next restore removes it.
 //!
-//! The data does not depend on its place: paths in records are relative, and what depends on a path, the ids of
-//! workspaces in the OpenWork API, is adjusted in tokens and names of logs.
+//! The data does not depend on the path of the data folder: paths in records are relative. Only the ids of workspaces
+//! in the OpenWork API are derived from paths; a restore updates them in tokens and in the names of logs.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -32,7 +32,8 @@ use crate::workspaces::openwork_id;
 /// Runs `berth restore FILE`.
 ///
 /// # Errors
-/// A wrong command line (exit code 2), a newer backup (3), or what went wrong: then the data folder is as it was.
+/// Fails for an invalid command line (exit code 2), for a backup of a newer version (exit code 3), or if a step fails.
+/// After an error the data folder is unchanged.
 pub fn run(args: &[String]) -> Result<ExitCode> {
     let asked = match super::line("restore", args)? {
         Ok(asked) => asked,
@@ -93,7 +94,7 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The folder that a link leads to: it is what is replaced, and the link stays.
+/// Returns the target of a data folder that is a symbolic link: the restore replaces the target and keeps the link.
 fn followed(data_dir: PathBuf) -> Result<PathBuf> {
     match fs::symlink_metadata(&data_dir) {
         Ok(found) if found.is_symlink() => fs::canonicalize(&data_dir).map_err(|error| {
@@ -106,7 +107,7 @@ fn followed(data_dir: PathBuf) -> Result<PathBuf> {
     }
 }
 
-/// Refuses a folder that has something in it, unless it is to be replaced and nothing uses it.
+/// Refuses a folder that is not empty, unless the user wants to replace it and no process uses it.
 fn check_target(data_dir: &Path, replace: bool) -> Result<Option<DataLock>> {
     let entries = match fs::read_dir(data_dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -121,7 +122,7 @@ fn check_target(data_dir: &Path, replace: bool) -> Result<Option<DataLock>> {
             "is not empty; name another folder with --data-dir, or add --replace to give up what is in it",
         ));
     }
-    // A mistyped path must not cost anything else.
+    // Only a data folder of berth is replaced, so that a mistyped path does not destroy other files.
     let is_ours = ["lock", "format"].iter().any(|name| data_dir.join(name).is_file());
     if !data_dir.join("workspaces").is_dir() || !is_ours {
         let problem = "is not empty and no data folder of berth, so it is not replaced; name another folder with --data-dir";
@@ -142,11 +143,11 @@ fn check_target(data_dir: &Path, replace: bool) -> Result<Option<DataLock>> {
     Ok(Some(lock))
 }
 
-/// The folder in which a backup is unpacked; it goes with this value.
+/// The folder into which a backup is unpacked. It is removed when this value is dropped.
 struct RestoreStaging {
     folder: PathBuf,
     parent: PathBuf,
-    /// Locked as long as it is in use.
+    /// The lock of the folder, held as long as the folder is in use.
     _locked: File,
 }
 
@@ -171,10 +172,10 @@ impl RestoreStaging {
         Ok(RestoreStaging { folder, parent: parent.to_owned(), _locked: locked })
     }
 
-    /// Makes what was unpacked the data folder, at one moment.
+    /// Makes the unpacked folder the data folder, with one rename.
     fn put(self, data_dir: &Path, replace: bool) -> Result<()> {
         let data = self.folder.join(DATA);
-        // An empty folder gives way, one in which something has appeared does not (rename(2)).
+        // The rename replaces an empty folder, but fails if files have appeared in it (rename(2)).
         let moved = match renameat_with(CWD, &data, CWD, data_dir, RenameFlags::empty()) {
             Err(Errno::NOTEMPTY | Errno::EXIST) if replace => {
                 renameat_with(CWD, &data, CWD, data_dir, RenameFlags::EXCHANGE)
@@ -211,7 +212,8 @@ fn lock(folder: &File) -> bool {
     flock(folder, FlockOperation::NonBlockingLockExclusive).is_ok()
 }
 
-/// Workspaces whose files are in the data folder have other ids in the OpenWork API now, which come from their paths.
+/// Updates the OpenWork ids of workspaces whose files are in the data folder: these ids are derived from the paths,
+/// which a restore may change.
 fn move_ids(data: &Path, data_dir: &Path, info: &BackupInfo) -> Result<()> {
     let mut moved: BTreeMap<String, String> = BTreeMap::new();
     for (id, old) in &info.paths {
@@ -238,7 +240,7 @@ fn move_ids(data: &Path, data_dir: &Path, info: &BackupInfo) -> Result<()> {
     }
     let path = data.join(tokens::FILE);
     let Some(bytes) = file::read_optional(&path, u64::MAX - 1)? else { return Ok(()) };
-    // A store that cannot be read is moved aside by the server.
+    // If the token store cannot be read, it stays unchanged; the server will move it aside.
     let Ok(mut store) = serde_json::from_slice::<Value>(&bytes) else { return Ok(()) };
     rename_strings(&mut store, &moved);
     let text = serde_json::to_vec_pretty(&store)
@@ -246,7 +248,7 @@ fn move_ids(data: &Path, data_dir: &Path, info: &BackupInfo) -> Result<()> {
     file::write_atomic(&path, &text, 0o600)
 }
 
-/// Replaces ids wherever they are a whole string.
+/// Replaces each string that is exactly an old id by the new id.
 fn rename_strings(value: &mut Value, moved: &BTreeMap<String, String>) {
     match value {
         Value::String(text) => {

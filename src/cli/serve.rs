@@ -1,4 +1,4 @@
-//! `berth serve`: resolves the settings, starts the log, installs missing packages if requested, and runs the server.
+//! `berth serve`: reads the settings, starts the log, installs missing packages if requested, and runs the server.
 
 use std::io::{self, Read as _};
 use std::path::Path;
@@ -12,10 +12,10 @@ use crate::config::{self, CommandLine, Resolved};
 
 use super::setup;
 
-/// Serves until stopped.
+/// Runs the server until it is stopped.
 ///
 /// # Errors
-/// Invalid settings (exit code 2), or a server that could not start or had to stop.
+/// Fails for invalid settings (exit code 2), or if the server cannot start or has to stop.
 pub fn run(args: &[String]) -> Result<ExitCode> {
     let args = match super::line("serve", args)? {
         Ok(args) => args,
@@ -32,12 +32,12 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs the server as the first process of a container that a host started (`--sandbox-server inside`). OpenCode is
-/// another process of the same user there and must not read this process's environment, which contains the tokens
-/// (ptrace(2)). The server ends when the host closes its standard input.
+/// Runs the server as the first process of a container that a host started (`--sandbox-server inside`). In this
+/// container OpenCode is another process of the same user, and it must not be able to read this process's environment,
+/// which contains the tokens (ptrace(2)). The server ends when the host closes its standard input.
 ///
 /// # Errors
-/// Those of [`run`].
+/// Fails for the same reasons as [`run`].
 pub(super) fn in_container(args: &[String]) -> Result<ExitCode> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable).at("set up", "the server")?;
     let watch = thread::spawn("input".into(), limits::STACK, || {
@@ -48,13 +48,13 @@ pub(super) fn in_container(args: &[String]) -> Result<ExitCode> {
     run(args)
 }
 
-/// The service manager that started this process, if there is one.
+/// Returns the service manager that started this process, if there is one.
 pub(super) fn service_manager() -> ServiceManager {
     let socket = config::process_env("NOTIFY_SOCKET").and_then(|socket| socket.into_string().ok());
     ServiceManager::from_socket(socket.as_deref())
 }
 
-/// All settings, with the environment for the server's own OpenCode.
+/// Returns all settings, with the environment for the server's own OpenCode.
 pub(super) fn resolved(args: &CommandLine, current_dir: &Path) -> Result<Resolved> {
     let mut resolved = config::resolve(args, &config::process_env, current_dir)?;
     if let Some(plan) = &mut resolved.settings.opencode {

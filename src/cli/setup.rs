@@ -1,6 +1,6 @@
 //! `--setup`: installs packages that container workspaces need and this machine lacks, with its own package manager.
-//! Prints every command before running it, and asks first on a terminal. Runs before the server has threads or
-//! sockets; after a failure the server does not start.
+//! berth prints every command before it runs the command, and on a terminal it first asks for confirmation. The setup
+//! runs before the server has threads or sockets; if the setup fails, the server does not start.
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -21,11 +21,12 @@ use crate::server::Settings;
 struct PackageManager {
     program: &'static str,
     family: Family,
-    /// Runs first.
+    /// The command that runs first and refreshes the list of packages.
     refresh: Option<&'static [&'static str]>,
-    /// Followed by package names.
+    /// The command that installs packages. Package names are appended to it.
     install: &'static [&'static str],
-    /// Followed by a package name. The package exists if this succeeds and prints something.
+    /// The command that queries a package. A package name is appended to it. The package exists if the command
+    /// succeeds and prints a text.
     query: &'static [&'static str],
 }
 
@@ -47,17 +48,17 @@ const MANAGERS: [PackageManager; 3] = [
     PackageManager {
         program: "pacman",
         family: Family::Arch,
-        // Not -Sy: a refresh without an upgrade leaves a partially upgraded system.
+        // The command is not `pacman -Sy`, because a refresh without an upgrade leaves a partially upgraded system.
         refresh: None,
         install: &["pacman", "-S", "--needed", "--noconfirm"],
         query: &["pacman", "-Si"],
     },
 ];
 
-/// Installs missing packages: those for containers, and those for the builds of single distributions.
+/// Installs missing packages: those that all containers need, and those that the builds of single distributions need.
 ///
 /// # Errors
-/// No known package manager, a "no" at the terminal, or a failed command.
+/// Fails if the machine has no known package manager, if the user declines, or if a command fails.
 pub fn run(settings: &Settings, assume_yes: bool) -> Result<()> {
     let host = SetupHost::new(settings);
     let missing = MissingDependencies::on_this_host(settings);
@@ -74,7 +75,7 @@ pub fn run(settings: &Settings, assume_yes: bool) -> Result<()> {
     };
     let required: Vec<&str> =
         tools::missing_tools_of(manager.family).iter().map(|tool| tool.package).collect();
-    // A package that the sources do not have must not cause a refresh at every start.
+    // If the package sources do not have a missing package, it must not cause a refresh at every start.
     if required.is_empty() && missing.available(&host, manager).is_empty() && !missing.arch_keys() {
         info!("Setup: there is nothing to install");
         return Ok(());
@@ -108,12 +109,12 @@ pub fn run(settings: &Settings, assume_yes: bool) -> Result<()> {
     Ok(())
 }
 
-/// The requirements of single distributions' builds, besides [`tools::missing_tools`]. Without one of these, other
+/// The requirements of single distributions' builds, besides [`tools::missing_tools`]. Without one of them, other
 /// distributions can still be built.
 struct MissingDependencies {
-    /// Archives without a keyring on the host and in the settings.
+    /// The archives for which neither the host nor the settings have a keyring.
     keyrings: Vec<Archive>,
-    /// pacman's keys are missing, and the settings name no other keys for Arch Linux.
+    /// Whether pacman's keys are missing and the settings name no other keys for Arch Linux.
     pacman_keys: bool,
 }
 
@@ -132,7 +133,7 @@ impl MissingDependencies {
         MissingDependencies { keyrings, pacman_keys }
     }
 
-    /// The package names, with alternatives as `A|B`.
+    /// Returns the names of the packages. Alternative names are separated by `|`.
     fn names(&self, family: Family) -> Vec<String> {
         let keyrings =
             self.keyrings.iter().map(|archive| tools::keyring_packages(family, *archive).join("|"));
@@ -152,7 +153,7 @@ impl MissingDependencies {
         packages
     }
 
-    /// The packages that the host's package sources have.
+    /// Returns the missing packages that the host's package sources have.
     fn available(&self, host: &SetupHost<'_>, manager: &PackageManager) -> Vec<&'static str> {
         let known = |package: &&'static str| host.has_package(manager, package);
         let keyring =
@@ -161,7 +162,7 @@ impl MissingDependencies {
         self.keyrings.iter().filter_map(keyring).chain(arch).collect()
     }
 
-    /// Whether pacman-key(8) can create the keys now.
+    /// Returns whether pacman-key(8) can create the keys now.
     fn arch_keys(&self) -> bool {
         self.pacman_keys
             && tools::has_arch_keyring()
@@ -169,7 +170,7 @@ impl MissingDependencies {
             && ["pacman-key", "gpg"].iter().all(|program| tools::find(program).is_some())
     }
 
-    /// Logs which distributions still cannot be built.
+    /// Logs the distributions that still cannot be built.
     fn warn_of_rest(&self, manager: &PackageManager) {
         if self.keyrings.contains(&Archive::Debian) && tools::keyring(Archive::Debian).is_none() {
             let names = tools::keyring_packages(manager.family, Archive::Debian).join(", ");
@@ -185,7 +186,7 @@ impl MissingDependencies {
     }
 }
 
-/// Shows the commands and, on a terminal, asks for confirmation.
+/// Prints the commands and, on a terminal, asks for confirmation.
 fn confirm(
     manager: &PackageManager,
     host: &SetupHost<'_>,
@@ -205,7 +206,8 @@ fn confirm(
         return Ok(());
     }
     let mut lines: Vec<String> = manager.refresh.iter().map(|refresh| host.line(refresh)).collect();
-    // Only the refresh shows which of several names the package sources have.
+    // The commands are shown before the refresh, which shows which of several alternative names the package sources
+    // have.
     let (mut first, mut others) = (Vec::new(), Vec::new());
     for package in packages {
         let mut names = package.split('|');
@@ -228,32 +230,32 @@ fn confirm(
     Err(Error::internal("Setup was not confirmed; start without --setup, or with --yes"))
 }
 
-/// Creates pacman's keys from the package of [`tools::ARCH_KEYRING_PACKAGE`] in a new folder, which is moved into
-/// place once it is complete.
+/// The commands that create pacman's keys from the package [`tools::ARCH_KEYRING_PACKAGE`] in a new folder, and then
+/// move the complete folder into place.
 const PACMAN_KEY: [&[&str]; 4] = [
     &["pacman-key", "--gpgdir", NEW_PACMAN_KEYS, "--init"],
     &["pacman-key", "--gpgdir", NEW_PACMAN_KEYS, "--populate", "archlinux"],
-    // pacman-key leaves GnuPG's agent running.
+    // This ends GnuPG's agent, which pacman-key leaves running.
     &["gpgconf", "--homedir", NEW_PACMAN_KEYS, "--kill", "all"],
     &["mv", "--no-target-directory", NEW_PACMAN_KEYS, tools::PACMAN_KEYS],
 ];
 
 const NEW_PACMAN_KEYS: &str = "/etc/pacman.d/gnupg.new";
 
-/// Whether the user answers yes in time. Any other answer, EOF and a timeout mean no.
+/// Returns whether the user answers yes in time. Any other answer, EOF and a timeout mean no.
 pub(super) fn agreed(mut terminal: impl Read + AsFd, within: Duration) -> bool {
     let mut answer = [0; 64];
     let length = match readable(terminal.as_fd(), within) {
-        // Terminals deliver whole lines.
+        // One read suffices, because terminals deliver whole lines.
         true => terminal.read(&mut answer).unwrap_or(0),
         false => 0,
     };
     matches!(std::str::from_utf8(&answer[..length]).unwrap_or_default().trim(), "y" | "Y" | "yes")
 }
 
-/// How to run commands on this machine.
+/// The way to run commands on this machine.
 struct SetupHost<'a> {
-    /// `sudo`, if the process is not root.
+    /// `sudo`, if this process does not run as root.
     prefix: &'static [&'static str],
     proxies: &'a [(String, String)],
     home: &'a std::path::Path,
@@ -261,13 +263,13 @@ struct SetupHost<'a> {
 
 impl<'a> SetupHost<'a> {
     fn new(settings: &'a Settings) -> SetupHost<'a> {
-        // sudo clears the environment, so variables are set with env.
+        // sudo clears the environment, so the variables are set with env.
         let sudo: &[&str] = &["sudo", "env", "DEBIAN_FRONTEND=noninteractive"];
         let prefix = if rustix::process::geteuid().is_root() { &[] } else { sudo };
         SetupHost { prefix, proxies: &settings.proxy_env, home: &settings.home }
     }
 
-    /// The command line for the user.
+    /// Returns the command line that is shown to the user.
     fn line(&self, argv: &[&str]) -> String {
         [self.prefix, argv].concat().join(" ")
     }
@@ -294,7 +296,7 @@ impl<'a> SetupHost<'a> {
         Ok(command)
     }
 
-    /// Runs a command with its output visible to the user.
+    /// Runs a command whose output the user sees.
     fn run_visible(&self, argv: &[&str]) -> Result<()> {
         let line = self.line(argv);
         info!("Setup: {line}");
@@ -304,7 +306,7 @@ impl<'a> SetupHost<'a> {
         let failed = |how: String| Error::internal(format!("Setup: {how}: {line}"));
         let mut child = command.spawn().map_err(|error| failed(format!("could not start ({error})")))?;
         if !ended(&child, limits::SETUP_TIMEOUT) {
-            // SIGKILL would leave a partially written package database, and cannot reach sudo's child.
+            // SIGKILL would leave a partially written package database, and sudo could not pass it on to its child.
             let pid = Pid::from_child(&child);
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
             let minutes = limits::SETUP_TIMEOUT.as_secs() / 60;
@@ -317,7 +319,7 @@ impl<'a> SetupHost<'a> {
         Ok(())
     }
 
-    /// Creates pacman's keys. If it fails, all distributions except Arch Linux can be built.
+    /// Creates pacman's keys. Without them, all distributions except Arch Linux can still be built.
     fn make_pacman_keys(&self) {
         for argv in PACMAN_KEY {
             if let Err(error) = self.run_visible(argv) {
@@ -327,31 +329,31 @@ impl<'a> SetupHost<'a> {
         }
     }
 
-    /// Whether the package sources have a package. Needs no root.
+    /// Returns whether the package sources have a package. Needs no root privileges.
     fn has_package(&self, manager: &PackageManager, package: &str) -> bool {
         let Ok(mut command) = self.command(&[manager.query, &[package]].concat()) else { return false };
-        // apt-cache succeeds without output for a name that is only provided by other packages.
+        // For a name that only other packages provide, apt-cache succeeds without output.
         let answer = command.stdin(Stdio::null()).stderr(Stdio::null()).output();
         answer.is_ok_and(|answer| answer.status.success() && !answer.stdout.trim_ascii().is_empty())
     }
 }
 
-/// Whether the child exits in time.
+/// Returns whether the child process exits in time.
 pub(super) fn ended(child: &Child, within: Duration) -> bool {
     match pidfd_open(Pid::from_child(child), PidfdFlags::empty()) {
         Ok(pidfd) => readable(pidfd.as_fd(), within),
-        // Kernels before 5.3 lack pidfd_open(2), so wait without a limit.
+        // Kernels before 5.3 do not have pidfd_open(2), so berth waits for the child without a limit.
         Err(_) => true,
     }
 }
 
-/// Whether the descriptor becomes readable in time.
+/// Returns whether the descriptor becomes readable in time.
 fn readable(fd: BorrowedFd<'_>, within: Duration) -> bool {
     let timeout = Timespec { tv_sec: i64::try_from(within.as_secs()).unwrap_or(i64::MAX), tv_nsec: 0 };
     loop {
         match poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)) {
             Ok(count) => return count > 0,
-            // The server's signal handlers are not installed yet; this is a stop and continue at the terminal.
+            // No signal handler of the server is installed yet, so the cause is a stop and continue at the terminal.
             Err(rustix::io::Errno::INTR) => {}
             Err(_) => return false,
         }

@@ -1,5 +1,5 @@
-//! `berth status`: reports whether a server, and optionally an OpenCode, respond, as text or JSON. Exits with 1 if
-//! one does not.
+//! `berth status`: reports, as text or JSON, whether a server and, if requested, an OpenCode respond. The command
+//! exits with 1 if one of them does not respond.
 
 use std::process::ExitCode;
 
@@ -11,7 +11,7 @@ use crate::base::{Result, logging};
 /// Runs `berth status`.
 ///
 /// # Errors
-/// An invalid command line or setting (exit code 2).
+/// Fails for an invalid command line or setting (exit code 2).
 pub fn run(args: &[String]) -> Result<ExitCode> {
     let args = match super::line("status", args)? {
         Ok(args) => args,
@@ -46,7 +46,7 @@ fn of_server(client: &ApiClient) -> Value {
     if client.plan.host_token.is_none() {
         return report;
     }
-    // Without a valid token there is less information, but the server responds.
+    // A server also responds to a client without a valid token, but then the report contains less information.
     match (client.call("GET", "/status", None), client.call("GET", "/approvals", None)) {
         (Ok(status), Ok(approvals)) => {
             report["status"] = status;
@@ -57,7 +57,7 @@ fn of_server(client: &ApiClient) -> Value {
     report
 }
 
-/// The OpenCode that the server runs, as the server reports it.
+/// Returns the state of the OpenCode that the server runs, as the server reports it.
 fn managed(state: &Value) -> Option<Value> {
     let word = state["state"].as_str()?;
     let mut report = state.clone();
@@ -73,7 +73,7 @@ fn managed(state: &Value) -> Option<Value> {
 
 fn of_opencode(client: &ApiClient, url: &str) -> Value {
     match client.look(&format!("{url}/global/health")) {
-        // An OpenCode without this route responds with an HTML page.
+        // An OpenCode version without the health route responds with an HTML page.
         Ok(health) if health["healthy"] == true => json!({ "ok": true, "url": url, "health": health }),
         Ok(_) => json!({ "ok": false, "url": url, "error": "the program at this URL is not an OpenCode" }),
         Err(error) => json!({ "ok": false, "url": url, "error": error.message() }),

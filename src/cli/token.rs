@@ -8,10 +8,10 @@ use crate::base::{Error, Result};
 use crate::config;
 use crate::store::format;
 
-/// Runs `token show` or `token make`.
+/// Runs `berth token show` or `berth token make`.
 ///
 /// # Errors
-/// An invalid command line or setting, an unreadable token file, or no tokens yet.
+/// Fails for an invalid command line or setting, if the token file cannot be read, or if no tokens were generated yet.
 pub fn run(args: &[String]) -> Result<ExitCode> {
     let (rest, make) = match args.first().map(String::as_str) {
         Some("show") => (&args[1..], false),
@@ -46,10 +46,10 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The line for a token; `None` if there is no token.
+/// Returns the line for a token; `None` if there is no token.
 fn line(name: &str, configured: &(TokenSetting, Option<String>), kept: Option<String>) -> Option<String> {
     match configured {
-        // The user who set it knows it; printing it would only expose it.
+        // The user who set this token has it; printing it would only expose it.
         (TokenSetting { secret: Some(_), .. }, place) => Some(format!(
             "{name}: set by {}, not a kept one",
             place.as_deref().unwrap_or("the configuration")

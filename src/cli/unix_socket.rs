@@ -1,4 +1,5 @@
-//! HTTP calls to a server that listens on a Unix socket: a connector and a transport for ureq, which has none.
+//! HTTP calls to a server that listens on a Unix socket: a connector and a transport for ureq, which does not support
+//! Unix sockets itself.
 
 use std::fmt;
 use std::io::{Read as _, Write as _};
@@ -11,7 +12,7 @@ use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
 };
 
-/// Connects to one socket, whatever host a URL names.
+/// Connects to one socket, regardless of the host that a URL names.
 #[derive(Debug)]
 pub(super) struct UnixConnector(pub(super) PathBuf);
 
@@ -41,7 +42,7 @@ impl fmt::Debug for UnixTransport {
     }
 }
 
-/// The time left, which std refuses to be zero.
+/// Returns the remaining time, which is at least 1 ms because std refuses a timeout of zero.
 fn left(timeout: &NextTimeout) -> Option<Duration> {
     timeout.not_zero().map(|left| (*left).max(Duration::from_millis(1)))
 }
@@ -78,7 +79,7 @@ impl Transport for UnixTransport {
         }
     }
 
-    /// One call, one connection: it is not worth keeping.
+    /// Returns `false`: each call uses a new connection, because a connection to a Unix socket is cheap.
     fn is_open(&mut self) -> bool {
         false
     }

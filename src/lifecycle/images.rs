@@ -34,8 +34,7 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// Chooses the base of a build from a distribution and image that a client names, by the rules of
-    /// [`Lifecycle::choose_image`].
+    /// Chooses the base of a build from a distribution and image that a client names, by the rules of `choose_image`.
     ///
     /// # Errors
     /// Fails with `ImageNotFound` or `InvalidDistro`.

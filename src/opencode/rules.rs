@@ -148,8 +148,8 @@ pub fn names_workspace<'a>(query: &str, mut headers: impl Iterator<Item = (&'a s
     in_query || headers.any(|(name, _)| name.eq_ignore_ascii_case("x-opencode-workspace"))
 }
 
-/// Encodes a directory for the [`DIRECTORY`](super::headers::DIRECTORY) header: returns it unchanged if possible,
-/// otherwise encoded as OpenCode's own client does.
+/// Encodes a directory for the `x-opencode-directory` header: returns it unchanged if possible, otherwise encoded as
+/// OpenCode's own client does.
 pub fn directory_header(directory: &str) -> String {
     let plain = directory.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'%');
     if plain { directory.to_owned() } else { query_value(directory) }

@@ -1,9 +1,9 @@
 //! The screen of `berth host` on a terminal: services, URLs, the log, and approvals that can be answered with a key.
-//! It is a client of its own server, so that answers take the same path as those of other clients.
+//! The screen is a client of the host's own server, so that its answers take the same path as those of other clients.
 //!
 //! Threads: `screen` draws and reads keys; `screen-calls` calls the server, so that a slow response does not block
-//! keys; `screen-feed` reads the stream of approvals, so that the list is requested only after a change. Locks:
-//! `view` and `log`, both leaves. Before the screen starts and after it ends, log lines go to standard error.
+//! keys; `screen-feed` reads the stream of approvals, so that the list is requested only after a change. Locks: `view`
+//! and `log`, both leaves. Before the screen starts and after it ends, log lines go to standard error.
 
 mod page;
 mod terminal;
@@ -28,20 +28,20 @@ use crate::config::{self, CommandLine};
 use crate::opencode::Managed;
 use crate::proc::Cancel;
 
-/// The log lines kept for the screen.
+/// The number of log lines that are kept for the screen.
 const LOG_LINES: usize = 1000;
 /// How often the screen is refreshed.
 const TICK: Duration = Duration::from_millis(400);
-/// The pause before a closed stream is opened again.
+/// The pause before the screen opens a closed stream again.
 const AGAIN: Duration = Duration::from_secs(1);
-/// How long an approval must be visible before it can be answered, so that a key meant for something else does not
-/// allow it.
+/// How long an approval must be visible before a key can answer it, so that a key that the user pressed for another
+/// purpose does not allow it.
 const VISIBLE: Duration = Duration::from_millis(500);
 
-/// Whether to show the screen: on a terminal, unless another kind of output is requested.
+/// Returns whether to show the screen: on a terminal, unless the flags request another kind of output.
 ///
 /// # Errors
-/// If it is requested but not possible.
+/// Fails if the flags request the screen but it is not possible.
 pub(super) fn is_wanted(args: &CommandLine) -> Result<bool> {
     let terminals = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let dumb = config::process_env("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
@@ -55,7 +55,7 @@ pub(super) fn is_wanted(args: &CommandLine) -> Result<bool> {
     Ok(tui.unwrap_or(!dumb) && terminals && !quiet)
 }
 
-/// The content of the screen for a started host.
+/// The information about a started host that the screen shows.
 pub(super) struct ScreenInfo {
     pub(super) workspace: String,
     pub(super) address: String,
@@ -64,8 +64,8 @@ pub(super) struct ScreenInfo {
     pub(super) managed: Option<Arc<Managed>>,
     pub(super) tokens: Vec<(&'static str, String)>,
     pub(super) client: ApiClient,
-    /// Cancelled when the server stops. The terminal is then restored at once, since a second signal ends the
-    /// process.
+    /// The cancellation of the screen when the server stops. The terminal is then restored at once, since a second
+    /// signal ends the process.
     pub(super) stopping: Cancel,
 }
 
@@ -78,22 +78,22 @@ pub(super) struct HostScreen {
 
 #[derive(Default)]
 struct ScreenState {
-    /// The last lines of the log, and whether the screen is shown.
+    /// The most recent log lines, and whether the screen is shown.
     log: Mutex<(VecDeque<String>, bool)>,
     view: Mutex<PageView>,
 }
 
-/// A request to the server.
+/// A request that the thread `screen-calls` sends to the server.
 enum ScreenRequest {
-    /// The list of approvals, after a change.
+    /// Requests the list of approvals, after a change.
     List,
-    /// An answer, after a key.
+    /// Answers the approval with this id, after a key.
     Reply(String, bool),
     Show(String),
 }
 
 impl HostScreen {
-    /// Returns a log output that feeds the screen besides `also`.
+    /// Returns a log output that writes to the screen and to `also`.
     pub(super) fn log(&self, also: logging::LogOutput) -> logging::LogOutput {
         let shared = self.shared.clone();
         logging::LogOutput::Other(Box::new(move |line: &[u8]| {
@@ -111,10 +111,10 @@ impl HostScreen {
         }))
     }
 
-    /// Shows the screen. Does nothing without a terminal.
+    /// Shows the screen. Does nothing if standard input is not a terminal.
     ///
     /// # Errors
-    /// If a thread cannot be started.
+    /// Fails if a thread cannot be started.
     pub(super) fn begin(&self, shown: ScreenInfo) -> Result<()> {
         let Ok(terminal) = RawTerminal::enter() else { return Ok(()) };
         lock(&self.shared.log).1 = true;
@@ -140,7 +140,7 @@ impl HostScreen {
         lock(&self.threads).is_some()
     }
 
-    /// Restores the terminal.
+    /// Ends the screen and restores the terminal.
     pub(super) fn end(&self) {
         if let Some((stopping, threads)) = lock(&self.threads).take() {
             stopping.cancel();
@@ -149,10 +149,10 @@ impl HostScreen {
     }
 }
 
-/// Reports changes of the approvals, until the server ends.
+/// Reports each change of the approvals to the thread `screen-calls`, until the server ends.
 fn follow(shown: &ScreenInfo, calls: &Sender<ScreenRequest>) {
     while !shown.stopping.is_cancelled() {
-        // Its first line lists the pending approvals.
+        // The first line of the stream contains the pending approvals.
         if let Ok(lines) = shown.client.lines("/approvals/events?stream=ndjson") {
             for line in lines.map_while(std::io::Result::ok) {
                 let event = serde_json::from_str::<Value>(&line).unwrap_or_default();
@@ -166,7 +166,7 @@ fn follow(shown: &ScreenInfo, calls: &Sender<ScreenRequest>) {
     }
 }
 
-/// Updates the view and sends requests for keys, until the screen ends.
+/// Updates the view and sends the requests that keys cause, until the screen ends.
 fn answer_calls(shared: &ScreenState, shown: &ScreenInfo, asked: &Receiver<ScreenRequest>) {
     loop {
         refresh(shared, shown);
@@ -202,7 +202,7 @@ fn answer_calls(shared: &ScreenState, shown: &ScreenInfo, asked: &Receiver<Scree
     }
 }
 
-/// Updates the information that needs no request.
+/// Updates the part of the view that needs no request to the server.
 fn refresh(shared: &ScreenState, shown: &ScreenInfo) {
     let mut services = vec![("Server", shown.address.clone()), ("Sandbox", shown.sandbox.to_owned())];
     if let Some(managed) = &shown.managed {
@@ -215,7 +215,7 @@ fn refresh(shared: &ScreenState, shown: &ScreenInfo) {
     lock(&shared.view).services = services;
 }
 
-/// Requests the pending approvals.
+/// Requests the pending approvals and updates the view.
 fn list(shared: &ScreenState, shown: &ScreenInfo) {
     let answer = shown.client.call("GET", "/approvals", None);
     let mut view = lock(&shared.view);
@@ -241,7 +241,7 @@ fn list(shared: &ScreenState, shown: &ScreenInfo) {
 fn draw(shared: &ScreenState, shown: &ScreenInfo, terminal: &RawTerminal, calls: &Sender<ScreenRequest>) {
     lock(&shared.view).workspace.clone_from(&shown.workspace);
     let mut drawn = (Vec::new(), 0, 0);
-    // The approval to which keys apply, and since when it has been visible.
+    // The approval to which keys apply, and the time since when it has been visible.
     let mut visible: (Option<String>, Instant) = (None, Instant::now());
     loop {
         let (columns, rows) = RawTerminal::size();
@@ -285,7 +285,7 @@ fn take(
         view.stopping = false;
         if key == KeyPress::Char('y') {
             "Stopping".clone_into(&mut view.message);
-            // Like Ctrl-C.
+            // SIGINT stops the host, as Ctrl-C does.
             let _ = kill_process(getpid(), Signal::INT);
         }
         return;

@@ -1,5 +1,6 @@
-//! Renders the screen of `berth host` as lines, a function of the view and the terminal's size. Must not draw or send
-//! requests. Text from other sources passes through [`one_line`], so that it cannot control the terminal.
+//! Renders the screen of `berth host` as lines, which depend only on the view and the terminal's size. This module
+//! must not draw or send requests. Text from other sources passes through [`one_line`], so that it cannot control the
+//! terminal.
 
 use std::time::Instant;
 
@@ -11,10 +12,10 @@ const BOLD: &str = "\x1b[1m";
 const DIM: &str = "\x1b[2m";
 const REVERSE: &str = "\x1b[7m";
 const PLAIN: &str = "\x1b[0m";
-/// The log lines that stay visible below a long list of approvals.
+/// The minimum number of log lines that stay visible below a long list of approvals.
 const LEAST_LOG: usize = 3;
 
-/// The data of the screen. Not `Debug`, because it contains tokens.
+/// The data that the screen shows. The type does not implement `Debug`, because it contains tokens.
 #[derive(Default)]
 pub(super) struct PageView {
     pub(super) workspace: String,
@@ -22,22 +23,22 @@ pub(super) struct PageView {
     pub(super) services: Vec<(&'static str, String)>,
     /// The tokens, if they are shown.
     pub(super) tokens: Option<Vec<(&'static str, String)>>,
-    /// Pending approvals, in the order of `GET /approvals`.
+    /// The pending approvals, in the order of `GET /approvals`.
     pub(super) approvals: Vec<Value>,
-    /// When they were listed, for computing the remaining time.
+    /// The time at which the approvals were listed, for computing their remaining time.
     pub(super) listed: Option<Instant>,
     /// The id of the selected approval.
     pub(super) chosen: Option<String>,
     /// The approval that is shown in full.
     pub(super) details: Option<Details>,
     pub(super) log: Vec<String>,
-    /// The result of the last key.
+    /// The message about the result of the last key.
     pub(super) message: String,
-    /// Waiting for confirmation to stop the host.
+    /// Whether the screen waits for a confirmation to stop the host.
     pub(super) stopping: bool,
 }
 
-/// An approval in full, and the first visible line.
+/// An approval that is shown in full, and its first visible line.
 pub(super) struct Details {
     pub(super) id: String,
     pub(super) lines: Vec<String>,
@@ -91,7 +92,7 @@ fn approvals(view: &PageView, room: usize, lines: &mut Vec<String>) {
     lines.push(format!("{BOLD}Approvals{PLAIN} {count} {wait} for an answer"));
     let at = view.approvals.iter().position(|one| Some(id(one)) == view.chosen.as_deref()).unwrap_or(0);
     let room = room.max(1);
-    // Scrolls so that the selected approval is visible.
+    // The list is scrolled so that the selected approval is visible.
     let first = at.saturating_sub(room - 1);
     for one in view.approvals.iter().skip(first).take(room) {
         let text = |value: &Value| one_line(value.as_str().unwrap_or("?"));

@@ -1,7 +1,7 @@
-//! The terminal of the screen: raw input and the alternate screen, restored when dropped. Must not know the content.
-//! One thread.
+//! Controls the terminal for the screen: switches to raw input and the alternate screen, and restores both on drop.
+//! This module must not know the content of the screen. Threads: one.
 //!
-//! Keyboard signals stay enabled (termios(3), ISIG): Ctrl-C stops the host as it does without a screen.
+//! Keyboard signals stay enabled (termios(3), ISIG): Ctrl-C stops the host, as without the screen.
 
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
@@ -15,11 +15,12 @@ use rustix::termios::{
 
 use crate::proc::Cancel;
 
-/// Alternate screen, no cursor, no line wrapping (xterm's control sequences, DEC private modes 1049, 25 and 7).
+/// Switches to the alternate screen, and turns off the cursor and line wrapping (xterm's control sequences, DEC
+/// private modes 1049, 25 and 7).
 const ENTER: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l";
 /// The inverse of [`ENTER`].
 const LEAVE: &str = "\x1b[?7h\x1b[?25h\x1b[?1049l";
-/// `_POSIX_VDISABLE`: no character has this effect.
+/// The value of a control character that disables its function (`_POSIX_VDISABLE`).
 const NO_CHARACTER: u8 = 0;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +37,7 @@ pub(super) enum KeyPress {
 /// The result of waiting for input.
 #[derive(Debug)]
 pub(super) enum TerminalInput {
-    /// Keys; empty for unsupported ones.
+    /// The keys that were pressed; empty if berth does not support them.
     Keys(Vec<KeyPress>),
     /// The wait timed out.
     Nothing,
@@ -50,15 +51,15 @@ pub(super) struct RawTerminal {
 }
 
 impl RawTerminal {
-    /// Takes control of the terminal.
+    /// Switches the terminal to raw input and the alternate screen.
     ///
     /// # Errors
-    /// If standard input is not a terminal.
+    /// Fails if standard input is not a terminal.
     pub(super) fn enter() -> io::Result<RawTerminal> {
         let before = tcgetattr(io::stdin())?;
         let mut raw = before.clone();
         raw.local_modes.remove(LocalModes::ICANON | LocalModes::ECHO);
-        // Ctrl-S would stop the screen, Ctrl-Z the server.
+        // Without this, Ctrl-S would stop the screen and Ctrl-Z the server.
         raw.input_modes.remove(InputModes::IXON);
         raw.special_codes[SpecialCodeIndex::VSUSP] = NO_CHARACTER;
         tcsetattr(io::stdin(), OptionalActions::Now, &raw)?;
@@ -67,7 +68,7 @@ impl RawTerminal {
         Ok(terminal)
     }
 
-    /// Columns and rows.
+    /// Returns the number of columns and rows.
     pub(super) fn size() -> (usize, usize) {
         let size = tcgetwinsize(io::stdout()).ok().filter(|size| size.ws_col > 0 && size.ws_row > 0);
         size.map_or((80, 24), |size| (usize::from(size.ws_col), usize::from(size.ws_row)))
@@ -76,14 +77,15 @@ impl RawTerminal {
     /// Replaces the content of the screen by these lines.
     ///
     /// # Errors
-    /// If the terminal was closed.
+    /// Fails if the terminal was closed.
     pub(super) fn show(&self, lines: &[String]) -> io::Result<()> {
-        // Cursor home; each line, then erase to its end; finally erase all rows below.
+        // Moves the cursor to the top left, prints each line and erases the rest of its row, and finally erases all
+        // rows below.
         let body = lines.iter().map(|line| format!("{line}\x1b[0m\x1b[K")).collect::<Vec<_>>().join("\r\n");
         self.write(&format!("\x1b[H{body}\x1b[J"))
     }
 
-    /// Waits for keys.
+    /// Waits up to `patience` for keys, or until `end` is cancelled.
     pub(super) fn read(&self, patience: Duration, end: &Cancel) -> TerminalInput {
         let stdin = io::stdin();
         let mut fds =
@@ -130,7 +132,7 @@ fn keys(bytes: &[u8]) -> Vec<KeyPress> {
     while let Some(first) = rest.chars().next() {
         let sequence = rest.strip_prefix("\x1b[").or_else(|| rest.strip_prefix("\x1bO"));
         if let Some(sequence) = sequence {
-            // ECMA-48, 5.4: parameters, then one final byte.
+            // A sequence consists of parameters and one final byte (ECMA-48, 5.4).
             let length =
                 sequence.find(|c: char| ('@'..='~').contains(&c)).map_or(sequence.len(), |at| at + 1);
             keys.extend(match &sequence[..length] {
