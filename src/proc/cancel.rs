@@ -1,4 +1,4 @@
-//! A flag that also wakes poll(2), for cancelling runs and builds from another thread.
+//! A flag that also wakes poll(2), so that another thread can cancel a run or a build.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::base::{At, Result};
 
-/// A cancellation flag, shared by its clones.
+/// A cancellation flag. All clones share the flag.
 #[derive(Clone, Debug)]
 pub struct Cancel(Arc<CancelInner>);
 
@@ -28,10 +28,10 @@ impl Cancel {
         Ok(Cancel(Arc::new(CancelInner { fd, cancelled: AtomicBool::new(false) })))
     }
 
-    /// Sets the flag, permanently.
+    /// Sets the flag permanently.
     pub fn cancel(&self) {
         self.0.cancelled.store(true, Ordering::Release);
-        // The counter is never read, so the descriptor stays readable for every later poll.
+        // The counter is never read, so the descriptor stays readable and every later poll(2) returns at once.
         let _ = rustix::io::write(&self.0.fd, &1u64.to_ne_bytes());
     }
 

@@ -1,5 +1,5 @@
-//! The machine's capacity, and the default limits that follow from it: a small machine must survive any workload without
-//! limits of its own.
+//! The machine's capacity, and the default limits that follow from it: even a small machine must survive a workload
+//! that has no limits of its own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,9 +12,9 @@ use super::Limits;
 const RESERVE_LEAST: u64 = 128 << 20;
 /// Memory reserved for the server and the kernel on a large machine.
 const RESERVE_MOST: u64 = 1 << 30;
-/// Minimum default for the processes of a container: a desktop browser or a build needs hundreds.
+/// Minimum of the default limit for a container's processes: a desktop browser or a build needs hundreds.
 const CONTAINER_PIDS_LEAST: u64 = 512;
-/// Maximum default: the size of a fork bomb on a large machine.
+/// Maximum of the default limit for a container's processes, so that a fork bomb on a large machine stays small.
 const CONTAINER_PIDS_MOST: u64 = 4096;
 
 /// Resources available to the server's process.
@@ -47,12 +47,13 @@ impl Capacity {
             memory_bytes: enclosing_memory().map_or(memory, |enclosing| memory.min(enclosing)),
             swap_bytes: size("SwapTotal:").unwrap_or(0),
             cpus: std::thread::available_parallelism().map_or(1, |count| count.get() as u64),
-            // The default of pid_max.
+            // 32768 is the kernel's default of pid_max.
             pids: pids.into_iter().flatten().min().unwrap_or(32768),
         }
     }
 
-    /// Returns the limits of all workloads together: everything but the reserve for the server and the kernel.
+    /// Returns the limits of all workloads together: the machine's capacity without the reserve for the server and the
+    /// kernel.
     pub fn total_limits(&self) -> Limits {
         let reserve = (self.memory_bytes / 10).clamp(RESERVE_LEAST, RESERVE_MOST);
         Limits {
@@ -67,7 +68,7 @@ impl Capacity {
     pub fn container_limits(&self) -> Limits {
         Limits {
             memory_bytes: self.total_limits().memory_bytes,
-            // A workload that swaps slows down the whole machine.
+            // A workload that swaps slows down the whole machine, so it gets only half of the swap space.
             swap_bytes: Some(self.swap_bytes / 2),
             cpus: None,
             pids: Some((self.pids / 8).clamp(CONTAINER_PIDS_LEAST, CONTAINER_PIDS_MOST)),

@@ -1,10 +1,10 @@
-//! Captures the first and the last bytes of a stream up to a cap, and counts all bytes.
+//! Captures the first and the last bytes of a stream, up to a maximum in total, and counts all bytes.
 
 use std::collections::VecDeque;
 
 /// Receives a child's output.
 pub trait Sink {
-    /// Receives the next bytes, at most a pipe chunk.
+    /// Receives the next bytes: at most [`limits::PIPE_CHUNK`](crate::base::limits::PIPE_CHUNK) bytes.
     fn take(&mut self, bytes: &[u8]);
 }
 
@@ -20,21 +20,21 @@ pub struct OutputCapture {
 /// The result of an [`OutputCapture`].
 #[derive(Debug, Default)]
 pub struct CapturedOutput {
-    /// The kept bytes: all of them, or head and tail joined.
+    /// The kept bytes: the whole stream, or its head and tail joined.
     pub bytes: Vec<u8>,
-    /// The position in `bytes` at which bytes were omitted, if any.
+    /// The position in `bytes` at which bytes were omitted; `None` if all bytes were kept.
     pub gap: Option<usize>,
-    /// The number of bytes received.
+    /// The number of bytes that the stream contained.
     pub total: u64,
 }
 
 impl OutputCapture {
-    /// Keeps at most `cap` bytes.
+    /// Creates a capture that keeps at most `cap` bytes.
     pub fn new(cap: usize) -> OutputCapture {
         OutputCapture { head: Vec::new(), tail: VecDeque::new(), cap, total: 0 }
     }
 
-    /// Ends the capture.
+    /// Ends the capture and returns the kept bytes.
     pub fn finish(self) -> CapturedOutput {
         let mut bytes = self.head;
         let gap = (self.total > (bytes.len() + self.tail.len()) as u64).then_some(bytes.len());

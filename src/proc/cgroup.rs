@@ -1,8 +1,9 @@
-//! Groups of processes that can be killed reliably. With cgroup v2 a group is a folder: a process is created in it
-//! (CLONE_INTO_CGROUP) or enters it before it executes a program, cannot leave it, and `cgroup.kill` kills all members
-//! however they forked. Only the tree is needed, no controller, so a v2 hierarchy beside v1 ones is enough. Where no v2 tree
-//! is writable, a group is an environment variable and a session id, found by reading /proc; a process can escape from it.
-//! No threads; one leaf lock, for the list of groups that outlived their owner.
+//! Groups of processes that can be killed reliably. With cgroup v2, a group is a folder. A process is created in this
+//! folder (CLONE_INTO_CGROUP) or enters it before it executes a program, and cannot leave it; `cgroup.kill` kills all
+//! members, however they forked. This requires only the tree and no controller, so a v2 hierarchy beside v1 hierarchies
+//! is enough. Where no v2 tree is writable, a group consists of the processes with an environment variable or a session
+//! id, which are found by reading /proc; a process can escape from such a group.
+//! This module has no threads, and one leaf lock: the list of groups that outlived their owner.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::CString;
@@ -25,19 +26,20 @@ use super::{Capacity, Limits, Usage};
 use crate::base::thread::lock;
 use crate::base::{At, Result};
 
-/// How often to create a cgroup again that another berth process removed before it was opened: each process removes it
-/// once.
+/// How often to retry if another berth process removes a cgroup between its creation and its opening. Each process
+/// removes it only once.
 const CGROUP_TRIES: usize = 16;
-/// The workloads' CPU weight, in competition with other services.
+/// The CPU weight of all workloads together, in competition with other services of the machine.
 const WORK_CPU_WEIGHT: u64 = 50;
 
-/// Extended attribute of a group that outlived its command. The kernel keeps it as long as the group (kernfs, Linux 5.7).
+/// Extended attribute that marks a group with processes that outlived their command. The kernel keeps the attribute as
+/// long as the group exists (kernfs, Linux 5.7).
 pub(super) const LEFTOVER_XATTR: &str = "user.berth.left";
 
-/// The tree in which groups are created.
+/// The cgroup tree in which groups are created.
 #[derive(Clone, Debug)]
 pub struct Cgroups {
-    /// Without a v2 tree, the name is in the environment of every process that berth starts.
+    /// The server's name. Without a v2 tree, it is in the environment of every process that berth starts.
     name: Arc<str>,
     home: Option<CgroupTree>,
     enforcement: Arc<Enforcement>,
@@ -47,14 +49,15 @@ pub struct Cgroups {
 #[derive(Clone, Debug)]
 pub(super) struct CgroupTree {
     pub(super) tree: Arc<Tree>,
-    /// Groups that still had processes when their owner dropped them: a command's background processes. They are removed
-    /// when they are empty; each removal of a group retries a few.
+    /// Groups that still had processes, such as a command's background processes, when their owner dropped them. Each
+    /// of these groups is removed when it is empty; whenever another group is removed, a few of them are tried again.
     left: Arc<Mutex<VecDeque<String>>>,
-    /// Groups at the top of the tree that have folders in v1 hierarchies for all processes below them.
+    /// Groups at the top of the tree whose folders in v1 hierarchies hold all processes below them.
     held: Arc<Mutex<BTreeSet<String>>>,
 }
 
-/// A tree in serialised form, for another berth process, which neither searches it nor changes its limits.
+/// A tree in serialised form, for another berth process. That process neither searches for the tree nor changes its
+/// limits.
 #[derive(Debug, Serialize, Deserialize, Default)]
 pub struct CgroupsHandle {
     name: String,
@@ -62,8 +65,9 @@ pub struct CgroupsHandle {
 }
 
 impl Cgroups {
-    /// Takes over the folder `name` of the v2 tree with the remains of an earlier server of the same name: the caller holds
-    /// the data folder's lock, so no running server owns it. [`Cgroups::sweep`] kills the processes that are not taken over.
+    /// Takes over the folder `name` of the v2 tree, with the groups that an earlier server of the same name has left in
+    /// it. The caller holds the data folder's lock, so no running server owns the tree. The caller then calls
+    /// [`Cgroups::sweep`] to kill the processes that it does not take over.
     pub fn take(name: &str) -> Cgroups {
         let tree = Tree::find(name);
         let enforcement = Arc::new(control::enforcement(tree.as_ref()));
@@ -80,7 +84,7 @@ impl Cgroups {
         Cgroups { name: name.into(), home, enforcement, capacity }
     }
 
-    /// Opens the tree of another berth process.
+    /// Opens the tree that another berth process has passed to this one.
     pub fn from_handle(handle: CgroupsHandle) -> Cgroups {
         let home = handle.home.map(|(tree, held)| CgroupTree {
             tree: Arc::new(tree),
@@ -91,13 +95,13 @@ impl Cgroups {
         Cgroups { name: handle.name.into(), home, enforcement, capacity: Capacity::from_host() }
     }
 
-    /// Returns the tree for [`Cgroups::from_handle`].
+    /// Returns a handle that another berth process can open with [`Cgroups::from_handle`].
     pub fn handle(&self) -> CgroupsHandle {
         let home = self.home.as_ref().map(|home| ((*home.tree).clone(), lock(&home.held).clone()));
         CgroupsHandle { name: self.name.to_string(), home }
     }
 
-    /// Kills all processes of an earlier server, except in the groups that `keep` names.
+    /// Kills all processes of an earlier server, except those in the groups that `keep` names.
     pub fn sweep(&self, keep: &[String]) {
         match &self.home {
             Some(home) => sweep_below(home, "", keep),
@@ -105,25 +109,25 @@ impl Cgroups {
         }
     }
 
-    /// Returns the tree's folder, which a later server looks for.
+    /// Returns the tree's folder. A later server reads this path to find the tree.
     pub fn folder(&self) -> Option<&Path> {
         self.home.as_ref().map(|home| home.tree.folder.as_path())
     }
 
-    /// Kills everything in an earlier server's tree if it is at another path, for example because systemd started that server
-    /// and this one was started by hand.
+    /// Kills all processes in an earlier server's tree if that tree is at another path, for example because systemd
+    /// started that server and a user started this one.
     pub fn end_elsewhere(&self, folder: &Path) {
         if let Some(home) = self.home.as_ref().filter(|home| home.tree.folder != folder) {
             home.tree.end_elsewhere(folder);
         }
     }
 
-    /// Whether groups are cgroups, so that no process can escape.
+    /// Returns whether groups are cgroups, from which no process can escape.
     pub fn kills_reliably(&self) -> bool {
         self.home.is_some()
     }
 
-    /// Whether the host has only cgroup v2.
+    /// Returns whether the host has only cgroup v2.
     pub fn only_v2(&self) -> bool {
         self.home.as_ref().is_some_and(|home| home.tree.only_v2)
     }
@@ -138,7 +142,7 @@ impl Cgroups {
         &self.capacity
     }
 
-    /// Creates the group `path` (components joined by `/`).
+    /// Creates the group `path`, whose components are joined by `/`.
     ///
     /// # Errors
     /// When the cgroup cannot be created.
@@ -149,7 +153,7 @@ impl Cgroups {
         }
     }
 
-    /// Opens a group that has processes of berth, with all its v1 folders.
+    /// Opens a group that already has processes of berth, with all its v1 folders.
     ///
     /// # Errors
     /// When the cgroup was removed and cannot be created again.
@@ -163,10 +167,10 @@ impl Cgroups {
         Ok(group)
     }
 
-    /// Creates the group of one command, with `limits`.
+    /// Creates the group of one command and sets its limits.
     ///
     /// # Errors
-    /// `Unavailable` when this host cannot enforce a limit; when the cgroup cannot be created.
+    /// `Unavailable` when this host cannot enforce one of `limits`; another error when the cgroup cannot be created.
     pub fn group_with_limits(&self, path: &str, limits: Option<&Limits>) -> Result<Group> {
         let Some(limits) = limits.filter(|limits| !limits.is_empty()) else { return self.group(path) };
         let mut group = self.group(path)?;
@@ -174,16 +178,18 @@ impl Cgroups {
         Ok(group)
     }
 
-    /// Sets the limits of one command's group, which is empty or has only a waiting process.
+    /// Sets the limits of one command's group. The group must be empty or contain only a process that waits for the
+    /// command.
     ///
     /// # Errors
-    /// `Unavailable` when this host cannot enforce one of `limits`; nothing has changed then.
+    /// `Unavailable` when this host cannot enforce one of `limits`; no limit has changed in this case.
     pub fn confine(&self, group: &mut Group, limits: &Limits) -> Result<()> {
         self.enforcement.check(limits)?;
         group.confine(limits)
     }
 
-    /// Removes the whole tree at the end of the server; groups with processes stay for the next start.
+    /// Removes the whole tree at the end of the server. Groups that still have processes stay until the next server
+    /// starts.
     pub fn release(&self) {
         if let Some(home) = &self.home {
             home.tree.remove("", true);
@@ -212,11 +218,11 @@ fn sweep_below(home: &CgroupTree, path: &str, keep: &[String]) {
 #[derive(Debug)]
 pub struct Group {
     pub(super) how: GroupKind,
-    /// Another owner has taken over the group: it is not removed on drop.
+    /// Whether another owner has taken over the group: then it is not removed on drop.
     disowned: AtomicBool,
-    /// The group has limits of its own.
+    /// Whether the group has limits of its own.
     confined: bool,
-    /// OOM-kill count of the kernel when the group was reused for another command.
+    /// The kernel's count of OOM kills when the group was reused for another command.
     oom_kills_at_reuse: Option<u64>,
 }
 
@@ -241,7 +247,7 @@ impl Group {
             let folder = home.tree.make(path)?;
             Ok::<_, std::io::Error>(rustix::fs::open(&folder, flags, Mode::empty())?)
         });
-        // Another berth process may remove the same group between the two calls.
+        // Another berth process may remove the same group between the creation and the opening.
         let folder = opened
             .take(CGROUP_TRIES)
             .find(|opened| !matches!(opened, Err(error) if error.kind() == std::io::ErrorKind::NotFound))
@@ -264,7 +270,7 @@ impl Group {
         Group::from_kind(GroupKind::EnvMarker(EnvMarker::default()))
     }
 
-    /// Keeps the group and its processes: another owner has taken over.
+    /// Keeps the group and its processes on drop, because another owner has taken over the group.
     pub fn disown(&self) {
         self.disowned.store(true, Ordering::Relaxed);
     }
@@ -278,8 +284,8 @@ impl Group {
         }
     }
 
-    /// Creates the group's folders in the v1 hierarchies of those `controllers` that v2 does not provide. Processes that
-    /// enter the group later enter these, too.
+    /// Creates the group's folders in the v1 hierarchies of those `controllers` that v2 does not provide. A process
+    /// that enters the group later enters these folders, too.
     fn make_v1(&mut self, controllers: &[Controller]) -> Result<()> {
         let GroupKind::Cgroup { home, path, v1, .. } = &mut self.how else { return Ok(()) };
         for (controller, folder) in home.tree.v1_folders(path) {
@@ -309,11 +315,11 @@ impl Group {
         Ok(())
     }
 
-    /// Enables all controllers that this host has, and sets the limits. For a group at the top of the tree, in which others
-    /// are created. A limit without a controller is skipped; [`Enforcement`] reports it.
+    /// Enables all controllers that this host has, and sets the limits. Call this for a group at the top of the tree,
+    /// in which other groups are created. A limit without a controller is skipped; [`Enforcement`] reports such limits.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// When the kernel refuses to create a folder or to set a limit.
     pub fn enable_limits(&mut self, limits: &Limits) -> Result<()> {
         self.make_v1(&Controller::ALL)?;
         if let GroupKind::Cgroup { home, path, .. } = &self.how {
@@ -322,7 +328,7 @@ impl Group {
         self.control_files().map_or(Ok(()), |files| files.set_limits(limits))
     }
 
-    /// Changes the limits of a group after [`Group::enable_limits`], while processes run in it.
+    /// Changes the limits of a group on which [`Group::enable_limits`] was called, while processes run in the group.
     ///
     /// # Errors
     /// `Conflict` when the kernel cannot reclaim memory that is in use.
@@ -330,19 +336,20 @@ impl Group {
         self.control_files().map_or(Ok(()), |files| files.set_limits(limits))
     }
 
-    /// Accounts for the group's memory, so that OOM kills are counted.
+    /// Enables memory accounting for the group, so that the kernel counts its OOM kills.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// When the kernel refuses to create a folder.
     pub fn track_memory(&mut self) -> Result<()> {
         self.make_v1(&[Controller::Memory])
     }
 
-    /// Returns the v1 `cgroup.procs` files that a new process must write `0` to, because it is created in the server's own
-    /// v1 groups: those of the group's own folders, else those of its group at the top of the tree.
+    /// Opens the v1 `cgroup.procs` files to which a new process must write `0`, because it is created in the server's
+    /// own v1 groups. These are the files in the group's own v1 folders, or else in those of the group at the top of
+    /// the tree.
     ///
     /// # Errors
-    /// When one cannot be opened.
+    /// When one of the files cannot be opened.
     pub fn v1_procs_files(&self) -> Result<Vec<OwnedFd>> {
         let GroupKind::Cgroup { home, path, v1, .. } = &self.how else { return Ok(Vec::new()) };
         let top = path.split('/').next().unwrap_or_default();
@@ -358,7 +365,7 @@ impl Group {
         Ok(all)
     }
 
-    /// Returns the cgroup's folder, in which a process can be created.
+    /// Returns the cgroup's folder as a descriptor, in which a process can be created.
     pub fn folder(&self) -> Option<BorrowedFd<'_>> {
         match &self.how {
             GroupKind::Cgroup { folder, .. } => Some(folder.as_fd()),
@@ -366,7 +373,7 @@ impl Group {
         }
     }
 
-    /// Returns the environment entry by which the group finds its processes without cgroups.
+    /// Returns the environment entry that marks the group's processes on hosts without cgroups.
     pub fn env_marker(&self) -> Option<CString> {
         match &self.how {
             GroupKind::Cgroup { .. } => None,
@@ -375,10 +382,10 @@ impl Group {
         }
     }
 
-    /// Returns the `cgroup.procs` files to which a process outside of the server writes `0` to move itself, and the children
-    /// that it starts later, into the group. Each write takes up to 15 ms on an idle machine: the kernel waits for an RCU grace
-    /// period before it takes `cgroup_threadgroup_rwsem` for writing. **Invariant:** processes are never moved by number, which
-    /// could belong to another process by then.
+    /// Opens the `cgroup.procs` files to which a process outside of the server writes `0` to move itself, and the
+    /// children that it starts later, into the group. Each write takes up to 15 ms on an idle machine: the kernel waits
+    /// for an RCU grace period before it takes `cgroup_threadgroup_rwsem` for writing. **Invariant:** no process is
+    /// moved by its number, because by then the number could belong to another process.
     ///
     /// # Errors
     /// When a file cannot be opened.
@@ -388,7 +395,7 @@ impl Group {
         [&own].into_iter().chain(v1).map(|folder| open_procs(folder)).collect()
     }
 
-    /// Returns only those of the v1 folders, for a process that is in the group already.
+    /// Opens only the `cgroup.procs` files in v1 folders, for a process that is already in the group's v2 folder.
     ///
     /// # Errors
     /// When a file cannot be opened.
@@ -397,8 +404,9 @@ impl Group {
         v1.iter().map(|folder| open_procs(folder)).collect()
     }
 
-    /// Prepares the group for another command if it is empty: creating and removing a group costs more than moving a process
-    /// into one. Usage counters continue, so it is for commands of which only OOM kills are reported.
+    /// Prepares the group for another command if it is empty, and returns whether it did. Creating and removing a group
+    /// costs more than moving a process into one. The usage counters continue, so reuse groups only for commands of
+    /// which only OOM kills are reported.
     pub fn reuse(&mut self) -> bool {
         let GroupKind::Cgroup { folder, .. } = &self.how else { return false };
         let empty = || read_in(folder, "cgroup.events").is_ok_and(|text| text.contains("populated 0"));
@@ -413,24 +421,25 @@ impl Group {
         true
     }
 
-    /// Whether the usage counters include an earlier command.
+    /// Returns whether the usage counters include an earlier command.
     pub fn is_reused(&self) -> bool {
         self.oom_kills_at_reuse.is_some()
     }
 
-    /// Whether the kernel killed a process of the group because memory ran out; `None` if this host cannot tell.
+    /// Returns whether the kernel killed a process of the group because memory ran out; `None` if this host does not
+    /// count OOM kills.
     pub fn oom_killed(&self) -> Option<bool> {
         let count = self.control_files()?.oom_kills()?;
         Some(count > self.oom_kills_at_reuse.unwrap_or(0))
     }
 
-    /// Returns the usage of all processes that were ever in the group. With v1 controllers and no folders of its own, most of
-    /// it is unknown.
+    /// Returns the usage of all processes that were ever in the group. With v1 controllers and without v1 folders of
+    /// the group's own, most of the usage is unknown.
     pub fn usage(&self) -> Usage {
         self.control_files().map(|files| files.usage()).unwrap_or_default()
     }
 
-    /// Returns the current usage.
+    /// Returns the usage of the processes that are in the group now.
     pub fn current(&self) -> CurrentUsage {
         self.control_files().map(|files| files.current()).unwrap_or_default()
     }
@@ -443,7 +452,7 @@ impl Group {
         }
     }
 
-    /// Returns the group's path in the tree, by which [`Cgroups::group`] opens it again.
+    /// Returns the group's path in the tree; [`Cgroups::group`] opens the group again by this path.
     pub fn path(&self) -> &str {
         match &self.how {
             GroupKind::Cgroup { path, .. } => path,
@@ -451,7 +460,7 @@ impl Group {
         }
     }
 
-    /// Returns the names of the groups directly below `below` in this group.
+    /// Returns the names of the groups directly below the folder `below` of this group.
     pub fn children(&self, below: &str) -> Vec<String> {
         match &self.how {
             GroupKind::Cgroup { home, path, .. } => home.tree.children_of(&Path::new(path).join(below)),
@@ -459,7 +468,7 @@ impl Group {
         }
     }
 
-    /// Whether the process `pid` is in this group or below it, according to the kernel.
+    /// Returns whether the process `pid` is in this group or in a group below it, according to the kernel.
     pub fn contains(&self, pid: i32) -> bool {
         let GroupKind::Cgroup { home, path, .. } = &self.how else { return true };
         let Ok(text) = fs::File::open(format!("/proc/{pid}/cgroup")).and_then(read_whole) else {
@@ -477,7 +486,7 @@ impl Drop for Group {
 }
 
 impl Group {
-    /// Removes the group now instead of when the last handle is dropped: its name may be reused by then.
+    /// Removes the group now. When the last handle is dropped, another group may already have the same name.
     pub fn remove(&self) {
         let GroupKind::Cgroup { home, path, v1, .. } = &self.how else { return };
         if self.disowned.swap(true, Ordering::AcqRel) {
@@ -488,7 +497,7 @@ impl Group {
         }
         let mut retry = Vec::new();
         if !path.is_empty() && !home.tree.remove_with(path, v1.iter().map(PathBuf::as_path)) {
-            // The command has ended, though perhaps not by itself.
+            // The command has ended, though another process may have ended it.
             self.mark_leftover();
             retry.push(path.clone());
         }
@@ -521,7 +530,8 @@ pub(super) fn read_in(folder: impl AsFd, file: &str) -> Result<String> {
     read_whole(open_in(folder, file)?).at("read", file)
 }
 
-/// Usually two calls: the kernel generates the whole file for every read(2), and std would start with 32 bytes.
+/// Reads a file of /proc to its end, usually in two calls: the kernel generates the whole file for every read(2), and
+/// the standard library would start with 32 bytes.
 fn read_whole(file: impl AsFd) -> std::io::Result<String> {
     let mut bytes = Vec::with_capacity(4096);
     while rustix::io::read(&file, spare_capacity(&mut bytes))? > 0 {
@@ -534,7 +544,7 @@ fn read_whole(file: impl AsFd) -> std::io::Result<String> {
 mod tests {
     use super::*;
 
-    /// A server and a keeper both hold a run's group, and either may be the first to drop it.
+    /// Two berth processes, a server and a keeper, both hold a run's group, and either may be the first to drop it.
     #[test]
     fn two_processes_may_drop_a_group_at_the_same_time() {
         let name = format!("berth-unit-{}", uuid::Uuid::new_v4().simple());

@@ -1,10 +1,10 @@
-//! A command as one block of words that a process receives and uses in place, because a process in the server's memory must
-//! not allocate. No threads, no locks.
+//! A command as one block of words. A process receives the block and uses it in place, because a process that shares
+//! the server's memory must not allocate. No threads, no locks.
 //!
-//! Format, in native byte order, padded to eight bytes: the block's length; flags for a terminal and a user; uid and gid; the
-//! number of supplementary groups; the groups, two in a word; then offsets of strings from the block's start: the working
-//! directory; the command lines, each terminated by 0, and one more 0; the environment, terminated by 0; then the strings,
-//! each terminated by NUL. Several offsets may refer to one string.
+//! Format, in native byte order and padded to eight bytes: the block's length; flags for a terminal and a user; uid and
+//! gid; the number of supplementary groups; the groups, two in a word. Then the offsets of strings from the block's
+//! start follow: the working directory; the command lines, each terminated by 0, and another 0; the environment,
+//! terminated by 0. The strings follow last, each terminated by NUL. Several offsets may refer to one string.
 
 use std::ffi::CString;
 use std::io::IoSliceMut;
@@ -18,7 +18,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlag
 use super::CommandSpec;
 use super::exec::{RawUser, StartReport, enter_group};
 
-/// Eight bytes of a block.
+/// Eight bytes of a block, which hold one number in native byte order.
 pub(super) type Word = [u8; size_of::<u64>()];
 
 const TTY: u64 = 1;
@@ -27,13 +27,13 @@ const USER: u64 = 2;
 /// Number of descriptors that become the command's streams.
 pub const STREAMS: usize = 3;
 
-/// Maximum number of `cgroup.procs` files: one of the v2 hierarchy, and one of a v1 hierarchy for each controller.
+/// Maximum number of `cgroup.procs` files: one in the v2 hierarchy, and one in a v1 hierarchy for each controller.
 pub const MAX_PROCS_FILES: usize = 4;
 
-/// Words before the groups.
+/// Number of words before the groups.
 const HEADER_WORDS: usize = 4;
 
-/// Encodes a command; `mark` is an additional environment variable.
+/// Encodes a command; `mark` is an additional environment entry.
 pub fn pack(command: &CommandSpec, mark: Option<&CString>) -> Vec<u8> {
     let user = command.user.as_ref();
     let groups = user.map_or(&[][..], |user| &user.groups);
@@ -64,7 +64,7 @@ pub fn pack(command: &CommandSpec, mark: Option<&CString>) -> Vec<u8> {
     let (mut args, mut offsets): (&[CString], Vec<u64>) = (&[], Vec::new());
     for (program, rest) in lines() {
         words.push(put(program.to_bytes()));
-        // The arguments of a program that is searched in several folders are stored once.
+        // The arguments are stored once even if the program is searched in several folders.
         if rest != args {
             (args, offsets) = (rest, rest.iter().map(|arg| put(arg.to_bytes())).collect());
         }
@@ -83,8 +83,8 @@ pub fn pack(command: &CommandSpec, mark: Option<&CString>) -> Vec<u8> {
     block
 }
 
-/// Waits without a deadline for the `cgroup.procs` files of the groups to enter, enters them and reports the result. Returns
-/// `false` if the peer has disconnected. Does not allocate.
+/// Waits without a deadline for the `cgroup.procs` files of the groups to enter, enters the groups and reports the
+/// result. Returns `false` if the peer has disconnected. Does not allocate.
 pub(super) fn receive_and_enter_groups(socket: BorrowedFd<'_>) -> bool {
     let mut word = Word::default();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PROCS_FILES))];
@@ -106,16 +106,17 @@ pub(super) fn receive_and_enter_groups(socket: BorrowedFd<'_>) -> bool {
     received == size_of::<Word>() && send(socket, &reports.to_bytes(), SendFlags::NOSIGNAL).is_ok()
 }
 
-/// Moves this process. The descriptor closes when the command is executed; closing it here would use libc.
+/// Moves this process into a cgroup. The descriptor stays open until the command is executed, because closing it would
+/// use libc.
 fn enter_procs(procs: OwnedFd) -> Result<(), Errno> {
     let entered = enter_group(&procs);
     let _ = procs.into_raw_fd();
     entered
 }
 
-/// Waits without a deadline for a block, which is stored at the start of `room`, and for three descriptors; further
-/// descriptors are `cgroup.procs` files and are entered at once. Returns `None` if the peer has disconnected or sends
-/// something else. Does not allocate.
+/// Waits without a deadline for a block and for three descriptors. The block is stored at the start of `buffer`.
+/// Further descriptors are `cgroup.procs` files, and the process enters their cgroups at once. Returns `None` if the
+/// peer has disconnected or has sent other data. Does not allocate.
 pub(super) fn receive<'a>(
     socket: BorrowedFd<'_>,
     buffer: &'a mut [Word],
@@ -149,32 +150,33 @@ pub(super) fn receive<'a>(
     Some((buffer.get_mut(..length / size_of::<Word>())?, fds))
 }
 
-/// A decoded block: the addresses of the arguments for execve(2) and other calls.
+/// A decoded block: the addresses of the arguments for execve(2) and for other system calls.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct UnpackedCommand {
     pub(super) cwd: usize,
-    /// Null-terminated arrays of pointers; a null pointer follows the last.
+    /// The address of null-terminated arrays of pointers; a null pointer follows the last array.
     pub(super) argvs: usize,
-    /// A null-terminated array of pointers.
+    /// The address of a null-terminated array of pointers.
     pub(super) env: usize,
-    /// Stdin is a terminal.
+    /// Whether stdin is a terminal.
     pub(super) tty: bool,
-    /// The user to switch to.
+    /// The user to which the process switches.
     pub(super) user: Option<RawUser>,
 }
 
-/// Replaces the block's offsets by addresses, in place. Returns `None` if the block is malformed. Does not allocate.
+/// Replaces the offsets in the block by addresses, in place. Returns `None` if the block is malformed. Does not
+/// allocate.
 pub(super) fn unpack(block: &mut [Word]) -> Option<UnpackedCommand> {
     let base = block.as_ptr().expose_provenance();
     let word = |block: &[Word], at: usize| block.get(at).map(|word| u64::from_ne_bytes(*word));
     let length = word(block, 0)?;
-    // The last byte is NUL, so every string ends within the block.
+    // The last byte must be NUL, so that every string ends within the block.
     if length != size_of_val(block) as u64 || block.last()?[7] != 0 {
         return None;
     }
     let (flags, ids) = (word(block, 1)?, word(block, 2)?);
     let groups = usize::try_from(word(block, 3)?).ok().filter(|count| *count <= block.len())?;
-    // Returns whether there was an offset (and not a 0) at this position.
+    // Returns whether this position contained an offset (and not a 0).
     let mut relocate = |at: usize| -> Option<bool> {
         match word(block, at)? {
             0 => Some(false),
@@ -255,7 +257,7 @@ mod tests {
         u64::from_ne_bytes(word)
     }
 
-    /// The string at an address within `block`.
+    /// Returns the string at an address within `block`.
     fn text(block: &[Word], address: u64) -> String {
         let bytes = block.as_flattened();
         let at = address as usize - block.as_ptr().expose_provenance();
@@ -295,7 +297,7 @@ mod tests {
         assert!(!unpacked.tty && unpacked.user.is_none());
     }
 
-    /// With any single word changed, the result points into the block or is `None`.
+    /// If any single word is changed, the result either points into the block or is `None`.
     #[test]
     fn malformed_block_never_points_outside_of_itself() {
         let good = words(&pack(&command(), None));
@@ -318,7 +320,7 @@ mod tests {
         }
     }
 
-    /// Sends `block` to a waiting process; returns its reports, its output and its exit status.
+    /// Sends `block` to a waiting process. Returns the reports, the output and the exit status of the process.
     fn wait_with(slots: &mut ZygoteSlots, block: &[u8]) -> (Vec<StartReport>, String, WaitStatus) {
         let (mut near, far) = UnixStream::pair().unwrap();
         let far = OwnedFd::from(far);
@@ -334,7 +336,7 @@ mod tests {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         ancillary.push(SendAncillaryMessage::ScmRights(&fds));
-        // In two parts: a stream socket may deliver any split.
+        // The block is sent in two parts, because a stream socket may split it anywhere.
         let (first, second) = block.split_at(block.len() / 2);
         let first = [std::io::IoSlice::new(first)];
         let sent = sendmsg(&near, &first, &mut ancillary, SendFlags::empty()).unwrap();
@@ -367,7 +369,8 @@ mod tests {
             ..command()
         };
         let mut slots = ZygoteSlots::default();
-        // SIGPIPE, which the Rust runtime ignores, has its default action in the program, and no signal is blocked.
+        // The Rust runtime ignores SIGPIPE, but in the program SIGPIPE has its default action, and no signal is
+        // blocked.
         let script = "echo $A; pwd; grep -E '^Sig(Blk|Ign)' /proc/self/status; ls /proc/self/fd; exit 7";
         let (reports, printed, status) = wait_with(&mut slots, &pack(&shell(script), None));
         assert_eq!(reports, [StartReport::Accepted]);
@@ -375,7 +378,8 @@ mod tests {
         let wanted = format!("one two\n/usr\nSigBlk:\t{none}\nSigIgn:\t{none}\n0\n1\n2\n3\n");
         assert_eq!((printed.as_str(), status.exit_status()), (wanted.as_str(), Some(7)));
 
-        // A long command, a short one in the same slot, another user, and failing steps.
+        // A long command, a short command in the same slot, a command of another user, and commands of which a step
+        // fails.
         let long = shell(&format!("echo {} | wc -c", "x".repeat(100_000)));
         assert_eq!(wait_with(&mut slots, &pack(&long, None)).1, "100001\n");
         let user = Some(ProcessUser { uid: 65534, gid: 65533, groups: vec![65530, 65531, 65532] });
@@ -391,7 +395,7 @@ mod tests {
         let (reports, _, status) = wait_with(&mut slots, &pack(&nothing, None));
         assert_eq!(reports, [StartReport::Accepted, StartReport::Failed(StartStep::Exec, libc::EACCES)]);
         assert_eq!(status.exit_status(), Some(127));
-        // The peer disconnects, or sends a malformed block.
+        // The peer disconnects, or it sends a malformed block.
         assert_eq!(wait_with(&mut slots, &[]).2.exit_status(), Some(0));
         assert_eq!(wait_with(&mut slots, &[8; 64]).2.exit_status(), Some(0));
     }

@@ -1,17 +1,17 @@
-//! Restrictions that the environment, such as an outer container, imposes on this process although it runs as root
-//! (proc_pid_status(5)).
+//! Restrictions that the environment of this process, such as an outer container, imposes although the process runs as
+//! root (proc_pid_status(5)).
 
 use rustix::io::Errno;
 
-/// CAP_SYS_ADMIN (capabilities(7)).
+/// The bit of CAP_SYS_ADMIN in a capability mask (capabilities(7)).
 const SYS_ADMIN: u64 = 1 << 21;
 
 /// The restrictions of a process.
 #[derive(Clone, Copy, Debug)]
 pub struct Confinement {
-    /// A seccomp profile filters its system calls.
+    /// Whether a seccomp profile filters the system calls of the process.
     pub seccomp: bool,
-    /// The process has CAP_SYS_ADMIN, which mounts and namespaces require.
+    /// Whether the process has CAP_SYS_ADMIN, which mounts and namespaces require.
     pub sys_admin: bool,
 }
 
@@ -30,7 +30,8 @@ impl Confinement {
         }
     }
 
-    /// Returns the restriction that explains why a system call for namespaces, mounts or processes failed with `error`.
+    /// Returns the restriction that explains why a system call for namespaces, mounts or processes failed with `error`;
+    /// `None` if no restriction explains the failure.
     pub fn explains(self, error: Errno) -> Option<&'static str> {
         match (error, self.seccomp, self.sys_admin) {
             (Errno::PERM | Errno::NOSYS, true, true) => Some("refused by a seccomp profile"),

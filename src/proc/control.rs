@@ -1,5 +1,5 @@
-//! Limits and usage of a group, through the kernel's files: cgroup v2 where the group has the controllers, v1 folders
-//! elsewhere.
+//! Reads and writes the limits and the usage of a group through the kernel's files: those of cgroup v2 for the
+//! controllers that the group has there, else those in v1 folders.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -12,29 +12,29 @@ use super::hierarchy::{Controller, ControllerSource, Tree, write};
 use super::{Limits, Usage};
 use crate::base::{At, Code, Error, Result};
 
-/// Whether this host enforces one kind of limit.
+/// Whether this host enforces one kind of limit, and how.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Enforced {
     pub enforced: bool,
-    /// The mechanism, or the reason why there is none and how to change that.
+    /// The mechanism; or the reason why the limit is not enforced, and how to change that.
     pub how: String,
 }
 
-/// Which limits this host enforces.
+/// Whether this host enforces each kind of limit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Enforcement {
-    /// `memory_bytes`
+    /// Enforcement of `memory_bytes`.
     pub memory_bytes: Enforced,
-    /// `swap_bytes`
+    /// Enforcement of `swap_bytes`.
     pub swap_bytes: Enforced,
-    /// `cpus`
+    /// Enforcement of `cpus`.
     pub cpus: Enforced,
-    /// `pids`
+    /// Enforcement of `pids`.
     pub pids: Enforced,
 }
 
 impl Enforcement {
-    /// Returns the limits that are not enforced, as `(name, reason)`.
+    /// Returns those of `limits` that are not enforced, as `(name, reason)`.
     pub fn missing(&self, limits: &Limits) -> Vec<(&'static str, &str)> {
         let asked = [
             ("memory_bytes", limits.memory_bytes.is_some(), &self.memory_bytes),
@@ -49,10 +49,10 @@ impl Enforcement {
             .collect()
     }
 
-    /// Checks the limits of a command, which must all be enforced.
+    /// Checks that this host enforces all of a command's limits.
     ///
     /// # Errors
-    /// `Unavailable` with the first limit that is not enforced.
+    /// `Unavailable` with the name of the first limit that is not enforced.
     pub fn check(&self, limits: &Limits) -> Result<()> {
         match self.missing(limits).first() {
             None => Ok(()),
@@ -64,7 +64,7 @@ impl Enforcement {
     }
 }
 
-/// Returns what can be enforced in `tree`, or without one.
+/// Returns whether each kind of limit is enforced in `tree`; none is enforced without a tree.
 pub(super) fn enforcement(tree: Option<&Tree>) -> Enforcement {
     let of = |controller: Controller| match tree.map(|tree| tree.source(controller)) {
         Some(ControllerSource::V2) => Enforced { enforced: true, how: "cgroup v2".into() },
@@ -113,7 +113,8 @@ pub(super) struct ControlFiles<'a> {
 }
 
 impl ControlFiles<'_> {
-    /// Returns the folder with the files of `controller`, which may not exist, and whether it is v2.
+    /// Returns the folder with the group's files of `controller`, and whether the folder is in v2. The folder may not
+    /// exist.
     fn folder_of(&self, controller: Controller) -> Option<(PathBuf, bool)> {
         match self.tree.source(controller) {
             ControllerSource::V2 => Some((self.folder.clone(), true)),
@@ -122,13 +123,15 @@ impl ControlFiles<'_> {
         }
     }
 
-    /// Sets `limits`; a missing value removes the limit. A limit without a controller is skipped; [`Enforcement`] reports it.
+    /// Sets `limits`; a missing value removes the limit. A limit without a controller is skipped; [`Enforcement`]
+    /// reports such limits.
     pub(super) fn set_limits(&self, limits: &Limits) -> Result<()> {
         let or_max = |value: Option<u64>| value.map_or("max".to_owned(), |value| value.to_string());
         let put = |folder: &Path, file: &str, text: &str| -> Result<()> {
             let path = folder.join(file);
             write(&path, text).map_err(|error| match error.raw_os_error() {
-                // v1 refuses a limit below the memory that cannot be reclaimed; v2 kills instead.
+                // v1 refuses a limit below the memory that cannot be reclaimed; v2 accepts the limit and kills
+                // processes.
                 Some(libc::EBUSY) => Error::new(
                     Code::Conflict,
                     format!("More memory is in use and cannot be reclaimed now; stop processes first ({file} {text})"),
@@ -147,7 +150,8 @@ impl ControlFiles<'_> {
             Some((folder, false)) if here(&folder, false) => {
                 let or_none = |value: Option<u64>| value.map_or("-1".to_owned(), |value| value.to_string());
                 let both = "memory.memsw.limit_in_bytes";
-                // The limit of memory must never exceed that of memory and swap, not even in between.
+                // The memory limit must never exceed the limit of memory and swap together, not even between two
+                // writes.
                 if folder.join(both).exists() {
                     put(&folder, both, "-1")?;
                 }
@@ -177,7 +181,7 @@ impl ControlFiles<'_> {
         Ok(())
     }
 
-    /// Makes an OOM kill kill the whole group: the rest of a command is of no use.
+    /// Sets the group so that an OOM kill kills the whole group, because the rest of a command is of no use.
     pub(super) fn set_oom_group(&self) -> Result<()> {
         match self.folder_of(Controller::Memory) {
             Some((folder, true)) => {
@@ -187,7 +191,7 @@ impl ControlFiles<'_> {
         }
     }
 
-    /// Sets the group's weight in the competition for processors; the default is 100.
+    /// Sets the group's weight in the competition for processors. The kernel's default is 100.
     pub(super) fn set_cpu_weight(&self, weight: u64) {
         let _ = match self.folder_of(Controller::Cpu) {
             Some((folder, true)) => write(&folder.join("cpu.weight"), &weight.to_string()),
@@ -196,7 +200,7 @@ impl ControlFiles<'_> {
         };
     }
 
-    /// Returns the number of processes that the kernel killed because memory ran out.
+    /// Returns the number of processes of the group that the kernel killed because memory ran out.
     pub(super) fn oom_kills(&self) -> Option<u64> {
         match self.folder_of(Controller::Memory)? {
             (folder, true) => field(&folder, "memory.events", "oom_kill"),
@@ -204,10 +208,10 @@ impl ControlFiles<'_> {
         }
     }
 
-    /// Returns the usage so far.
+    /// Returns the usage of the group so far.
     pub(super) fn usage(&self) -> Usage {
         let mut usage = Usage {
-            // Processor time does not require a controller (cgroup-v2.rst, cpu.stat).
+            // The kernel accounts for processor time even without a controller (cgroup-v2.rst, cpu.stat).
             cpu_micros: field(&self.folder, "cpu.stat", "usage_usec"),
             ..Usage::default()
         };
@@ -223,8 +227,8 @@ impl ControlFiles<'_> {
         usage.oom_killed = self.oom_kills().map(|count| count > 0);
         if let Some((folder, v2)) = self.folder_of(Controller::Pids) {
             usage.peak_pids = number(&folder, "pids.peak");
-            // Before Linux 6.11, which added the second file, a refusal is counted in the group that forks, not in the
-            // group with the limit: 0 then means nothing.
+            // Linux 6.11 added `pids.events.local`. Older kernels count a refused fork in the group that forks and not
+            // in the group with the limit, so a count of 0 does not mean that no fork was refused.
             let counts_here = !v2 || folder.join("pids.events.local").exists();
             usage.pids_refused =
                 field(&folder, "pids.events", "max").filter(|count| *count > 0 || counts_here);
@@ -232,7 +236,7 @@ impl ControlFiles<'_> {
         usage
     }
 
-    /// Returns the current usage.
+    /// Returns the usage of the processes that are in the group now.
     pub(super) fn current(&self) -> CurrentUsage {
         let mut current = CurrentUsage::default();
         match self.folder_of(Controller::Memory) {
@@ -255,18 +259,18 @@ impl ControlFiles<'_> {
     }
 }
 
-/// A group's current usage; `None` if this host cannot tell.
+/// A group's usage at one moment; a value is `None` if this host does not account for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CurrentUsage {
     /// Memory including page cache, in bytes.
     pub memory_bytes: Option<u64>,
     /// Swap, in bytes.
     pub swap_bytes: Option<u64>,
-    /// Processes and threads.
+    /// Number of processes and threads.
     pub pids: Option<u64>,
 }
 
-/// Opens the file through which a process enters a folder.
+/// Opens the file of a cgroup folder to which a process writes to enter the folder.
 pub(super) fn open_procs(folder: &Path) -> Result<OwnedFd> {
     let file = folder.join("cgroup.procs");
     rustix::fs::open(&file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).at("open", &file)
@@ -282,7 +286,8 @@ fn field(folder: &Path, file: &str, name: &str) -> Option<u64> {
     })
 }
 
-/// A single read(2), which returns these small files completely: some of them are read for every command that ends.
+/// Reads a small file with a single read(2), which returns it completely. Some of these files are read for every
+/// command that ends.
 fn read<T>(file: &Path, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
     let fd = rustix::fs::open(file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
     let mut bytes = [0; 4096];
@@ -298,7 +303,7 @@ mod tests {
     use super::super::{Cgroups, Exit, Process, Stdio};
     use super::*;
 
-    /// Runs a shell script to its end within limits, which this machine must be able to enforce.
+    /// Runs a shell script to its end within `limits`, which this machine must be able to enforce.
     fn within(limits: Limits, script: &str) -> (Exit, Usage, Duration) {
         let name = format!("berth-unit-{}", uuid::Uuid::new_v4().simple());
         let cgroups = Cgroups::take(&name);
@@ -349,7 +354,7 @@ mod tests {
         let (exit, usage, took) = within(limits, script);
         assert!(exit.success());
         let used = Duration::from_micros(usage.cpu_micros.unwrap());
-        // One period more than the share, since a quota may be used up at the start of a period.
+        // One period more than the quota, because the quota may be used up at the start of a period.
         assert!(used <= took.mul_f64(0.2) + Duration::from_millis(100), "{used:?} of {took:?}");
     }
 

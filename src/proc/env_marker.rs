@@ -1,24 +1,25 @@
-//! Groups of processes on hosts without a writable cgroup tree: an environment variable and the session of the first process,
-//! found by reading /proc. A process can escape by changing both. No threads, no locks.
+//! Groups of processes on hosts without a writable cgroup tree. The members of a group have a certain environment
+//! variable or belong to the session of the group's first process, and are found by reading /proc. A process can escape
+//! by changing both. No threads, no locks.
 
 use std::fs;
 use std::os::fd::OwnedFd;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-/// The variable by which processes are found: the server's name, a dot, and the group's id.
+/// The variable that marks processes. Its value is the server's name, a dot, and the group's id.
 const VARIABLE: &str = "BERTH_RUN_ID";
 
-/// A group's marker. No process has the empty one.
+/// A group's marker. No process has an empty marker.
 #[derive(Debug, Default)]
 pub(super) struct EnvMarker {
-    /// `NAME=value`.
+    /// The environment entry, `NAME=value`.
     text: String,
     id: String,
 }
 
 impl EnvMarker {
-    /// Returns the marker of the group that would have this path in a cgroup tree.
+    /// Creates the marker of the group that would have the path `path` in a cgroup tree.
     pub(super) fn new(server: &str, path: &str) -> EnvMarker {
         let id = marker_id(path);
         EnvMarker { text: format!("{VARIABLE}={server}.{id}"), id }
@@ -37,8 +38,8 @@ impl EnvMarker {
         &self.text
     }
 
-    /// Returns the processes that have the marker or belong to the session of `leader`, as descriptors, which cannot refer
-    /// to other processes later.
+    /// Returns the processes that have the marker or belong to the session of `leader`. They are returned as
+    /// descriptors, which cannot refer to other processes later.
     pub(super) fn members(&self, leader: Option<i32>) -> Vec<OwnedFd> {
         let wanted = |entry: &[u8]| !self.is_empty() && entry == self.text.as_bytes();
         find(|pid| is_marked(pid, wanted, leader))
@@ -49,7 +50,7 @@ fn marker_id(path: &str) -> String {
     path.replace('/', "-")
 }
 
-/// Returns the processes of all groups of a server except those in `keep`, which are paths or ids.
+/// Returns the processes of all groups of `server`, except those of the groups in `keep`, which are paths or ids.
 pub(super) fn find_by_server(server: &str, keep: &[String]) -> Vec<OwnedFd> {
     let keep: Vec<String> = keep.iter().map(|kept| marker_id(kept)).collect();
     let start = format!("{VARIABLE}={server}.");
@@ -68,7 +69,7 @@ fn find(is_wanted: impl Fn(i32) -> bool) -> Vec<OwnedFd> {
         .filter(|pid| *pid != own && is_wanted(*pid))
         .filter_map(|pid| {
             let fd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-            // Checked again: the descriptor now pins the process that is checked.
+            // Checked again: the process that the descriptor refers to may not be the one that was checked before.
             is_wanted(pid).then_some(fd)
         })
         .collect()
@@ -76,7 +77,7 @@ fn find(is_wanted: impl Fn(i32) -> bool) -> Vec<OwnedFd> {
 
 fn is_marked(pid: i32, wanted: impl Fn(&[u8]) -> bool, leader: Option<i32>) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // Fields after the command name, which may contain anything: state, ppid, pgrp, session.
+    // The fields after the command name, which may contain any characters: state, ppid, pgrp, session.
     let mut after = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_ascii_whitespace();
     let state = after.next();
     let session = after.nth(2).and_then(|field| field.parse::<i32>().ok());

@@ -1,5 +1,5 @@
-//! The specification of a new process and the reports it sends about its own start: the interface between [`super::sys`] and
-//! its callers. No threads, no locks.
+//! The specification of a new process, and the reports that the new process sends about its own start. This is the
+//! interface between [`super::sys`] and its callers. No threads, no locks.
 
 use std::ffi::{CString, c_char};
 use std::io;
@@ -12,33 +12,34 @@ use rustix::io::Errno;
 
 use super::ProcessUser;
 
-/// A slot's memory is returned to the kernel after a command larger than this.
+/// If a command is larger than this, its slot's memory is returned to the kernel afterwards.
 pub(super) const SLOT_KEPT_BYTES: u64 = 64 << 10;
-/// Stack of a child that shares the server's memory until it executes its program. Measured: 1.2 KB, 3.5 KB in a debug
-/// build; nothing in it recurses.
+/// Stack size of a child that shares the server's memory until it executes its program. The child was measured to use
+/// 1.2 KB, and 3.5 KB in a debug build; it makes no recursive calls.
 pub(super) const CHILD_STACK: usize = 32 << 10;
 
-/// The process that [`super::sys::spawn`] starts. The caller prepares everything: the child must not allocate.
+/// The specification of a process that [`super::sys::spawn`] starts. The caller prepares all data, because the child
+/// must not allocate.
 #[derive(Debug)]
 pub struct ExecSpec<'a> {
-    /// Command lines to try in order until one can be executed; `argv[0]` is the program's path, since a program may behave
-    /// differently under another name (busybox; bash called as `sh`).
+    /// Command lines that are tried in order until one can be executed. `argv[0]` is the program's path, because a
+    /// program may behave differently under another name (busybox; bash called as `sh`).
     pub attempts: &'a [Vec<CString>],
-    /// The whole environment.
+    /// The whole environment of the child: it inherits no other variables.
     pub env: &'a [CString],
-    /// Working directory.
+    /// The working directory.
     pub cwd: BorrowedFd<'a>,
     /// File descriptors 0, 1 and 2 of the child.
     pub stdio: [BorrowedFd<'a>; 3],
-    /// The folder of a cgroup (v2) in which the child is created, so that it never runs outside of it.
+    /// The folder of a cgroup (v2) in which the child is created, so that it never runs outside of that cgroup.
     pub cgroup: Option<BorrowedFd<'a>>,
     /// `cgroup.procs` files of v1 hierarchies, which the child enters before it executes its program.
     pub v1_procs: &'a [OwnedFd],
-    /// The value for the child's own `oom_score_adj`, if it must not inherit the server's.
+    /// The value for the child's own `oom_score_adj`, if the child must not inherit the server's.
     pub oom_score: Option<&'static str>,
-    /// Soft limit of open files, if it differs from the server's.
+    /// The soft limit of open files, if it differs from the server's.
     pub max_files: Option<u64>,
-    /// Stdin is a terminal, which becomes the controlling terminal of the child's session.
+    /// Whether stdin is a terminal, which then becomes the controlling terminal of the child's session.
     pub tty: bool,
     /// The user that the child switches to before it accesses the working directory or the program.
     pub user: Option<&'a ProcessUser>,
@@ -47,25 +48,26 @@ pub struct ExecSpec<'a> {
 /// A started child.
 #[derive(Debug)]
 pub struct Spawned {
-    /// Its process id, which is also the id of its session and process group.
+    /// The child's process id, which is also the id of its session and of its process group.
     pub pid: i32,
-    /// A descriptor of this process, which never refers to another process with the same number (pidfd_open(2)).
+    /// A descriptor of the child, which never refers to another process with the same number (pidfd_open(2)).
     pub pidfd: OwnedFd,
 }
 
-/// A child that was reaped, and its resource usage.
+/// The result of reaping a child: its exit status and its resource usage.
 #[derive(Clone, Copy, Debug)]
 pub struct Reaped {
-    /// Its exit code, or the signal that killed it.
+    /// The child's exit code, or as an error the signal that killed it.
     pub status: Result<i32, i32>,
-    /// Processor time of the child and of its descendants that were waited for, in microseconds.
+    /// Processor time of the child and of those of its descendants that were waited for, in microseconds.
     pub cpu_micros: u64,
-    /// The largest resident set among them, in bytes. Never less than the server's at the start: the child shares the
-    /// server's memory until it executes its program, and the kernel counts that (exec_mmap).
+    /// The largest resident set of any of these processes, in bytes. It is never less than the server's resident set at
+    /// the start: the child shares the server's memory until it executes its program, and the kernel counts that memory
+    /// (exec_mmap).
     pub max_rss_bytes: u64,
 }
 
-/// An error of starting a child.
+/// A failed start of a child.
 #[derive(Debug)]
 pub struct SpawnError {
     /// The kernel's error.
@@ -79,9 +81,9 @@ pub struct SpawnError {
 pub enum StartStep {
     /// Creating the process, or executing the program.
     Exec,
-    /// Entering its cgroup.
+    /// Entering the child's cgroup.
     Group,
-    /// Switching to the user.
+    /// Switching to the command's user.
     User,
     /// Entering the working directory.
     Cwd,
@@ -99,11 +101,11 @@ impl From<Errno> for SpawnError {
     }
 }
 
-/// [`ExecSpec`] in the form that the child uses without any preparation. The process that filled it in must keep the
-/// memory behind the pointers valid.
+/// [`ExecSpec`] in a form that the child can use without further preparation. The process that creates this value must
+/// keep the memory behind the pointers valid.
 #[derive(Debug)]
 pub(super) struct ChildTask<'a> {
-    /// Arrays in the format of execve(2), one after the other; a null pointer follows the last.
+    /// The argument arrays for execve(2), one after the other; a null pointer follows the last array.
     pub(super) argvs: *const *const c_char,
     pub(super) env: *const *const c_char,
     pub(super) cwd: Cwd<'a>,
@@ -113,19 +115,19 @@ pub(super) struct ChildTask<'a> {
     pub(super) signals: &'a [i32],
     /// The socket on which the child reports that only the execution of the program remains.
     pub(super) accepted: Option<BorrowedFd<'a>>,
-    /// Where the child reports a failed step.
+    /// The socket or pipe on which the child reports a failed step.
     pub(super) failure: Option<BorrowedFd<'a>>,
     pub(super) max_files: Option<u64>,
-    /// `cgroup.procs` of the child's cgroup, if it was not created there.
+    /// `cgroup.procs` of the child's cgroup, if the child was not created in this cgroup.
     pub(super) cgroup_procs: Option<&'a OwnedFd>,
     pub(super) v1_procs: &'a [OwnedFd],
     pub(super) oom_score: Option<&'static str>,
-    /// The child starts a new session.
+    /// Whether the child starts a new session.
     pub(super) session: bool,
 }
 
 impl ChildTask<'_> {
-    /// A program that keeps the process's current folder, session and user.
+    /// Creates the task of a program that keeps the process's current folder, session and user.
     pub(super) fn new(argvs: &[*const c_char], env: &[*const c_char], stdio: [RawFd; 3]) -> Self {
         ChildTask {
             argvs: argvs.as_ptr(),
@@ -146,12 +148,12 @@ impl ChildTask<'_> {
     }
 }
 
-/// Returns the null-terminated pointer array that execve(2) takes; valid as long as `strings` is.
+/// Returns the null-terminated pointer array that execve(2) takes. The array is valid as long as `strings` is.
 pub(super) fn pointers(strings: &[CString]) -> Vec<*const c_char> {
     strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
 }
 
-/// Returns such arrays one after the other; a null pointer follows the last.
+/// Returns the pointer arrays of all command lines, one after the other; a null pointer follows the last array.
 pub(super) fn arrays(attempts: &[Vec<CString>]) -> Vec<*const c_char> {
     attempts.iter().flat_map(|argv| pointers(argv)).chain([ptr::null()]).collect()
 }
@@ -180,16 +182,16 @@ impl RawUser {
     }
 }
 
-/// Returns the signals that do not have their default action in this process. The Rust runtime ignores SIGPIPE, the parent
-/// may have ignored any signal (nohup(1)), and ignored signals stay ignored across execve(2). Read once
-/// (proc_pid_status(5)): berth later changes signals only by installing handlers, which execve(2) resets.
+/// Returns the signals whose action in this process is not the default. The Rust runtime ignores SIGPIPE, and the
+/// parent may have ignored any signal (nohup(1)); ignored signals stay ignored across execve(2). The list is read once
+/// (proc_pid_status(5)): later, berth changes signals only by installing handlers, which execve(2) resets.
 pub(super) fn signals_to_reset() -> &'static [i32] {
     static SIGNALS: OnceLock<Vec<i32>> = OnceLock::new();
     SIGNALS.get_or_init(|| {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let mask = |name| {
             let text = status.lines().find_map(|line| line.strip_prefix(name));
-            // If it cannot be read: all signals.
+            // If the mask cannot be read, reset all signals.
             text.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(u64::MAX)
         };
         let changed = mask("SigIgn:") | mask("SigCgt:");
@@ -197,7 +199,7 @@ pub(super) fn signals_to_reset() -> &'static [i32] {
     })
 }
 
-/// `struct clone_args` of clone3(2), first version with `cgroup` (Linux 5.7).
+/// `struct clone_args` of clone3(2), in its first version that has the field `cgroup` (Linux 5.7).
 #[repr(C, align(8))]
 #[derive(Default)]
 pub(super) struct CloneArgs {
@@ -215,7 +217,8 @@ pub(super) struct CloneArgs {
 }
 
 impl CloneArgs {
-    /// Arguments for a child that sends SIGCHLD at its end; the kernel stores a pidfd in `pidfd`.
+    /// Creates the arguments for a child that sends SIGCHLD when it ends. The kernel stores the child's pidfd in
+    /// `pidfd`.
     pub(super) fn for_child(flags: u64, pidfd: &mut i32) -> CloneArgs {
         CloneArgs {
             flags: flags | libc::CLONE_PIDFD as u64,
@@ -225,15 +228,15 @@ impl CloneArgs {
         }
     }
 
-    /// Returns the same arguments for clone(2): flags of 32 bits with the signal among them, the end of the stack, and the
-    /// pidfd in place of the parent's thread id (CLONE_PIDFD).
+    /// Returns these arguments in the form of clone(2): 32 bits of flags that include the signal, the end of the stack,
+    /// and the address of the pidfd in place of the parent's thread id (CLONE_PIDFD).
     pub(super) fn for_clone(&self) -> [usize; 5] {
         let flags = self.flags & u64::from(u32::MAX) | self.exit_signal;
         [flags as usize, (self.stack + self.stack_size) as usize, self.pidfd as usize, 0, 0]
     }
 }
 
-/// The kernel returns errors as -4095 to -1 (syscall(2)).
+/// Converts the result of a system call: the kernel returns errors as -4095 to -1 (syscall(2)).
 #[cfg(target_arch = "x86_64")]
 pub(super) fn result_or_errno(result: isize) -> Result<usize, Errno> {
     if (-4095..0).contains(&result) {
@@ -246,7 +249,7 @@ pub(super) fn result_or_errno(result: isize) -> Result<usize, Errno> {
 pub(super) const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 pub(super) const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// All signal numbers; the kernel refuses a handler for two of them (SIGKILL and SIGSTOP).
+/// All signal numbers. The kernel refuses a handler for two of them (SIGKILL and SIGSTOP).
 pub(super) static ALL_SIGNALS: [i32; 64] = {
     let mut all = [0; 64];
     let mut at = 0;
@@ -257,13 +260,13 @@ pub(super) static ALL_SIGNALS: [i32; 64] = {
     all
 };
 
-/// Moves the calling process into a cgroup by writing to its `cgroup.procs`. The value 0 is the writer itself (cgroups(7));
-/// a process number could belong to another process by then.
+/// Moves the calling process into a cgroup by writing to the cgroup's `cgroup.procs`. The value 0 stands for the writer
+/// itself (cgroups(7)); a process number could belong to another process by the time of the write.
 pub(super) fn enter_group(procs: impl AsFd) -> Result<(), Errno> {
     rustix::io::write(procs, b"0").map(drop)
 }
 
-/// Opens `cgroup.procs` in a cgroup's folder, for [`enter_group`].
+/// Opens `cgroup.procs` in the folder of a cgroup, for [`enter_group`].
 pub(super) fn open_procs_at(cgroup: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(cgroup, "cgroup.procs", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
 }
@@ -271,9 +274,9 @@ pub(super) fn open_procs_at(cgroup: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
 /// A new process's report about its own start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartReport {
-    /// The program is about to be executed: after this report it may have run.
+    /// The program is about to be executed: once this report is sent, the program may have run.
     Accepted,
-    /// A step failed with this errno; the program has not run.
+    /// A step failed with this errno, and the program has not run.
     Failed(StartStep, i32),
     /// The process has entered its groups and waits for a command.
     GroupEntered,
@@ -285,7 +288,7 @@ pub enum StartReport {
 pub const REPORT_BYTES: usize = 8;
 
 impl StartReport {
-    /// Encodes the report as a number for its kind and an errno.
+    /// Encodes the report as two numbers: its kind and an errno.
     pub fn to_bytes(self) -> [u8; REPORT_BYTES] {
         let (what, errno): (u32, i32) = match self {
             StartReport::Accepted => (1, 0),
@@ -299,7 +302,7 @@ impl StartReport {
         encode_pair(what, errno)
     }
 
-    /// Decodes a report; `None` for unknown bytes.
+    /// Decodes a report. Returns `None` if the bytes are not an encoded report.
     pub fn from_bytes(bytes: [u8; REPORT_BYTES]) -> Option<StartReport> {
         Some(match decode_pair(bytes) {
             (1, _) => StartReport::Accepted,
@@ -314,7 +317,8 @@ impl StartReport {
     }
 }
 
-/// Waits until a child has executed its program, which closes the other end of `pipe`, or has reported a failure.
+/// Waits until a child has executed its program or reported a failure. Executing the program closes the child's end of
+/// `pipe`.
 pub(super) fn read_failure(pipe: impl AsFd) -> Option<SpawnError> {
     let mut report = [0u8; REPORT_BYTES];
     loop {
@@ -337,7 +341,7 @@ pub fn encode_pair(what: u32, value: i32) -> [u8; REPORT_BYTES] {
     [a, b, c, d, e, f, g, h]
 }
 
-/// Decodes the numbers of [`encode_pair`].
+/// Decodes two numbers that [`encode_pair`] has encoded.
 pub fn decode_pair(bytes: [u8; REPORT_BYTES]) -> (u32, i32) {
     let [a, b, c, d, e, f, g, h] = bytes;
     (u32::from_le_bytes([a, b, c, d]), i32::from_le_bytes([e, f, g, h]))

@@ -12,12 +12,12 @@ use crate::base::{Code, Error, Result};
 const FREEZE: Duration = Duration::from_secs(2);
 
 impl Group {
-    /// Freezes every process of the group and waits until all are frozen; or thaws them. They do not notice, and cannot
-    /// prevent it.
+    /// Freezes every process of the group and waits until all are frozen, or thaws them if `frozen` is `false`. The
+    /// processes do not notice this and cannot prevent it.
     ///
     /// # Errors
-    /// `Unavailable` if groups are not cgroups, or a process cannot be frozen (for example while it waits for a failed disk);
-    /// all are thawed then.
+    /// `Unavailable` if groups are not cgroups, or if a process cannot be frozen, for example while it waits for a
+    /// failed disk. In this case, all processes of the group are thawed.
     pub fn freeze(&self, frozen: bool) -> Result<()> {
         let Some(folder) = self.folder() else {
             if !frozen {
@@ -40,21 +40,22 @@ impl Group {
         Ok(())
     }
 
-    /// Marks that the group's command has ended by itself: remaining processes are no longer part of it. Call this before the
-    /// end is reported: if the server is killed a moment later, the mark is the only record.
+    /// Marks that the group's command has ended by itself, so that the remaining processes are no longer part of the
+    /// command. Call this before the end is reported: if the server is killed a moment later, the mark is the only
+    /// record of the end.
     pub fn mark_leftover(&self) {
         if let Some(folder) = self.folder() {
-            // Before Linux 5.7 there are no attributes, and the next server kills the processes.
+            // Before Linux 5.7, cgroups have no extended attributes, and the next server kills the remaining processes.
             let _ = fsetxattr(folder, LEFTOVER_XATTR, b"1", XattrFlags::empty());
         }
     }
 
-    /// Whether the command had ended, as [`Group::mark_leftover`] recorded.
+    /// Returns whether [`Group::mark_leftover`] has marked the group: its command has ended.
     pub fn is_leftover(&self) -> bool {
         self.folder().is_some_and(|folder| fgetxattr(folder, LEFTOVER_XATTR, &mut [0u8; 8]).is_ok())
     }
 
-    /// Whether a group below `below` has processes although its command has ended.
+    /// Returns whether a group in the folder `below` has processes although its command has ended.
     pub fn has_leftovers(&self, below: &str) -> bool {
         let Some(folder) = self.folder() else { return true };
         self.children(below).iter().any(|name| {

@@ -1,8 +1,8 @@
-//! The cgroup hierarchies of this machine: where berth's tree of groups is, and which controllers its groups have. There are
-//! three cases: v2 with controllers (systemd; the tree is delegated to berth, or berth is root), v1 controllers beside a v2
-//! hierarchy that has none, and no writable hierarchy.
+//! The cgroup hierarchies of this machine: the location of berth's tree of groups, and the controllers that the groups
+//! have. There are three cases: v2 with controllers (systemd; the tree is delegated to berth, or berth is root), v1
+//! controllers beside a v2 hierarchy that has no controllers, and no writable hierarchy.
 //!
-//! Touches no process but its own. No threads, no locks.
+//! This module moves no process but its own. No threads, no locks.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::limits;
 
-/// The server's CPU weight where it has its own cgroup; the default is 100 (cgroup-v2.rst).
+/// The CPU weight of the server's own cgroup, if it has one. The kernel's default is 100 (cgroup-v2.rst).
 const SERVER_CPU_WEIGHT: u64 = 1000;
 
-/// A resource with a controller of its own.
+/// A resource that has a controller of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Controller {
     Memory,
@@ -35,35 +35,37 @@ impl Controller {
     }
 }
 
-/// How the groups of berth's tree get a controller.
+/// The way in which the groups of berth's tree get a controller.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum ControllerSource {
     /// The controller's files are in the group's own folder.
     V2,
-    /// The controller's files are in a folder of the same name below this one, which a process must enter separately.
+    /// The controller's files are in a folder of the same name below this path. A process must enter this folder
+    /// separately.
     V1(PathBuf),
-    /// The controller is unavailable, for this reason.
+    /// The controller is unavailable, for the given reason.
     Nothing(String),
 }
 
-/// berth's tree in the hierarchies.
+/// The locations of berth's tree in the hierarchies.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Tree {
     /// The tree's folder in the v2 hierarchy.
     pub(super) folder: PathBuf,
-    /// The same folder's path in /proc/PID/cgroup.
+    /// The path of this folder as /proc/PID/cgroup shows it.
     pub(super) inside: PathBuf,
-    /// The same folder in the `name=systemd` v1 hierarchy: nspawn mirrors its cgroup there on hybrid machines.
+    /// The path of this folder in the `name=systemd` v1 hierarchy: on hybrid machines, systemd-nspawn mirrors its
+    /// cgroup there.
     pub(super) mirror: Option<PathBuf>,
-    /// In the order of [`Controller::ALL`].
+    /// The source of each controller, in the order of [`Controller::ALL`].
     by: [ControllerSource; 3],
-    /// The host has only cgroup v2.
+    /// Whether the host has only cgroup v2.
     pub(super) only_v2: bool,
 }
 
-/// A mounted hierarchy.
+/// A mounted cgroup hierarchy.
 struct CgroupMount {
-    /// The folder of the hierarchy that is mounted.
+    /// The folder of the hierarchy that is mounted at `at`.
     root: String,
     at: PathBuf,
     v2: bool,
@@ -71,14 +73,14 @@ struct CgroupMount {
 }
 
 impl Tree {
-    /// Finds a writable place for the folder `name`: below this process's own cgroup if systemd delegated it
-    /// (user.delegate, systemd.resource-control(5)), else at the top of the hierarchy.
+    /// Finds a writable parent for the folder `name`: this process's own cgroup if systemd has delegated it
+    /// (user.delegate, systemd.resource-control(5)), else the top of the hierarchy.
     pub(super) fn find(name: &str) -> Option<Tree> {
         let mounts = mounts();
         let own = fs::read_to_string("/proc/self/cgroup").ok()?;
         let unified = mounts.iter().find(|mount| mount.v2)?;
         let own = own.lines().find_map(|line| line.strip_prefix("0::"))?;
-        // Relative to the mount, which in a container may show only a part of the hierarchy.
+        // The path is relative to the mount, which in a container may show only a part of the hierarchy.
         let own = Path::new(own).strip_prefix(&unified.root).unwrap_or(Path::new("")).to_owned();
 
         let mut found: Option<Tree> = None;
@@ -148,7 +150,7 @@ impl Tree {
         self.by.iter().filter(|by| **by == ControllerSource::V2).count()
     }
 
-    /// Creates the folder of a group and its parents.
+    /// Creates the folder of a group, and its parents if they are missing.
     pub(super) fn make(&self, path: &str) -> std::io::Result<PathBuf> {
         let folder = self.folder.join(path);
         match fs::create_dir(&folder) {
@@ -176,7 +178,7 @@ impl Tree {
         Ok(folder)
     }
 
-    /// Enables the available controllers for the children of every folder between the tree and the group.
+    /// Enables the available controllers for the children of every folder between the tree's folder and the group.
     fn enable_above(&self, path: &str) -> std::io::Result<()> {
         let ours = Controller::ALL
             .into_iter()
@@ -195,7 +197,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Returns the folders of a group in the v1 hierarchies, with their controllers.
+    /// Returns the group's folders in the v1 hierarchies, each with its controller.
     pub(super) fn v1_folders(&self, path: &str) -> Vec<(Controller, PathBuf)> {
         let v1 = Controller::ALL.into_iter().filter_map(|controller| match self.source(controller) {
             ControllerSource::V1(folder) => Some((controller, folder.join(path))),
@@ -222,7 +224,7 @@ impl Tree {
         names
     }
 
-    /// Kills and removes berth's tree at another path.
+    /// Kills the processes of berth's tree at another path, and removes that tree.
     pub(super) fn end_elsewhere(&self, folder: &Path) {
         let ours = folder.file_name() == self.folder.file_name() && folder.starts_with("/sys/fs/cgroup");
         if !ours || !folder.is_dir() {
@@ -236,14 +238,15 @@ impl Tree {
         }
     }
 
-    /// Removes the v2 folder of `path` and the folders below it, deepest first; `false` if a group has processes. Folders in
-    /// the mirror are always empty. `everywhere`: removes its v1 folders as well.
+    /// Removes the v2 folder of `path` and the folders below it, deepest first. Returns `false` if a group still has
+    /// processes. The folders in the mirror have no processes, so they are always removed. With `everywhere`, the v1
+    /// folders of `path` are removed as well.
     pub(super) fn remove(&self, path: &str, everywhere: bool) -> bool {
         let v1 = if everywhere { self.v1_folders(path) } else { Vec::new() };
         self.remove_with(path, v1.iter().map(|(_, folder)| folder.as_path()))
     }
 
-    /// Removes a group and the given v1 folders.
+    /// Removes a group's v2 folder and the given v1 folders. Returns `false` if a group still has processes.
     pub(super) fn remove_with<'a>(&self, path: &str, v1: impl Iterator<Item = &'a Path>) -> bool {
         if let Some(mirror) = &self.mirror {
             remove_folder(&mirror.join(path));
@@ -280,7 +283,7 @@ fn mounts() -> Vec<CgroupMount> {
 fn v1(controller: Controller, name: &str, mounts: &[CgroupMount]) -> ControllerSource {
     let word = controller.name();
     let Some(mount) = mounts.iter().find(|mount| !mount.v2 && mount.option(word)) else {
-        // Columns of /proc/cgroups: name, hierarchy, count, enabled (cgroups(7)).
+        // The columns of /proc/cgroups are name, hierarchy, count and enabled (cgroups(7)).
         let known = fs::read_to_string("/proc/cgroups").unwrap_or_default();
         let off = known.lines().any(|line| {
             let mut fields = line.split_whitespace();
@@ -309,8 +312,8 @@ fn v1(controller: Controller, name: &str, mounts: &[CgroupMount]) -> ControllerS
     }
 }
 
-/// Moves this process out of a folder before its children get controllers: a cgroup has either processes or children with
-/// controllers (cgroup-v2.rst, "No Internal Process Constraint").
+/// Moves this process out of `own_folder` before the folder's children get controllers: a cgroup has either processes
+/// or children with controllers (cgroup-v2.rst, "No Internal Process Constraint").
 fn leave(own_folder: &Path) {
     let offered = fs::read_to_string(own_folder.join("cgroup.controllers")).unwrap_or_default();
     if offered.trim().is_empty() {
@@ -323,7 +326,7 @@ fn leave(own_folder: &Path) {
         log::warn!("The server could not move into {}: {error}", leaf.display());
         return;
     }
-    // With the cpu controller, many workloads cannot starve the server.
+    // With the cpu controller, a large number of workloads cannot starve the server.
     if control(own_folder, "+cpu").is_ok() {
         let _ = write(&leaf.join("cpu.weight"), &SERVER_CPU_WEIGHT.to_string());
     }
@@ -333,14 +336,14 @@ fn control(folder: &Path, switch: &str) -> std::io::Result<()> {
     write(&folder.join("cgroup.subtree_control"), switch)
 }
 
-/// Writes a file of a cgroup.
+/// Writes `text` to an existing file of a cgroup.
 pub(super) fn write(file: &Path, text: &str) -> std::io::Result<()> {
     use std::io::Write as _;
     fs::OpenOptions::new().write(true).open(file)?.write_all(text.as_bytes())
 }
 
 fn remove_folder(folder: &Path) -> bool {
-    // There is nearly always nothing below: one rmdir, no listing.
+    // A cgroup's folder nearly always has no folders below it: then a single rmdir(2) without a listing is enough.
     match fs::remove_dir(folder) {
         Ok(()) => return true,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return true,

@@ -1,5 +1,5 @@
-//! User namespaces for id-mapped mounts (mount_setattr(2)): on disk a root's files belong to the ids 0 to 65535; in its
-//! container and on the host they appear with a range of their own. No threads, no locks.
+//! User namespaces for id-mapped mounts (mount_setattr(2)). On disk, a root's files belong to the ids 0 to 65535. In
+//! the container and on the host, they appear with the container's own range of ids. No threads, no locks.
 
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
@@ -11,22 +11,22 @@ use super::confinement::Confinement;
 use super::sys;
 use crate::base::{At, Error, Result};
 
-/// Number of user and group ids of a container.
+/// Number of user ids, and of group ids, that a container has.
 pub const IDS: u32 = 65536;
 
-/// Creates a user namespace that maps 0 to 65535 to `first` and the following ids.
+/// Creates a user namespace that maps the ids 0 to 65535 to `first` and the ids that follow it.
 ///
-/// The server's own id 0 is mapped to 65536: overlayfs creates its whiteouts and working files as the mounter, and they
-/// need an owner on disk that is not an id of the container.
+/// The namespace also maps 65536 to the server's own id 0: overlayfs creates its whiteouts and working files as the
+/// user that mounted it, and on disk these files need an owner that is not an id of the container.
 ///
 /// # Errors
-/// When user namespaces are forbidden, or their limit is reached.
+/// When user namespaces are forbidden, or when their maximum number is reached.
 pub fn ids_from(first: u32) -> Result<OwnedFd> {
     let sleeper = sys::sleeper_in_user_namespace().map_err(|error| refused(&error))?;
     let made = ["uid_map", "gid_map"].iter().try_for_each(|map| {
         let path = format!("/proc/{}/{map}", sleeper.pid);
         let file = rustix::fs::open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
-        // A single write(2), as the kernel requires (user_namespaces(7)).
+        // The kernel requires a single write(2) (user_namespaces(7)).
         let text = format!("0 {first} {IDS}\n{IDS} 0 1\n");
         file.and_then(|file| rustix::io::write(file, text.as_bytes())).map(drop).at("write", path)
     });
@@ -39,11 +39,11 @@ pub fn ids_from(first: u32) -> Result<OwnedFd> {
     namespace
 }
 
-/// Makes a mount map its owners through the user namespace `userns` (mount_setattr(2), Linux 5.12), and makes it read-only
-/// if asked. The mount must not be attached yet.
+/// Makes a mount map the owners of its files through the user namespace `userns` (mount_setattr(2), Linux 5.12); with
+/// `read_only`, also makes the mount read-only. The mount must not be attached yet.
 ///
 /// # Errors
-/// The error of mount_setattr(2): EINVAL if the file system does not support it.
+/// The error of mount_setattr(2), which is EINVAL if the file system does not support id-mapped mounts.
 pub fn id_map(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>, read_only: bool) -> std::io::Result<()> {
     sys::set_mount_attributes(
         mount,
@@ -56,7 +56,8 @@ pub fn id_map(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>, read_only: bool) ->
     )
 }
 
-/// Returns the error for a failed creation. ENOSPC means that the limit is reached, not a full disk (user_namespaces(7)).
+/// Returns the error for a namespace that could not be created. ENOSPC means that the maximum number of namespaces is
+/// reached, not that a disk is full (user_namespaces(7)).
 pub fn refused(error: &std::io::Error) -> Error {
     let why = match error.raw_os_error() {
         Some(libc::ENOSPC) => "as many as allowed are in use (raise user.max_user_namespaces)".to_owned(),

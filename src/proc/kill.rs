@@ -1,5 +1,5 @@
-//! Kills or signals all processes of a group. With cgroups no process can escape. **Invariant:** a signal never reaches a
-//! process that only reuses the number of a former member. No threads, no locks.
+//! Kills or signals all processes of a group. With cgroups, no process can escape. **Invariant:** a signal never
+//! reaches a process that only reuses the number of a former member. No threads, no locks.
 
 use std::io::{Read as _, Seek as _};
 use std::os::fd::OwnedFd;
@@ -15,13 +15,13 @@ use super::cgroup::{GroupKind, open_in, read_in, write_in};
 use super::env_marker;
 use crate::base::{At, Error, Result, limits};
 
-/// How often a killed cgroup is checked, because the kernel may not wake the poll: the delay is not noticeable, and
-/// nearly all are empty sooner.
+/// How often to check whether a killed cgroup is empty, because the kernel may not wake the poll. Clients do not notice
+/// this delay, and nearly all cgroups are empty sooner.
 const KILL_LOOK: Duration = Duration::from_millis(20);
 
 impl Group {
-    /// Kills every process of the group and waits until none is left. `leader`: the session to look for if the group is
-    /// not a cgroup.
+    /// Kills every process of the group and waits until all have ended. If the group is not a cgroup, `leader` is the
+    /// session whose processes are killed.
     ///
     /// # Errors
     /// When a process is still alive after [`limits::KILL_WAIT`].
@@ -29,7 +29,8 @@ impl Group {
         let deadline = Instant::now() + limits::KILL_WAIT;
         match &self.how {
             GroupKind::Cgroup { folder, .. } => {
-                // cgroup.kill exists since Linux 5.14; before, kill the listed processes until the list stays empty.
+                // cgroup.kill exists since Linux 5.14. On older kernels, kill the listed processes until the list stays
+                // empty.
                 if write_in(folder, "cgroup.kill", "1").is_err() {
                     if is_removed(folder) {
                         return Ok(());
@@ -47,7 +48,8 @@ impl Group {
         }
     }
 
-    /// Sends SIGKILL to every process of the group, including those being forked, and does not wait for their end.
+    /// Sends SIGKILL to every process of the group, including processes that are being forked. Does not wait for their
+    /// end.
     pub fn kill_now(&self, leader: Option<i32>) {
         match &self.how {
             // cgroup.kill exists since Linux 5.14.
@@ -56,7 +58,8 @@ impl Group {
         }
     }
 
-    /// Returns the current process numbers of the group and the groups below it; empty if groups are not cgroups.
+    /// Returns the process numbers of the current members of the group and of the groups below it. The list is empty if
+    /// groups are not cgroups.
     pub fn members(&self) -> Vec<i32> {
         let GroupKind::Cgroup { home, path, .. } = &self.how else { return Vec::new() };
         let (mut pids, mut paths) = (Vec::new(), vec![path.clone()]);
@@ -70,10 +73,10 @@ impl Group {
         pids
     }
 
-    /// Sends `signal` to every process of the group, never to a process that reuses a member's number.
+    /// Sends `signal` to every process of the group, and never to a process that reuses a member's number.
     pub fn signal(&self, signal: Signal, leader: Option<i32>) {
         let member = |pid: i32| {
-            // The descriptor first, then the check: from here on it cannot refer to another process.
+            // The descriptor is opened before the check, so it refers to the process that is checked.
             let fd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
             self.contains(pid).then_some(fd)
         };
@@ -87,7 +90,7 @@ impl Group {
     }
 }
 
-/// Kills the processes that `find` returns until it returns none.
+/// Repeatedly kills the processes that `find` returns, until it returns none.
 fn kill_found(deadline: Instant, find: impl Fn() -> Vec<OwnedFd>) -> Result<()> {
     while Instant::now() < deadline {
         let found = find();
@@ -102,7 +105,8 @@ fn kill_found(deadline: Instant, find: impl Fn() -> Vec<OwnedFd>) -> Result<()> 
     Err(Error::internal("Some processes could not be killed; see the processes in state D in `ps`"))
 }
 
-/// Kills the processes that an earlier server with this name left on a host without cgroups, except the groups in `keep`.
+/// Kills the processes that an earlier server named `server` left on a host without cgroups, except those of the groups
+/// in `keep`.
 pub(super) fn sweep_marked(server: &str, keep: &[String]) {
     if let Err(error) =
         kill_found(Instant::now() + limits::KILL_WAIT, || env_marker::find_by_server(server, keep))
@@ -111,14 +115,15 @@ pub(super) fn sweep_marked(server: &str, keep: &[String]) {
     }
 }
 
-/// Whether another process has removed the cgroup, which was therefore empty.
+/// Returns whether another process has removed the cgroup, which was therefore empty.
 fn is_removed(folder: &OwnedFd) -> bool {
     rustix::fs::accessat(folder, "cgroup.procs", Access::EXISTS, AtFlags::empty()) == Err(Errno::NOENT)
 }
 
-/// Waits until no process is in the cgroup or below it, or the cgroup was removed. The kernel wakes pollers of `cgroup.events`
-/// with POLLPRI (cgroup-v2.rst, "populated"), but delays a second change within 10 ms (CGROUP_FILE_NOTIFY_MIN_INTV) and drops
-/// it if the cgroup is removed by then. The file is therefore also read every [`KILL_LOOK`].
+/// Waits until the cgroup and the cgroups below it have no processes, or until the cgroup is removed. The kernel wakes
+/// pollers of `cgroup.events` with POLLPRI (cgroup-v2.rst, "populated"). It delays a second change within 10 ms
+/// (CGROUP_FILE_NOTIFY_MIN_INTV), and drops it if the cgroup is removed by then. Therefore the file is also read every
+/// [`KILL_LOOK`].
 fn wait_empty(folder: &OwnedFd, deadline: Instant) -> Result<()> {
     const EVENTS: &str = "cgroup.events";
     let mut file = match open_in(folder, EVENTS) {
@@ -155,7 +160,7 @@ mod tests {
     use std::os::fd::AsFd as _;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    /// The server may remove a container's groups while a keeper waits for one of them to become empty.
+    /// The server may remove a container's groups while a keeper waits for one of these groups to become empty.
     #[test]
     fn removed_group_is_not_waited_for() {
         let name = format!("berth-unit-{}", uuid::Uuid::new_v4().simple());

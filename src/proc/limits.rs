@@ -1,13 +1,15 @@
-//! Resource limits and usage of a group of processes, as data. `proc::control` reads and writes them in the kernel.
+//! Resource limits and usage of a group of processes, as plain data. `proc::control` reads and writes the kernel's
+//! values.
 
 use serde::{Deserialize, Serialize};
 
 use crate::base::{Code, Error, Result};
 
-/// Upper limits; a missing value means no limit.
+/// Upper limits of a group; a missing value means no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Limits {
-    /// Memory including page cache, in bytes. Beyond it the kernel first reclaims, then kills.
+    /// Memory including page cache, in bytes. If the group needs more, the kernel first reclaims memory, then kills
+    /// processes.
     #[serde(default)]
     pub memory_bytes: Option<u64>,
     /// Swap, in bytes; 0 disables it.
@@ -21,27 +23,28 @@ pub struct Limits {
     pub pids: Option<u64>,
 }
 
-/// With less memory not even a shell starts.
+/// Minimum of `memory_bytes`: with less memory, not even a shell starts.
 const MIN_MEMORY: u64 = 8 << 20;
-/// The kernel's minimum: 1 ms of every 100 ms (sched-bwc.rst).
+/// The kernel's minimum of a processor quota: 1 ms of every 100 ms (sched-bwc.rst).
 const MIN_CPUS: f64 = 0.01;
-/// More than any machine has; avoids overflow.
+/// Maximum of `cpus`: more than any machine has, and too small to cause an overflow.
 const MAX_CPUS: f64 = 8192.0;
 /// The kernel's maximum number of processes (PID_MAX_LIMIT).
 const MAX_PIDS: u64 = 4 << 20;
-/// The sum of two such values fits the kernel's files.
+/// Maximum of `memory_bytes` and `swap_bytes`: the kernel's files can hold the sum of both.
 const MAX_BYTES: u64 = 1 << 60;
 
 impl Limits {
-    /// Whether nothing is limited.
+    /// Returns whether there is no limit.
     pub fn is_empty(&self) -> bool {
         *self == Limits::default()
     }
 
-    /// Checks that the kernel could set the limits; `field` is the client's name for the object.
+    /// Checks that the kernel could set the limits; `field` is the name of the JSON object with the limits, for the
+    /// error message.
     ///
     /// # Errors
-    /// `InvalidPayload` with the field and its valid range.
+    /// `InvalidPayload` with the name and the valid range of the first invalid limit.
     pub fn check(&self, field: &str) -> Result<()> {
         let refuse = |name: &str, what: String| {
             Err(Error::new(Code::InvalidPayload, format!("{field}.{name} is {what}"))
@@ -62,7 +65,7 @@ impl Limits {
         Ok(())
     }
 
-    /// Returns these limits; missing values are taken from `others`.
+    /// Returns these limits, in which missing values are taken from `others`.
     #[must_use]
     pub fn or(self, others: Limits) -> Limits {
         Limits {
@@ -74,18 +77,19 @@ impl Limits {
     }
 }
 
-/// Resources that a group used until its end; `None` if this host cannot tell.
+/// Resources that a group used until its end; a value is `None` if this host does not account for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Processor time of all its processes, in microseconds.
+    /// Processor time of all processes of the group, in microseconds.
     pub cpu_micros: Option<u64>,
-    /// Peak memory: with page cache if the group has its own memory accounting, else that of the largest single process.
+    /// Peak memory: including page cache if the group has its own memory accounting, else the peak of the largest
+    /// single process.
     pub peak_memory_bytes: Option<u64>,
     /// Whether the kernel killed a process of the group because memory ran out.
     pub oom_killed: Option<bool>,
     /// Peak number of processes and threads.
     pub peak_pids: Option<u64>,
-    /// Number of forks that failed because of the limit of processes.
+    /// Number of forks that failed because the limit of processes was reached.
     pub pids_refused: Option<u64>,
 }
 

@@ -1,5 +1,5 @@
-//! Child processes: one way to spawn, one poll loop that watches, one way to kill a whole process tree.
-//! **Invariant:** nothing here depends on workspaces, containers or HTTP.
+//! Child processes: one way to spawn a process, one poll loop that watches it, one way to kill a whole process tree.
+//! **Invariant:** nothing in this room depends on workspaces, containers or HTTP.
 
 mod boot;
 pub mod cancel;
@@ -51,19 +51,19 @@ use crate::base::{Code, Error, Result};
 /// The exit status of a process, as waitid(2) reported it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// `exit(code)`.
+    /// The process called `exit(code)`.
     Code(i32),
-    /// Killed by this signal.
+    /// The process was killed by this signal.
     Signal(i32),
 }
 
 impl Exit {
-    /// Whether the exit code is 0.
+    /// Returns whether the exit code is 0.
     pub fn success(self) -> bool {
         self == Exit::Code(0)
     }
 
-    /// Returns the status in sandboxed.sh's format: -1 for a signal.
+    /// Returns the exit code, or -1 if a signal killed the process; this is the format of sandboxed.sh.
     pub fn code(self) -> i32 {
         match self {
             Exit::Code(code) => code,
@@ -71,7 +71,7 @@ impl Exit {
         }
     }
 
-    /// Returns the signal that killed the process.
+    /// Returns the signal that killed the process, if one did.
     pub fn signal(self) -> Option<i32> {
         match self {
             Exit::Code(_) => None,
@@ -89,12 +89,12 @@ impl std::fmt::Display for Exit {
     }
 }
 
-/// A running process: a child of this process, or a process in a container.
+/// A running process: a child of this berth process, or a process in a container.
 pub trait Process: Send {
-    /// Becomes readable when [`Process::try_exit`] has a result.
+    /// Returns a descriptor that becomes readable when [`Process::try_exit`] has a result.
     fn exit_fd(&self) -> BorrowedFd<'_>;
 
-    /// Returns the exit status if the process has ended. Does not wait.
+    /// Returns the exit status if the process has ended, and `None` otherwise. Does not wait.
     ///
     /// # Errors
     /// When the status was lost, or the process never started.
@@ -103,25 +103,27 @@ pub trait Process: Send {
     /// Sends SIGTERM to the process and its process group.
     fn terminate(&mut self);
 
-    /// Kills the process and everything that it started.
+    /// Kills the process and all processes that it started.
     fn kill(&mut self);
 
-    /// Returns a handle for signals from other threads; `None` for a process that is not on this host.
+    /// Returns a handle with which other threads can signal the process; `None` for a process that is not on this host.
     fn signal_handle(&self) -> Option<SignalHandle>;
 
-    /// Returns the resource usage of the process and everything that it started; complete once it has ended.
+    /// Returns the resource usage of the process and of all processes that it started. The usage is complete once the
+    /// process has ended.
     fn usage(&self) -> Usage;
 
-    /// Whether the kernel killed part of it because memory ran out; `None` if this host cannot tell.
+    /// Returns whether the kernel killed the process or a process that it started because memory ran out; `None` if
+    /// this host does not count OOM kills.
     fn oom_killed(&self) -> Option<bool> {
         self.usage().oom_killed
     }
 
-    /// Stops watching the process, so that another berth process can watch it. Returns `None`, and changes nothing, if that
-    /// is not possible: only its parent can wait for a child.
+    /// Stops watching the process, so that another berth process can watch it. Returns `None` and changes nothing if
+    /// this is not possible: only the parent of a process can wait for it.
     ///
     /// # Errors
-    /// When this process is out of file descriptors; nothing has changed then.
+    /// When this process is out of file descriptors; in this case, this process continues to watch.
     fn hand_over(&mut self) -> Result<Option<(ProcessHandover, Box<dyn HandoverGuard>)>> {
         Ok(None)
     }
@@ -130,34 +132,34 @@ pub trait Process: Send {
 /// A [`Process`] that is being passed to another berth process.
 #[derive(Debug)]
 pub struct ProcessHandover {
-    /// Process id.
+    /// The process id.
     pub pid: i32,
     pub pidfd: OwnedFd,
-    /// The socket on which its exit is reported.
+    /// The socket on which the agent reports the exit of the process.
     pub socket: OwnedFd,
     /// Bytes that were already read from the socket.
     pub read: Vec<u8>,
-    /// The path of its cgroup.
+    /// The path of the process's cgroup.
     pub group: String,
 }
 
-/// The resources that a process on another watcher still needs where it runs; kept until it ends.
+/// The resources in this berth process that a process needs until it ends, although another berth process watches it.
 pub trait HandoverGuard: Send {
-    /// Called when the process has ended, with its usage.
+    /// Called when the process has ended; `usage` is its resource usage.
     fn ended(&self, usage: &Usage);
 
-    /// Called when the process cannot be killed: its whole environment must be stopped.
+    /// Called when the process cannot be killed, so that its whole environment must be stopped.
     fn give_up(&self);
 }
 
-/// A process on the host needs nothing.
+/// A process on the host needs no such resources.
 impl HandoverGuard for () {
     fn ended(&self, _usage: &Usage) {}
 
     fn give_up(&self) {}
 }
 
-/// The user and groups of a command, in the id space where it runs.
+/// The user and groups of a command, as ids of the place where the command runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessUser {
     pub uid: u32,
@@ -166,30 +168,30 @@ pub struct ProcessUser {
     pub groups: Vec<u32>,
 }
 
-/// A command in kernel terms.
+/// A command as the kernel sees it: all names are resolved.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CommandSpec {
-    /// Command lines to try in order until one can be executed; `argv[0]` is the program's absolute path.
+    /// Command lines that are tried in order until one can be executed. `argv[0]` is the program's absolute path.
     pub attempts: Vec<Vec<CString>>,
-    /// `NAME=value`; nothing else is inherited.
+    /// Environment entries `NAME=value`; the command inherits no other variables.
     pub env: Vec<CString>,
-    /// Working directory; the launcher decides what a relative path refers to.
+    /// The working directory; the launcher decides what a relative path refers to.
     pub cwd: String,
-    /// Resource limits of the command and everything it starts, within those of its environment.
+    /// Resource limits of the command and of all processes it starts, in addition to the limits of its environment.
     pub limits: Option<Limits>,
-    /// Stdin is a terminal of [`Launcher::terminal`] and becomes the session's controlling terminal, for job control, ^C,
-    /// SIGWINCH and `/dev/tty`.
+    /// Whether stdin is a terminal that [`Launcher::terminal`] has opened. The terminal then becomes the session's
+    /// controlling terminal, for job control, ^C, SIGWINCH and `/dev/tty`.
     pub tty: bool,
-    /// The user to run as, if it is not the launcher's.
+    /// The user that runs the command; `None` for the launcher's own user.
     pub user: Option<ProcessUser>,
-    /// Account for all of its usage, not only for OOM kills.
+    /// Whether to account for all resource usage of the command, not only for OOM kills.
     pub account: bool,
-    /// How long the start may wait for the container's agent; `None`: the default.
+    /// How long the start may wait for the container's agent; `None` for the default.
     #[serde(skip)]
     pub patience: Option<Duration>,
 }
 
-/// The child's ends of its three streams.
+/// The child's ends of its three standard streams.
 #[derive(Debug)]
 pub struct Stdio {
     /// File descriptor 0.
@@ -201,8 +203,8 @@ pub struct Stdio {
 }
 
 impl Stdio {
-    /// Changes the owner of the pipes, or of the terminal, to the command's user: opening /dev/stdout again checks the
-    /// owner. A failure is ignored; the streams stay usable.
+    /// Makes the command's user the owner of the pipes or of the terminal, because opening /dev/stdout again checks the
+    /// owner. A failure is ignored, because the streams stay usable.
     pub fn give_to(&self, uid: Uid, gid: Gid, tty: bool) {
         for fd in [&self.stdin, &self.stdout, &self.stderr] {
             let is_pipe = |stat: Stat| FileType::from_raw_mode(stat.st_mode).is_fifo();
@@ -213,32 +215,34 @@ impl Stdio {
     }
 }
 
-/// A place that starts commands: the host, or a container.
+/// A place in which commands are started: the host or a container.
 pub trait Launcher: Send + Sync {
-    /// Starts `command`; `id` is the run's id, also used for its cgroup.
+    /// Starts `command`. `id` is the run's id and also names its cgroup.
     ///
     /// # Errors
-    /// `InvalidCwd` when the working directory does not exist, `Unavailable` when this host cannot enforce a limit
-    /// of the command; nothing has run then.
+    /// `InvalidCwd` when the working directory does not exist; `Unavailable` when this host cannot enforce one of the
+    /// command's limits. In both cases, no program has run.
     fn launch(&self, id: &str, command: &CommandSpec, stdio: Stdio) -> Result<Box<dyn Process>>;
 
-    /// Opens a new terminal in the place where commands start, so that `tty` and `/dev/pts/N` refer to it there.
+    /// Opens a new terminal in the place where commands start, so that `tty` and `/dev/pts/N` refer to it in that
+    /// place.
     ///
     /// # Errors
-    /// When there are no more terminals, or the container cannot be started.
+    /// When no more terminals are available, or when the container cannot be started.
     fn terminal(&self) -> Result<Pty>;
 
-    /// Reads a file by its absolute path in that place, at most `max_bytes`; `None` if it does not exist.
+    /// Reads at most `max_bytes` of a file by its absolute path in that place. Returns `None` if the file does not
+    /// exist.
     ///
     /// # Errors
-    /// When it is larger, or not a regular file.
+    /// When the file is larger than `max_bytes` or is not a regular file.
     fn file(&self, path: &str, max_bytes: u64) -> Result<Option<Vec<u8>>>;
 }
 
 /// Converts text from a client to a C string.
 ///
 /// # Errors
-/// `code` when it contains a NUL.
+/// An error with `code` when the text contains a NUL; the message calls the text `what`.
 pub fn c_string(text: &str, code: Code, what: &str) -> Result<CString> {
     CString::new(text).map_err(|_| {
         Error::new(code, format!("The {what} contains a NUL byte, which no process can receive; remove it"))

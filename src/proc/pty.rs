@@ -1,5 +1,5 @@
-//! Pseudo-terminals (pty(7)): a pair of descriptors, one for the server, one for the program. The program's end is opened
-//! with TIOCGPTPEER from the server's end and not by a path, so mounts cannot redirect it. No threads, no locks.
+//! Pseudo-terminals (pty(7)): a pair of descriptors, one for the server and one for the program. The program's end is
+//! opened from the server's end with TIOCGPTPEER and not by a path, so mounts cannot redirect it. No threads, no locks.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -15,33 +15,34 @@ use crate::base::{At, Result};
 /// The size of a terminal in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WindowSize {
-    /// Characters in a row.
+    /// Number of characters in a row.
     pub cols: u16,
-    /// Rows.
+    /// Number of rows.
     pub rows: u16,
 }
 
 /// A new pseudo-terminal.
 #[derive(Debug)]
 pub struct Pty {
-    /// The server's end: reads the program's output and writes its input. Non-blocking. Reading fails with EIO once all
-    /// descriptors of the other end are closed.
+    /// The server's end, which reads the program's output and writes its input. Non-blocking. A read fails with EIO
+    /// once all descriptors of the program's end are closed.
     pub master: OwnedFd,
-    /// The program's end. The server must close its copy once the program has it, or the end of output goes unnoticed.
+    /// The program's end. The server must close its copy once the program has one, or it does not notice the end of the
+    /// output.
     pub slave: OwnedFd,
 }
 
 impl Pty {
-    /// Opens a terminal of the host.
+    /// Opens a new terminal of the host.
     ///
     /// # Errors
-    /// When the machine has no more terminals (kernel.pty.max) or this process no more descriptors.
+    /// When the machine has no more terminals (kernel.pty.max), or when this process has no more descriptors.
     pub fn open() -> Result<Pty> {
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NONBLOCK;
         Pty::from_master(rustix::fs::open("/dev/ptmx", flags, Mode::empty()).at("open", "/dev/ptmx")?)
     }
 
-    /// Completes a terminal of which `master` was opened at `/dev/ptmx` or `/dev/pts/ptmx`, non-blocking.
+    /// Completes a terminal whose `master` was opened at `/dev/ptmx` or `/dev/pts/ptmx`, non-blocking.
     ///
     /// # Errors
     /// When `master` is not a terminal.
@@ -51,15 +52,15 @@ impl Pty {
         let slave =
             ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
                 .at("open", at)?;
-        // Otherwise the kernel's line editing erases half of a UTF-8 character (termios(3), IUTF8).
+        // Without IUTF8, the kernel's line editing erases half of a UTF-8 character (termios(3)).
         let mut modes = tcgetattr(&slave).at("prepare", at)?;
         modes.input_modes |= InputModes::IUTF8;
         tcsetattr(&slave, OptionalActions::Now, &modes).at("prepare", at)?;
         Ok(Pty { master, slave })
     }
 
-    /// Returns the server's end, and the other end as all three streams of a program. With `tty` set in the `CommandSpec`
-    /// the terminal becomes the controlling terminal of the program's session.
+    /// Returns the server's end, and the program's end as all three streams of the program. If the `CommandSpec` sets
+    /// `tty`, the terminal becomes the controlling terminal of the program's session.
     ///
     /// # Errors
     /// When the process is out of file descriptors.
@@ -69,7 +70,7 @@ impl Pty {
     }
 }
 
-/// Sets the size; the foreground program gets SIGWINCH if it changes.
+/// Sets the size of a terminal. If the size changes, the kernel sends SIGWINCH to the foreground program.
 ///
 /// # Errors
 /// When `terminal` is not a terminal.

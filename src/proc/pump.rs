@@ -1,6 +1,6 @@
 //! The poll loop that watches one process on the calling thread: its streams, exit, deadline and cancellation.
-//! **Invariant:** it never blocks on a single stream, so a child that does not read, or a grandchild that keeps a pipe open,
-//! cannot delay the answer.
+//! **Invariant:** the loop never blocks on a single stream, so a child that does not read, or a grandchild that keeps a
+//! pipe open, cannot delay the answer.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::LazyLock;
@@ -16,49 +16,52 @@ use crate::base::{At, Result, limits};
 
 /// The server's ends of a process's streams.
 pub struct ProcessIo<'a> {
-    /// The pipe to stdin and its input; the pipe is closed after the input.
+    /// The pipe to stdin, and the input. The pipe is closed after the last byte of the input.
     pub stdin: Option<(OwnedFd, InputBytes)>,
     /// The pipe from stdout.
     pub stdout: OwnedFd,
     /// The pipe from stderr.
     pub stderr: OwnedFd,
-    /// Receives stdout.
+    /// Receives the bytes of stdout.
     pub out: &'a mut dyn Sink,
-    /// Receives stderr.
+    /// Receives the bytes of stderr.
     pub err: &'a mut dyn Sink,
 }
 
-/// How watching a process ended.
+/// How the watched process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProcessOutcome {
-    /// The process ended by itself. Background processes may continue, unless the kernel killed it because memory ran out.
+    /// The process ended by itself. Its background processes may continue, unless the kernel killed the process because
+    /// memory ran out.
     Exited(Exit),
-    /// The deadline passed; the process and everything it started have been killed.
+    /// The deadline passed; the process and all processes that it started have been killed.
     TimedOut,
-    /// The run was cancelled; the process and everything it started have been killed.
+    /// The run was cancelled; the process and all processes that it started have been killed.
     Cancelled,
 }
 
-/// Permits for copying large output. A few threads copy as fast as the disk allows; many delay every other thread of the
-/// machine, since each also lets another process write.
+/// Permits for copying large output. A few threads copy as fast as the disk allows. More threads would delay every
+/// other thread of the machine, because each copying thread also lets another process write.
 static COPY_PERMITS: LazyLock<FairSemaphore> =
     LazyLock::new(|| FairSemaphore::new((FairSemaphore::processors() / 2).max(1)));
-/// A process's output up to this size is copied without a permit.
+/// Maximum size up to which a process's output is copied without a permit.
 const COPY_FREELY_BYTES: u64 = 64 << 10;
 
-/// The read end of a stream, and its receiver.
+/// The read end of a stream, and the sink that receives its bytes.
 struct OutputPipe<'a> {
     fd: Option<OwnedFd>,
     sink: &'a mut dyn Sink,
-    /// Number of bytes read.
+    /// Number of bytes that were read from the stream.
     bytes_read: u64,
 }
 
 impl OutputPipe<'_> {
-    /// Reads everything that is in the pipe now: the output before the process's end, not the later output of others.
+    /// Reads all bytes that are in the pipe now: the output before the end of the process, but not the later output of
+    /// other processes.
     fn drain(&mut self, buffer: &mut [u8]) {
         let Some(fd) = &self.fd else { return };
-        // A terminal reports only what its line discipline has passed on, so at least the usual size of a pipe is read.
+        // A terminal reports only the bytes that its line discipline has passed on, so at least the usual size of a
+        // pipe is read.
         let waiting = rustix::io::ioctl_fionread(fd).unwrap_or(0).max(limits::PIPE_CHUNK as u64);
         let before = self.bytes_read;
         let _permit = self.permit();
@@ -71,18 +74,18 @@ impl OutputPipe<'_> {
         }
     }
 
-    /// Waits for a permit if the process writes a lot.
+    /// Waits for a permit if the process has already written much output.
     fn permit(&self) -> Option<SemaphorePermit<'static>> {
         (self.bytes_read >= COPY_FREELY_BYTES).then(|| COPY_PERMITS.wait())
     }
 
-    /// Reads a few chunks.
+    /// Reads a few chunks from the stream.
     fn read_on(&mut self, buffer: &mut [u8]) {
         let _permit = self.permit();
         self.read(buffer, 4);
     }
 
-    /// Reads at most `chunks` times; closes the descriptor at end of file.
+    /// Reads at most `chunks` times, and closes the descriptor at the end of the stream.
     fn read(&mut self, buffer: &mut [u8], chunks: usize) {
         for _ in 0..chunks {
             let Some(fd) = &self.fd else { return };
@@ -103,7 +106,7 @@ impl OutputPipe<'_> {
 /// Watches the process until it has ended or was killed.
 ///
 /// # Errors
-/// When the process never started (no program has run then), or its status was lost.
+/// When the process never started (then no program has run), or when its exit status was lost.
 pub fn pump(
     process: &mut dyn Process,
     io: ProcessIo<'_>,
@@ -124,7 +127,7 @@ pub fn pump(
         if ready.stdin {
             write_stdin(&mut stdin);
         }
-        // Output first: when the exit is seen, everything that the process wrote is in the pipes.
+        // Read the output before the exit: when the process has ended, all its output is in the pipes.
         if ready.out {
             out.read_on(&mut buffer);
         }
@@ -172,8 +175,8 @@ pub fn pump(
     }
 }
 
-/// Whether the kernel killed the process itself because memory ran out. Its remaining children are then killed as well: they
-/// have no parent and hold memory that the rest of the group lacks.
+/// Returns whether the kernel killed the process itself because memory ran out. In this case, its remaining children
+/// are killed as well: they have no parent any more and hold memory that the rest of the group needs.
 fn was_oom_killed(process: &dyn Process, exit: Exit) -> bool {
     exit == Exit::Signal(libc::SIGKILL) && process.oom_killed() == Some(true)
 }
@@ -187,7 +190,7 @@ struct ReadyStreams {
     err: bool,
 }
 
-/// Waits with one poll(2) for all events, until `deadline`.
+/// Waits with one poll(2) for an event on any of the descriptors, at most until `deadline`.
 fn wait(
     done: BorrowedFd<'_>,
     cancel: BorrowedFd<'_>,
@@ -212,7 +215,7 @@ fn wait(
     }
     let [stdin_at, out_at, err_at] = places;
     let left = deadline.saturating_duration_since(Instant::now());
-    // The kernel rounds the timeout up to its resolution; so this neither spins nor is late by more than a tick.
+    // The kernel rounds the timeout up to its resolution, so the loop neither spins nor is late by more than a tick.
     let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
     match poll(&mut fds, Some(&timeout)) {
         Ok(_) => {}
@@ -230,13 +233,13 @@ fn wait(
     Ok(ready)
 }
 
-/// Writes as much input as the pipe takes; closes it when all is written or the process no longer reads.
+/// Writes as much input as the pipe accepts. Closes the pipe when all input is written or the process no longer reads.
 fn write_stdin(stdin: &mut Option<(OwnedFd, InputBytes, u64)>) {
     let Some((fd, bytes, sent)) = stdin else { return };
     match bytes.with_chunk(*sent, |piece| rustix::io::write(&*fd, piece)) {
         Ok(Ok(n)) => *sent += n as u64,
         Ok(Err(Errno::AGAIN | Errno::INTR)) => {}
-        // EPIPE: the process does not want its input, which is not an error.
+        // EPIPE means that the process has closed its stdin, which is not an error.
         Ok(Err(_)) => *sent = bytes.len(),
         Err(error) => {
             log::error!("The rest of a command's input was lost: {error}");

@@ -1,5 +1,5 @@
-//! The one way to spawn a child of the host. **Invariant:** the child leads its own session and process group, is created in
-//! its own cgroup, and inherits only its three streams and the given environment.
+//! The only way to spawn a child on the host. **Invariant:** the child leads its own session and process group, is
+//! created in its own cgroup, and inherits only its three streams and the given environment.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,59 +19,61 @@ use super::{
 };
 use crate::base::{At, Code, Error, Result};
 
-/// PATH of every child without one in its environment.
+/// The PATH of each child whose environment does not contain one.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The soft limit of open files for children: the server raises its own, and programs that use select(2) fail with
-/// descriptors above 1023.
+/// The soft limit of open files for children. The server raises its own limit, but programs that use select(2) fail
+/// with descriptors above 1023.
 static CHILD_FILES: OnceLock<u64> = OnceLock::new();
 
-/// Sets the children's soft limit of open files, once, at the start.
+/// Sets the children's soft limit of open files. The server calls this once at its start.
 pub fn set_child_file_limit(soft: u64) {
     let _ = CHILD_FILES.set(soft);
 }
 
-/// How long to retry while the program's file is open for writing (ETXTBSY).
+/// How long to retry the start while another process has the program's file open for writing (ETXTBSY).
 const TEXT_BUSY: Duration = Duration::from_millis(500);
 
-/// `oom_score_adj` of children, set once the server's own is lower than a workload's may be.
+/// `oom_score_adj` of children. It is set once the server's own score is lower than the score that a workload may have.
 static CHILD_OOM_SCORE: OnceLock<&'static str> = OnceLock::new();
 
-/// The kernel's preference for killing this process when memory runs out (proc_pid_oom_score_adj(5)).
+/// The file with the kernel's preference for killing this process when memory runs out (proc_pid_oom_score_adj(5)).
 const OOM_SCORE: &str = "/proc/self/oom_score_adj";
 
-/// Returns the `oom_score_adj` for workloads: the default 0 if the server's is lower, else more than the server's (raising
-/// needs no privilege). A score of half of the memory that may run out decides any comparison.
+/// Returns the `oom_score_adj` for workloads: the default 0 if the server's score is lower, else a higher score than
+/// the server's, because raising a score needs no privilege. The score 500 counts like half of the memory, and so
+/// decides any comparison.
 fn workload_oom_score() -> &'static str {
     CHILD_OOM_SCORE.get().copied().unwrap_or("500")
 }
 
-/// Gives a process that will become a workload, and all processes that share its memory, the workloads' score, unless they
-/// have it. `still`: as for [`protect_other_from_oom`].
+/// Gives the workloads' score to a process that will become a workload, and to all processes that share its memory,
+/// unless they have it already. `still` has the same meaning as for [`protect_other_from_oom`].
 pub fn expose_other_to_oom(pid: i32, still: impl FnOnce() -> bool) {
     let path = format!("/proc/{pid}/oom_score_adj");
     let (score, mut bytes) = (workload_oom_score(), [0; 16]);
     let Ok(file) = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) else { return };
     let length = rustix::io::read(&file, &mut bytes).unwrap_or(0);
-    // A write makes the kernel search all processes of the machine for those that share the memory.
+    // A write makes the kernel search all processes of the machine for processes that share the memory, so avoid it.
     if bytes[..length].trim_ascii() != score.as_bytes() && still() {
         let _ = rustix::io::write(&file, score.as_bytes());
     }
 }
 
-/// Makes the kernel kill other processes first when memory runs out; children do not inherit this.
+/// Makes the kernel kill other processes before this one when memory runs out. Children do not inherit this.
 ///
 /// # Errors
-/// The kernel's error without the privilege; nothing has changed then.
+/// The kernel's error if this process lacks the privilege; the score has not changed in this case.
 pub fn protect_from_oom() -> std::io::Result<()> {
-    // Not -1000: a server that leaks all memory must still be killed.
+    // The score is not -1000: a server that leaks all memory must still be killed.
     super::hierarchy::write(OOM_SCORE.as_ref(), "-900")?;
     let _ = CHILD_OOM_SCORE.set("0");
     Ok(())
 }
 
-/// Does the same for another process, not for children that it has started already. `still` checks, after the process's
-/// file was opened, that the number still means that process.
+/// Makes the kernel kill other processes before the process `pid` when memory runs out. Children that the process has
+/// already started are not affected. `still` is called after the process's file was opened, and checks that the number
+/// still refers to that process.
 pub fn protect_other_from_oom(pid: i32, still: impl FnOnce() -> bool) {
     if CHILD_OOM_SCORE.get().is_none() {
         return;
@@ -84,7 +86,8 @@ pub fn protect_other_from_oom(pid: i32, still: impl FnOnce() -> bool) {
     }
 }
 
-/// A running child process. Dropping it kills it, and its group unless it has ended by itself.
+/// A running child process. Dropping it kills the child, and also the child's group unless the child has ended by
+/// itself.
 #[derive(Debug)]
 pub struct Child {
     pid: i32,
@@ -95,12 +98,12 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts the first of `attempts` that can be executed, in the folder `cwd`. `tty`: stdin becomes the controlling
-    /// terminal. `user`: the user to run as.
+    /// Starts the first of `attempts` that can be executed, in the folder `cwd`. With `tty`, stdin becomes the
+    /// controlling terminal. `user` is the user that runs the program.
     ///
     /// # Errors
-    /// `InvalidCommand`, `InvalidCwd`, `InvalidUser` or `SpawnFailed` with the program's name and the kernel's error; no
-    /// program has run then.
+    /// `InvalidCommand`, `InvalidCwd`, `InvalidUser` or `SpawnFailed`, with the program's name and the kernel's error.
+    /// No program has run in this case.
     pub fn start(
         attempts: &[Vec<CString>],
         env: &[CString],
@@ -127,8 +130,8 @@ impl Child {
         };
         let mut spawned = sys::spawn(&exec);
         let deadline = Instant::now() + TEXT_BUSY;
-        // A file that was just written can be executed once no child that another thread forked in between has it open
-        // for writing; such a child's execve(2) closes it.
+        // While a program's file was being written, another thread may have forked a child, which then has the file
+        // open for writing. Once the child's execve(2) closes the file, the program can be executed.
         while spawned.as_ref().is_err_and(|failed| failed.error.raw_os_error() == Some(libc::ETXTBSY))
             && Instant::now() < deadline
         {
@@ -157,7 +160,7 @@ impl Child {
             }
             Err(SpawnError { error, step: StartStep::Exec }) => {
                 use libc::{E2BIG, EACCES, ELOOP, ENAMETOOLONG, ENOENT, ENOEXEC, ENOTDIR};
-                // Errors that the command itself causes.
+                // Errors that the command itself causes, and not berth or the machine.
                 let wrong = [E2BIG, EACCES, ELOOP, ENAMETOOLONG, ENOENT, ENOEXEC, ENOTDIR];
                 let code = match error.raw_os_error() {
                     Some(errno) if wrong.contains(&errno) => Code::InvalidCommand,
@@ -168,12 +171,12 @@ impl Child {
         }
     }
 
-    /// Returns the process id; valid until the child is reaped.
+    /// Returns the process id, which is valid until the child is reaped.
     pub fn pid(&self) -> i32 {
         self.pid
     }
 
-    /// Reaps the child if it has ended; `wait`: waits for its end.
+    /// Reaps the child if it has ended; with `wait`, first waits for its end.
     fn reap(&mut self, wait: bool) -> Result<()> {
         if self.exit.is_none() {
             self.reaped = sys::reap(self.pidfd.as_fd(), wait).at("wait for", "a child")?;
@@ -227,7 +230,8 @@ impl Process for Child {
         let mut usage = self.group.usage();
         if let Some(reaped) = self.reaped {
             usage.cpu_micros = usage.cpu_micros.or(Some(reaped.cpu_micros));
-            // The child started in the server's memory, which counts (exec_mmap): a value up to the server's means nothing.
+            // The child started in the server's memory, which the kernel counts for the child (exec_mmap). A value that
+            // is not above the server's own peak is therefore not a property of the child.
             let its_own = || own_peak_bytes().is_some_and(|ours| reaped.max_rss_bytes > ours);
             let peak = || its_own().then_some(reaped.max_rss_bytes);
             usage.peak_memory_bytes = usage.peak_memory_bytes.or_else(peak);
@@ -244,7 +248,7 @@ impl Drop for Child {
     }
 }
 
-/// Returns the largest resident set that this process has ever had (proc_pid_status(5)).
+/// Returns the largest resident set that this process has had so far (proc_pid_status(5)).
 fn own_peak_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.strip_suffix("kB"))?;
@@ -261,14 +265,15 @@ pub struct Spec {
 }
 
 impl Spec {
-    /// Runs `program`, an absolute path, with only PATH, HOME=/root and LANG=C.UTF-8 in its environment.
+    /// Creates the specification of `program`, an absolute path, with only PATH, HOME=/root and LANG=C.UTF-8 in its
+    /// environment.
     pub fn new(program: impl Into<PathBuf>) -> Spec {
         let env = [("PATH", PATH), ("HOME", "/root"), ("LANG", "C.UTF-8")];
         let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
         Spec { program: program.into(), args: Vec::new(), env, folder: "/".into() }
     }
 
-    /// Runs `program` in the folder with an empty environment.
+    /// Creates the specification of `program`, which runs in `folder` with an empty environment.
     pub fn bare(program: impl Into<PathBuf>, folder: impl Into<PathBuf>) -> Spec {
         Spec { program: program.into(), args: Vec::new(), env: Vec::new(), folder: folder.into() }
     }
@@ -286,10 +291,10 @@ impl Spec {
         self
     }
 
-    /// Runs the program to its end with empty input; all output goes to `sink`.
+    /// Runs the program to its end with empty input, and passes all output to `sink`.
     ///
     /// # Errors
-    /// `SpawnFailed` when it could not be started; a non-zero exit status is not an error.
+    /// `SpawnFailed` when the program could not be started. A non-zero exit status is not an error.
     pub fn run(
         &self,
         group: Group,
@@ -301,7 +306,7 @@ impl Spec {
         let (err, err_child) = pipe()?;
         let stdio = Stdio { stdin: dev_null()?, stdout: out_child, stderr: err_child };
         let mut child = self.start(stdio, group)?;
-        // Two pipes and one sink: the lines of both streams in the order in which they are read.
+        // The two pipes share one sink, which receives the lines of both streams in the order in which they are read.
         let sink = std::cell::RefCell::new(sink);
         let io = ProcessIo {
             stdin: None,
@@ -313,10 +318,11 @@ impl Spec {
         pump(&mut child, io, timeout, cancel)
     }
 
-    /// Runs the program to its end in a group of its own below `place`; returns its outcome and at most `cap` bytes of output.
+    /// Runs the program to its end in a group of its own below `place`. Returns how it ended, and at most `cap` bytes
+    /// of its output.
     ///
     /// # Errors
-    /// As [`Spec::run`].
+    /// The same as for [`Spec::run`].
     pub fn run_for_output(
         &self,
         (cgroups, place): (&Cgroups, &str),
@@ -333,7 +339,7 @@ impl Spec {
     /// Starts the program with the given streams.
     ///
     /// # Errors
-    /// `SpawnFailed` when it could not be started.
+    /// `SpawnFailed` when the program could not be started.
     pub fn start(&self, stdio: Stdio, group: Group) -> Result<Child> {
         let text = |text: &str| super::c_string(text, Code::Internal, "argument");
         let program = text(&self.program.to_string_lossy())?;
@@ -346,13 +352,13 @@ impl Spec {
             env.push(text(&format!("{name}={value}"))?);
         }
         let cwd = open_dir(&self.folder)?;
-        // A missing tool is not the client's mistake.
+        // A missing tool is not the client's mistake, so the error is not `InvalidCommand`.
         Child::start(&[argv], &env, cwd.as_fd(), &stdio, false, None, group)
             .map_err(|error| Error::new(Code::SpawnFailed, error.message()))
     }
 }
 
-/// Returns the program for an error message: a path, or a name if several folders were searched for it.
+/// Returns the program's name for an error message: its path, or only its name if several folders were searched for it.
 fn program(attempts: &[Vec<CString>]) -> String {
     let names: Vec<_> =
         attempts.iter().filter_map(|argv| argv.first()).map(|path| path.to_string_lossy()).collect();
@@ -370,7 +376,7 @@ impl Sink for SharedSink<'_, '_> {
     }
 }
 
-/// Opens a pipe (read end, write end), both close-on-exec.
+/// Opens a pipe and returns its read end and its write end, both with close-on-exec.
 ///
 /// # Errors
 /// When the process is out of file descriptors.
@@ -389,7 +395,7 @@ pub fn dev_null() -> Result<OwnedFd> {
 /// Opens a folder as a working directory.
 ///
 /// # Errors
-/// When it cannot be opened.
+/// When the folder cannot be opened.
 pub fn open_dir(path: impl AsRef<std::path::Path>) -> Result<OwnedFd> {
     let path = path.as_ref();
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;

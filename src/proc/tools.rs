@@ -1,5 +1,5 @@
-//! The programs and keyrings that container workspaces need on the host: their paths, and the packages that provide them.
-//! Only looks; `cli::setup` installs.
+//! The programs and keyrings that container workspaces need on the host: their paths, and the packages that provide
+//! them. This module only searches for them; `cli::setup` installs them.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use crate::base::{Code, Error, Result};
 
-/// Where programs are searched; the PATH of this process belongs to its caller and may be anything.
+/// The folders that are searched for programs. The PATH of this process is not used, because its caller may set any
+/// value.
 pub use crate::proc::spawn::PATH;
 
-/// Distributions with the same package names.
+/// Distributions that share their package names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// Debian, Ubuntu and their derivatives.
@@ -21,7 +22,7 @@ pub enum Family {
     Arch,
 }
 
-/// A missing program.
+/// A program that is missing on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MissingTool {
     /// The program's name.
@@ -30,12 +31,12 @@ pub struct MissingTool {
     pub package: &'static str,
 }
 
-/// Package archives with a common keyring.
+/// Distributions whose package archives are signed with the keys of one keyring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Archive {
-    /// Debian's.
+    /// The package archive of Debian.
     Debian,
-    /// Ubuntu's.
+    /// The package archive of Ubuntu.
     Ubuntu,
 }
 
@@ -46,7 +47,7 @@ struct Tool {
     arch: &'static str,
 }
 
-/// Required by every container workspace.
+/// Programs that every container workspace requires.
 const TOOLS: [Tool; 4] = [
     Tool {
         program: "systemd-nspawn",
@@ -59,25 +60,25 @@ const TOOLS: [Tool; 4] = [
     Tool { program: "unshare", debian: "util-linux", fedora: "util-linux", arch: "util-linux" },
 ];
 
-/// Required only by private networks.
+/// Programs that only private networks require.
 const NETWORK_TOOLS: [Tool; 3] = [
     Tool { program: "ip", debian: "iproute2", fedora: "iproute", arch: "iproute2" },
     Tool { program: "nft", debian: "nftables", fedora: "nftables", arch: "nftables" },
     Tool { program: "nsenter", debian: "util-linux", fedora: "util-linux-core", arch: "util-linux" },
 ];
 
-/// Required only by OpenCode addresses with a host name; every Debian has it.
+/// Programs that only OpenCode addresses with a host name require. Every Debian installation has them.
 const LOOKUP_TOOLS: [Tool; 1] =
     [Tool { program: "getent", debian: "libc-bin", fedora: "glibc-common", arch: "glibc" }];
 
-/// Unpacks Ubuntu's packages where dpkg-deb cannot.
+/// Programs that unpack Ubuntu's packages on hosts whose dpkg-deb cannot.
 const UBUNTU_TOOLS: [Tool; 2] = [
     Tool { program: "ar", debian: "binutils", fedora: "binutils", arch: "binutils" },
     Tool { program: "zstdcat", debian: "zstd", fedora: "zstd", arch: "zstd" },
 ];
 
-/// Required only by Arch Linux roots. pacman-key(8) is a shell script that uses makepkg's library and calls gpg, which calls
-/// its agent.
+/// Programs that only Arch Linux roots require. pacman-key(8) is a shell script that uses makepkg's library and calls
+/// gpg, and gpg calls its agent.
 const ARCH_TOOLS: [Tool; 5] = [
     Tool {
         program: "pacstrap",
@@ -91,20 +92,20 @@ const ARCH_TOOLS: [Tool; 5] = [
     Tool { program: "makepkg", debian: "makepkg", fedora: "pacman", arch: "pacman" },
 ];
 
-/// The package with the keys of Arch Linux's packagers, in every distribution.
+/// The package with the keys of Arch Linux's packagers. It has this name in every distribution.
 pub const ARCH_KEYRING_PACKAGE: &str = "archlinux-keyring";
 
-/// Where pacman(8) stores the keys that it trusts.
+/// The folder in which pacman(8) stores the keys that it trusts.
 pub const PACMAN_KEYS: &str = "/etc/pacman.d/gnupg";
 
-/// Finds a program on [`PATH`].
+/// Returns the path of a program in one of the folders of [`PATH`].
 pub fn find(program: &str) -> Option<PathBuf> {
     PATH.split(':').map(|folder| Path::new(folder).join(program)).find(|path| {
         fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
     })
 }
 
-/// Returns the missing programs with this host's package names; Debian's names on an unknown host.
+/// Returns the missing programs with the package names of this host, or with Debian's names if the host is unknown.
 pub fn missing_tools() -> Vec<MissingTool> {
     missing_tools_of(family().unwrap_or(Family::Debian))
 }
@@ -121,9 +122,9 @@ pub fn missing_arch_tools(family: Family) -> Vec<MissingTool> {
     missing.map(|tool| MissingTool { program: tool.program, package: tool.package(family) }).collect()
 }
 
-/// Whether the host has the keys of Arch Linux's packagers, from which pacman-key(8) makes [`PACMAN_KEYS`].
+/// Returns whether the host has the keys of Arch Linux's packagers, from which pacman-key(8) creates [`PACMAN_KEYS`].
 pub fn has_arch_keyring() -> bool {
-    // The paths of Debian's package and of other distributions.
+    // The first path is that of Debian's package, the second that of other distributions.
     ["/usr/share/keyrings/archlinux.gpg", "/usr/share/pacman/keyrings/archlinux.gpg"]
         .iter()
         .any(|file| Path::new(file).is_file())
@@ -132,7 +133,7 @@ pub fn has_arch_keyring() -> bool {
 /// Returns the path of a required program.
 ///
 /// # Errors
-/// `Unavailable`: "systemd-nspawn is missing; install the package systemd-container …".
+/// `Unavailable` when the program is missing: "systemd-nspawn is missing; install the package systemd-container …".
 pub fn require(program: &str) -> Result<PathBuf> {
     find(program)
         .ok_or_else(|| Error::new(Code::Unavailable, missing_message(program)).detail("program", program))
@@ -153,7 +154,7 @@ pub fn missing_message(program: &str) -> String {
     }
 }
 
-/// Returns the usual path of an archive's keyring.
+/// Returns the usual path of a package archive's keyring.
 pub fn keyring_file(archive: Archive) -> PathBuf {
     PathBuf::from(match archive {
         Archive::Debian => "/usr/share/keyrings/debian-archive-keyring.gpg",
@@ -161,14 +162,15 @@ pub fn keyring_file(archive: Archive) -> PathBuf {
     })
 }
 
-/// Returns the keyring file of an archive, if the host has one.
+/// Returns the path of a package archive's keyring, if the host has the keyring.
 pub fn keyring(archive: Archive) -> Option<PathBuf> {
     let path = keyring_file(archive);
-    // `.pgp` is the extension since Debian 13.
+    // Since Debian 13, the extension is `.pgp`.
     [path.clone(), path.with_extension("pgp")].into_iter().find(|path| path.is_file())
 }
 
-/// Returns the packages that may provide an archive's keyring, the most likely first. Not every host has one of them.
+/// Returns the packages that may provide a package archive's keyring, the most likely first. A host may have none of
+/// them.
 pub fn keyring_packages(family: Family, archive: Archive) -> &'static [&'static str] {
     match (family, archive) {
         (Family::Debian | Family::Arch, Archive::Debian) => &["debian-archive-keyring"],
@@ -179,7 +181,7 @@ pub fn keyring_packages(family: Family, archive: Archive) -> &'static [&'static 
     }
 }
 
-/// Returns the family of this host, from its os-release(5).
+/// Returns this host's family of distributions, according to its os-release(5).
 pub fn family() -> Option<Family> {
     let files = ["/etc/os-release", "/usr/lib/os-release"];
     family_of(&files.iter().find_map(|file| fs::read_to_string(file).ok())?)

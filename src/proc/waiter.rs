@@ -1,6 +1,7 @@
-//! Lets a thread wait for a notification (a run's next output, an event) and at the same time for a file descriptor.
+//! Lets a thread wait at the same time for a notification (such as a run's next output or an event) and for a file
+//! descriptor.
 //!
-//! Any thread. Lock: the list of waiters, a leaf; notifying never blocks.
+//! Any thread may wait or notify. The lock of the list of waiters is a leaf; notifying never blocks.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,14 +17,14 @@ use crate::base::{At, Result};
 #[derive(Debug)]
 pub struct Waiter {
     fd: OwnedFd,
-    /// Only the first notification after [`Waiter::arm`] writes to the eventfd.
+    /// Whether the next notification writes to the eventfd: only the first one after [`Waiter::arm`] does.
     armed: AtomicBool,
 }
 
-/// Why a wait ended.
+/// The reason why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WakeReason {
-    /// There was a notification.
+    /// The waiter was notified.
     Notified,
     /// The other descriptor is ready.
     OtherReady,
@@ -32,7 +33,7 @@ pub enum WakeReason {
 }
 
 impl Waiter {
-    /// Creates a waiter without a notification.
+    /// Creates a waiter that has not been notified.
     ///
     /// # Errors
     /// When the process is out of file descriptors.
@@ -41,7 +42,7 @@ impl Waiter {
         Ok(Arc::new(Waiter { fd, armed: AtomicBool::new(false) }))
     }
 
-    /// Arms the waiter. Check the condition after this call, or a notification may be missed.
+    /// Arms the waiter. Check the condition after this call; otherwise a notification may be missed.
     pub fn arm(&self) {
         self.armed.store(true, Ordering::SeqCst);
     }
@@ -57,7 +58,7 @@ impl Waiter {
         let _ = rustix::io::read(&self.fd, &mut [0; 8]);
     }
 
-    /// Waits for a notification, for `other`, or until the deadline.
+    /// Waits until a notification arrives, `other` is ready, or the deadline passes.
     ///
     /// # Errors
     /// When poll(2) fails.
@@ -70,7 +71,7 @@ impl Waiter {
             tv_nsec: left.subsec_nanos().into(),
         };
         match poll(&mut fds, Some(&timeout)) {
-            // An interruption counts as a notification: the caller checks its condition again.
+            // An interrupted call counts as a notification: the caller then checks its condition again.
             Err(rustix::io::Errno::INTR) => return Ok(WakeReason::Notified),
             polled => polled.at("poll", "for news")?,
         };
@@ -91,12 +92,12 @@ impl AsFd for Waiter {
     }
 }
 
-/// All threads that wait for one thing. Dropped waiters are removed.
+/// All waiters for one condition. Waiters that have been dropped are removed from the list.
 #[derive(Debug, Default)]
 pub struct WaiterList(Mutex<Vec<Weak<Waiter>>>);
 
 impl WaiterList {
-    /// Notifies this waiter, too, from now on.
+    /// Adds a waiter, which is notified from now on.
     pub fn add(&self, waiter: &Arc<Waiter>) {
         let mut waiters = lock(&self.0);
         waiters.retain(|waiter| waiter.strong_count() > 0);

@@ -1,4 +1,4 @@
-//! Wakes a poll(2) from another thread, any number of times; [`super::Cancel`] fires only once.
+//! Wakes a poll(2) from another thread, any number of times. In contrast, [`super::Cancel`] can be set only once.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -6,7 +6,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::base::{At, Result};
 
-/// Readable from [`Waker::wake`] until [`Waker::clear`].
+/// A descriptor that is readable from [`Waker::wake`] until [`Waker::clear`].
 #[derive(Debug)]
 pub struct Waker(OwnedFd);
 
@@ -19,12 +19,12 @@ impl Waker {
         eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map(Waker).at("open", "an eventfd")
     }
 
-    /// Makes it readable. Cannot fail: the counter would have to reach 2^64.
+    /// Makes the waker readable. This cannot fail, because the counter would have to reach 2^64.
     pub fn wake(&self) {
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
-    /// Makes it unreadable again. A caller that checks its condition after this misses no wake-up.
+    /// Makes the waker unreadable again. A caller that checks its condition after this call misses no wake-up.
     pub fn clear(&self) {
         let _ = rustix::io::read(&self.0, &mut [0u8; 8]);
     }
