@@ -1,6 +1,6 @@
-//! Caches the doctor's report: one examination at a time, for all callers.
+//! Caches the doctor's report. Only one examination runs at a time; all callers share its report.
 //!
-//! Lock: `last`, held during an examination, about a second.
+//! Lock: `last`, held during an examination, for about a second.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -8,23 +8,23 @@ use std::time::{Duration, Instant};
 use crate::base::thread::lock;
 use crate::doctor::{self, Check, DoctorReport, Subject};
 
-/// How long a doctor report is reused.
+/// Time for which a report is reused.
 const PROBE_FRESH: Duration = Duration::from_secs(10);
 
-/// A doctor with a cached report.
+/// The doctor, with its last report.
 pub struct Doctor {
     subject: Subject,
     last: Mutex<Option<(Instant, Arc<DoctorReport>)>>,
 }
 
 impl Doctor {
-    /// Creates a doctor without a report.
+    /// Creates a doctor that has no report yet.
     pub fn new(subject: Subject) -> Doctor {
         Doctor { subject, last: Mutex::default() }
     }
 
-    /// Returns the report if it is younger than [`PROBE_FRESH`], otherwise a new one, which takes about a
-    /// second.
+    /// Returns the last report if it is younger than [`PROBE_FRESH`]; otherwise examines the host, which takes
+    /// about a second.
     pub fn report(&self) -> Arc<DoctorReport> {
         let mut last = lock(&self.last);
         if let Some((_, report)) = last.as_ref().filter(|(made, _)| made.elapsed() < PROBE_FRESH) {
@@ -40,7 +40,7 @@ impl Doctor {
         self.subject.cancel.cancel();
     }
 
-    /// Returns the checks that cost nothing, for the start of the server.
+    /// Returns the results of the checks that take no time, for the start of the server.
     pub fn at_start(&self) -> Vec<Check> {
         super::at_start(&self.subject)
     }

@@ -1,5 +1,5 @@
-//! The child side of a probe: `berth probe NAME FOLDER`, a single-threaded process of its own. Everything is tried in
-//! its namespaces and ends with it. Reports failures on stderr.
+//! The child process of a probe: `berth probe NAME FOLDER`, single-threaded. It makes all changes in its own
+//! namespaces, which end with it, and in FOLDER. It reports failures on stderr.
 
 use std::io::{self, Write as _};
 use std::os::fd::AsFd;
@@ -18,7 +18,7 @@ use crate::base::{At, Error, Result};
 use crate::proc::idmap::{self, refused};
 use crate::proc::sys;
 
-/// An ID that no file of the scratch directory has.
+/// First host ID of the mapping; no file in the scratch directory has such an owner.
 const FIRST_ID: u32 = 20 << 16;
 
 /// Runs the probe that `args` name.
@@ -42,7 +42,8 @@ pub fn main(args: &[String]) -> ExitCode {
     }
 }
 
-/// Later paths are relative to this directory: mount options cannot contain every absolute path.
+/// Makes `folder` the working directory. Later paths are relative to it, because mount options cannot contain
+/// every absolute path.
 fn enter(folder: &Path) -> Result<()> {
     std::env::set_current_dir(folder).at("enter", folder)
 }
@@ -67,7 +68,7 @@ fn same(what: &str, found: u32, wanted: u32) -> Result<()> {
     Err(Error::internal(format!("{what} belongs to {found}, not to {wanted}")))
 }
 
-/// Becomes root of a new user namespace.
+/// Creates a user namespace in which this process is root.
 fn user_namespace() -> Result<()> {
     let uid = rustix::process::geteuid().as_raw();
     sys::new_namespaces(UnshareFlags::NEWUSER).map_err(|error| refused(&error))?;
@@ -75,7 +76,7 @@ fn user_namespace() -> Result<()> {
     same("the new namespace's root", rustix::process::geteuid().as_raw(), 0)
 }
 
-/// Mounts an overlay with a lower directory below `lower`; writes and removes files.
+/// Mounts an overlay whose lower directory is in `lower`, then writes and removes files in it.
 fn overlay(lower: &str) -> Result<()> {
     make(&["lower", "upper", "work", "merged"])?;
     put("lower/old")?;
@@ -95,7 +96,7 @@ fn layer(lower: &str) -> Result<()> {
         .at("mount", "an overlay")
 }
 
-/// Mounts a directory at `mapped`, read-only, with its files owned by a container's root.
+/// Mounts a directory at `mapped`, read-only and with an ID mapping, and checks the mapped owner of a file.
 fn id_mapped() -> Result<()> {
     make(&["lower", "mapped"])?;
     put("lower/old")?;
@@ -107,7 +108,7 @@ fn id_mapped() -> Result<()> {
     same("a mapped file", owner("mapped/old")?, FIRST_ID)
 }
 
-/// As [`id_mapped`], as the lower layer of an overlay with an upper layer owned by the container's root.
+/// Mounts an overlay on the mount of [`id_mapped`], with an upper layer that belongs to the container's root.
 fn id_mapped_overlay() -> Result<()> {
     id_mapped()?;
     make(&["upper", "work", "merged"])?;
@@ -116,7 +117,7 @@ fn id_mapped_overlay() -> Result<()> {
     }
     layer("mapped")?;
     same("a file from below", owner("merged/old")?, FIRST_ID)?;
-    // The copy keeps the owner.
+    // Writing copies the file into the upper layer; the copy keeps the mapped owner.
     let copied = std::fs::File::options().append(true).open("merged/old").and_then(|mut f| f.write_all(b"y"));
     copied.at("change", "merged/old")?;
     same("a changed file", owner("upper/old")?, FIRST_ID)

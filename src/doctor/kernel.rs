@@ -10,7 +10,7 @@ use crate::proc::sys::clone3_refused;
 use crate::roots::RootCapabilities;
 use crate::store::beneath::Root;
 
-/// Checks the kernel itself; without openat2 (Linux 5.6) files of containers cannot be opened safely.
+/// Checks the kernel's version. Without openat2 (Linux 5.6), the server cannot open files of containers safely.
 pub(super) fn version() -> Check {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let found = format!("Linux {} {}", release.trim(), std::env::consts::ARCH);
@@ -21,8 +21,9 @@ pub(super) fn version() -> Check {
     }
 }
 
-/// Checks how commands enter their cgroups. The errno of a seccomp filter is chosen by its author; without a filter it
-/// is the kernel's.
+/// Checks whether the kernel can start commands directly in their cgroups. If clone3 fails, the errno shows the
+/// cause: a seccomp filter returns an errno of its author's choice, and without a filter the kernel returns its
+/// own.
 pub(super) fn process_start() -> Check {
     let name = "clone3";
     if let Some(check) = no_threads() {
@@ -41,8 +42,8 @@ pub(super) fn process_start() -> Check {
     }
 }
 
-/// Checks whether threads can be started. glibc starts threads with clone3(2) and falls back to clone(2) only on
-/// ENOSYS, so under a profile that returns EPERM berth has no threads.
+/// Returns a failed check if no thread can be started. glibc starts threads with clone3(2) and falls back to
+/// clone(2) only after ENOSYS, so threads fail under a seccomp profile that returns EPERM.
 pub fn no_threads() -> Option<Check> {
     let refused =
         clone3_refused() == Some(Errno::PERM) && thread::spawn("probe".into(), limits::STACK, || {}).is_err();
@@ -58,11 +59,11 @@ pub fn no_threads() -> Option<Check> {
 
 const NEWER: &str = "use Linux 5.14 or newer";
 
-/// Fix for an outer container that is too restrictive.
+/// Recommended fix if berth runs in a container that is too restrictive.
 pub(super) const OUTER: &str = "start berth's own container with --privileged, or with --cap-add SYS_ADMIN and \
                                 --security-opt seccomp=unconfined";
 
-/// Returns the fix for mounts: another kernel helps only if CAP_SYS_ADMIN is present.
+/// Returns the fix for failed mounts. A newer kernel, `otherwise`, helps only if berth has CAP_SYS_ADMIN.
 fn mounts_fix(otherwise: &'static str) -> &'static str {
     if Confinement::from_proc_self().sys_admin { otherwise } else { OUTER }
 }
@@ -87,14 +88,14 @@ pub(super) fn user_namespaces(subject: &Subject) -> Check {
             } else {
                 "start berth as root"
             };
-            // Only root creates containers, so the rights of other users do not matter.
+            // Only root creates containers, so a failure for other users is only a warning.
             let status = if is_root() { CheckStatus::Fail } else { CheckStatus::Warn };
             Check { name: name.into(), status, found: why, fix: Some(fix.into()) }
         }
     }
 }
 
-/// Checks mounts on the data directory's file system.
+/// Checks overlays and ID-mapped mounts on the data directory's file system.
 pub(super) fn mounts(subject: &Subject, scratch: &ScratchFolder) -> Vec<Check> {
     let rows = [
         (
@@ -136,7 +137,7 @@ pub(super) fn mounts(subject: &Subject, scratch: &ScratchFolder) -> Vec<Check> {
     rows.into_iter().map(row).collect()
 }
 
-/// Checks which kind of roots will be created, by creating one.
+/// Checks which kind of root new workspaces will get, by creating one.
 pub(super) fn roots(scratch: &ScratchFolder) -> Check {
     let name = "roots";
     if !is_root() {

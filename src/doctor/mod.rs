@@ -1,8 +1,9 @@
-//! Examines the host's capabilities by trying them. Every probe runs in a child process or in a scratch directory, has
-//! a deadline, and leaves nothing behind. `berth doctor` and `GET /api/doctor` show the report; the server logs the
-//! checks that cost nothing when it starts. Depends on neither.
+//! Examines the host's capabilities by trying them. Every probe runs in a child process or in a scratch directory,
+//! has a deadline, and leaves no files or processes behind. `berth doctor` and `GET /api/doctor` show the report.
+//! At its start, the server logs the results of the checks that take no time. This module depends on neither the
+//! command line nor HTTP.
 //!
-//! No threads of its own (the trial of a container uses its engine's), no locks.
+//! No threads of its own, but the trial of a container uses the threads of its engine. No locks.
 
 mod cached;
 pub mod child;
@@ -31,7 +32,7 @@ use crate::store::{file, tree};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CheckStatus {
-    /// No problem.
+    /// The check found no problem.
     Ok,
     /// A feature is missing, slow or less secure, but commands in containers work.
     Warn,
@@ -45,9 +46,9 @@ pub struct Check {
     /// Stable name of the check.
     pub name: String,
     pub status: CheckStatus,
-    /// Findings, and their consequences.
+    /// What the check found, and its consequences.
     pub found: String,
-    /// Recommended fix, if any.
+    /// Recommended fix, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fix: Option<String>,
 }
@@ -69,28 +70,28 @@ impl Check {
 /// Results of all checks.
 #[derive(Clone, Debug, Serialize)]
 pub struct DoctorReport {
-    /// Whether nothing that berth needs is missing.
+    /// Whether no check failed.
     pub ok: bool,
     /// Version of the binary.
     pub version: &'static str,
-    /// Time of the examination, RFC 3339.
+    /// Time of the examination in RFC 3339.
     pub checked_at: String,
-    /// In order of dependency.
+    /// Results, in order of dependency: a check comes after those that it depends on.
     pub checks: Vec<Check>,
 }
 
-/// The examined host and configuration.
+/// The host and the configuration that the doctor examines.
 #[derive(Clone, Debug)]
 pub struct Subject {
-    /// Data directory, which may not exist yet.
+    /// The data directory, which may not exist yet.
     pub data_dir: PathBuf,
-    /// Mirrors and keyrings.
+    /// Package mirrors and keyrings for builds.
     pub sources: PackageSources,
-    /// Cgroups for child processes.
+    /// Cgroups for the probes' processes.
     pub cgroups: Cgroups,
-    /// Host directories that containers may mount.
+    /// Allowlist of host directories that containers may mount.
     pub allowlist: Allowlist,
-    /// Limit of simultaneous connections.
+    /// Maximum number of simultaneous connections.
     pub max_connections: usize,
     /// Cancels the examination.
     pub cancel: Cancel,
@@ -126,7 +127,7 @@ pub fn examine(subject: &Subject) -> DoctorReport {
     DoctorReport { ok, version: env!("CARGO_PKG_VERSION"), checked_at: clock::now_rfc3339(), checks }
 }
 
-/// Runs the checks that cost nothing, for the start of the server.
+/// Runs the checks that take no time, for the start of the server.
 pub fn at_start(subject: &Subject) -> Vec<Check> {
     let mut checks = vec![if is_root() && !Confinement::from_proc_self().sys_admin {
         Check::fail(
@@ -161,7 +162,7 @@ fn install(packages: &[&str]) -> String {
     }
 }
 
-/// Runs a host program. Returns its output, or its last line as the error.
+/// Runs a host program. Returns its output; if it fails, returns its last line as the error.
 fn run(subject: &Subject, program: impl Into<PathBuf>, args: &[&str]) -> std::result::Result<String, String> {
     let spec = Spec::new(program).args(args.iter().copied());
     let place = (&subject.cgroups, "doctor");
@@ -178,15 +179,15 @@ fn run(subject: &Subject, program: impl Into<PathBuf>, args: &[&str]) -> std::re
     }
 }
 
-/// Runs one of our own probes ([`child`]) in a process of its own.
+/// Runs one of the probes in [`child`] as a separate process.
 fn run_probe(subject: &Subject, probe: &str, folder: &Path) -> std::result::Result<(), String> {
-    // The child resolves the link itself, to the running binary (proc(5)).
+    // The child resolves this link to the running binary, even if that file has been replaced (proc(5)).
     run(subject, "/proc/self/exe", &["probe", probe, &folder.to_string_lossy()]).map(drop)
 }
 
 const SCRATCH: &str = ".berth-doctor-";
 
-/// Removes the scratch directories of killed processes.
+/// Removes scratch directories whose process has ended.
 fn sweep(parent: &Path) {
     for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -204,7 +205,7 @@ struct ScratchFolder {
 }
 
 impl ScratchFolder {
-    /// Creates it in the data directory, or where that would be created.
+    /// Creates the directory in the data directory; if that does not exist, in its nearest existing parent.
     fn new(data_dir: &Path) -> Result<ScratchFolder> {
         let parent = data_dir.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/")).to_owned();
         sweep(&parent);
@@ -218,7 +219,7 @@ impl ScratchFolder {
         self.parent.join(&self.name)
     }
 
-    /// Creates a directory in it.
+    /// Creates a directory in the scratch directory.
     fn folder(&self, name: &str) -> Result<PathBuf> {
         let path = self.path().join(name);
         std::fs::create_dir_all(&path).at("make", &path)?;

@@ -6,7 +6,7 @@ use crate::proc::tools::{self, Family};
 
 const CVE: &str = "CVE-2026-40226";
 
-/// Returns nothing if it is not installed; the check of programs reports that.
+/// Checks the installed nspawn. Returns no checks if it is missing, which [`super::programs`] reports.
 pub(super) fn checks(subject: &Subject) -> Vec<Check> {
     let Some(program) = tools::find("systemd-nspawn") else { return Vec::new() };
     let printed = match run(subject, program, &["--version"]) {
@@ -27,7 +27,8 @@ pub(super) fn checks(subject: &Subject) -> Vec<Check> {
     ]
 }
 
-/// Returns the package's version in `systemd 252 (252.39-1~deb12u2)`, otherwise systemd's own.
+/// Returns the version in nspawn's output: the package's version if there is one, as in `systemd 252
+/// (252.39-1~deb12u2)`; otherwise systemd's own.
 fn version_of(printed: &str) -> Option<&str> {
     let line = printed.lines().next()?;
     let package = line.split_once('(').and_then(|(_, rest)| rest.split_once(')'));
@@ -62,7 +63,7 @@ fn cve(version: &str, fixed: bool) -> Check {
     )
 }
 
-/// Decides by the version alone; `None` if a distribution may have patched it.
+/// Returns whether this version has the fix; `None` if it depends on the distribution's patches.
 fn fixed_upstream(version: &str) -> Option<bool> {
     let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().ok());
     let major = numbers.next().flatten()?;
@@ -70,7 +71,7 @@ fn fixed_upstream(version: &str) -> Option<bool> {
         if version[major.to_string().len()..].starts_with('.') { numbers.next().flatten() } else { None };
     let minor = minor.unwrap_or(0);
     match major {
-        // Introduced in 233.
+        // The vulnerability was introduced in version 233.
         ..=232 | 260.. => Some(true),
         257 if minor >= 12 => Some(true),
         258 if minor >= 6 => Some(true),
@@ -79,7 +80,7 @@ fn fixed_upstream(version: &str) -> Option<bool> {
     }
 }
 
-/// Whether the package's changelog names it.
+/// Returns whether the changelog of the installed package mentions the vulnerability, that is, its fix.
 fn patched(subject: &Subject) -> bool {
     let (program, args): (_, &[&str]) = match tools::family() {
         Some(Family::Debian) => {

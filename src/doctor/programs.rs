@@ -1,4 +1,4 @@
-//! Checks of the host's programs and keyrings: for containers, for builds, and for private networks.
+//! Checks the host's programs and keyrings, which are needed for containers, builds and private networks.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use crate::base::ids::Distro;
 use crate::images::bootstrap;
 use crate::proc::tools;
 
-/// Checks the programs that every container workspace needs.
+/// Checks the programs that all container workspaces need.
 pub(super) fn required() -> Vec<Check> {
     let missing = tools::missing_tools();
     if missing.is_empty() {
@@ -23,7 +23,7 @@ pub(super) fn required() -> Vec<Check> {
     missing.iter().map(row).collect()
 }
 
-/// Checks which distributions can be built. One is enough.
+/// Checks which distributions can be built; fails only if none can.
 pub(super) fn distributions(subject: &Subject) -> Vec<Check> {
     let mut checks: Vec<Check> = Distro::ALL
         .into_iter()
@@ -56,7 +56,8 @@ pub(super) fn distributions(subject: &Subject) -> Vec<Check> {
     checks
 }
 
-/// Checks the requirements of `network: "private"` in a network namespace of its own, so the host is not changed.
+/// Checks the requirements of `network: "private"`. The tests run in a new network namespace, so they do not
+/// change the host.
 pub(super) fn network(subject: &Subject) -> Vec<Check> {
     let consequence = "containers can share the host's network or have none, but no private one";
     if !is_root() {
@@ -77,7 +78,7 @@ pub(super) fn network(subject: &Subject) -> Vec<Check> {
             }
         };
     let pair = tried("ip", &["link", "add", "berth0", "type", "veth", "peer", "name", "berth1"]);
-    // All features that our own rules use.
+    // The sample uses all features of the rules of private networks.
     let sample = crate::containers::network::sample_rules();
     let rules = sample
         .as_ref()
@@ -97,7 +98,7 @@ pub(super) fn network(subject: &Subject) -> Vec<Check> {
     checks
 }
 
-/// Checks the requirements of `mounts` besides ID mapping, which has a check of its own.
+/// Checks the requirements of `mounts` other than ID mapping, which has its own check.
 pub(super) fn mounts(subject: &Subject) -> Check {
     let name = "mounts";
     let file = subject.allowlist.path.display();
@@ -115,7 +116,7 @@ pub(super) fn mounts(subject: &Subject) -> Check {
     }
 }
 
-/// Checks whether the host forwards packets of private networks.
+/// Checks whether the host forwards the packets of private networks.
 fn forwarding(subject: &Subject) -> Option<Check> {
     let name = "forwarding";
     let on = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").ok()?;
@@ -142,7 +143,7 @@ fn forwarding(subject: &Subject) -> Option<Check> {
     })
 }
 
-/// Returns the first table with a `forward` hook chain that drops by default, as printed by `nft list chains`.
+/// Returns the first table that drops forwarded packets by default, from the output of `nft list chains`.
 fn dropping(chains: &str) -> Option<&str> {
     let mut table = "";
     for line in chains.lines().map(str::trim) {

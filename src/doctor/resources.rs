@@ -1,4 +1,4 @@
-//! Checks of resources and of the limits on them: cgroups, disk, memory, descriptors.
+//! Checks the host's resources and which limits can be enforced on them: cgroups, disk, memory, descriptors.
 
 use std::fs;
 use std::path::Path;
@@ -13,20 +13,20 @@ use crate::proc::confinement::Confinement;
 use crate::proc::spawn::protect_from_oom;
 use crate::store::quota;
 
-/// Minimum disk space for a container: a minimal Debian takes some 200 MB, and its packages as much again during the
-/// build.
+/// Minimum disk space for a container: a minimal Debian takes about 200 MB, and its packages take as much again
+/// during the build.
 const ROOT_BYTES: u64 = 1 << 30;
 /// Disk space below which the doctor warns.
 const COMFORT_BYTES: u64 = 5 << 30;
-/// Minimum number of free inodes for a container: a minimal Debian has some 10,000 files.
+/// Minimum number of free inodes for a container: a minimal Debian has about 10,000 files.
 const ROOT_FILES: u64 = 30_000;
-/// Available memory below which the doctor warns: apt and dpkg take some 200 MB.
+/// Available memory below which the doctor warns: apt and dpkg take about 200 MB.
 const COMFORT_MEMORY: u64 = 512 << 20;
-/// Limit of processes and threads below which the doctor warns: `--max-connections`, `--max-runs` and workloads
-/// together.
+/// Limit of processes and threads below which the doctor warns; `--max-connections`, `--max-runs` and workloads
+/// share this limit.
 const COMFORT_PROCESSES: u64 = 4096;
 
-/// Checks whether all processes of a command can be killed reliably.
+/// Checks whether the server can reliably kill all processes of a command.
 pub(super) fn groups(subject: &Subject) -> Check {
     if subject.cgroups.kills_reliably() {
         let kind = if subject.cgroups.only_v2() { "cgroup v2" } else { "cgroup v2 beside v1" };
@@ -43,7 +43,7 @@ pub(super) fn groups(subject: &Subject) -> Check {
     )
 }
 
-/// Checks whether berth can protect itself from the OOM killer, as the server does at its start.
+/// Checks whether the server can protect itself from the OOM killer, as it does at its start.
 pub(super) fn oom() -> Check {
     match protect_from_oom() {
         Ok(()) => Check::ok("oom", "when memory runs out, berth itself is killed last"),
@@ -58,7 +58,7 @@ pub(super) fn oom() -> Check {
     }
 }
 
-/// Checks which limits are enforced.
+/// Checks which resource limits the host enforces.
 pub(super) fn enforcement(subject: &Subject) -> Vec<Check> {
     let all = subject.cgroups.enforcement();
     let rows = [
@@ -85,7 +85,7 @@ pub(super) fn enforcement(subject: &Subject) -> Vec<Check> {
     rows.into_iter().map(row).chain([disk]).collect()
 }
 
-/// Checks whether programs and devices work in the data directory, as debootstrap requires.
+/// Checks whether programs can be executed and device nodes work in the data directory, as debootstrap requires.
 pub(super) fn data_folder(subject: &Subject, scratch: &ScratchFolder) -> Check {
     let name = "data folder";
     let shown = subject.data_dir.display();
@@ -104,7 +104,7 @@ pub(super) fn data_folder(subject: &Subject, scratch: &ScratchFolder) -> Check {
     }
     if is_root() {
         let device = scratch.path().join("null");
-        // /dev/null is 1:3 (null(4)).
+        // /dev/null has the device number 1:3 (null(4)).
         let made = mknodat(CWD, &device, FileType::CharacterDevice, Mode::RUSR, makedev(1, 3));
         if let Err(error) = made {
             return Check::fail(
@@ -121,7 +121,7 @@ pub(super) fn data_folder(subject: &Subject, scratch: &ScratchFolder) -> Check {
     Check::ok(name, format!("{shown}{note}"))
 }
 
-/// Checks the disk space for roots.
+/// Checks whether the disk has space for roots.
 pub(super) fn space(subject: &Subject) -> Vec<Check> {
     let folder = subject.data_dir.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
     let name = "disk";
@@ -138,7 +138,7 @@ pub(super) fn space(subject: &Subject) -> Vec<Check> {
     } else {
         Check::ok(name, found)
     }];
-    // Some file systems allocate them on demand and report 0.
+    // Some file systems allocate inodes on demand and report 0.
     if space.f_files > 0 && space.f_favail < ROOT_FILES {
         let found = format!("{} files can still be made: not enough for one container", space.f_favail);
         checks.push(Check::fail("inodes", found, fix));
@@ -146,7 +146,7 @@ pub(super) fn space(subject: &Subject) -> Vec<Check> {
     checks
 }
 
-/// Checks memory, descriptors and processes.
+/// Checks memory, and the limits of open files and processes.
 pub(super) fn machine(subject: &Subject) -> Vec<Check> {
     let mut checks = Vec::new();
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();

@@ -1,4 +1,5 @@
-//! An end-to-end test: a temporary engine starts a container in a scratch directory and runs a command in it.
+//! A trial of all parts together: a temporary engine starts a container in a scratch directory and runs a command
+//! in it.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,7 +19,7 @@ use crate::proc::{
 };
 use crate::roots::Roots;
 
-/// Checks that a container starts and answers.
+/// Checks that a container starts and runs a command.
 pub(super) fn container(subject: &Subject, scratch: &ScratchFolder) -> Check {
     let name = "container";
     if !is_root() {
@@ -70,7 +71,8 @@ fn run_in_one(subject: &Subject, scratch: &ScratchFolder) -> Result<()> {
         tmpfs_bytes: None,
         idle_timeout: None,
     })?;
-    // The only program that certainly exists. Not /proc/1/exe, which no process inside can open.
+    // Run the agent's binary, the only program that certainly exists. /proc/1/exe would not do: no process inside
+    // can open it.
     let text = |text: &str| c_string(text, Code::Internal, "argument");
     let command = CommandSpec {
         attempts: vec![vec![text(AGENT)?, text("--version")?]],
