@@ -1,5 +1,5 @@
-//! Where OpenCode runs: on the host, in a container of berth, or in a container of an engine. A start in any of them
-//! yields a process, its two streams, and a handle to end it from other threads.
+//! The place where OpenCode runs: the host, a container of berth, or a container of another engine. A start in any
+//! of these places yields a process, its two output streams, and a handle to end it from other threads.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -28,17 +28,17 @@ pub enum Enclosure {
     Engine(Box<EngineSandbox>),
 }
 
-/// A started OpenCode.
+/// A started OpenCode process.
 pub(super) struct LaunchedOpencode {
     pub(super) process: Box<dyn Process>,
     pub(super) stdout: OwnedFd,
     pub(super) stderr: OwnedFd,
     pub(super) ender: ProcessEnder,
-    /// Its PID on this host, if visible.
+    /// PID of OpenCode on this host; `None` if the host cannot see the process.
     pub(super) pid: Option<i32>,
 }
 
-/// A handle to end it from any thread.
+/// A handle to end OpenCode from any thread.
 #[derive(Clone)]
 pub(super) enum ProcessEnder {
     Here(SignalHandle),
@@ -46,7 +46,7 @@ pub(super) enum ProcessEnder {
 }
 
 impl ProcessEnder {
-    /// Sends SIGTERM to it and its children.
+    /// Sends SIGTERM to OpenCode and its children.
     pub(super) fn terminate(&self) {
         match self {
             ProcessEnder::Here(reach) => reach.signal(Signal::TERM, SignalTarget::Group),
@@ -54,7 +54,7 @@ impl ProcessEnder {
         }
     }
 
-    /// Kills it and its children.
+    /// Kills OpenCode and its children.
     pub(super) fn kill(&self) {
         match self {
             ProcessEnder::Here(reach) => reach.signal(Signal::KILL, SignalTarget::Group),
@@ -63,7 +63,7 @@ impl ProcessEnder {
     }
 }
 
-/// Starts OpenCode according to the plan.
+/// Starts OpenCode in the place that `enclosure` describes; `None` means the host.
 pub(super) fn launch(
     plan: &OpencodePlan,
     managed: &Managed,
@@ -114,7 +114,7 @@ fn credential(managed: &Managed) -> [(String, String); 2] {
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
 }
 
-/// Starts it on the host, in its own cgroup.
+/// Starts OpenCode on the host, in its own cgroup.
 fn on_host(
     plan: &OpencodePlan,
     managed: &Managed,
@@ -138,7 +138,7 @@ fn on_host(
     Ok(Box::new(child))
 }
 
-/// Starts it in a container of berth, in which the host's folders and programs do not exist.
+/// Starts OpenCode in a container of berth, in which the host's directories and programs do not exist.
 fn in_container(
     plan: &OpencodePlan,
     managed: &Managed,
@@ -167,7 +167,7 @@ fn in_container(
     sandbox.launch(&uuid::Uuid::new_v4().to_string(), &command, stdio)
 }
 
-/// Its environment in a container.
+/// Returns OpenCode's environment in a container.
 fn env_inside(plan: &OpencodePlan, managed: &Managed, home: &str) -> Vec<(String, String)> {
     let user = if home == "/root" { "root" } else { "opencode" };
     let own = [("HOME", home), ("USER", user), ("PATH", PATH)];
@@ -176,12 +176,12 @@ fn env_inside(plan: &OpencodePlan, managed: &Managed, home: &str) -> Vec<(String
     passed.chain(own).chain(credential(managed)).collect()
 }
 
-/// Whether a variable refers to the host.
+/// Returns whether an environment variable has a meaning only on the host.
 pub fn is_of_the_host(name: &str) -> bool {
     ["HOME", "PATH", "USER", "LOGNAME", "SHELL", "TMPDIR"].contains(&name) || name.starts_with("XDG_")
 }
 
-/// The URL for calls, from the address that OpenCode has printed.
+/// Returns the URL under which the server reaches OpenCode. `said` is the address that OpenCode printed.
 pub(super) fn reached(enclosure: Option<&Enclosure>, said: SocketAddr) -> Result<String, String> {
     match enclosure {
         Some(Enclosure::Berth(sandbox)) => match sandbox.address() {
@@ -195,7 +195,8 @@ pub(super) fn reached(enclosure: Option<&Enclosure>, said: SocketAddr) -> Result
 }
 
 impl Enclosure {
-    /// Readable once a container that exists only for OpenCode has ended.
+    /// Returns a socket that becomes readable when the container has ended; `None` if the container outlives
+    /// OpenCode.
     pub(super) fn lease(&self) -> Option<Arc<UnixStream>> {
         match self {
             Enclosure::Berth(_) => None,
@@ -203,7 +204,7 @@ impl Enclosure {
         }
     }
 
-    /// Whether a user stopped the container through its engine.
+    /// Returns whether a user stopped the container through its engine.
     pub(super) fn was_stopped(&self) -> bool {
         match self {
             Enclosure::Berth(_) => false,
@@ -211,7 +212,7 @@ impl Enclosure {
         }
     }
 
-    /// Ends the container, unless it outlives the server.
+    /// Ends the container; does nothing for a container that outlives the server.
     pub(super) fn end(&self) {
         if let Enclosure::Engine(sandbox) = self {
             sandbox.end();

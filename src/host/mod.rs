@@ -1,10 +1,12 @@
-//! The OpenCode that the server runs itself: `opencode serve`, in its own cgroup with a memory limit, supervised and
-//! restarted when it exits. In reading order: `supervise` (its life cycle), `enclosure` (where it runs), `engine`
-//! (containers of Docker and other engines), `output` (its log, and the address it prints). `opencode` sends calls to
-//! it; both share [`crate::opencode::Managed`].
+//! The OpenCode process that the server runs itself: `opencode serve`, in its own cgroup with a memory limit,
+//! supervised and restarted when it exits. In reading order: `supervise` (its life cycle), `enclosure` (the place
+//! where it runs), `engine` (containers of Docker and other engines), `output` (its log, and the address that it
+//! prints). The module `opencode` forwards clients' calls to the process; both modules share
+//! [`crate::opencode::Managed`].
 //!
 //! **Invariant:** OpenCode never gets one of this server's tokens, and does not outlive a server that shuts down.
-//! Processes left by a killed server are in its cgroup tree; the next start ends all of them that it does not adopt.
+//! Processes that a killed server left are in its cgroup tree; the next start kills all of them that it does not
+//! adopt.
 //!
 //! Threads: `opencode`, and `opencode-output` for each process. Locks: the current process, and those of
 //! [`crate::opencode::Managed`]; leaves.
@@ -30,54 +32,54 @@ use enclosure::ProcessEnder;
 pub use enclosure::is_of_the_host;
 use engine::EnginePlan;
 
-/// When OpenCode is restarted after it exits.
+/// Whether OpenCode is restarted after it exits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Restart {
-    /// Until it has exited [`MAX_FAILURES`] times within [`FAILURE_WINDOW`].
+    /// Restart until OpenCode has exited [`MAX_FAILURES`] times within [`FAILURE_WINDOW`].
     OnFailure,
-    /// Always.
+    /// Always restart.
     Always,
-    /// Never.
+    /// Never restart.
     Never,
 }
 
-/// This many exits within [`FAILURE_WINDOW`] are a failure.
+/// Number of exits within [`FAILURE_WINDOW`] after which OpenCode counts as failed.
 pub const MAX_FAILURES: usize = 5;
-/// The window in which exits are counted.
+/// Period in which exits are counted.
 pub const FAILURE_WINDOW: Duration = Duration::from_secs(300);
-/// The longest delay before a restart.
+/// Maximum delay before a restart.
 pub const MAX_RESTART_DELAY: Duration = Duration::from_secs(30);
 
-/// How to run OpenCode.
+/// The settings with which OpenCode runs.
 #[derive(Clone)]
 pub struct OpencodePlan {
-    /// An absolute path.
+    /// Absolute path of OpenCode's program.
     pub program: PathBuf,
-    /// Its working directory: the first workspace.
+    /// Working directory of OpenCode: the first workspace.
     pub folder: PathBuf,
-    /// The port on which it listens; 0: any free port.
+    /// Port on which OpenCode listens; 0 selects any free port.
     pub port: u16,
-    /// Its environment, without its credential.
+    /// Environment of OpenCode, without its credential.
     pub env: Vec<(String, String)>,
-    /// User name for basic authentication.
+    /// User name for basic authentication at OpenCode.
     pub username: String,
-    /// Password for basic authentication; random if none was supplied.
+    /// Password for basic authentication at OpenCode; `None` selects a random one.
     pub password: Option<String>,
-    /// The password came from a flag or the environment.
+    /// Whether the password came from a flag or the environment, so that other programs may know it.
     pub password_is_shared: bool,
-    /// The memory limit for it and its children; by default half of the machine's memory.
+    /// Memory limit of OpenCode and its children; `None` selects half of the machine's memory.
     pub memory_bytes: Option<u64>,
-    /// When to restart it.
+    /// When OpenCode is restarted.
     pub restart: Restart,
-    /// The time limit of a start.
+    /// Time limit of one start.
     pub start_timeout: Duration,
-    /// The log level: DEBUG, INFO, WARN or ERROR.
+    /// Log level of OpenCode: DEBUG, INFO, WARN or ERROR.
     pub log_level: String,
-    /// The container in which it runs; `None` for the host.
+    /// The container in which OpenCode runs; `None` for the host.
     pub sandbox: Option<SandboxPlan>,
 }
 
-/// The container in which OpenCode runs.
+/// The settings of the container in which OpenCode runs.
 #[derive(Clone, Debug)]
 pub enum SandboxPlan {
     /// A container of berth.
@@ -86,19 +88,19 @@ pub enum SandboxPlan {
     Engine(Box<EnginePlan>),
 }
 
-/// A container of berth.
+/// The settings of a container of berth.
 #[derive(Clone, Debug)]
 pub struct BerthSandbox {
-    /// An image by name or id, or a distribution.
+    /// An image by name or ID, or the name of a distribution.
     pub image: String,
-    /// Host folders besides the workspace, and the folder with their mount points.
+    /// Mounts of host directories besides the workspace, and of the directory with their mount points.
     pub mounts: Vec<MountRequest>,
-    /// The folder with the mount points, in the data folder.
+    /// The directory in the data directory that contains the mount points.
     pub extra: Option<PathBuf>,
     pub cpus: Option<f64>,
-    /// The limit of processes and threads.
+    /// Limit of processes and threads in the container.
     pub pids: Option<u64>,
-    /// Mount the workspace even if the allowlist denies it.
+    /// Whether to mount the workspace even if the allowlist denies it.
     pub insist: bool,
 }
 
@@ -108,40 +110,40 @@ impl std::fmt::Debug for OpencodePlan {
     }
 }
 
-/// A state change, for events and the audit log.
+/// A change of OpenCode's state, for events and the audit log.
 #[derive(Clone, Debug)]
 pub struct OpencodeChange {
-    /// The new state: `starting`, `running`, `ended`, `failed` or `stopped`.
+    /// Name of the new state: `starting`, `running`, `ended`, `failed` or `stopped`.
     pub state: &'static str,
     /// One line for users, without secrets.
     pub summary: String,
     pub pid: Option<i32>,
-    /// Its version, if known.
+    /// Version of OpenCode, if it is known.
     pub version: Option<String>,
 }
 
-/// The server's services for the supervisor.
+/// The services of the server that the supervisor uses.
 pub struct SupervisorContext {
-    /// The parent of its cgroup.
+    /// Cgroups of the server, in which OpenCode gets its own.
     pub cgroups: Cgroups,
-    /// The container in which it runs.
+    /// The container in which OpenCode runs; `None` for the host.
     pub enclosure: Option<Enclosure>,
-    /// Stops the server.
+    /// Called to stop the server.
     pub stop_server: Box<dyn Fn() + Send>,
-    /// Connections to it.
+    /// Connections to OpenCode, for health checks.
     pub upstreams: Arc<Upstreams>,
-    /// The folder of its log.
+    /// Directory of OpenCode's log.
     pub folder: PathBuf,
     /// The server's tokens, which must not appear in the log.
     pub secrets: Vec<String>,
-    /// Called on each change.
+    /// Called on each change of OpenCode's state.
     pub tell: Box<dyn Fn(&OpencodeChange) + Send>,
 }
 
-/// The current process, for ending it at once.
+/// The handle of the current process, through which other threads can kill it at once.
 type CurrentProcess = Arc<Mutex<Option<ProcessEnder>>>;
 
-/// Runs the supervisor. Dropping it ends OpenCode and its children.
+/// The supervisor's thread. Dropping it ends OpenCode and its children.
 pub struct SupervisorHandle {
     stop: Cancel,
     current: CurrentProcess,
@@ -149,10 +151,10 @@ pub struct SupervisorHandle {
 }
 
 impl OpencodePlan {
-    /// The initial state for callers.
+    /// Returns the state that the supervisor and the callers of OpenCode share.
     ///
     /// # Errors
-    /// `Config` for a memory limit that this machine cannot enforce; an error if the kernel has no random bytes.
+    /// `Config` for a memory limit that this machine cannot enforce; an error when the kernel has no random bytes.
     pub fn managed(&self, cgroups: &Cgroups) -> Result<Managed> {
         let password = match &self.password {
             Some(password) => password.clone(),
@@ -175,7 +177,7 @@ impl OpencodePlan {
         managed(wanted.memory_bytes.filter(|_| missing.is_empty()))
     }
 
-    /// The settings of its container, if it runs in one of berth.
+    /// Returns the settings of OpenCode's container if it is a container of berth.
     pub fn sandbox_spec(&self, memory_bytes: Option<u64>) -> Option<SandboxSpec> {
         let Some(SandboxPlan::Berth(berth)) = &self.sandbox else { return None };
         Some(SandboxSpec {
@@ -196,7 +198,7 @@ impl OpencodePlan {
         words.map(str::to_owned).to_vec()
     }
 
-    /// The paths that its container may mount besides the folders of the allowlist.
+    /// Returns the paths that the container may mount in addition to those on the allowlist.
     pub fn granted(&self) -> Vec<MountGrant> {
         let insist = match &self.sandbox {
             Some(SandboxPlan::Berth(berth)) => berth.insist,
@@ -214,27 +216,27 @@ impl OpencodePlan {
         })
     }
 
-    /// The memory limit for it and its children.
+    /// Returns the memory limit of OpenCode and its children.
     pub fn memory_limit(&self, cgroups: &Cgroups) -> u64 {
         self.memory_bytes.unwrap_or(cgroups.capacity().memory_bytes / 2)
     }
 }
 
-/// Resolves symbolic links. A missing path is returned unchanged, and refused when it is opened.
+/// Resolves symbolic links. Returns a missing path unchanged; opening it later reports the error.
 fn real(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
-/// The path of its log in the data folder.
+/// Returns the path of OpenCode's log in a data directory.
 pub fn log_file(data_dir: &Path) -> PathBuf {
     data_dir.join("host").join(output::LOG)
 }
 
 impl SupervisorHandle {
-    /// Starts OpenCode in the background; `managed` has its state.
+    /// Starts OpenCode in the background; `managed` receives its state.
     ///
     /// # Errors
-    /// If the log's folder cannot be created, or a thread cannot be started.
+    /// When the log's directory cannot be created, or a thread cannot be started.
     pub fn start(
         plan: OpencodePlan,
         managed: Arc<Managed>,
@@ -249,7 +251,7 @@ impl SupervisorHandle {
         Ok(SupervisorHandle { stop, current, _thread: thread })
     }
 
-    /// Kills it and its children, for a server that exits at once.
+    /// Returns a function that kills OpenCode and its children, for a server that exits at once.
     pub fn killer(&self) -> impl FnOnce() + Send + use<> {
         let (stop, current) = (self.stop.clone(), self.current.clone());
         move || {
@@ -260,7 +262,7 @@ impl SupervisorHandle {
         }
     }
 
-    /// Stops it without waiting.
+    /// Requests the end of OpenCode without waiting for it.
     pub fn stop_soon(&self) {
         self.stop.cancel();
     }

@@ -1,6 +1,6 @@
-//! Processes OpenCode's output: finds the line with its address, and writes all lines to the log, without secrets and
-//! within a budget. The output is always read, so that OpenCode never blocks on a full pipe. A flood uses limited
-//! processor time and disk space.
+//! Processes OpenCode's output: finds the line with its address, and writes all lines to the log, without secrets
+//! and within a budget. All output is read, so that OpenCode never blocks on a full pipe, but a flood of output
+//! uses limited processor time and disk space.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -14,36 +14,37 @@ use crate::base::thread::lock;
 use crate::proc::{Sink, Waker};
 use crate::store::rolling::RollingLog;
 
-/// The name of the log file.
+/// Name of OpenCode's log file.
 pub(super) const LOG: &str = "opencode.log";
-/// The size of each of the log's two files.
+/// Maximum size of each of the log's two files.
 pub(super) const LOG_BYTES: u64 = 1 << 20;
-/// The longest line that is processed; the rest of a longer line is dropped.
+/// Maximum length of a line; the rest of a longer line is dropped.
 const LINE_BYTES: usize = 8 << 10;
-/// The bytes cut off the end of a truncated line, where a secret may be incomplete.
+/// Number of bytes removed from the end of a truncated line, because the end may be a part of a secret.
 const TORN_BYTES: usize = 256;
-/// The bytes processed per [`BUDGET_TIME`]. Further bytes are dropped, and the log states their number.
+/// Number of bytes that are processed per [`BUDGET_TIME`]. Further bytes are dropped, and the log states their
+/// number.
 const BUDGET_BYTES: usize = 256 << 10;
 const BUDGET_TIME: Duration = Duration::from_secs(1);
-/// The text that OpenCode prints before its address.
+/// Text that OpenCode prints before its address.
 const LISTENING: &str = "listening on http://";
 
-/// The information found in the output.
+/// Facts found in the output of a process.
 #[derive(Debug, Default)]
 pub(super) struct OutputFacts {
-    /// The address on which it listens, or an error if it is invalid.
+    /// The address on which OpenCode listens, or an error if the printed address is invalid.
     pub(super) address: Option<Result<SocketAddr, String>>,
     /// The last line that OpenCode printed on standard error.
     pub(super) last_error: Option<String>,
 }
 
-/// The state shared by both streams of a process.
+/// State that both output streams of a process share.
 pub(super) struct ProcessOutput {
     log: Mutex<Option<RollingLog>>,
     redactor: Redactor,
     facts: Mutex<OutputFacts>,
     budget: Mutex<LogBudget>,
-    /// Woken when the address is known.
+    /// Woken when OpenCode has printed its address.
     news: Arc<Waker>,
 }
 
@@ -53,12 +54,12 @@ struct LogBudget {
     dropped: u64,
 }
 
-/// One of the two streams.
+/// One of the two output streams of a process.
 pub(super) struct ProcessStream<'a> {
     output: &'a ProcessOutput,
     is_error: bool,
     line: Vec<u8>,
-    /// Input is dropped up to the next line break.
+    /// Whether further input is dropped up to the next line break.
     too_long: bool,
 }
 
@@ -82,17 +83,17 @@ impl ProcessOutput {
         lock(&self.facts)
     }
 
-    /// Writes a line of the supervisor to the log.
+    /// Writes a line to the log, preceded by the time.
     pub(super) fn note(&self, text: &str) {
         let time = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
         let mut log = lock(&self.log);
         let Some(Err(error)) = log.as_mut().map(|log| log.line(&format!("{time} {text}"))) else { return };
-        // A full disk must not stop OpenCode or flood the server's log.
+        // Log this error once: a full disk must not stop OpenCode or flood the server's log.
         log::warn!("OpenCode's log can no longer be written: {error}");
         *log = None;
     }
 
-    /// Takes bytes from the budget. Returns the number of bytes that may be processed.
+    /// Takes up to `wanted` bytes from the budget, and returns the number of bytes that may be processed.
     fn grant(&self, wanted: usize) -> usize {
         let mut budget = lock(&self.budget);
         if budget.since.elapsed() >= BUDGET_TIME {
@@ -120,7 +121,7 @@ impl Sink for ProcessStream<'_> {
         }
         self.add(rest);
         if granted < bytes.len() && !self.line.is_empty() {
-            // The dropped bytes may include a line break.
+            // The dropped bytes may contain a line break, so end the line here.
             self.too_long = true;
             self.end_line();
         }
@@ -158,8 +159,8 @@ impl ProcessStream<'_> {
         }
     }
 
-    /// Records the address of the first line that contains one, so that programs started by the agent cannot change
-    /// it.
+    /// Records the address in the first line that contains one. Later addresses are ignored, because programs that
+    /// the agent starts could print them.
     fn listen(&self, text: &str) {
         let Some((_, rest)) = text.split_once(LISTENING) else { return };
         let mut heard = lock(&self.output.facts);
@@ -171,13 +172,13 @@ impl ProcessStream<'_> {
 }
 
 impl Drop for ProcessStream<'_> {
-    /// The last line may lack a line break.
+    /// Ends the last line, which may lack a line break.
     fn drop(&mut self) {
         self.end_line();
     }
 }
 
-/// Whether other machines can reach the address.
+/// Returns whether other machines can reach the address.
 pub(super) fn is_exposed(address: SocketAddr) -> bool {
     !match address.ip() {
         IpAddr::V4(v4) => v4.is_loopback(),
@@ -185,7 +186,7 @@ pub(super) fn is_exposed(address: SocketAddr) -> bool {
     }
 }
 
-/// Parses the address at the beginning of a text.
+/// Parses the address at the start of `text`.
 fn address(text: &str) -> Result<SocketAddr, String> {
     let end = text.find(|c: char| c.is_whitespace() || c == '/').unwrap_or(text.len());
     let text = &text[..end];

@@ -1,5 +1,6 @@
-//! The life cycle of OpenCode: start, health checks, wait, end of the process and its children, and restart after a
-//! delay. One thread decides; another reads the process's output and waits for its exit.
+//! The life cycle of OpenCode: start, health checks, wait for the exit, end of its children, and restart after a
+//! delay. The supervisor's thread makes the decisions; another thread reads the process's output and waits for its
+//! exit.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -23,13 +24,13 @@ use crate::opencode::{Managed, Upstream, UpstreamTarget, health};
 use crate::proc::{Cancel, Exit, ProcessIo, ProcessOutcome, Waker, pump};
 use crate::store::rolling::RollingLog;
 
-/// The deadline of a health check.
+/// Time limit of one health check.
 const HEALTH_PATIENCE: Duration = Duration::from_secs(1);
 /// The pause between health checks.
 const HEALTH_PAUSE: Duration = Duration::from_millis(50);
-/// The grace period between SIGTERM and SIGKILL.
+/// Grace period between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(2);
-/// No deadline: longer than any machine is up.
+/// Timeout of a process without a deadline: longer than any uptime.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// The state of the supervisor thread.
@@ -42,11 +43,11 @@ pub(super) struct Supervisor {
     current: CurrentProcess,
 }
 
-/// A process of OpenCode.
+/// One process of OpenCode, from its start to its end.
 struct Attempt {
     pid: Option<i32>,
     output: Arc<ProcessOutput>,
-    /// Readable when the output has an address and when the process has exited.
+    /// Readable when the output contains an address and when the process has exited.
     news: Arc<Waker>,
     ender: ProcessEnder,
     kill: Cancel,
@@ -54,7 +55,7 @@ struct Attempt {
     _reader: JoinOnDrop,
 }
 
-/// How a process ended.
+/// Result of a process.
 #[derive(Clone, Debug)]
 enum ProcessEnd {
     Exited(Exit, Option<bool>),
@@ -62,7 +63,7 @@ enum ProcessEnd {
     Lost(String),
 }
 
-/// Why the supervision of a process ended.
+/// The reason why the supervision of one process ended.
 enum AttemptEnd {
     /// The server is shutting down.
     Stop,
@@ -70,11 +71,11 @@ enum AttemptEnd {
     Ended(String),
 }
 
-/// The event that ended a wait.
+/// The event that ended [`Supervisor::wait`].
 #[derive(PartialEq, Eq)]
 enum WaitEvent {
     News,
-    /// Its container has ended.
+    /// The container of OpenCode has ended.
     ContainerEnded,
     RestartRequested,
     Stop,
@@ -150,7 +151,8 @@ impl Supervisor {
         self.enter(Phase::Stopped, "OpenCode stopped with the server");
     }
 
-    /// Waits without a process until the deadline or a restart request. Returns whether the server is shutting down.
+    /// Waits, while no process is running, for the deadline or a restart request. Returns whether the server is
+    /// shutting down.
     fn wait_before_restart(&self, deadline: Option<Instant>) -> bool {
         loop {
             match self.wait(None, deadline) {
@@ -162,8 +164,8 @@ impl Supervisor {
         }
     }
 
-    /// Whether the container was stopped through its engine. The server then stops too: OpenWork's desktop stops a
-    /// host in this way.
+    /// Returns whether a user stopped the container through its engine, and stops the server in that case:
+    /// OpenWork's desktop app stops a host in this way.
     fn was_stopped(&self) -> bool {
         let stopped = self.surroundings.enclosure.as_ref().is_some_and(|enclosure| enclosure.was_stopped());
         if stopped {
@@ -173,7 +175,7 @@ impl Supervisor {
         stopped
     }
 
-    /// Runs one process from start to end.
+    /// Runs one process of OpenCode from start to end.
     fn run_attempt(&self) -> AttemptEnd {
         self.managed.update(|state| {
             state.phase = Phase::Starting;
@@ -188,7 +190,7 @@ impl Supervisor {
         self.managed.update(|state| state.pid = attempt.pid);
         let number = self.managed.state().starts;
         self.report("starting", format!("OpenCode starts (start {number}{})", shown(attempt.pid)));
-        // The container may have been built before the start.
+        // Count the start timeout from now, because the container may have been built before.
         match self.until_it_answers(&attempt, Instant::now() + self.plan.start_timeout) {
             Ok(()) => {}
             Err(AttemptEnd::Stop) => {
@@ -255,7 +257,7 @@ impl Supervisor {
                     };
                     pump(process.as_mut(), io, FOREVER, &kill)
                 };
-                // Its children, such as MCP servers, would otherwise keep running.
+                // Kill the remaining children of OpenCode, such as MCP servers.
                 process.kill();
                 lock(&current).take();
                 let end = match pumped {
@@ -271,7 +273,7 @@ impl Supervisor {
         Ok(Attempt { pid, output, news, ender, kill, ending, _reader: reader })
     }
 
-    /// Waits for the address, then for a successful health check.
+    /// Waits until OpenCode has printed its address and passed a health check.
     fn until_it_answers(&self, attempt: &Attempt, deadline: Instant) -> Result<(), AttemptEnd> {
         let seconds = self.plan.start_timeout.as_secs();
         let mut last = "it has not printed its address".to_owned();
@@ -323,7 +325,8 @@ impl Supervisor {
 
     /// Waits for an event of the process, the server's shutdown, a restart request, or the deadline.
     fn wait(&self, attempt: Option<&Attempt>, deadline: Option<Instant>) -> WaitEvent {
-        // Without a process, its container may end unnoticed.
+        // While no process is running, poll the container's lease; otherwise the process's end shows that the
+        // container ended.
         let enclosure = self.surroundings.enclosure.as_ref().filter(|_| attempt.is_none());
         let lease = enclosure.and_then(|enclosure| enclosure.lease());
         let event = match attempt {
@@ -379,7 +382,7 @@ impl Supervisor {
 }
 
 impl Attempt {
-    /// Why it ended, if it has.
+    /// Returns the reason why the process ended; `None` while it is running.
     fn reason(&self) -> Option<String> {
         let ending = lock(&self.ending).clone()?;
         let heard = self.output.facts();
@@ -389,7 +392,7 @@ impl Attempt {
         })
     }
 
-    /// Ends it and its children: SIGTERM, then SIGKILL after the grace period.
+    /// Ends the process and its children with SIGTERM, and after the grace period with SIGKILL.
     fn end(&self) {
         let deadline = Instant::now() + GRACE;
         self.ender.terminate();
@@ -407,8 +410,8 @@ fn shown(pid: Option<i32>) -> String {
     pid.map(|pid| format!(", process {pid}")).unwrap_or_default()
 }
 
-/// The delay before a restart. There is none before the first one, because most exits are single events and clients
-/// wait. From the second restart on it starts at one second and doubles.
+/// Returns the delay before a restart. The first restart is immediate, because most exits are single events and
+/// clients wait. From the second restart on, the delay starts at one second and doubles.
 fn pause(ends: usize) -> Duration {
     let doublings = u32::try_from(ends.saturating_sub(2)).unwrap_or(u32::MAX).min(10);
     if ends < 2 { Duration::ZERO } else { Duration::from_secs(1 << doublings).min(MAX_RESTART_DELAY) }

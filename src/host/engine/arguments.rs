@@ -1,4 +1,4 @@
-//! The command lines with which an engine runs OpenCode's container. Pure.
+//! Builds the command lines with which an engine runs OpenCode's container. Pure.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -8,93 +8,93 @@ use crate::base::{At, Code, Error, Result};
 use crate::lifecycle::sandbox::{FOLDER, PROGRAM};
 use crate::proc::Cgroups;
 
-/// OpenCode's home in the container.
+/// OpenCode's home directory in the container.
 pub const HOME: &str = "/persist";
-/// The mount point of `--sandbox-mount` folders, below [`FOLDER`].
+/// Directory in the container, below [`FOLDER`], that contains the mounts of `--sandbox-mount`.
 pub const EXTRA: &str = "/workspace/extra";
-/// Its name in the workspace.
+/// Name of that directory in the workspace.
 pub(super) const EXTRA_NAME: &str = "extra";
-/// The folder of the socket in the container.
+/// Directory in the container that contains the socket of berth's process.
 const DOOR: &str = "/run/berth";
 pub(super) const SOCKET: &str = "opencode.sock";
-/// The folder of berth's program in the container.
+/// Directory in the container that contains berth's program.
 const OWN: &str = "/opt/berth";
-/// The mount of /tmp. Its size is limited by the container's memory limit.
+/// Options for mounting /tmp. The container's memory limit also limits its size.
 const TMP: &str = "/tmp:rw,exec,nosuid,nodev,mode=1777";
 
-/// How long the engine may take to remove containers.
+/// Time limit for the engine to remove containers.
 const CLEAR: Duration = Duration::from_secs(10);
 
-/// The network of the container.
+/// The network of OpenCode's container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SandboxNetwork {
     /// No network.
     None,
-    /// The engine's default: a private network with outgoing access.
+    /// The engine's default network: private, with outgoing access.
     Private,
     /// The host's network.
     Host,
 }
 
-/// When the engine pulls the image.
+/// The condition under which the engine pulls the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SandboxPull {
     Never,
-    /// If it does not have the image.
+    /// If the engine does not have the image.
     Missing,
     /// At each start.
     Always,
 }
 
-/// A validated mount of a host file or folder.
+/// A validated mount of a host file or directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineMount {
     /// The source, with symbolic links resolved.
     pub source: PathBuf,
-    /// Its path in the container.
+    /// Path of the mount in the container.
     pub target: String,
     pub read_only: bool,
-    /// Device and inode at validation.
+    /// Device and inode of the source when it was validated.
     pub identity: (u64, u64),
 }
 
-/// The container in which an engine runs OpenCode.
+/// The settings of the container in which an engine runs OpenCode.
 #[derive(Clone, Debug)]
 pub struct EnginePlan {
     pub command: EngineCommand,
     /// The properties of the engine.
     pub facts: EngineFacts,
-    /// An image reference of the engine.
+    /// Reference of the image, as the engine's command line expects it.
     pub image: String,
-    /// When the image is pulled.
+    /// When the engine pulls the image.
     pub pull: SandboxPull,
     pub name: String,
-    /// The value of its label `berth.host`: the server's data folder.
+    /// Value of the container's label `berth.host`: the path of the server's data directory.
     pub label: String,
     pub workspace: EngineMount,
     pub program: EngineMount,
-    /// The persistent folder for OpenCode's home.
+    /// Host directory that persists OpenCode's home.
     pub persist: PathBuf,
-    /// Further mounts.
+    /// Mounts besides the workspace and OpenCode's program.
     pub mounts: Vec<EngineMount>,
     pub network: SandboxNetwork,
-    /// The memory limit.
+    /// Memory limit of the container in bytes.
     pub memory_bytes: u64,
-    /// The processor limit.
+    /// Processor limit of the container.
     pub cpus: Option<f64>,
-    /// The limit of processes and threads.
+    /// Limit of processes and threads in the container.
     pub pids: u64,
-    /// The host's user and group that own files written in the container.
+    /// User and group on the host that own the files written in the container.
     pub user: (u32, u32),
 }
 
 impl EnginePlan {
-    /// The label that identifies berth's containers.
+    /// Returns the label, as name and value, that identifies the containers of this data directory.
     pub(super) fn label(&self) -> String {
         format!("berth.host={}", self.label)
     }
 
-    /// Turns known errors of the engine at the container's start into helpful messages.
+    /// Replaces known errors of the engine at the container's start by messages that say what to do.
     pub fn explain(&self, error: Error) -> Error {
         let said = error.message();
         let image = &self.image;
@@ -114,10 +114,10 @@ impl EnginePlan {
         error
     }
 
-    /// Removes containers of this data folder, which a killed server or a failed start left behind.
+    /// Removes containers of this data directory that a killed server or a failed start left behind.
     ///
     /// # Errors
-    /// If the engine does not respond.
+    /// When the engine does not respond.
     pub fn clear(&self, cgroups: &Cgroups) -> Result<()> {
         match self.command.kind {
             EngineKind::Docker => {
@@ -125,7 +125,7 @@ impl EnginePlan {
                 loop {
                     let left = self.command.labelled(&self.label(), cgroups)?;
                     match self.command.remove(&left, cgroups) {
-                        // The engine is removing a container that has just exited.
+                        // The engine is still removing a container that has just exited, so try again.
                         Err(error) if error.code() == Code::Unavailable && Instant::now() < deadline => {
                             std::thread::sleep(Duration::from_millis(50));
                         }
@@ -137,17 +137,17 @@ impl EnginePlan {
         }
     }
 
-    /// The host port of the server in the container.
+    /// Returns the host port at which the server in the container is published.
     ///
     /// # Errors
-    /// If the engine does not know the container yet.
+    /// When the engine does not know the container yet.
     pub fn published(&self, cgroups: &Cgroups) -> Result<u16> {
         let told = self.command.port(&self.name, cgroups)?;
         let port = told.lines().next().and_then(|line| line.trim().rsplit_once(':')?.1.parse().ok());
         port.ok_or_else(|| Error::internal(format!("{} publishes no port", self.name)))
     }
 
-    /// Makes the container's user the owner of a host folder.
+    /// Makes the container's user the owner of a host directory.
     pub(super) fn give(&self, folder: &Path) -> Result<()> {
         let (user, group) = self.user;
         let stat = rustix::fs::stat(folder).at("look at", folder)?;
@@ -158,12 +158,13 @@ impl EnginePlan {
         rustix::fs::chown(folder, Some(user), Some(group)).at("give to the sandbox's user", folder)
     }
 
-    /// The user and group as ids of the container.
+    /// Returns the user and group as IDs in the container.
     pub(super) fn user_inside(&self) -> (u32, u32) {
         if self.facts.rootless { (0, 0) } else { self.user }
     }
 
-    /// The arguments of the engine's command line. `own` is berth's program, `door` the folder of its socket.
+    /// Returns the arguments of the engine's command line. `own` is berth's program on the host, `door` the host
+    /// directory of the socket.
     pub(super) fn words(&self, own: &Path, door: &Path) -> Vec<String> {
         match self.command.kind {
             EngineKind::Docker => self.docker(own, door),
@@ -182,14 +183,14 @@ impl EnginePlan {
         }
         words.add(&["--read-only"]);
         self.limits(&mut words);
-        // berth's process handles no signals, so a stop through the engine must not wait for SIGTERM. OpenCode's
-        // output goes to the server and is not stored by the engine.
+        // berth's process in the container handles no signals, so a stop through the engine must not wait for
+        // SIGTERM. OpenCode's output goes to the server, so the engine need not store it.
         words.add(&["--stop-signal", "KILL", "--log-driver", "none", "--tmpfs", TMP]);
         for mount in self.own_mounts(own, door) {
             words.bind(&mount);
         }
         if !self.mounts.is_empty() {
-            // The mount points of extra folders are created here instead of in the user's workspace.
+            // The mount points of extra mounts are created in this tmpfs instead of in the user's workspace.
             words.add(&["--tmpfs", &format!("{EXTRA}:rw,nosuid,nodev,size=64k,mode=755")]);
         }
         self.mounts.iter().for_each(|mount| words.bind(mount));
@@ -198,7 +199,7 @@ impl EnginePlan {
         words.0
     }
 
-    /// Security options and resource limits of Docker's containers.
+    /// Adds the security options and resource limits of a Docker container.
     pub(super) fn limits(&self, words: &mut EngineWords) {
         words.add(&["--cap-drop", "ALL", "--security-opt", "no-new-privileges"]);
         let memory = self.memory_bytes.to_string();
@@ -213,8 +214,8 @@ impl EnginePlan {
         }
     }
 
-    /// Apple's engine runs each container in its own virtual machine and mounts only folders. Unix sockets do not
-    /// work through its mounts; it publishes them instead.
+    /// Returns the arguments for Apple's engine. It runs each container in a separate virtual machine and can
+    /// mount only directories. Unix sockets do not work through its mounts, so it publishes the socket instead.
     fn apple(&self, own: &Path, door: &Path) -> Vec<String> {
         let mut words = EngineWords::default();
         words.add(&["run", "--detach", "--rm", "--name", &self.name, "--label", &self.label()]);
@@ -262,10 +263,10 @@ impl EnginePlan {
         ]
     }
 
-    /// OpenCode's program in the container.
+    /// Returns the path of OpenCode's program in the container.
     pub(super) fn program_inside(&self) -> String {
         match (self.command.kind, self.program.source.file_name()) {
-            // Its folder is mounted.
+            // Apple's engine mounts the program's directory, so the program keeps its name.
             (EngineKind::Apple, Some(name)) => {
                 Path::new(PROGRAM).with_file_name(name).to_string_lossy().into()
             }
@@ -274,7 +275,7 @@ impl EnginePlan {
     }
 }
 
-/// berth's program in the container.
+/// Returns the path of berth's program in the container.
 fn inside(own: &Path) -> String {
     let name = own.file_name().map_or_else(|| "berth".into(), |name| name.to_string_lossy());
     format!("{OWN}/{name}")
@@ -288,7 +289,7 @@ pub(super) fn pull_word(pull: SandboxPull) -> &'static str {
     }
 }
 
-/// A command line in the making.
+/// The words of a command line that is being built.
 #[derive(Default)]
 pub(super) struct EngineWords(pub(super) Vec<String>);
 
@@ -304,12 +305,12 @@ impl EngineWords {
     }
 }
 
-/// Whether a mount argument of the engine can contain the path.
+/// Returns whether a mount argument of the engine can contain the path.
 pub fn can_be_named(path: &Path) -> bool {
     path.to_str().is_some_and(|path| !path.contains([',', '"', ':']) && !path.chars().any(char::is_control))
 }
 
-/// The name of a run's container, as OpenWork's desktop derives it from the run id.
+/// Returns the name of a run's container, derived from the run ID as in OpenWork's desktop app.
 pub fn container_name(run_id: &str) -> String {
     let clean = |c: char| if c.is_ascii_alphanumeric() || "_.-".contains(c) { c } else { '-' };
     format!("openwork-orchestrator-{}", run_id.chars().take(24).map(clean).collect::<String>())

@@ -1,5 +1,5 @@
-//! Calls the program of a container engine. `arguments` builds the command line of a container; this file has all
-//! other calls.
+//! Runs the command-line program of a container engine. `arguments` builds the command line that starts a
+//! container; this file makes all other calls.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,38 +8,38 @@ use std::time::Duration;
 use crate::base::{Code, Error, Result, logging};
 use crate::proc::{Cancel, Cgroups, ProcessOutcome, Spec};
 
-/// How long the engine may take to respond.
+/// Time limit for one call of the engine.
 const ANSWER: Duration = Duration::from_secs(20);
-/// How long Apple's engine may take to start its services.
+/// Time limit for Apple's engine to start its services.
 const SERVICES: Duration = Duration::from_secs(90);
-/// The size of the program's captured output.
+/// Maximum size of the captured output of one call.
 const OUTPUT_BYTES: usize = 64 << 10;
 
-/// The kind of command line.
+/// The syntax of an engine's command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EngineKind {
-    /// Docker's, which Podman and others support too.
+    /// Docker's command line, which Podman and others support too.
     Docker,
-    /// Apple's `container`.
+    /// The command line of Apple's `container`.
     Apple,
 }
 
-/// The engine's program and its environment.
+/// The engine's program, with the environment for its calls.
 #[derive(Clone)]
 pub struct EngineCommand {
     pub kind: EngineKind,
-    /// An absolute path.
+    /// Absolute path of the program.
     pub program: PathBuf,
-    /// Variables such as `DOCKER_HOST`, without berth's secrets.
+    /// Environment variables such as `DOCKER_HOST`, without berth's secrets.
     pub env: Vec<(String, String)>,
 }
 
 /// Properties of an engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EngineFacts {
-    /// It runs as an ordinary user, who has id 0 in its containers.
+    /// The engine runs as an ordinary user, who has the ID 0 in its containers.
     pub rootless: bool,
-    /// Ids in its containers are mapped to other host ids (`userns-remap`).
+    /// IDs in the containers are mapped to other IDs on the host (`userns-remap`).
     pub remapped: bool,
 }
 
@@ -59,10 +59,10 @@ impl fmt::Debug for EngineCommand {
 }
 
 impl EngineCommand {
-    /// Runs the program. Returns its output if it succeeds within the deadline.
+    /// Runs the engine's program and returns its output if it succeeds within the deadline.
     ///
     /// # Errors
-    /// `Unavailable` with its output; `Cancelled`.
+    /// `Unavailable` with the program's output; `Cancelled` when the server is shutting down.
     pub fn call(
         &self,
         words: &[String],
@@ -89,10 +89,10 @@ impl EngineCommand {
         }
     }
 
-    /// Queries the engine's properties. Success means that the engine can be reached.
+    /// Queries the engine's properties; success shows that the engine can be reached.
     ///
     /// # Errors
-    /// Those of [`EngineCommand::call`].
+    /// The errors of [`EngineCommand::call`].
     pub fn facts(&self, cgroups: &Cgroups) -> Result<EngineFacts> {
         let ask = |words: &[&str], deadline| {
             let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
@@ -101,7 +101,7 @@ impl EngineCommand {
         match self.kind {
             EngineKind::Docker => {
                 ask(&["version", "--format", "{{.Server.Version}}"], ANSWER)?;
-                // Podman's command line has other fields, and fails.
+                // This fails with Podman, whose output has other fields; its properties then count as not set.
                 let told = ask(&["info", "--format", "{{json .SecurityOptions}}"], ANSWER);
                 let told = told.unwrap_or_default();
                 Ok(EngineFacts {
@@ -111,7 +111,8 @@ impl EngineCommand {
             }
             EngineKind::Apple => {
                 ask(&["--version"], ANSWER)?;
-                // This may fail if the services already run. The start of the container shows whether they do.
+                // A failure is ignored, because the services may already run. The start of the container shows
+                // whether they do.
                 let _ = ask(&["system", "start"], SERVICES);
                 Ok(EngineFacts::default())
             }
@@ -121,16 +122,16 @@ impl EngineCommand {
     /// Checks that the engine has the image.
     ///
     /// # Errors
-    /// Those of [`EngineCommand::call`], if it does not.
+    /// The errors of [`EngineCommand::call`], also when the engine does not have the image.
     pub fn image(&self, image: &str, cgroups: &Cgroups) -> Result<()> {
         let words = ["image", "inspect", image].map(str::to_owned);
         self.call(&words, cgroups, ANSWER, &Cancel::new()?).map(drop)
     }
 
-    /// All containers with this label, running or not.
+    /// Returns the IDs of all containers with this label, running or not.
     ///
     /// # Errors
-    /// Those of [`EngineCommand::call`].
+    /// The errors of [`EngineCommand::call`].
     pub(super) fn labelled(&self, label: &str, cgroups: &Cgroups) -> Result<Vec<String>> {
         let words = ["ps", "--all", "--quiet", "--no-trunc", "--filter", &format!("label={label}")];
         let told = self.call(&words.map(str::to_owned), cgroups, ANSWER, &Cancel::new()?)?;
@@ -138,10 +139,10 @@ impl EngineCommand {
         Ok(told.lines().map(str::trim).filter(id).map(str::to_owned).collect())
     }
 
-    /// The address at which the engine publishes the port of a container's server.
+    /// Returns the address at which the engine publishes the server's port of the container `name`.
     ///
     /// # Errors
-    /// Those of [`EngineCommand::call`].
+    /// The errors of [`EngineCommand::call`].
     pub(super) fn port(&self, name: &str, cgroups: &Cgroups) -> Result<String> {
         let words = ["port", name, "8787/tcp"].map(str::to_owned);
         self.call(&words, cgroups, ANSWER, &Cancel::new()?)
@@ -150,7 +151,7 @@ impl EngineCommand {
     /// Kills and removes containers.
     ///
     /// # Errors
-    /// Those of [`EngineCommand::call`].
+    /// The errors of [`EngineCommand::call`].
     pub(super) fn remove(&self, containers: &[String], cgroups: &Cgroups) -> Result<()> {
         if containers.is_empty() {
             return Ok(());
@@ -164,15 +165,16 @@ impl EngineCommand {
         self.call(&words, cgroups, ANSWER, &Cancel::new()?).map(drop)
     }
 
-    /// Stops the container of this name, if it exists. Apple's engine then removes it, as it was started with `--rm`.
+    /// Stops the container of this name if it exists. Apple's engine then removes it, because it was started with
+    /// `--rm`.
     ///
     /// # Errors
-    /// If the program cannot be run.
+    /// When the engine's program cannot be run.
     pub(super) fn stop(&self, name: &str, cgroups: &Cgroups) -> Result<()> {
         let words = ["stop".to_owned(), name.to_owned()];
         match self.call(&words, cgroups, ANSWER, &Cancel::new()?) {
             Err(error) if error.code() != Code::Unavailable => Err(error),
-            // It has already ended.
+            // The container has already ended.
             _ => Ok(()),
         }
     }

@@ -1,14 +1,15 @@
-//! `berth relay SOCKET`: the first process of a container that an engine such as Docker runs for OpenCode. It listens
-//! on a Unix socket in a mounted folder, starts OpenCode on the server's request, reports its exit, and connects the
-//! server to OpenCode's port in the container. The container needs no published port and no network.
+//! `berth relay SOCKET`: the first process of a container that an engine such as Docker runs for OpenCode. It
+//! listens on a Unix socket in a mounted directory, starts OpenCode on the server's request, reports its exit, and
+//! connects the server to OpenCode's port in the container. Therefore the container needs no published port and no
+//! network.
 //!
-//! **Invariant:** the container ends with the server. When the connection that holds the lease closes, this process
-//! exits, and as it is the first one, all processes of the container are killed. Programs in the container cannot
-//! kill or trace it: it handles no signals, so the kernel drops signals from inside (pid_namespaces(7)), and it is
-//! not dumpable (ptrace(2)).
+//! **Invariant:** the container ends with the server. One connection of the server is the lease. When it closes,
+//! this process exits, and the kernel kills all processes of the container with their first process. Programs in
+//! the container cannot kill or trace this process: it handles no signals, so the kernel drops signals from inside
+//! (pid_namespaces(7)), and it is not dumpable (ptrace(2)).
 //!
-//! Threads: `reap` waits for exited processes; each connection has one thread, or two while it relays. Lock: the
-//! current program, a leaf.
+//! Threads: `reap` waits for exited processes; each connection has one thread, or two while it relays. Lock:
+//! `run`, the current program, a leaf.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -35,16 +36,17 @@ use crate::base::{At, Error, Result, limits};
 use crate::proc::spawn::{dev_null, expose_other_to_oom};
 use crate::proc::{Group, Process as _, Spec, Stdio};
 
-/// The server takes the lease at once, but a slow engine may need some time to start the container.
+/// Time limit for the server to take the lease. The server connects at once after the engine has reported the start
+/// of the container, but a slow engine reports it late.
 const LEASE: Duration = Duration::from_secs(20);
-/// The most concurrent connections. The server keeps a few hundred at most.
+/// Maximum number of concurrent connections; the server keeps a few hundred at most.
 const CONNECTIONS: usize = 1024;
-/// How long a connection to a port may take.
+/// Time limit for connecting to a port in the container.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long killed processes may take to exit.
+/// Time limit for killed processes to exit.
 const DYING: Duration = Duration::from_secs(2);
 
-/// The state shared by all connections.
+/// State that all connections share.
 struct RelayState {
     leased: AtomicBool,
     connections: AtomicUsize,
@@ -53,13 +55,13 @@ struct RelayState {
     changed: Condvar,
 }
 
-/// The running program and its exit status.
+/// The program that was started on the server's request, and its exit status.
 struct RelayProgram {
     pid: i32,
     status: Option<WaitStatus>,
 }
 
-/// Runs until the lease ends.
+/// Serves connections until the lease ends.
 pub fn main(words: &[String]) -> ExitCode {
     match serve(words) {
         Ok(()) => ExitCode::SUCCESS,
@@ -71,7 +73,7 @@ pub fn main(words: &[String]) -> ExitCode {
 }
 
 fn serve(words: &[String]) -> Result<()> {
-    // It kills every process that it can see.
+    // Refuse to run outside a container: this process kills every process that it can see.
     let [socket] = words else { return Err(Error::internal("this is for berth itself: berth relay SOCKET")) };
     if getpid() != Pid::INIT {
         return Err(Error::internal("it must be the first process of a container"));
@@ -102,7 +104,7 @@ fn serve(words: &[String]) -> Result<()> {
     .detach();
     for stream in listener.incoming() {
         let Ok(stream) = stream else {
-            // Out of descriptors or memory, until another connection ends.
+            // No descriptor or memory is free until another connection ends.
             std::thread::sleep(Duration::from_millis(10));
             continue;
         };
@@ -112,7 +114,7 @@ fn serve(words: &[String]) -> Result<()> {
         }
         let shared = inside.clone();
         let serving = spawn("relay".into(), limits::STACK, move || {
-            // A broken connection affects only its peer.
+            // An error on a connection affects only its peer.
             let _ = shared.answer(stream);
             shared.connections.fetch_sub(1, Ordering::AcqRel);
         });
@@ -125,18 +127,18 @@ fn serve(words: &[String]) -> Result<()> {
 }
 
 impl RelayState {
-    /// Reaps all orphaned processes, and records the exit status of the program.
+    /// Reaps all ended processes, and records the exit status of the program.
     fn reap(&self) {
         loop {
             match wait(WaitOptions::empty()) {
                 Ok(Some((pid, status))) => {
-                    // The lock is held from before the start until the PID is recorded.
+                    // The starting thread holds the lock until it has recorded the PID.
                     if let Some(run) = lock(&self.run).as_mut().filter(|run| run.pid == pid.as_raw_pid()) {
                         run.status = Some(status);
                         self.changed.notify_all();
                     }
                 }
-                // There are no child processes now.
+                // This process has no children at the moment.
                 Ok(None) | Err(_) => std::thread::sleep(Duration::from_millis(20)),
             }
         }
@@ -155,7 +157,7 @@ impl RelayState {
         }
     }
 
-    /// Holds the first lease until it ends, then exits.
+    /// Holds the lease until the server disconnects, then exits; a second lease is closed at once.
     fn lease(&self, mut stream: UnixStream, look: &[String]) -> io::Result<()> {
         if self.leased.swap(true, Ordering::AcqRel) {
             return Ok(());
@@ -166,7 +168,7 @@ impl RelayState {
         std::process::exit(0)
     }
 
-    /// Starts a program and watches it until it exits.
+    /// Starts a program, and watches it until it exits.
     fn run(&self, mut stream: UnixStream, program: &ProgramSpec) -> io::Result<()> {
         let before = oom_kills();
         let started = self.start(program);
@@ -177,7 +179,7 @@ impl RelayState {
         let namespace = fs::metadata("/proc/self/ns/pid")?.ino();
         send(&mut stream, &ProgramStarted::Running { pid: child.pid(), namespace })?;
         let over = self.watch(&mut stream, &child);
-        // Its children, such as MCP servers, must not outlive it.
+        // The program's children, such as MCP servers, must not outlive it.
         kill_all();
         *lock(&self.run) = None;
         send(&mut stream, &ProgramExit { oom: oom_kills() > before, ..over })
@@ -197,12 +199,12 @@ impl RelayState {
         }
         let child = spec.start(stdio, Group::placeholder())?;
         *run = Some(RelayProgram { pid: child.pid(), status: None });
-        // The kernel should kill it before this process at the container's memory limit.
+        // At the container's memory limit, the OOM killer should kill the program before this process.
         expose_other_to_oom(child.pid(), || true);
         Ok(child)
     }
 
-    /// Waits for the program's exit, and forwards signals until then.
+    /// Waits for the program's exit, and executes the server's signal requests until then.
     fn watch(&self, stream: &mut UnixStream, child: &crate::proc::Child) -> ProgramExit {
         let mut heard = true;
         loop {
@@ -244,7 +246,7 @@ impl RelayState {
     }
 }
 
-/// All processes of the container except this one, which has PID 1.
+/// Returns all processes of the container except this one, which has PID 1.
 fn others() -> Vec<Pid> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -257,7 +259,7 @@ fn signal_all(signal: Signal) {
     }
 }
 
-/// Kills until no process is left, because processes may fork in between.
+/// Kills all other processes; repeats this until none is left, because processes may fork meanwhile.
 fn kill_all() {
     let deadline = Instant::now() + DYING;
     loop {
@@ -272,7 +274,7 @@ fn kill_all() {
     }
 }
 
-/// The number of OOM kills in the container, as cgroup v2 or v1 counts them.
+/// Returns the number of OOM kills in the container, as counted by cgroup v2 or v1.
 fn oom_kills() -> u64 {
     let files = ["/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"];
     let text = files.iter().find_map(|file| fs::read_to_string(file).ok()).unwrap_or_default();
@@ -280,7 +282,7 @@ fn oom_kills() -> u64 {
     count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
-/// Relays between the server and a port in the container.
+/// Relays data between the server and a port in the container.
 fn connect(mut stream: UnixStream, port: u16) -> io::Result<()> {
     let v4 = TcpStream::connect_timeout(&(std::net::Ipv4Addr::LOCALHOST, port).into(), PATIENCE);
     let tcp =
@@ -290,18 +292,18 @@ fn connect(mut stream: UnixStream, port: u16) -> io::Result<()> {
     let (from_tcp, to_stream) = (tcp.try_clone()?, stream.try_clone()?);
     let back = spawn("relay-back".into(), limits::STACK, move || {
         pass(&from_tcp, &to_stream);
-        // Both directions, because data from the server could not be delivered any more.
+        // Close both directions, because data from the server can no longer be delivered.
         let _ = to_stream.shutdown(Shutdown::Both);
     });
     let back = back.map_err(|error| io::Error::other(error.to_string()))?;
     pass(&stream, &tcp);
-    // The server closes connections in both directions at once.
+    // The server always closes both directions of a connection at once.
     let _ = tcp.shutdown(Shutdown::Both);
     drop(back);
     Ok(())
 }
 
-/// Copies until EOF or an error.
+/// Copies data until EOF or an error.
 fn pass(mut from: impl Read, mut to: impl Write) {
     let mut bytes = vec![0; limits::RELAY_BYTES];
     loop {

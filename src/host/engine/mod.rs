@@ -1,13 +1,14 @@
-//! OpenCode in a container of an engine: Docker's command line, which other engines support too, or Apple's. The
-//! server stays outside. The container runs one process of berth (`inside`), which starts OpenCode and connects it to
-//! the server over a Unix socket in a mounted folder; the engine publishes no port. In reading order: `arguments`
-//! (the container's command line), `command` (the engine's program), `wire` (the protocol of the socket), `inside`;
-//! `seed` is the container that also contains the server.
+//! Runs OpenCode in a container of an engine: Docker's command line, which other engines support too, or Apple's.
+//! The server stays outside the container. The container runs one process of berth (`inside`), which starts
+//! OpenCode and connects it to the server over a Unix socket in a mounted directory, so the engine publishes no
+//! port. In reading order: `arguments` (the container's command line), `command` (other calls of the engine),
+//! `wire` (the protocol of the socket), `inside`; `seed` is a container in which the server runs too.
 //!
-//! **Invariant:** a container ends with the server that started it. The socket is opened before the container's first
-//! program runs and is then used by its descriptor, so a program in the container cannot replace it.
+//! **Invariant:** a container ends with the server that started it. The server opens the socket's file before any
+//! other program runs in the container, and from then on connects through that descriptor, so no program in the
+//! container can replace the socket.
 //!
-//! Threads: the supervisor's, and any thread for [`UpstreamRoute::connect`]. Lock: the running container, a leaf.
+//! Threads: the supervisor's, and any thread for [`UpstreamRoute::connect`]. Lock: `running`, a leaf.
 
 mod arguments;
 mod command;
@@ -45,59 +46,61 @@ use crate::store::file;
 use arguments::SOCKET;
 use wire::{DONE, FileIdentities, KILL, ProgramExit, ProgramSpec, ProgramStarted, RelayHello, TERMINATE};
 
-/// How long a container may take to run berth's process after the engine has started it.
+/// Time limit between the engine's start of a container and the first response of berth's process in it.
 const READY: Duration = Duration::from_secs(60);
-/// How often the socket is polled, and how often the engine is asked whether the container is still running.
+/// Interval at which the server looks for the socket, and (`ASK`) at which it asks the engine whether the
+/// container is still running.
 const LOOK: Duration = Duration::from_millis(10);
 const ASK: Duration = Duration::from_secs(2);
-/// How long berth's process in the container may take to respond.
+/// Time limit for a response of berth's process in the container.
 const ANSWER: Duration = Duration::from_secs(20);
 
-/// The container of the server's OpenCode.
+/// The container in which this server's OpenCode runs.
 pub struct EngineSandbox {
     plan: EnginePlan,
     cgroups: Cgroups,
-    /// Below the data folder: the socket's folder, and the record for a later start.
+    /// Directory below the data directory for the socket and the record of the container.
     folder: PathBuf,
-    /// berth's program in a form that can be mounted.
+    /// Path of berth's program, in a form that the engine can mount.
     own: PathBuf,
-    /// The time limit for the container's start, the image pull included.
+    /// Time limit for the start of the container, including the image pull.
     start_timeout: Duration,
     running: Mutex<Option<LeasedContainer>>,
 }
 
-/// A running container.
+/// A running container with its lease.
 struct LeasedContainer {
-    /// The container ends when this closes, and this closes when the container ends.
+    /// The lease: the container ends when this connection closes, and the connection closes when the container
+    /// ends.
     lease: Arc<UnixStream>,
     door: Arc<ControlSocket>,
 }
 
-/// Its socket.
+/// The opened file of the container's socket.
 struct ControlSocket(OwnedFd);
 
-/// A program started in the container.
+/// A program that was started in the container.
 pub(super) struct StartedProgram {
     pub(super) process: EngineProcess,
     pub(super) stdout: OwnedFd,
     pub(super) stderr: OwnedFd,
-    /// Its PID on the host, if visible.
+    /// PID of the program on the host; `None` if the host cannot see the process.
     pub(super) pid: Option<i32>,
 }
 
-/// A program in the container, controlled through its connection.
+/// A program in the container, which the server controls through a connection.
 pub(super) struct EngineProcess {
     wire: RemoteControl,
     read: Vec<u8>,
     over: Option<ProgramExit>,
 }
 
-/// A handle to end such a program from any thread.
+/// A handle to end a program in the container from any thread.
 #[derive(Clone)]
 pub(in crate::host) struct RemoteControl(Arc<UnixStream>);
 
 impl EngineSandbox {
-    /// Creates the handle. The container is started by [`EngineSandbox::prepare`].
+    /// Creates the object; [`EngineSandbox::prepare`] starts the container.
     pub fn new(
         plan: EnginePlan,
         cgroups: Cgroups,
@@ -108,10 +111,10 @@ impl EngineSandbox {
         EngineSandbox { plan, cgroups, folder, own, start_timeout, running: Mutex::new(None) }
     }
 
-    /// Starts the container unless it is running. Returns the route to its ports.
+    /// Starts the container if it is not running, and returns the route to its ports.
     ///
     /// # Errors
-    /// Those of the engine; `Cancelled`.
+    /// Errors of the engine; `Cancelled` when the server is shutting down.
     pub(super) fn prepare(&self, stop: &Cancel) -> Result<Arc<dyn UpstreamRoute>> {
         if let Some(held) = lock(&self.running).as_ref() {
             return Ok(held.door.clone());
@@ -121,8 +124,8 @@ impl EngineSandbox {
         let door = self.folders()?;
         record::keep(&self.folder, &self.plan)?;
         let words = self.plan.words(&self.own, &door);
-        // Docker's client may wait for ever for a container that Podman could not start. Without a download, no start
-        // takes long.
+        // Docker's client may wait forever for a container that Podman could not start, so a start without a
+        // download has a shorter time limit.
         let patience = match self.plan.pull {
             SandboxPull::Never => READY.min(self.start_timeout),
             SandboxPull::Missing | SandboxPull::Always => self.start_timeout,
@@ -137,12 +140,12 @@ impl EngineSandbox {
         Ok(route)
     }
 
-    /// Prepares the mounted folders. The socket's folder is new for each container.
+    /// Creates the directories to mount, and returns that of the socket, which is new for each container.
     fn folders(&self) -> Result<PathBuf> {
         let door = self.folder.join(record::DOOR);
         if let Some(folder) = self.own.parent().filter(|_| self.plan.command.kind == EngineKind::Apple) {
-            // The folder itself is mounted, and the container's user must find the program in it. Other users of this
-            // machine cannot reach the folder.
+            // Apple's engine mounts the directory, and the container's user must find the program in it. Other
+            // users of this machine cannot reach the directory.
             rustix::fs::chmod(folder, Mode::from_raw_mode(0o711)).at("open to the sandbox's user", folder)?;
         }
         for folder in [&door, &self.plan.persist] {
@@ -152,7 +155,8 @@ impl EngineSandbox {
         Ok(door)
     }
 
-    /// Waits for berth's process in the container, and checks that the mounts are the validated files.
+    /// Waits for berth's process in the container, takes the lease, and checks that the mounts are the validated
+    /// files.
     fn take_lease(&self, folder: &std::path::Path, stop: &Cancel) -> Result<LeasedContainer> {
         let (begun, mut asked) = (Instant::now(), Instant::now());
         let at = open_dir(folder)?;
@@ -207,7 +211,8 @@ impl EngineSandbox {
         Ok(LeasedContainer { lease: Arc::new(lease), door })
     }
 
-    /// The files that must be identical inside. A virtual machine has its own file numbers.
+    /// Returns the mounts whose files must be identical inside. A virtual machine has its own inode numbers, so
+    /// none are checked with Apple's engine.
     fn checked(&self) -> impl Iterator<Item = (&str, (u64, u64))> {
         let all = [&self.plan.workspace, &self.plan.program].into_iter().chain(&self.plan.mounts);
         let all = all.filter(|_| self.plan.command.kind == EngineKind::Docker);
@@ -217,7 +222,7 @@ impl EngineSandbox {
     /// Starts OpenCode in the container.
     ///
     /// # Errors
-    /// If the container has ended or cannot start the program.
+    /// When the container has ended or cannot start the program.
     pub(super) fn launch(&self, args: Vec<String>, env: Vec<(String, String)>) -> Result<StartedProgram> {
         let door = lock(&self.running).as_ref().map(|held| held.door.clone());
         let door = door.ok_or_else(|| Error::internal("The sandbox's container is not running"))?;
@@ -243,13 +248,14 @@ impl EngineSandbox {
         }
     }
 
-    /// Readable once the container has ended.
+    /// Returns a socket that becomes readable when the container has ended; `None` if the container is not
+    /// running.
     pub(super) fn lease(&self) -> Option<Arc<UnixStream>> {
         lock(&self.running).as_ref().map(|held| held.lease.clone())
     }
 
-    /// Whether a user stopped the container through its engine. If the engine does not respond, the container ended
-    /// with it and is started again.
+    /// Returns whether a user stopped the container through its engine. If the engine does not respond either, the
+    /// container ended with the engine and can be started again.
     pub(super) fn was_stopped(&self) -> bool {
         let ended = |held: &LeasedContainer| {
             let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -276,7 +282,7 @@ impl EngineSandbox {
         let command = &self.plan.command;
         let removed = match command.kind {
             EngineKind::Docker => self.plan.clear(&self.cgroups),
-            // Without a record the name belongs to another container.
+            // Without a record, the container of this name was not started by this server.
             EngineKind::Apple if record::is_kept(&self.folder) => {
                 command.stop(&self.plan.name, &self.cgroups)
             }
@@ -290,8 +296,8 @@ impl EngineSandbox {
 }
 
 impl ControlSocket {
-    /// Opens a connection. The path of the socket may be too long for an address; this one is short and refers to the
-    /// opened socket.
+    /// Opens a connection through the descriptor: the path of the socket may be too long for an address, and the
+    /// path of the descriptor is short and always refers to the opened socket.
     fn open(&self) -> io::Result<UnixStream> {
         let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
         let stream = UnixStream::connect(path)?;
@@ -311,7 +317,7 @@ impl ControlSocket {
 
 impl UpstreamRoute for ControlSocket {
     fn connect(&self, port: u16) -> io::Result<UnixStream> {
-        // A full backlog of a paused container must not block the caller.
+        // Connect without blocking: the backlog of a paused container may be full.
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", self.0.as_raw_fd()))?;
@@ -331,7 +337,7 @@ fn ask<T: serde::de::DeserializeOwned>(stream: &mut UnixStream, hello: &RelayHel
     wire::receive(stream)
 }
 
-/// The PID on this host of process `pid` in the PID namespace with this inode.
+/// Returns the PID on this host of the process that has PID `pid` in the PID namespace with this inode.
 fn pid_outside(pid: i32, namespace: u64) -> Option<i32> {
     let name = format!("pid:[{namespace}]");
     let numbers = std::fs::read_dir("/proc").ok()?.flatten();
@@ -401,7 +407,7 @@ impl Process for EngineProcess {
         self.wire.kill();
     }
 
-    /// No process on this host is certain to be this one.
+    /// Returns `None`: the server cannot identify the process on this host with certainty.
     fn signal_handle(&self) -> Option<SignalHandle> {
         None
     }

@@ -1,6 +1,6 @@
-//! The record of a server's container, written before the start, so that the next server can remove a container that
-//! a killed server left behind, whatever its own sandbox is. Usually none is left, because a container ends with its
-//! server.
+//! The record of the container that a server starts for OpenCode. It is written before the start, so that the next
+//! server can remove the container if this server is killed, whatever sandbox the next server uses. Usually there
+//! is no container to remove, because a container ends with its server.
 
 use std::path::{Path, PathBuf};
 
@@ -12,13 +12,13 @@ use crate::base::{Error, Result};
 use crate::proc::Cgroups;
 use crate::store::{file, tree};
 
-/// The folder for starting a container with the server in it.
+/// Directory for the files of a container in which the server runs too.
 pub const SEED: &str = "seed";
-/// The file with its secrets.
+/// File with the secrets of that container.
 pub const SECRETS: &str = "sandbox.env";
-/// The folder of the container's socket, in the same folder.
+/// Directory for the socket of OpenCode's container.
 pub(super) const DOOR: &str = "door";
-/// In the folder `host` of the data folder.
+/// Name of the record in the directory `host` of the data directory.
 const FILE: &str = "sandbox.json";
 const FILE_BYTES: u64 = 1 << 20;
 
@@ -29,14 +29,14 @@ struct EngineRecord {
     env: Vec<(String, String)>,
     name: String,
     label: String,
-    /// The mount point that the engine creates in the workspace, removed with the container.
+    /// Path in the workspace at which the engine creates a mount point; it is removed with the container.
     extra: Option<PathBuf>,
 }
 
-/// Writes the record.
+/// Writes the record of the container that `plan` describes.
 ///
 /// # Errors
-/// If the file cannot be written.
+/// When the file cannot be written.
 pub fn keep(folder: &Path, plan: &EnginePlan) -> Result<()> {
     let extra = plan.workspace.source.join(EXTRA_NAME);
     let is_new = !plan.mounts.is_empty() && extra.symlink_metadata().is_err();
@@ -57,15 +57,15 @@ fn read(folder: &Path) -> Option<EngineRecord> {
     serde_json::from_slice(&bytes).ok()
 }
 
-/// Whether a container may still exist.
+/// Returns whether a record exists, so that a container may exist too.
 pub fn is_kept(folder: &Path) -> bool {
     folder.join(FILE).exists()
 }
 
-/// Removes the record after the container was removed.
+/// Removes the record and the files of a container that has been removed.
 pub fn forget(folder: &Path) {
     if let Some(extra) = read(folder).and_then(|record| record.extra) {
-        // Only if it is still empty.
+        // The removal fails, as intended, if the directory is no longer empty.
         let _ = std::fs::remove_dir(extra);
     }
     for name in [SEED, SECRETS, DOOR] {
@@ -76,7 +76,7 @@ pub fn forget(folder: &Path) {
     let _ = std::fs::remove_file(folder.join(FILE));
 }
 
-/// Removes the container of a killed server.
+/// Removes the container that a killed server recorded.
 pub fn sweep(folder: &Path, cgroups: &Cgroups) {
     let Some(record) = read(folder) else { return forget(folder) };
     let kind = if record.apple { EngineKind::Apple } else { EngineKind::Docker };

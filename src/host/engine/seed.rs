@@ -1,10 +1,11 @@
-//! `--sandbox-server inside`: a container that also contains the server, in the layout of OpenWork's first host, on
-//! which images and scripts rely: the workspace at /workspace, persistent files at /persist, the programs and
-//! `entrypoint.sh` below /persist/openwork-orchestrator-sandbox/NAME, the server on port 8787 of the container.
+//! `--sandbox-server inside`: a container in which the server runs too. Its layout is that of OpenWork's first
+//! host, on which images and scripts rely: the workspace at /workspace, persistent files at /persist, the programs
+//! and `entrypoint.sh` below /persist/openwork-orchestrator-sandbox/NAME, the server on port 8787 of the
+//! container.
 //!
-//! It corrects the flaws of that layout: programs are mounted instead of copied, secrets are passed in a file for the
-//! engine's program instead of a script, the port is published on one address, and the container ends with the input
-//! of the engine's program, so when the host ends.
+//! The container avoids flaws of the original: programs are mounted instead of copied, secrets are in a file for
+//! the engine's program instead of in a script, the port is published on one address only, and the container ends
+//! when stdin of the engine's program is closed, that is, when the host process ends.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -16,37 +17,38 @@ use crate::base::{At, Result};
 use crate::lifecycle::sandbox::FOLDER;
 use crate::store::file;
 
-/// The folder in the persistent folder, as OpenWork's orchestrator names it.
+/// Name of the programs' directory below /persist, as in OpenWork's orchestrator.
 const STAGING: &str = "openwork-orchestrator-sandbox";
 /// The server's port in the container.
 const PORT: u16 = 8787;
 
-/// A container that also contains the server.
+/// A container in which the server runs too.
 pub struct ServerContainer<'a> {
-    /// The settings that it shares with a container for OpenCode alone.
+    /// The settings that this container shares with a container for OpenCode alone.
     pub plan: &'a EnginePlan,
-    /// The host folder for mounted files: in berth's data folder, where no container can write.
+    /// Host directory for the mounted files; it is in berth's data directory, where no container can write.
     pub staging: &'a Path,
-    /// berth's program on the host.
+    /// Path of berth's program on the host.
     pub server: &'a Path,
-    /// The published address; port 0: any free port.
+    /// Host address at which the server's port is published; port 0 selects any free port.
     pub publish: SocketAddr,
-    /// The port of 127.0.0.1 at which a bot in the container is published: it takes no credential.
+    /// Ports on the host and in the container of a bot; it requires no credential, so it is published on 127.0.0.1
+    /// only.
     pub bot: Option<(u16, u16)>,
-    /// Further arguments of the server.
+    /// Additional arguments of the server.
     pub words: &'a [String],
 }
 
 impl ServerContainer<'_> {
-    /// The folder of the programs in the container.
+    /// Returns the directory in the container that contains the programs.
     fn inside(&self) -> String {
         format!("{HOME}/{STAGING}/{}", self.plan.name)
     }
 
-    /// Creates the folders, `entrypoint.sh` and the mount points of the programs.
+    /// Creates the host directories, `entrypoint.sh`, and the mount points of the programs.
     ///
     /// # Errors
-    /// If one cannot be created.
+    /// When a file or directory cannot be created.
     pub fn stage(&self) -> Result<()> {
         self.unstage()?;
         file::create_dir_private(&self.plan.persist)?;
@@ -54,7 +56,8 @@ impl ServerContainer<'_> {
         let sidecars = self.staging.join("sidecars");
         for folder in [self.staging, sidecars.as_path()] {
             file::create_dir_private(folder)?;
-            // For the container's user. Other users of this machine cannot reach this folder.
+            // The container's user must be able to read the directory. Other users of this machine cannot reach
+            // it.
             rustix::fs::chmod(folder, Mode::from_raw_mode(0o755)).at("open to the sandbox's user", folder)?;
         }
         for name in ["opencode", "openwork-server"] {
@@ -63,10 +66,10 @@ impl ServerContainer<'_> {
         file::replace(&self.staging.join("entrypoint.sh"), self.entrypoint().as_bytes(), 0o644)
     }
 
-    /// Removes them.
+    /// Removes the files that [`ServerContainer::stage`] created.
     ///
     /// # Errors
-    /// If one cannot be removed.
+    /// When a file cannot be removed.
     pub fn unstage(&self) -> Result<()> {
         match (self.staging.parent(), self.staging.file_name().and_then(|name| name.to_str())) {
             (Some(above), Some(name)) => crate::store::tree::remove_tree(above, name),
@@ -91,7 +94,7 @@ impl ServerContainer<'_> {
         )
     }
 
-    /// The arguments of the engine's command line. `env_file` has the secrets.
+    /// Returns the arguments of the engine's command line. `env_file` is the path of the file with the secrets.
     pub fn command_line(&self, env_file: &Path) -> Vec<String> {
         let plan = self.plan;
         let mut words = EngineWords::default();

@@ -1,39 +1,39 @@
 //! The protocol between the server and berth's process in an engine's container, over its Unix socket. Each
-//! connection begins with one [`RelayHello`]. A message is JSON preceded by its length, four bytes in little-endian
-//! order. No descriptors are passed, because engines with virtual machines forward only bytes.
+//! connection begins with one [`RelayHello`]. A message is JSON, preceded by its length in four bytes,
+//! little-endian. No descriptors are passed, because engines with virtual machines forward only bytes.
 //!
-//! The server does not trust the data that it reads: the container's programs have the same user id.
+//! The server does not trust the data that it reads, because the container's programs have the same user ID.
 
 use std::io::{self, Read, Write};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// The largest message. Most of it is an environment.
+/// Maximum message length; most of the longest message is an environment.
 const MESSAGE_BYTES: usize = 1 << 20;
 
-/// The response to [`RelayHello::Output`] and [`RelayHello::Connect`].
+/// The byte that answers [`RelayHello::Output`] and [`RelayHello::Connect`].
 pub(super) const DONE: u8 = b'.';
-/// On the connection of a program: send SIGTERM to all processes.
+/// A byte that the server sends on a program's connection: send SIGTERM to all processes.
 pub(super) const TERMINATE: u8 = b't';
-/// On the connection of a program: kill all processes.
+/// A byte that the server sends on a program's connection: kill all processes.
 pub(super) const KILL: u8 = b'k';
 
-/// The first message of a connection.
+/// The first message of a connection, which selects its purpose.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) enum RelayHello {
-    /// The container lives as long as this connection. The response is [`FileIdentities`].
+    /// This connection is the lease: the container ends when it closes. The response is [`FileIdentities`].
     Lease {
-        /// Paths in the container whose identity the server wants to compare.
+        /// Paths in the container whose identity the server wants to check.
         look: Vec<String>,
     },
-    /// Becomes standard output or standard error of the next program.
+    /// This connection becomes standard output or standard error of the next program.
     Output {
-        /// Standard error instead of standard output.
+        /// Whether it becomes standard error.
         error: bool,
     },
-    /// Starts the program. The responses are [`ProgramStarted`], and [`ProgramExit`] once it has exited.
+    /// Starts a program. The responses are [`ProgramStarted`] and, once the program has exited, [`ProgramExit`].
     Run(ProgramSpec),
     /// Relays between this connection and a port on the container's loopback interface.
     Connect { port: u16 },
@@ -48,19 +48,19 @@ pub(super) struct ProgramSpec {
     pub(super) cwd: String,
 }
 
-/// Device and inode of each requested path.
+/// Device and inode of each path in the request; `None` if the path does not exist.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct FileIdentities {
     pub(super) found: Vec<Option<(u64, u64)>>,
 }
 
-/// The result of a start.
+/// Result of the start of a program.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) enum ProgramStarted {
-    /// The PID, and the PID namespace (the inode in /proc/PID/ns/pid).
+    /// The program runs with this PID in this PID namespace (the inode of /proc/PID/ns/pid).
     Running { pid: i32, namespace: u64 },
-    /// Why it could not be started.
+    /// The program could not be started, for this reason.
     Failed { message: String },
 }
 
@@ -69,7 +69,7 @@ pub(super) enum ProgramStarted {
 pub(super) struct ProgramExit {
     pub(super) code: Option<i32>,
     pub(super) signal: Option<i32>,
-    /// The kernel has killed a process of the container at its memory limit since the start.
+    /// Whether the OOM killer has killed a process of the container since the program's start.
     pub(super) oom: bool,
 }
 
@@ -91,7 +91,7 @@ pub(super) fn receive<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T
     Ok(serde_json::from_slice(&text)?)
 }
 
-/// Removes a complete message from the start of `bytes`, if there is one.
+/// Removes a complete message from the start of `bytes` and returns it; `None` if the message is not complete.
 pub(super) fn take<T: DeserializeOwned>(bytes: &mut Vec<u8>) -> io::Result<Option<T>> {
     let Some(length) = bytes.first_chunk::<4>() else { return Ok(None) };
     let length = u32::from_le_bytes(*length) as usize;
