@@ -51,7 +51,7 @@ const SKIPPED: &[&str] = &[
     "images",
     tokens::FILE,
 ];
-/// The same in a workspace's folder.
+/// Entries of a workspace's folder that a backup does not copy from there, for the same reasons.
 const SKIPPED_OF_WORKSPACE: &[&str] = &[
     "workspace.json",
     "root.json",
@@ -393,7 +393,8 @@ impl BackupWork<'_> {
         }
     }
 
-    /// Makes the running server take a snapshot of a container. Returns its id, or `None` if no snapshot is needed.
+    /// Makes the running server take a snapshot of a container. Returns the snapshot's id, or `None` if no server runs
+    /// or the container has no files yet.
     fn snapshot(&self, workspace: &StoredWorkspace) -> Result<Option<Uuid>> {
         let Some(client) = &self.client else { return Ok(None) };
         let path = format!("/api/workspaces/{}/snapshots", workspace.id);

@@ -32,7 +32,7 @@ enum DetachedHost {
     Ended { code: ExitCode, text: String },
 }
 
-/// Starts the host in the background.
+/// Starts the host as a background process, and prints its announcement.
 pub(super) fn run(args: &CommandLine, data_dir: &Path, current_dir: &Path) -> Result<ExitCode> {
     let log = data_dir.join("host/host.log");
     let (words, secrets) = without_secrets(&args.raw)?;
@@ -58,7 +58,7 @@ pub(super) fn run(args: &CommandLine, data_dir: &Path, current_dir: &Path) -> Re
     }
 }
 
-/// Starts the daemon in the background.
+/// Starts the daemon as a background process.
 pub(super) fn daemon(
     args: &CommandLine,
     data_dir: &Path,

@@ -7,12 +7,12 @@ use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, redact};
 use crate::store::jsonc;
 
-/// One of the two files.
+/// One of the library's two files with JSON objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LibraryMap {
-    /// `plugins.json`
+    /// The file `plugins.json`.
     Plugins,
-    /// `mcp/servers.json`
+    /// The file `mcp/servers.json`.
     Mcps,
 }
 

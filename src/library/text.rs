@@ -8,13 +8,13 @@ use crate::base::{Code, Error, Result};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TextKind {
-    /// `tool/NAME.ts`
+    /// A tool, in the file `tool/NAME.ts`.
     Tool,
-    /// `init-script/NAME/SCRIPT.sh`
+    /// An init script, in the file `init-script/NAME/SCRIPT.sh`.
     InitScript,
-    /// `command/NAME.md`
+    /// A command, in the file `command/NAME.md`.
     Command,
-    /// `agent/NAME.md`
+    /// An agent, in the file `agent/NAME.md`.
     Agent,
 }
 

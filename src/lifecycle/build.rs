@@ -285,13 +285,13 @@ fn remove_in_place(path: &Path) -> Result<()> {
 /// How far a build has come, for undoing it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BuildProgress {
-    /// Nothing was changed.
+    /// The build has not changed the workspace.
     Unchanged,
     /// The old root was discarded.
     RootRemoved,
-    /// A new root exists.
+    /// The build has created a new root.
     RootCreated,
-    /// The existing root was kept, and the build changed it.
+    /// The existing root was kept, and the build may have changed it.
     RootKept,
 }
 

@@ -35,7 +35,7 @@ pub struct TakeSnapshotRequest {
     copy: bool,
 }
 
-/// The body of `clone`.
+/// The body of a request to clone a workspace.
 #[derive(Debug, Default, Deserialize)]
 pub struct CloneRequest {
     /// The new workspace's name; the name of the original if absent.

@@ -69,7 +69,7 @@ pub(super) type Upgraded = (Channel, Vec<u8>);
 /// A callback that runs if the upstream takes longer than a worker thread should wait.
 type SlowCallback = Box<dyn FnOnce()>;
 
-/// The watch of one request.
+/// The watch of one request: the conditions that end each of its waits.
 pub struct CallWatch {
     stop: Cancel,
     gone: Cancel,

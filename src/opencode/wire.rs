@@ -50,7 +50,7 @@ impl Channel {
         }
     }
 
-    /// Shuts down the sending direction.
+    /// Shuts down the direction to the upstream.
     pub(super) fn finish(&mut self) {
         match self {
             Channel::Plain(stream) => drop(stream.shutdown(std::net::Shutdown::Write)),

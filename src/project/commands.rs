@@ -32,7 +32,7 @@ pub struct CommandEntry {
     /// Whether a subagent runs the command.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subtask: Option<bool>,
-    /// `workspace` or `global`.
+    /// The folders that contain the command: those of the workspace (`workspace`) or of the user (`global`).
     pub scope: &'static str,
     /// Why OpenCode does not load the command, or does not start with it.
     #[serde(skip_serializing_if = "Option::is_none")]

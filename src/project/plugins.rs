@@ -16,9 +16,9 @@ use crate::store::finder::SearchBudget;
 /// A plugin in a list.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Plugin {
-    /// The specifier that OpenCode loads.
+    /// The plugin's specifier, as OpenCode loads it.
     pub spec: String,
-    /// `config`, `dir.project` or `dir.global`.
+    /// The place where the plugin was found: `config`, `dir.project` or `dir.global`.
     pub source: &'static str,
     /// The owner of the plugin.
     pub scope: ItemScope,

@@ -28,7 +28,7 @@ pub struct SkillEntry {
     pub description: String,
     /// The absolute path of the skill's `SKILL.md`.
     pub path: String,
-    /// The owner of the skill.
+    /// The owner of the skill: the workspace or the user.
     pub scope: ItemScope,
     /// When the agent should use the skill, as its front matter or text states.
     #[serde(skip_serializing_if = "Option::is_none")]

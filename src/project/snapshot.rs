@@ -20,7 +20,7 @@ pub type SnapshotStamp = (u64, u64, u64, i64, i64);
 /// The stamps of the files, by path.
 pub type ProjectSnapshot = BTreeMap<String, SnapshotStamp>;
 
-/// A location of agent files.
+/// A folder that contains agent files.
 struct WatchedPlace {
     folder: &'static str,
     reason: ReloadReason,
@@ -28,7 +28,7 @@ struct WatchedPlace {
 }
 
 enum WatchedFiles {
-    /// Files with these names.
+    /// The files with exactly these names.
     Files(&'static [&'static str]),
     /// All files whose names end with one of these extensions.
     Endings(&'static [&'static str]),

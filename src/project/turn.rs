@@ -22,7 +22,7 @@ struct TurnState {
     writes: u64,
 }
 
-/// Releases the turn when dropped.
+/// Keeps the turn taken, and releases it when dropped.
 #[derive(Debug)]
 pub(super) struct TurnGuard<'a>(&'a WriteTurn);
 

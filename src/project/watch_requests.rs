@@ -9,7 +9,7 @@ use crate::base::limits;
 use crate::base::thread::lock;
 use crate::proc::waiter::{Waiter, WaiterList};
 
-/// Requests to the watching thread.
+/// The requests that other threads make to the watching thread.
 #[derive(Debug)]
 pub(super) struct WatchRequests {
     new: Mutex<HashSet<String>>,
@@ -55,7 +55,7 @@ impl WatchRequests {
         self.waiters.add(waiter);
     }
 
-    /// Makes the watching thread return.
+    /// Ends watching: the watching thread returns.
     pub(super) fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
         self.waiters.notify_all();

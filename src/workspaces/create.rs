@@ -56,7 +56,7 @@ pub struct WorkspaceFields {
     /// Host folders that are mounted in the container; `[]` removes all.
     #[serde(default, deserialize_with = "object::optional_list")]
     pub mounts: Option<Vec<MountRequest>>,
-    /// `exit_node` or `tailnet_only`.
+    /// The Tailscale mode, which berth only stores: `exit_node` or `tailnet_only`.
     pub tailscale_mode: Option<String>,
     /// The names of MCP servers.
     pub mcps: Option<Vec<String>>,

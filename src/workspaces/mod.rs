@@ -25,7 +25,7 @@ pub struct Configured {
     /// The absolute path of the workspace's folder, which exists.
     pub path: PathBuf,
     pub name: String,
-    /// `local` or `remote`.
+    /// Where the workspace's files are: `local` for this machine, `remote` for another one.
     pub workspace_type: String,
     /// The URL of the workspace's OpenCode.
     pub base_url: Option<String>,

@@ -22,7 +22,7 @@ pub enum WorkspaceStatus {
     Pending,
     /// A build or an init script is running.
     Building,
-    /// Commands can run.
+    /// The workspace is ready to run commands.
     Ready,
     /// The last build or init script failed; `error_message` has the reason.
     Error,
@@ -105,7 +105,7 @@ impl WorkspaceView {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkspaceJob {
-    /// A build.
+    /// The workspace is being built.
     Build {
         /// Whether the root folder did not exist before the build or was discarded by `rebuild`. If so, an unfinished
         /// root can be removed.

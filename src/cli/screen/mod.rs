@@ -135,7 +135,7 @@ impl HostScreen {
         Ok(())
     }
 
-    /// Whether the screen was started.
+    /// Returns whether the screen was started.
     pub(super) fn has_begun(&self) -> bool {
         lock(&self.threads).is_some()
     }

@@ -39,7 +39,7 @@ pub(super) enum KeyPress {
 pub(super) enum TerminalInput {
     /// The keys that were pressed; empty if berth does not support them.
     Keys(Vec<KeyPress>),
-    /// The wait timed out.
+    /// No key was pressed in time.
     Nothing,
     /// The terminal was closed, or the screen ends.
     End,

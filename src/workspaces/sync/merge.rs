@@ -11,7 +11,7 @@ use crate::store::jsonc::{JsoncDocument, JsoncLookup};
 /// berth's content for a file that it shares with users.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum SharedContent {
-    /// Keys of a JSON file.
+    /// Keys and list items in a JSON file.
     Keys(Vec<SharedPart>),
     /// A block of a Markdown file.
     Block(String),

@@ -335,7 +335,7 @@ impl OwnFileSource {
     }
 }
 
-/// The existing entry at a path.
+/// The file system entry that exists at a path.
 enum ExistingFile {
     Nothing,
     /// A file of the expected size with the right permissions.
