@@ -35,7 +35,7 @@ use crate::proc::sys::{ZygoteSlots, fork_single_threaded};
 /// The lowest descriptor for the agent's own use; descriptors 0 to 2 are passed on to commands.
 const FIRST_OWN: i32 = 3;
 
-/// Runs the agent. Called before anything else in `main`.
+/// Runs the agent. `main` calls this before it does anything else.
 pub fn main() -> ! {
     match serve() {
         Ok(()) => exit(0),

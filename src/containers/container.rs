@@ -73,7 +73,7 @@ pub(super) struct EngineContext {
     pub(super) allowlist: Allowlist,
 }
 
-/// Channels from a container to its engine.
+/// Channels through which a container notifies the threads of its engine.
 #[derive(Clone, Debug)]
 pub(super) struct Notifiers {
     /// Requests more waiting processes for the container.

@@ -26,7 +26,7 @@ const AGENT_MODE: u32 = 0o711;
 
 type ContainerMap = Arc<Mutex<HashMap<String, Arc<Container>>>>;
 
-/// The containers of a server.
+/// All containers of a server, by name.
 pub struct Engine {
     cgroups: Cgroups,
     networks: Arc<Networks>,

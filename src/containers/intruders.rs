@@ -17,13 +17,13 @@ struct GroupMember {
     pidfd: std::os::fd::OwnedFd,
     /// PIDs in all nested PID namespaces, the server's first (`NSpid` in proc_pid_status(5)).
     numbers: Vec<u32>,
-    /// Device and inode of the executable.
+    /// Device and inode of the process's executable.
     program: Option<(u64, u64)>,
 }
 
 impl GroupMember {
     fn find(pid: i32, group: &Group) -> Option<GroupMember> {
-        // Open the descriptor before any lookup by PID.
+        // Open the descriptor before any lookup by PID: from then on, the checks below detect a reused PID.
         let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
         let numbers = pid_numbers(&pid.to_string())?;
         let program = std::fs::metadata(format!("/proc/{pid}/exe")).ok();
@@ -41,7 +41,7 @@ pub(super) fn kill_intruders(agents: &Group) {
         let is_first =
             |member: &&GroupMember| member.numbers.len() == outside + 1 && member.numbers.last() == Some(&1);
         let Some(agent) = members.iter().find(is_first).and_then(|member| member.program) else { return };
-        // nspawn is outside the container's PID namespace.
+        // nspawn is in this group but outside the container's PID namespace, so it is no intruder.
         let is_intruder =
             |member: &&GroupMember| member.numbers.len() > outside && member.program != Some(agent);
         let mut found = false;

@@ -18,7 +18,7 @@ use crate::proc::{Cgroups, Exit, Group, HandoverGuard, Process, ProcessHandover,
 
 /// A command in a container.
 pub(super) struct ContainerProcess {
-    /// `None` if another process manages the container.
+    /// The container; `None` if another berth process manages it.
     pub(super) running: Option<Arc<RunningContainer>>,
     /// Cgroup of the container's agent.
     pub(super) agents: Arc<Group>,

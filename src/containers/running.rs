@@ -28,7 +28,7 @@ const SPARE_GROUPS: usize = 16;
 /// Name of the cgroup of nspawn and the agent, below the container's cgroup.
 pub(super) const AGENTS: &str = "machine";
 
-/// A running container.
+/// A running container, with the handles through which the server controls it.
 #[derive(Debug)]
 pub(super) struct RunningContainer {
     pub(super) record: ContainerRecord,
@@ -41,16 +41,16 @@ pub(super) struct RunningContainer {
     pub(super) agents: Arc<Group>,
     /// The container's first UID on the host.
     pub(super) uid_base: u32,
-    /// Keeps the root mounted.
+    /// Keeps the container's root mounted.
     pub(super) _root: Option<RootHandle>,
     /// PID namespace of the container, as device and inode.
     pub(super) pids: Option<(u64, u64)>,
     /// pidfd of the container's PID 1.
     pub(super) init: OwnedFd,
-    /// Status files of nspawn and of PID 1.
+    /// Open /proc/PID/stat files of nspawn and of the container's PID 1.
     pub(super) stats: [ProcStat; 2],
     pub(super) spares: Mutex<Vec<SpareProcess>>,
-    /// Cgroups of ended commands, for reuse.
+    /// Empty cgroups of ended commands, kept for further commands.
     pub(super) spare_groups: Mutex<Vec<Group>>,
     /// Whether the OOM killer killed any process in the container: cgroup v1 counts kills only in the innermost
     /// cgroup.
@@ -70,13 +70,13 @@ pub(super) struct SpareProcess {
 /// The process of nspawn.
 #[derive(Debug)]
 pub(super) enum NspawnProcess {
-    /// Started by this server.
+    /// nspawn was started by this server.
     Ours(Child),
-    /// Started by an earlier server.
+    /// nspawn was started by an earlier server; this is its pidfd.
     Adopted(OwnedFd),
 }
 
-/// The thread that waits for nspawn.
+/// Handle of the thread that waits for nspawn's exit.
 #[derive(Debug)]
 pub(super) struct NspawnMonitor {
     stop: Cancel,

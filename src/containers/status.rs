@@ -5,10 +5,10 @@ use serde::Serialize;
 use super::binds::BindMount;
 use super::network;
 
-/// State of a container for clients.
+/// State of a container as clients see it.
 #[derive(Debug, Default, Serialize)]
 pub struct ContainerStatus {
-    /// `running`, `stopped`, or `changing` while it starts or stops.
+    /// `running`, `stopped`, or `changing` while the container starts or stops.
     pub state: &'static str,
     /// Start time of the container.
     pub since: Option<String>,

@@ -28,7 +28,7 @@ use crate::proc::{Cancel, Cgroups, Exit, ProcessOutcome, Spec};
 use crate::store::allowlist::Allowlist;
 use crate::store::{file, tree};
 
-/// Severity of a check.
+/// Result of a check, by severity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CheckStatus {
@@ -36,7 +36,7 @@ pub enum CheckStatus {
     Ok,
     /// A feature is missing, slow or less secure, but commands in containers work.
     Warn,
-    /// Commands in containers do not work.
+    /// Commands in containers cannot run.
     Fail,
 }
 
@@ -72,7 +72,7 @@ impl Check {
 pub struct DoctorReport {
     /// Whether no check failed.
     pub ok: bool,
-    /// Version of the binary.
+    /// Version of the berth binary.
     pub version: &'static str,
     /// Time of the examination in RFC 3339.
     pub checked_at: String,
@@ -93,7 +93,7 @@ pub struct Subject {
     pub allowlist: Allowlist,
     /// Maximum number of simultaneous connections.
     pub max_connections: usize,
-    /// Cancels the examination.
+    /// Cancelling ends a running examination.
     pub cancel: Cancel,
 }
 

@@ -20,7 +20,7 @@ use crate::proc::{
     Cancel, Cgroups, CommandSpec, Limits, Process, SignalHandle, SignalTarget, Spec, Stdio, c_string,
 };
 
-/// The container in which OpenCode runs.
+/// The container in which OpenCode runs, if it does not run on the host.
 pub enum Enclosure {
     /// A container of berth.
     Berth(Sandbox),

@@ -115,7 +115,7 @@ impl std::fmt::Debug for OpencodePlan {
 pub struct OpencodeChange {
     /// Name of the new state: `starting`, `running`, `ended`, `failed` or `stopped`.
     pub state: &'static str,
-    /// One line for users, without secrets.
+    /// The change in one line for users, without secrets.
     pub summary: String,
     pub pid: Option<i32>,
     /// Version of OpenCode, if it is known.
@@ -191,7 +191,7 @@ impl OpencodePlan {
         })
     }
 
-    /// The arguments of OpenCode's command line.
+    /// Returns the arguments of OpenCode's command line.
     fn arguments(&self, host: &str, port: &str) -> Vec<String> {
         let level = &self.log_level;
         let words = ["serve", "--hostname", host, "--port", port, "--print-logs", "--log-level", level];

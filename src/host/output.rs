@@ -34,7 +34,7 @@ const LISTENING: &str = "listening on http://";
 pub(super) struct OutputFacts {
     /// The address on which OpenCode listens, or an error if the printed address is invalid.
     pub(super) address: Option<Result<SocketAddr, String>>,
-    /// The last line that OpenCode printed on standard error.
+    /// The last line that OpenCode printed on standard error, without secrets.
     pub(super) last_error: Option<String>,
 }
 

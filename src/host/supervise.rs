@@ -26,7 +26,7 @@ use crate::store::rolling::RollingLog;
 
 /// Time limit of one health check.
 const HEALTH_PATIENCE: Duration = Duration::from_secs(1);
-/// The pause between health checks.
+/// Pause between two health checks.
 const HEALTH_PAUSE: Duration = Duration::from_millis(50);
 /// Grace period between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(2);

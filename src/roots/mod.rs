@@ -56,7 +56,7 @@ use crate::store::file;
 /// Number of unused roots that stay mounted for later requests.
 const IDLE_ROOTS: usize = 64;
 
-/// Location of a root.
+/// The paths that determine where a root is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RootLocation {
     /// The workspace's directory, which no workload can change.
@@ -237,7 +237,7 @@ impl Roots {
         self.release_image(location, slot.record.as_ref());
     }
 
-    /// Releases the root's hold on its image.
+    /// Releases the root's hold on its image, so that the image can be removed.
     fn release_image(&self, location: &RootLocation, record: Option<&RootRecord>) {
         let Some(image) = record.and_then(|record| record.stack.image.as_ref()) else { return };
         if let Err(error) = self.images.release(image, &holder(&location.folder)) {

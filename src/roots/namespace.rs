@@ -39,7 +39,7 @@ pub(super) struct MountNamespace {
 /// The directories and the ID mapping of an overlay.
 #[derive(Debug)]
 pub(super) struct OverlaySpec {
-    /// Read-only layers, topmost first.
+    /// Directories of the read-only layers, topmost first.
     pub(super) lowers: Vec<PathBuf>,
     /// A directory with `fs`, which receives changes, and `work`; `None` for a read-only overlay.
     pub(super) upper: Option<PathBuf>,
@@ -97,7 +97,7 @@ impl MountNamespace {
         enter(&self.fd)
     }
 
-    /// Creates a mount point.
+    /// Creates a mount point for a root or layer.
     fn new_mount_point(&self) -> Result<PathBuf> {
         let point = self.mounts.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
         std::fs::create_dir(&point).at("make", &point)?;

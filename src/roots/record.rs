@@ -19,7 +19,7 @@ pub enum RootKind {
     Overlay,
     /// A copy that shares blocks with the image until they are changed.
     Reflink,
-    /// A plain copy.
+    /// A copy that shares no blocks with the image.
     Copy,
 }
 

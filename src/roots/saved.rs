@@ -14,7 +14,7 @@ use super::{RootLocation, snapshot};
 use crate::base::{At, Error, Result};
 use crate::store::file;
 
-/// A root in a backup.
+/// The parts of a root that a backup contains.
 #[derive(Debug, Default)]
 pub struct SavedRoot {
     /// Content of `root.json`; `None` if the root has no record.

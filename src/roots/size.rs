@@ -18,7 +18,7 @@ use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Result, limits};
 use crate::store::tree::{disk_usage, disk_usage_below};
 
-/// Disk usage of a root.
+/// A measurement of a root's disk usage.
 #[derive(Clone, Copy, Debug)]
 pub struct RootSize {
     /// Size of all files in the root, as du(1) counts it.

@@ -38,7 +38,7 @@ pub struct RootSnapshot {
     pub name: String,
     /// Time of creation in RFC 3339.
     pub created_at: String,
-    /// Kind of the root.
+    /// Kind of the root at the time of the snapshot.
     pub kind: RootKind,
     /// Whether the snapshot was made without copying files.
     pub instant: bool,

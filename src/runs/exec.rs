@@ -17,14 +17,14 @@ use super::run::Run;
 use crate::base::{Code, Error, Result};
 use crate::proc::{Exit, Launcher, Process, ProcessOutcome, Sink};
 
-/// The response of `/exec`.
+/// The result of an exec, which becomes the response of `/exec`.
 #[derive(Debug)]
 pub struct ExecResult {
     /// Exit code; -1 after a signal or a timeout.
     pub exit_code: i32,
-    /// Kept bytes of stdout.
+    /// The first and last bytes of stdout.
     pub stdout: OutputBuffer,
-    /// Kept bytes of stderr.
+    /// The first and last bytes of stderr.
     pub stderr: OutputBuffer,
     /// Whether the command was killed at its deadline.
     pub timed_out: bool,

@@ -28,7 +28,7 @@ pub enum OutputPiece {
     End,
 }
 
-/// A reader's position in a run.
+/// A reader of a run's output, with its current position.
 pub struct OutputFollower {
     run: Arc<Run>,
     spool: Arc<Spool>,
@@ -67,7 +67,7 @@ impl OutputFollower {
         })
     }
 
-    /// Limits reading to the output that exists now.
+    /// Makes the reader stop at the current end of the output.
     #[must_use]
     pub fn until_now(mut self) -> OutputFollower {
         self.until = Some(self.spool.end());
@@ -208,13 +208,13 @@ impl OutputFollower {
 /// The range of output that a read covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadExtent {
-    /// Position of the first byte.
+    /// Position of the first byte in the range.
     pub from: Position,
-    /// Position after the last byte.
+    /// Position after the last byte in the range.
     pub to: Position,
-    /// Number of bytes.
+    /// Number of bytes that the reader will return.
     pub length: u64,
-    /// Number of bytes that are no longer kept.
+    /// Number of bytes that the reader will skip, because they are no longer kept.
     pub missed: u64,
 }
 

@@ -19,7 +19,7 @@ use crate::proc::{
 /// takes a millisecond, and a command with a timeout of 0 must start and be killed, as on the host.
 const LEAST_PATIENCE: Duration = Duration::from_millis(200);
 
-/// A running command.
+/// A running command with its streams.
 pub struct Live {
     process: Box<dyn Process>,
     stdin: Option<(OwnedFd, InputBytes)>,
@@ -129,7 +129,7 @@ impl Live {
     }
 }
 
-/// Parts of a [`Live`].
+/// The parts of a running command that another berth process takes over.
 pub struct LiveParts {
     pub handed: ProcessHandover,
     /// Keeps the command's container from being stopped as idle.

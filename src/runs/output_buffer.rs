@@ -19,7 +19,7 @@ const MEMORY_BYTES: usize = 64 << 10;
 /// Size of the buffer for reading from the file.
 const READ_BYTES: usize = 32 << 10;
 
-/// The kept bytes of a stream.
+/// The first and last bytes of one output stream.
 #[derive(Debug)]
 pub struct OutputBuffer {
     store: BufferStore,

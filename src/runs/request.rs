@@ -50,7 +50,7 @@ pub struct ExecRequest {
     pub output_limit_bytes: Option<u64>,
     /// A label that the client chooses.
     pub tag: Option<String>,
-    /// Resource limits.
+    /// Resource limits of the command.
     #[serde(deserialize_with = "object::optional")]
     pub limits: Option<Limits>,
     /// Runs only: whether the run outlives the server.
@@ -70,7 +70,7 @@ pub struct ExecRequest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OutputEncoding {
-    /// Text only.
+    /// Only text.
     Text,
     /// Text, and the unmodified bytes in `stdout_base64` and `stderr_base64`.
     Base64,
@@ -91,14 +91,14 @@ impl From<PtySize> for WindowSize {
     }
 }
 
-/// Input of a command.
+/// The source of a command's input.
 #[derive(Debug)]
 pub enum Stdin {
-    /// No input: /dev/null.
+    /// The command has no input; its stdin is /dev/null.
     Empty,
-    /// These bytes, then EOF.
+    /// The command reads these bytes, then EOF.
     Bytes(InputBytes),
-    /// Data that clients send while it runs.
+    /// Clients send input while the command runs.
     Open,
 }
 
@@ -109,11 +109,11 @@ pub struct LaunchPlan {
     pub stdin: Stdin,
     /// Size of the command's terminal, if it has one.
     pub pty: Option<WindowSize>,
-    /// Time limit.
+    /// Time limit of the command.
     pub timeout: Duration,
 }
 
-/// Shells to try, in order.
+/// Shells to try for a command line, in this order.
 const SHELLS: [&str; 2] = ["/bin/bash", "/bin/sh"];
 /// Timeout of a run without a deadline: longer than any uptime.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);

@@ -54,11 +54,11 @@ pub struct RunSpec {
     /// Whether the run outlives the server.
     pub detach: bool,
     pub limits: Option<Limits>,
-    /// Time limit in seconds.
+    /// Time limit of the run in seconds; `None` if it has none.
     pub timeout_secs: Option<f64>,
 }
 
-/// State of a run.
+/// Status of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunStatus {
@@ -94,9 +94,9 @@ impl RunStatus {
 /// The reason why a run ended, if its status does not show it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RunError {
-    /// Stable code.
+    /// Stable code of the error, for programs.
     pub code: String,
-    /// Message for people.
+    /// Message of the error, for people.
     pub message: String,
 }
 
@@ -119,12 +119,12 @@ pub struct RunEnd {
     pub error: Option<RunError>,
     /// Time of the end, in RFC 3339.
     pub finished_at: String,
-    /// Duration from start to end.
+    /// Duration of the run in seconds.
     pub wall_secs: f64,
     pub usage: Usage,
 }
 
-/// A run.
+/// A run: a command or terminal with its state, its result and its output.
 #[derive(Debug)]
 pub struct Run {
     pub id: Uuid,
@@ -134,9 +134,9 @@ pub struct Run {
     pub cancel: Cancel,
     /// The command's stdin, if clients may write to it.
     pub input: RunInput,
-    /// Notifies waiting clients.
+    /// Notifies clients that wait for output or for the end.
     pub waiters: WaiterList,
-    /// The kept output; `None` for an exec.
+    /// The kept output; `None` for an exec or a terminal.
     pub spool: Option<Arc<Spool>>,
     /// Numbers of bytes that an exec has written so far to stdout and stderr.
     pub counts: [AtomicU64; 2],
@@ -218,7 +218,7 @@ pub struct RunView {
     /// Offset from which all later stdout is kept; `stderr_start` is the same for stderr.
     stdout_start: u64,
     stderr_start: u64,
-    /// Whether output was lost because the disk was full.
+    /// Whether output was lost because a write failed, usually on a full disk.
     disk_full: bool,
     stdin_open: bool,
 }
@@ -304,7 +304,7 @@ impl Run {
         lock(&self.end).as_ref().map_or(RunStatus::Running, |end| end.status)
     }
 
-    /// Attaches the process, so that signals can be sent.
+    /// Attaches the started process, so that clients can send signals to it.
     pub(super) fn attach(&self, signal_handle: Option<SignalHandle>) {
         *lock(&self.started) = StartTime::now();
         *lock(&self.signal_handle) = signal_handle;
@@ -417,7 +417,7 @@ impl Run {
 }
 
 impl RunSpec {
-    /// Returns the specification of a terminal.
+    /// Returns a specification that enters a terminal into the table of runs.
     pub(super) fn terminal() -> RunSpec {
         RunSpec {
             origin: RunOrigin::Terminal,

@@ -32,9 +32,9 @@ const SPOOL_TURNS: u64 = 4 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OutputStream {
-    /// File descriptor 1.
+    /// The command's file descriptor 1.
     Stdout,
-    /// File descriptor 2.
+    /// The command's file descriptor 2.
     Stderr,
 }
 

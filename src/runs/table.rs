@@ -30,7 +30,7 @@ const RUN_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 /// Maximum number of detached runs; each has a keeper process, which takes about 200 KB of memory.
 const DETACHED_RUNS: usize = 64;
 
-/// All runs of a server.
+/// The table of all runs of a server.
 pub struct Runs {
     runs: Mutex<RunTable>,
     ended: Condvar,
@@ -57,7 +57,7 @@ struct RunTable {
     closed: bool,
 }
 
-/// An ended run.
+/// The entry of an ended run.
 struct EndedRun {
     id: Uuid,
     workspace: Uuid,
@@ -455,7 +455,7 @@ impl RunTable {
     }
 }
 
-/// A run found on disk.
+/// A run whose directory the server found at its start.
 enum LoadedRun {
     Ended(Run),
     Resumed(Run, Box<FoundKeeper>),

@@ -8,7 +8,7 @@ use crate::base::limits;
 /// Length and gaps of one output stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamTrack {
-    /// Number of bytes written by the command.
+    /// Number of bytes that the command has written to the stream.
     pub end: u64,
     /// Ranges that are not kept, each as start and end; sorted, disjoint, below the stream's `end`.
     gaps: Vec<(u64, u64)>,

@@ -9,7 +9,7 @@ const ACCOUNTS_BYTES: u64 = 1 << 20;
 /// Maximum number of groups of a user; the kernel allows 65,536 (NGROUPS_MAX).
 const GROUPS: usize = 1024;
 
-/// A user and its account data.
+/// A user, and the name and home directory of its account.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserAccount {
     pub user: ProcessUser,

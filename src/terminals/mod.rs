@@ -43,7 +43,7 @@ pub use watch::{TerminalWatcher, WatchMode};
 /// Maximum number of clients of a terminal.
 const WATCHERS: usize = 32;
 
-/// Purpose of a terminal.
+/// The purpose of a terminal, which determines how long it is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TerminalKind {
@@ -140,7 +140,7 @@ struct TerminalState {
     next_watcher: u64,
     /// Number of the client that may write.
     writer: Option<u64>,
-    /// Input that the program has not read yet.
+    /// Input that has not been written to the PTY yet.
     input: VecDeque<u8>,
     /// Set while a large input is queued in pieces. Input of other clients then waits, so that it is not
     /// interleaved.
@@ -380,7 +380,7 @@ impl Terminal {
         );
     }
 
-    /// Locks the state and records the access.
+    /// Locks the state and records the access as activity.
     fn touch(&self) -> MutexGuard<'_, TerminalState> {
         let mut state = lock(&self.state);
         state.active = Instant::now();

@@ -19,7 +19,7 @@ use crate::runs::ActiveRun;
 /// Number of reads before the thread handles other events; the kernel returns at most 4 KiB per read.
 const TERMINAL_READS: usize = 16;
 
-/// State of the thread.
+/// State of a terminal's thread.
 pub(super) struct PtyLoop {
     terminal: Arc<Terminal>,
     /// Our end of the PTY. When it is closed, the kernel sends SIGHUP to the session.
@@ -120,7 +120,7 @@ impl PtyLoop {
         state.watchers.is_empty().then(|| since + self.terminal.idle)
     }
 
-    /// Waits for events with one poll(2).
+    /// Waits with one poll(2) for output, space for input, the program's exit, or a request.
     fn wait(&mut self) -> Result<ReadyEvents> {
         let input = !lock(&self.terminal.state).input.is_empty();
         let deadline = [self.idle_deadline(), self.closed_until].into_iter().flatten().min();

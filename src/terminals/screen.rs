@@ -16,7 +16,7 @@ use crate::proc::pty::WindowSize;
 /// Maximum length of a terminal's window title.
 const TITLE_CHARS: usize = 256;
 
-/// The screen model.
+/// The screen, title and modes of one terminal.
 pub(super) struct ScreenModel {
     vt: Terminal,
     size: WindowSize,

@@ -28,7 +28,7 @@ const TERMINALS_KEPT: usize = 64;
 /// Key of a shell: its workspace, and the credential of its client.
 pub type ShellKey = (Uuid, String);
 
-/// All terminals of a server.
+/// The table of all terminals of a server.
 pub struct Terminals {
     state: Mutex<TerminalTable>,
     /// Permits for large input to terminals.

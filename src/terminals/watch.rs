@@ -20,7 +20,7 @@ const WATCH_BYTES: usize = 256 << 10;
 /// Access that a client requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatchMode {
-    /// Watch only.
+    /// Only watch, without the right to write.
     Read,
     /// Write if no other client is the writer; otherwise only watch.
     Write,
@@ -177,7 +177,7 @@ impl TerminalWatcher {
         taken
     }
 
-    /// Makes this client the writer.
+    /// Makes this client the writer, replacing the previous one.
     pub fn take_over(&self) {
         lock(&self.terminal.state).set_writer(Some(self.number));
     }

@@ -50,7 +50,7 @@ pub struct NetworkConfig {
 /// The veth link of one container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VethLink {
-    /// Name of the host's end.
+    /// Name of the interface at the host's end of the link.
     pub interface: String,
     /// The host's address on the link, the container's default gateway.
     pub gateway: Ipv4Addr,
@@ -63,7 +63,7 @@ pub struct VethLink {
 pub struct NetworkStatus {
     /// Mode of the running container; a change applies at its next start.
     pub mode: Network,
-    /// The link of a private network.
+    /// The veth link of a private network; `None` for other modes.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub link: Option<VethLink>,
 }
@@ -74,7 +74,7 @@ pub struct Networks {
     names: NetworkNames,
     config: NetworkConfig,
     cgroups: Cgroups,
-    /// `<data>/network.json`, present while a table is installed.
+    /// Path of `<data>/network.json`, a file that exists while firewall rules are installed.
     saved_path: PathBuf,
     state: Mutex<NetworkState>,
 }
@@ -83,7 +83,7 @@ pub struct Networks {
 #[derive(Debug)]
 struct NetworkNames {
     table: String,
-    /// Prefix of link names, before the number.
+    /// Prefix of the links' names; a number follows it.
     links: String,
 }
 
@@ -97,12 +97,12 @@ struct NetworkState {
 #[derive(Serialize, Deserialize)]
 struct SavedNetwork {
     range: Ipv4Range,
-    /// Whether iptables chains are installed.
+    /// Whether iptables chains are installed, in addition to or instead of nft's table.
     #[serde(default)]
     iptables: bool,
 }
 
-/// The host's firewall tool.
+/// The firewall tool that installs the rules on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Firewall {
     Nftables,
@@ -148,7 +148,7 @@ impl Networks {
         let memory = data_dir.join("network.json");
         let range = choice.range.or(SavedNetwork::read(&memory).map(|before| before.range));
         Networks {
-            // A link name has at most 15 characters.
+            // Linux limits interface names to 15 characters.
             names: NetworkNames { table: format!("berth-{instance}"), links: format!("vb{instance}-") },
             config: choice,
             cgroups,

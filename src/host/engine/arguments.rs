@@ -28,11 +28,11 @@ const CLEAR: Duration = Duration::from_secs(10);
 /// The network of OpenCode's container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SandboxNetwork {
-    /// No network.
+    /// The container has no network.
     None,
-    /// The engine's default network: private, with outgoing access.
+    /// The container uses the engine's default network: private, with outgoing access.
     Private,
-    /// The host's network.
+    /// The container uses the host's network.
     Host,
 }
 
@@ -40,16 +40,16 @@ pub enum SandboxNetwork {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SandboxPull {
     Never,
-    /// If the engine does not have the image.
+    /// The engine pulls the image if it does not have it.
     Missing,
-    /// At each start.
+    /// The engine pulls the image at each start.
     Always,
 }
 
 /// A validated mount of a host file or directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineMount {
-    /// The source, with symbolic links resolved.
+    /// Path of the source on the host, with symbolic links resolved.
     pub source: PathBuf,
     /// Path of the mount in the container.
     pub target: String,
@@ -62,7 +62,7 @@ pub struct EngineMount {
 #[derive(Clone, Debug)]
 pub struct EnginePlan {
     pub command: EngineCommand,
-    /// The properties of the engine.
+    /// The properties that the engine reported.
     pub facts: EngineFacts,
     /// Reference of the image, as the engine's command line expects it.
     pub image: String,

@@ -19,7 +19,7 @@ use crate::store::file;
 
 /// Name of the programs' directory below /persist, as in OpenWork's orchestrator.
 const STAGING: &str = "openwork-orchestrator-sandbox";
-/// The server's port in the container.
+/// Port on which the server listens in the container.
 const PORT: u16 = 8787;
 
 /// A container in which the server runs too.

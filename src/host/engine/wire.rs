@@ -30,7 +30,7 @@ pub(super) enum RelayHello {
     },
     /// This connection becomes standard output or standard error of the next program.
     Output {
-        /// Whether it becomes standard error.
+        /// Whether the connection becomes standard error.
         error: bool,
     },
     /// Starts a program. The responses are [`ProgramStarted`] and, once the program has exited, [`ProgramExit`].
@@ -64,7 +64,7 @@ pub(super) enum ProgramStarted {
     Failed { message: String },
 }
 
-/// The exit of a program.
+/// The exit status of a program.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct ProgramExit {
     pub(super) code: Option<i32>,

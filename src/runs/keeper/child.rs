@@ -33,7 +33,7 @@ use crate::proc::{Cancel, Cgroups, Process, ProcessHandover, SignalHandle};
 /// A function that creates a process object from the parts that a server handed over.
 pub type ResumeFn = fn(ProcessHandover, &Cgroups) -> Result<Box<dyn Process>>;
 
-/// Runs the keeper.
+/// Runs the keeper; returns when its command has ended.
 pub fn main(resume: ResumeFn) -> ExitCode {
     match run_keeper(resume) {
         Ok(()) => ExitCode::SUCCESS,

@@ -41,7 +41,7 @@ pub enum LaunchTarget<'a> {
     Launcher(&'a dyn Launcher),
 }
 
-/// A run with a live keeper.
+/// A run with a live keeper, as its server sees it.
 pub struct KeptRun {
     pub(super) active: ActiveRun,
     pub(super) link: Arc<KeeperLink>,
@@ -190,7 +190,7 @@ pub(in super::super) struct FoundKeeper {
 }
 
 impl FoundKeeper {
-    /// Connects to the keeper of a run.
+    /// Connects to the keeper of a run and waits for its greeting.
     pub(in super::super) fn find(cgroups: &Cgroups, folder: &Path, record: &RunRecord) -> KeeperLookup {
         let Ok(socket) = connect_to_keeper(folder) else { return KeeperLookup::Gone };
         let keeper = cgroups.group_again(&group_of(&record.id.simple().to_string()));

@@ -39,7 +39,7 @@ const DESCRIPTORS: usize = 6;
 /// A keeper's job, in a file that is sent with the server's first message.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct KeeperJob {
-    /// The run's record.
+    /// The record of the run, which the keeper completes at the end.
     pub(super) record: RunRecord,
     pub(super) folder: PathBuf,
     /// Bytes to keep of each output stream.
