@@ -71,7 +71,8 @@ const SNAPSHOT: &str = "berth backup, deleted when it is written";
 /// Runs `berth backup FILE`.
 ///
 /// # Errors
-/// Fails for an invalid command line (exit code 2), or if a step fails. After an error no file exists.
+/// Fails for an invalid command line (exit code 2), or if a step fails. After an error the backup's file does not
+/// exist.
 pub fn run(args: &[String]) -> Result<ExitCode> {
     let asked = match super::line("backup", args)? {
         Ok(asked) => asked,
@@ -264,7 +265,8 @@ impl BackupWork<'_> {
         for workspace in workspaces {
             self.workspace(archive, workspace)?;
         }
-        // The images are added after the roots, so that the layers that the roots need are already in the archive.
+        // The images are added after the roots, so that the archive contains every image that one of these roots
+        // needs.
         let images = self.data_dir.join("images");
         if self.containers && images.is_dir() {
             archive.tree(&images, "images", &|path| {
@@ -528,7 +530,7 @@ impl Destination {
     fn keep(self) -> Result<()> {
         let Some(path) = &self.path else { return Ok(()) };
         self.out.sync_all().at("write", path)?;
-        // Both ways fail if a file was created at this path in the meantime, instead of replacing it.
+        // `linkat` and `hard_link` fail if a file was created at this path in the meantime, instead of replacing it.
         match &self.part {
             None => {
                 // A process without capabilities can give an unnamed file a name only in this way (open(2),

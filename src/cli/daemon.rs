@@ -70,7 +70,7 @@ pub(super) fn run(mut args: CommandLine, state_file: &str) -> Result<ExitCode> {
         args.workspace.push(".".to_owned());
     }
     args.manage_opencode = true;
-    // `--port` is the port of the daemon's routes; the server uses any free port.
+    // `--daemon-port` is the port of the daemon's routes. Without `--port`, the server uses any free port.
     args.port.get_or_insert_with(|| "0".to_owned());
     let Resolved { settings, log_format, verbose, run_id, .. } = serve::resolved(&args, &current_dir)?;
     file::create_dir_private(&settings.data_dir)?;

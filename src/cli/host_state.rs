@@ -1,5 +1,6 @@
 //! The record of a running host in its data folder, `host/state.json`. `berth host stop` and `status` use it to find
-//! the host. The record may be outdated: a process with the same PID but another start time is not the host.
+//! the host. The record may be outdated, so the start time is compared too: a process with the same PID but another
+//! start time is not the host.
 
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};

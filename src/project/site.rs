@@ -8,7 +8,7 @@ use crate::store::beneath::Root;
 /// The mode of files that berth creates.
 pub(super) const FILE_MODE: u32 = 0o644;
 
-/// A workspace's files, for one call. A container's root stays mounted as long as this exists.
+/// A workspace's files, for one call. A container's root stays mounted as long as this value exists.
 #[derive(Debug)]
 pub struct ProjectSite {
     /// The workspace's id in the OpenWork API.

@@ -14,7 +14,7 @@ use crate::base::{Code, Error, Result, limits, object};
 use crate::library::Template;
 use crate::store::allowlist::{self, MountRequest};
 
-/// The body of `POST /api/workspaces`. Unknown fields are ignored, as sandboxed.sh does.
+/// The body of `POST /api/workspaces`. Unknown fields are ignored, as in sandboxed.sh.
 #[derive(Debug, Deserialize)]
 pub struct CreateWorkspace {
     pub name: String,

@@ -138,7 +138,8 @@ impl SyncRun<'_> {
             let right = match self.look(path, bytes.len() as u64, source.executable())? {
                 ExistingFile::Nothing => false,
                 ExistingFile::File(found) if found == *bytes => true,
-                // The file has the right content but other permissions, so berth may rewrite it.
+                // Only the permissions differ, and berth did not write this file, so it counts as up to date and is
+                // not changed.
                 ExistingFile::OtherMode(found) if found == *bytes && !known => true,
                 ExistingFile::Other | ExistingFile::File(_) | ExistingFile::OtherMode(_) if !known => {
                     log::warn!("{}/{path} was not written by berth and is left unchanged", self.view.path);
