@@ -228,8 +228,7 @@ fn workspaces(data_dir: &Path) -> Result<Vec<StoredWorkspace>> {
         let Ok(id) = Uuid::try_parse(&entry.file_name().to_string_lossy()) else { continue };
         let path = folder.join("workspace.json");
         let Some(bytes) = file::read_optional(&path, limits::STATE_FILE_BYTES)? else { continue };
-        // The server does not serve a workspace with an unreadable record either; the backup copies its folder
-        // unchanged.
+        // The server does not serve an unreadable record either; the backup copies its folder unchanged.
         let record = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
         found.push(StoredWorkspace { id, folder, record });
     }
@@ -297,8 +296,7 @@ impl BackupWork<'_> {
             if name.starts_with(".berth-") || is_temp_name(name) {
                 continue;
             }
-            // A symbolic link at the top of the data folder points to a place that the operator chose, so it is
-            // followed.
+            // The operator chose the target of a symbolic link at the top of the data folder.
             let Ok(found) = fs::metadata(&path) else { continue };
             if found.is_dir() {
                 let real = fs::canonicalize(&path).at("open", &path)?;
@@ -533,8 +531,7 @@ impl Destination {
         // `linkat` and `hard_link` fail if a file was created at this path in the meantime, instead of replacing it.
         match &self.part {
             None => {
-                // A process without capabilities can give an unnamed file a name only in this way (open(2),
-                // O_TMPFILE).
+                // Only in this way can a process without capabilities name the file (open(2), O_TMPFILE).
                 let unnamed = format!("/proc/self/fd/{}", self.out.as_raw_fd());
                 linkat(CWD, unnamed, CWD, path, AtFlags::SYMLINK_FOLLOW).at("write", path)?;
             }
