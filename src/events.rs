@@ -1,9 +1,10 @@
-//! The event bus. A topic numbers its events and keeps the latest, so that a client that connects late or again receives the
-//! events it missed, or the range that is no longer available. Publishing never waits for a subscriber: each reads the ring
-//! at its own speed, so there is no queue that could fill.
-//! Independent of HTTP and of the events' meaning.
+//! The event bus. A topic numbers its events and keeps the latest ones. A client that connects late or again receives
+//! the events that it missed, or the range of the events that are no longer available. Publishing never waits for a
+//! subscriber: each subscriber reads the ring at its own speed, so there is no queue that could fill. The bus does not
+//! depend on HTTP or on the meaning of the events.
 //!
-//! Any thread. Locks: the list of topics, then one topic's ring; both leaves. Waiters are notified after unlocking.
+//! Any thread may use the bus. Locks: the list of topics, and one topic's ring; both are leaves. Waiters are notified
+//! after unlocking.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::BorrowedFd;
@@ -20,10 +21,10 @@ use crate::proc::waiter::{Waiter, WaiterList, WakeReason};
 /// An event.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
-    /// Its number in the topic; numbers increase.
+    /// The event's number in its topic. Numbers increase.
     pub seq: u64,
     pub kind: &'static str,
-    /// Further fields.
+    /// The event's further fields.
     pub data: Map<String, Value>,
 }
 
@@ -46,7 +47,7 @@ pub struct Topic {
 /// The next item for a subscriber.
 #[derive(Clone, Debug, PartialEq)]
 pub enum NextEvent {
-    /// The next event.
+    /// The next event of the topic.
     Event(Arc<Event>),
     /// These events are no longer available.
     Missed {
@@ -57,7 +58,7 @@ pub enum NextEvent {
     },
     /// There is no new event yet.
     Nothing,
-    /// The topic has ended.
+    /// The topic has ended, and the subscriber has read all its events.
     Ended,
 }
 
@@ -112,15 +113,15 @@ impl Topic {
         lock(&self.ring).last
     }
 
-    /// Returns the kept events after number `cursor`, oldest first, and the newest number. If `cursor` does not exist yet, it
-    /// is from before a restart and all kept events are returned.
+    /// Returns the kept events after number `cursor`, oldest first, and the newest number. If the topic has not reached
+    /// `cursor` yet, the number is from before a restart, and all kept events are returned.
     pub fn since(&self, cursor: u64) -> (Vec<Arc<Event>>, u64) {
         let ring = lock(&self.ring);
         let cursor = if cursor > ring.last { 0 } else { cursor };
         (ring.events.iter().filter(|event| event.seq > cursor).cloned().collect(), ring.last)
     }
 
-    /// Subscribes to the events after number `cursor`; `None`: to future events.
+    /// Subscribes to the events after number `cursor`, or only to future events if `cursor` is `None`.
     ///
     /// # Errors
     /// When the process is out of file descriptors.
@@ -128,7 +129,7 @@ impl Topic {
         self.follower(cursor, false)
     }
 
-    /// Subscribes like [`Topic::follow`], but without a `cursor` all kept events come first.
+    /// Subscribes as [`Topic::follow`] does, but without a `cursor` the subscriber first gets all kept events.
     ///
     /// # Errors
     /// When the process is out of file descriptors.
@@ -143,7 +144,8 @@ impl Topic {
         let at = match cursor {
             Some(cursor) if cursor <= ring.last => cursor,
             None if !kept => ring.last,
-            // All kept events, without a gap that is known. A number that does not exist yet is from before a restart.
+            // Start with all kept events and report no gap. A number that the topic has not reached is from before a
+            // restart.
             _ => ring.events.front().map_or(ring.last, |event| event.seq - 1),
         };
         drop(ring);
@@ -165,14 +167,14 @@ impl Subscriber {
         self.at
     }
 
-    /// Returns the next item. A later [`Subscriber::wait`] is woken by any event after this call.
+    /// Returns the next item. If an event is published after this call, the next [`Subscriber::wait`] returns at once.
     pub fn read_next(&mut self) -> NextEvent {
         self.waiter.arm();
         let ring = lock(&self.topic.ring);
         if self.at >= ring.last {
             return if ring.ended { NextEvent::Ended } else { NextEvent::Nothing };
         }
-        // Numbers are consecutive, so an event's index is a difference.
+        // Numbers are consecutive, so the index of an event is the difference to the first number.
         let first = ring.last + 1 - ring.events.len() as u64;
         if self.at + 1 < first {
             let missed = NextEvent::Missed { from: self.at + 1, to: first - 1 };
@@ -189,7 +191,7 @@ impl Subscriber {
         }
     }
 
-    /// Waits until there may be an event, for `other`, or until the deadline.
+    /// Waits until a new event may exist, `other` is ready, or the deadline passes.
     ///
     /// # Errors
     /// When poll(2) fails.
@@ -198,7 +200,7 @@ impl Subscriber {
     }
 }
 
-/// The topics by name. A topic without other references is removed with its events.
+/// The topics by name. A topic to which no other reference exists is removed, together with its events.
 #[derive(Debug, Default)]
 pub struct Bus(Mutex<Topics>);
 
@@ -209,8 +211,8 @@ struct Topics {
 }
 
 impl Bus {
-    /// Returns the topic with this name; creates it if necessary. Its numbers start with the time in Unix milliseconds, so
-    /// that they are not reused after a restart.
+    /// Returns the topic with this name, and creates it if necessary. The numbers of a new topic start with the time in
+    /// Unix milliseconds, so that they are not reused after a restart.
     pub fn topic(&self, name: &str) -> Arc<Topic> {
         let mut topics = lock(&self.0);
         if let Some(topic) = topics.by_name.get(name).and_then(Weak::upgrade) {
@@ -231,7 +233,7 @@ impl Bus {
         lock(&self.0).add(name, topic);
     }
 
-    /// Ends all topics, including those created later.
+    /// Ends all topics, including topics that are created later.
     pub fn close(&self) {
         let topics: Vec<Arc<Topic>> = {
             let mut topics = lock(&self.0);

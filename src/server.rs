@@ -1,4 +1,4 @@
-//! Builds all services, owns every thread, and runs the shutdown.
+//! Creates all services, owns all threads, and shuts the server down.
 
 mod announce;
 mod in_container;
@@ -54,12 +54,14 @@ use crate::store::allowlist::Allowlist;
 use crate::store::{file, format, lock::DataLock};
 use crate::workspaces::{self, Configured, Registry};
 
-/// Maximum number of concurrent requests with a large body or answer. Each takes a thread that a slow client can block
-/// for up to [`BODY_STALL`] or [`WRITE_STALL`] between two bytes; further ones get a 503 at once.
+/// Maximum number of concurrent requests with a large body or answer. Each of them takes a thread, which a slow client
+/// can block for up to [`BODY_STALL`] or [`WRITE_STALL`] between two bytes. Further requests of this kind get a 503 at
+/// once.
 const TRANSFERS: usize = 64;
-/// Number of jobs that wait for a run or stream worker; 0: a 503 at once.
+/// Maximum number of jobs that wait for a run or stream worker: with 0, a job gets a 503 at once if all workers are
+/// busy.
 const RUN_QUEUE: usize = 0;
-/// Length of that queue: as many as the default number of connections.
+/// Maximum number of requests that wait for a proxy worker: as many as the default number of connections.
 const PROXY_QUEUE: usize = limits::CONNECTIONS;
 
 /// The resolved configuration. `config::resolve` creates it; no other code reads flags, environment or `server.json`.
@@ -67,7 +69,7 @@ const PROXY_QUEUE: usize = limits::CONNECTIONS;
 pub struct Settings {
     /// Addresses to listen on, in the validated form of `--listen`; port 0 lets the kernel choose.
     pub listen: Vec<String>,
-    /// `LISTEN_PID` and `LISTEN_FDS`, from socket activation.
+    /// The values of `LISTEN_PID` and `LISTEN_FDS`, which socket activation sets.
     pub inherited: Option<(String, String)>,
     /// Additional host names that clients may use on loopback.
     pub allowed_hosts: Vec<String>,
@@ -75,7 +77,7 @@ pub struct Settings {
     pub max_connections: usize,
     /// How long requests may continue after a stop signal.
     pub drain: Duration,
-    /// The data folder; absolute.
+    /// The absolute path of the data folder.
     pub data_dir: PathBuf,
     /// The configuration file that was read.
     pub config_path: Option<PathBuf>,
@@ -85,33 +87,33 @@ pub struct Settings {
     pub client_token: TokenSetting,
     /// The host token from flags, environment or file.
     pub host_token: TokenSetting,
-    /// Login with a password.
+    /// The name and password of the login; `None` if login with a password is disabled.
     pub login: Option<Login>,
-    /// Approval of writes.
+    /// How writes are approved.
     pub approval: ApprovalSettings,
-    /// Refuses every write.
+    /// Whether the server refuses every write.
     pub read_only: bool,
     /// Origins that browsers may send requests from; `*` for all.
     pub cors_origins: Vec<String>,
     /// Workspaces from flags, environment or file, in order; the first is the default host workspace.
     pub workspaces: Vec<Configured>,
-    /// Folders in which the API may create host workspaces; absolute.
+    /// Absolute paths of the folders in which the API may create host workspaces.
     pub authorized_roots: Vec<PathBuf>,
-    /// The current folder at the start: the default host workspace if none is configured.
+    /// The current folder at the start, which is the default host workspace if no workspace is configured.
     pub current_dir: PathBuf,
-    /// HOME of the user that runs the server, also for host commands.
+    /// HOME of the user that runs the server; commands on the host get it, too.
     pub home: PathBuf,
-    /// Logs one line for each request.
+    /// Whether the server logs one line for each request.
     pub log_requests: bool,
-    /// Logs repeated requests, too.
+    /// Whether the server also logs repeated requests.
     pub log_all_requests: bool,
     /// The capabilities that the server advertises.
     pub advertised: AdvertisedCapabilities,
-    /// Package mirrors by distribution.
+    /// The URL of the package mirror for each distribution.
     pub mirrors: BTreeMap<Distro, String>,
-    /// Keyrings for a distribution's archive, instead of those of the host's package.
+    /// The keyring for each distribution's archive, used instead of the keyring of the host's package.
     pub keyrings: BTreeMap<Distro, PathBuf>,
-    /// `http_proxy` and similar variables of the server's environment, passed to bootstraps only.
+    /// `http_proxy` and similar variables of the server's environment, which are passed only to bootstraps.
     pub proxy_env: Vec<(String, String)>,
     /// Settings for requests to OpenCode.
     pub proxying: ProxySettings,
@@ -121,29 +123,29 @@ pub struct Settings {
     pub max_runs: usize,
     /// Maximum number of followers and waits.
     pub max_streams: usize,
-    /// Bytes kept of each of stdout and stderr of one exec.
+    /// Number of bytes of each of stdout and stderr that an exec keeps.
     pub output_limit: usize,
-    /// Bytes kept on disk of each stream of one run.
+    /// Number of bytes of each stream that a run keeps on disk.
     pub run_output_limit: u64,
-    /// Bytes kept on disk of all runs together.
+    /// Number of bytes that all runs together keep on disk.
     pub runs_disk_limit: u64,
     /// Maximum duration of an init script.
     pub init_timeout: Duration,
     /// Maximum duration of creating an image.
     pub image_timeout: Duration,
-    /// The library's folder; default `library` in the data folder.
+    /// The library's folder; the default is `library` in the data folder.
     pub library: Option<PathBuf>,
     /// The key that seals secrets in templates, if it is given directly.
     pub private_key: TokenSetting,
-    /// The file with that key; default `private_key` in the data folder.
+    /// The file that contains this key; the default is `private_key` in the data folder.
     pub private_key_file: Option<PathBuf>,
-    /// Idle time after which a container is stopped; zero: never.
+    /// Idle time after which a container is stopped; zero means never.
     pub idle_timeout: Duration,
     /// The file with the host folders that containers may mount.
     pub mount_allowlist: PathBuf,
-    /// Private networks of containers.
+    /// The configuration of the containers' private networks.
     pub private_network: NetworkConfig,
-    /// The required backend for containers' roots; `None`: the best available.
+    /// The required backend for containers' roots; `None` for the best backend that is available.
     pub root_backend: Option<RootKind>,
     /// Number of threads that answer requests.
     pub http_threads: usize,
@@ -162,34 +164,35 @@ pub struct ProxySettings {
     pub opencode_shell: Scope,
 }
 
-/// Time for the shutdown in addition to [`Settings::drain`]: stopping containers, removing mounts.
+/// Maximum time of the shutdown in addition to [`Settings::drain`], for stopping containers and removing mounts.
 const STOPPING: Duration = Duration::from_secs(60);
 
-/// Workers for requests that end something; each may wait for some seconds.
+/// Number of workers for requests that end a run or a container; such a request may wait for some seconds.
 const END_WORKERS: usize = 16;
 
-/// Returns how many commands of one token start at nearly the same time while other tokens also start commands.
+/// Returns how many commands of one token may start at nearly the same time while other tokens also start commands.
 fn fresh_runs() -> usize {
     std::thread::available_parallelism().map_or(2, |count| count.get().max(2))
 }
 
-/// Workers that access workspaces' files, and queued requests for them.
+/// Number of workers that access workspaces' files, and number of requests that may wait for them.
 const FILE_WORKERS: usize = 8;
 const FILE_QUEUE: usize = 512;
 
-/// Runs the server until SIGTERM, SIGINT or SIGHUP (unless SIGHUP was ignored at the start).
+/// Runs the server until it receives SIGTERM, SIGINT or SIGHUP. SIGHUP is ignored if it was ignored at the start.
 ///
 /// # Errors
-/// When the server cannot start: a port or data folder in use, a data folder that cannot be written, a damaged state file.
+/// When the server cannot start: a port or the data folder is in use, the data folder cannot be written, or a state
+/// file is damaged.
 pub fn run(settings: Settings, manager: &ServiceManager) -> Result<()> {
     run_with(settings, manager, None)
 }
 
-/// Does the same and calls `up` on a thread of its own once the server accepts requests. `up` must return when the server
-/// stops, and may stop it.
+/// Runs the server as [`run`] does, and calls `up` on a separate thread once the server accepts requests. `up` may stop
+/// the server, and must return when the server stops.
 ///
 /// # Errors
-/// As [`run`].
+/// The same as for [`run`].
 pub fn run_with(
     settings: Settings,
     manager: &ServiceManager,
@@ -211,7 +214,7 @@ pub fn run_with(
     crate::proc::sys::return_large_blocks_to_kernel();
     file::create_dir_private(&settings.data_dir)?;
     let lock = DataLock::take(&settings.data_dir)?;
-    // `config` has checked it, but another version may have run in between.
+    // `config` has checked the format, but another version of berth may have run in between.
     format::record(&settings.data_dir)?;
     let signals = Signals::catch()?;
     let (soft_files, max_files) = gate::raise_file_limit();
@@ -345,7 +348,7 @@ pub fn run_with(
     manager.stopping(settings.drain + STOPPING);
     log::info!("Stopping; a second signal stops at once");
     signals.exit_on_next(opencode.as_ref().map(SupervisorHandle::killer));
-    // Terminals would not end by themselves; their clients are notified.
+    // Terminals would not end by themselves. Their clients are notified.
     lifecycle.terminals().close();
     bus.close();
     lifecycle.stop_soon();
@@ -355,7 +358,7 @@ pub fn run_with(
         opencode.stop_soon();
     }
     let drained = gate.drain(Instant::now() + settings.drain);
-    // Kills the remaining processes; their clients get an answer.
+    // Kills the processes that still run checks. Their clients get an answer.
     doctor.close();
     drop((opencode, swept));
     lifecycle.close(Instant::now());
@@ -373,8 +376,8 @@ pub fn run_with(
     Ok(())
 }
 
-/// Watches existing workspaces for manual changes, and later ones from their first request on. Without a watcher the rest
-/// works.
+/// Watches existing workspaces for manual changes from now on, and later workspaces from the first request to them on.
+/// If the watcher cannot be created, the server works without it.
 fn watch_projects(
     project: &Arc<Project>,
     lifecycle: &Arc<Lifecycle>,
@@ -448,7 +451,7 @@ fn tcp_addresses(doors: &Listeners) -> Vec<SocketAddr> {
     tcp.collect()
 }
 
-/// Returns the address for `/status`.
+/// Returns the address that `/status` shows.
 fn shown_address(doors: &Listeners) -> (String, u16) {
     match doors.addresses().first() {
         Some(gate::ListenAddress::Ip(address)) => (address.ip().to_string(), address.port()),
@@ -457,7 +460,7 @@ fn shown_address(doors: &Listeners) -> (String, u16) {
     }
 }
 
-/// Returns the connection counters for `/status`.
+/// Returns the connection counters that `/status` shows.
 fn connections(gate: &Gate) -> Value {
     let all = gate.connections();
     let count = |states: &[gate::ConnectionState]| {
@@ -492,7 +495,7 @@ pub fn allowlist(settings: &Settings) -> Allowlist {
     }
 }
 
-/// Returns the subject of `berth doctor`'s checks.
+/// Returns the settings and services that `berth doctor` checks.
 pub fn subject(settings: &Settings, cgroups: Cgroups, cancel: Cancel) -> Subject {
     Subject {
         data_dir: settings.data_dir.clone(),
@@ -536,7 +539,7 @@ fn build(
     Lifecycle::new(Arc::new(registry), engine, images, runs, library, bus.clone(), policy)
 }
 
-/// Opens the image store; also for `berth image`, which runs beside a server.
+/// Opens the image store. `berth image` also calls this, while a server may be running.
 ///
 /// # Errors
 /// When the store's folder cannot be used.
@@ -544,7 +547,7 @@ pub fn images(settings: &Settings, cgroups: Cgroups) -> Result<Images> {
     Images::open(&settings.data_dir.join("images"), sources(settings), cgroups)
 }
 
-/// Opens the tree of cgroups, and kills what an earlier server left in another tree.
+/// Opens the tree of cgroups, and kills the processes that an earlier server left in another tree.
 fn take_cgroups(data_dir: &Path) -> Result<Cgroups> {
     let memory = data_dir.join("cgroup");
     let before = file::read_optional(&memory, 4096)?.and_then(|bytes| String::from_utf8(bytes).ok());
@@ -562,13 +565,13 @@ fn take_cgroups(data_dir: &Path) -> Result<Cgroups> {
     Ok(cgroups)
 }
 
-/// Returns the tree's name, which stays the same for a data folder even if it is moved, so that a start finds the processes of
-/// an earlier server. A copy of the folder gets another name, since its original may have a server. `before`: the folder at
-/// the last start.
+/// Returns the name of the cgroup tree. The name stays the same for a data folder even if the folder is moved, so that
+/// the next server finds the processes of an earlier server. A copy of the folder gets another name, because the
+/// original may have a running server. `before` is the path of the folder at the last start.
 fn cgroup_name(data_dir: &Path, before: Option<&Path>) -> Result<String> {
     let name_of = |text: &str| format!("berth-{}", &crate::access::secret::sha256_hex(text)[..12]);
     let real = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
-    // Versions before this one derived the name from the folder's path.
+    // Earlier versions derived the name from the folder's path.
     let by_path = name_of(&real.to_string_lossy());
     if before.is_some_and(|before| before.file_name() == Some(by_path.as_ref()) && before.is_dir()) {
         return Ok(by_path);

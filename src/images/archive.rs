@@ -1,6 +1,7 @@
-//! Reads tar archives strictly: archives that different readers would interpret differently are rejected. The framing
-//! is our own, because the `tar` crate reads names and extended headers of any length into memory and splits values at
-//! line ends; its types parse the header fields. Writes nothing and does not depend on the destination.
+//! Reads tar archives strictly: it rejects archives that different readers would interpret differently. This module
+//! parses the framing itself, because the `tar` crate reads names and extended headers of any length into memory and
+//! splits values at line ends; the crate's types parse the header fields. The module writes nothing and does not depend
+//! on the destination.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use super::compression::{Chunk, DecompressedStream};
 use super::rules::ArchiveRules;
 use crate::base::{Code, Error, Result, limits};
 
-/// Type of a member.
+/// The type of an archive member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum MemberKind {
     File,
@@ -32,10 +33,10 @@ pub(super) struct Device {
     pub(super) minor: u32,
 }
 
-/// One member.
+/// A member of an archive.
 #[derive(Debug)]
 pub(super) struct Member {
-    /// As in the archive, without NUL bytes.
+    /// The path as it is in the archive, without NUL bytes.
     pub(super) path: Vec<u8>,
     pub(super) target: Vec<u8>,
     pub(super) kind: MemberKind,
@@ -44,7 +45,7 @@ pub(super) struct Member {
     pub(super) gid: u64,
     /// Seconds since 1970.
     pub(super) mtime: i64,
-    /// Nanosecond part.
+    /// The nanosecond part of the time.
     pub(super) nanos: u32,
     pub(super) device: Option<Device>,
     /// Size of the file, holes included.
@@ -63,12 +64,12 @@ pub(super) struct DataRange {
 /// The content of the current member.
 pub(super) struct MemberContent<'a> {
     stream: &'a mut DecompressedStream,
-    /// Unread bytes in the archive.
+    /// Number of bytes of the content that are still unread in the archive.
     left: u64,
 }
 
 impl MemberContent<'_> {
-    /// Reads the whole content; `sink` gets data and holes in order.
+    /// Reads the whole content; `sink` receives data and holes in order.
     pub(super) fn read(
         &mut self,
         member: &Member,
@@ -103,10 +104,10 @@ pub(super) enum ContentPart {
     Hole(u64),
 }
 
-/// Reads the archive to its end; `each` gets every member and may read its content.
+/// Reads the archive to its end. `each` is called for every member and may read the member's content.
 ///
 /// # Errors
-/// `InvalidImage` with the problem; errors of `each` and of the stream.
+/// `InvalidImage` with the problem; or an error of `each` or of the stream.
 pub(super) fn read(
     stream: &mut DecompressedStream,
     rules: &ArchiveRules,
@@ -156,7 +157,7 @@ pub(super) fn read(
 
 const BLOCK: usize = 512;
 
-/// Values of extended headers for the next member.
+/// The values that extended headers set for the next member.
 #[derive(Debug, Default)]
 struct PaxOverrides {
     path: Option<Vec<u8>>,
@@ -169,7 +170,7 @@ struct PaxOverrides {
     sparse: Sparse,
 }
 
-/// `GNU.sparse.*`.
+/// The values of the extended headers `GNU.sparse.*`.
 #[derive(Debug, Default)]
 struct Sparse {
     major: Option<u64>,
@@ -186,7 +187,7 @@ impl PaxOverrides {
     }
 }
 
-/// Reads the next header; `false` at the end of the archive. An archive without an end marker is truncated.
+/// Reads the next header. Returns `false` at the end of the archive. An archive without an end marker is truncated.
 fn header(stream: &mut DecompressedStream, block: &mut [u8; BLOCK]) -> Result<bool> {
     if stream.fill(block)? < BLOCK {
         return Err(truncated());
@@ -200,7 +201,7 @@ fn header(stream: &mut DecompressedStream, block: &mut [u8; BLOCK]) -> Result<bo
         .enumerate()
         .map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u32::from(*byte) })
         .sum();
-    // Some old archives sum signed bytes.
+    // Some old archives compute the checksum from signed bytes.
     #[expect(clippy::cast_possible_wrap, reason = "the sign is intended")]
     let signed: i32 = block
         .iter()
@@ -233,7 +234,7 @@ fn member(
     let target =
         named(next.target, head.link_name_bytes().map(|name| name.into_owned()).unwrap_or_default())?;
     let kind = match kind {
-        // Before POSIX, a directory was a file with a name that ends with a slash.
+        // Before POSIX, a directory was stored as a file whose name ends with a slash.
         EntryType::Regular if path.ends_with(b"/") => MemberKind::Folder,
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => MemberKind::File,
         EntryType::Directory => MemberKind::Folder,
@@ -245,8 +246,8 @@ fn member(
             return Err(refused(&format!("has a member of the unknown type '{letter}'")));
         }
     };
-    // Up to this size the tar header itself can express it; different readers would interpret a different value
-    // differently.
+    // The tar header itself can express sizes up to this limit. If an extended header states another size, different
+    // readers would interpret the archive differently.
     if next.size.is_some_and(|stated| stated != size && stated < 1 << 33) {
         return Err(refused("has two different sizes for one member"));
     }
@@ -304,7 +305,7 @@ fn device(head: &Header) -> Result<Device> {
         _ => FileType::Fifo,
     };
     let number = |number: std::io::Result<Option<u32>>| Ok(field(number, "device")?.unwrap_or(0));
-    // Old archives have no valid numbers for a FIFO.
+    // In old archives, the device numbers of a FIFO are invalid.
     let (major, minor) = match kind {
         FileType::Fifo => (0, 0),
         _ => (number(head.device_major())?, number(head.device_minor())?),
@@ -422,7 +423,7 @@ fn extended(mut bytes: &[u8], next: &mut PaxOverrides) -> Result<()> {
                 let text = std::str::from_utf8(value).map_err(|_| broken())?;
                 let (whole, part) = text.split_once('.').unwrap_or((text, ""));
                 let seconds: i64 = whole.parse().map_err(|_| broken())?;
-                // Before 1970: nanoseconds count upwards from the second below.
+                // For times before 1970, nanoseconds count upwards from the second below.
                 next.mtime = Some(match nanos(part) {
                     part @ 1.. if text.starts_with('-') => (seconds.saturating_sub(1), 1_000_000_000 - part),
                     part => (seconds, part),

@@ -32,16 +32,16 @@ use crate::base::{At, Code, Error, Result};
 use crate::proc::Cancel;
 use crate::store::format;
 
-/// `backup.json`.
+/// The content of `backup.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BackupInfo {
-    /// Format of the archive.
+    /// The format of the archive.
     pub format: u32,
-    /// Format of the data directory.
+    /// The format of the data directory.
     pub data_format: u32,
-    /// berth's version.
+    /// The version of berth that wrote the backup.
     pub version: String,
-    /// RFC 3339.
+    /// The time of the backup in RFC 3339.
     pub created_at: String,
     /// Whether roots, images and snapshots of containers are included.
     pub containers: bool,
@@ -59,12 +59,12 @@ const SUMS: &str = "sums";
 /// A backup that is being written.
 pub struct BackupArchive<'a>(Packer<'a>);
 
-/// Entries missing from a backup.
+/// Entries that a backup does not contain.
 #[derive(Clone, Debug, Default)]
 pub struct OmittedEntries {
-    /// Some of the entries, with the reason.
+    /// Some of the omitted entries, each with the reason.
     pub named: Vec<String>,
-    /// Their total number.
+    /// Number of all omitted entries.
     pub count: u64,
 }
 
@@ -73,7 +73,7 @@ impl BackupArchive<'_> {
     /// directory.
     ///
     /// # Errors
-    /// `Cancelled`; errors of reading and writing.
+    /// `Cancelled`, or an error of reading or writing.
     pub fn tree(&mut self, path: &Path, name: &str, skip: &dyn Fn(&[u8]) -> bool) -> Result<()> {
         let below = DATA.len() + 1;
         self.0.tree(path, &format!("{DATA}/{name}"), &|path| path.get(below..).is_some_and(skip))
@@ -82,7 +82,7 @@ impl BackupArchive<'_> {
     /// Adds the file at `path`, which must not be a link.
     ///
     /// # Errors
-    /// As [`BackupArchive::tree`].
+    /// The same as for [`BackupArchive::tree`].
     pub fn file(&mut self, path: &Path, name: &str) -> Result<()> {
         self.0.file(path, &format!("{DATA}/{name}"))
     }
@@ -90,7 +90,7 @@ impl BackupArchive<'_> {
     /// Adds a file, or a directory if `bytes` is `None`, owned by this process's user.
     ///
     /// # Errors
-    /// Errors of writing.
+    /// When the archive cannot be written.
     pub fn add(&mut self, name: &str, bytes: Option<&[u8]>, mode: u32) -> Result<()> {
         self.0.add(&format!("{DATA}/{name}"), bytes, mode)
     }
@@ -99,7 +99,7 @@ impl BackupArchive<'_> {
 /// Writes an archive to `out`; `fill` adds the data. Checksums are collected in a temporary file in `beside`.
 ///
 /// # Errors
-/// Errors of `fill` and of writing.
+/// An error of `fill` or of writing.
 pub fn write(
     out: &mut dyn Write,
     beside: &Path,
@@ -138,8 +138,8 @@ pub fn write(
 /// in [`DATA`] there.
 ///
 /// # Errors
-/// `InvalidImage` for an archive that is damaged, incomplete or malicious; `NewerFormat`; `DiskFull`; `Cancelled`.
-/// Unpacked files must be discarded then.
+/// `InvalidImage` for an archive that is damaged, incomplete or malicious; `NewerFormat`; `DiskFull`; `Cancelled`. In
+/// all these cases, the caller must discard the unpacked files.
 pub fn unpack(
     input: impl Read + Send,
     into: &Path,
@@ -148,7 +148,7 @@ pub fn unpack(
 ) -> Result<BackupInfo> {
     let free = free_bytes(into)?;
     let mut writer = TreeWriter::exact(into)?;
-    // Once the disk is full the rest is only counted.
+    // Once the disk is full, the remaining entries are only counted.
     let (mut full, mut needed) = (false, writer::IMAGE_FREE_BYTES);
     let mut lines = BufWriter::new(unnamed_file(into).at("write in", into)?);
     let (mut info, mut compared) = (None, false);
@@ -219,7 +219,7 @@ pub fn unpack(
     Ok(info)
 }
 
-/// What a member takes on a disk, about: a block for its entry, and whole blocks for its data.
+/// Returns about how much disk space a member takes: a block for its entry, and whole blocks for its data.
 fn occupied(member: &Member) -> u64 {
     const BLOCK: u64 = 4096;
     let data = match (&member.pieces, member.kind) {
@@ -302,12 +302,12 @@ fn compare(ours: &mut BufWriter<File>, member: &Member, content: &mut MemberCont
         }
         Ok(())
     })?;
-    // Remaining lines on either side have no counterpart.
+    // Lines that remain on either side have no counterpart on the other side.
     check(&wanted)?;
     Ok(())
 }
 
-/// Longest line: four times a path, its target and its attributes.
+/// Maximum length of a line: four times a path, the path's target and its attributes.
 const LINE_BYTES: usize = 8 << 20;
 
 fn refused(problem: &str) -> Error {

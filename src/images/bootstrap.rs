@@ -15,11 +15,11 @@ use crate::store::file;
 /// The keys that sign Ubuntu's archive (`assets/keyrings/README.md`), for hosts without a package that has them.
 const UBUNTU_KEYRING: &[u8] = include_bytes!("../../assets/keyrings/ubuntu-archive-keyring.gpg");
 
-/// If a tool fails and less than this is free, the disk was full, whatever the tool reports: no package is larger, and
-/// debootstrap reports a half-written archive as "file already exists".
+/// If a tool fails and less than this space is free, the disk was full, whatever the tool reports. No package is larger
+/// than this, and debootstrap reports a half-written archive as "file already exists".
 const LEAST_BYTES: u64 = 16 << 20;
 
-/// Returns which resource of the disk at `folder` is exhausted; `None` if none is.
+/// Returns the resource of the disk at `folder` that is exhausted; `None` if no resource is.
 fn disk_full_reason(folder: &Path) -> Option<String> {
     let room = rustix::fs::statvfs(folder).ok()?;
     let device = |path: &Path| path.metadata().map(|found| found.dev()).ok();
@@ -35,7 +35,7 @@ fn disk_full_reason(folder: &Path) -> Option<String> {
     no_files.then(|| format!("the disk at {disk} is full: it has no room for another file (df -i)"))
 }
 
-/// Converts the exit of a tool that wrote into `root` into a result.
+/// Converts the exit of a tool that wrote into `root` into a result, with an error message that names the step `what`.
 pub fn check_outcome(ended: ProcessOutcome, what: &str, root: &Path, log: &BuildLog) -> Result<()> {
     match ended {
         ProcessOutcome::Exited(exit) if exit.success() => Ok(()),
@@ -61,7 +61,8 @@ pub fn check_outcome(ended: ProcessOutcome, what: &str, root: &Path, log: &Build
 /// Bootstraps `distro` into the existing empty directory `root`.
 ///
 /// # Errors
-/// `BuildFailed` with the package to install, or with the last meaningful lines of the tool; `DiskFull`; `Cancelled`.
+/// `BuildFailed` with the name of the package to install or with the last meaningful lines of the tool's output;
+/// `DiskFull`; `Cancelled`.
 pub fn bootstrap(
     distro: Distro,
     root: &Path,
@@ -79,8 +80,8 @@ pub fn bootstrap(
     };
     log.new_step();
     let spec = Spec::new(tools::require("unshare")?)
-        // Both tools mount proc and sys below the root. In a mount namespace of their own, no mount remains on the
-        // host, however they end.
+        // Both tools mount proc and sys below the root. In a separate mount namespace, no mount remains on the host,
+        // however the tools end.
         .args(["--mount", "--propagation=slave"])
         .args(args)
         .envs(&sources.proxy_env);
@@ -99,11 +100,11 @@ pub fn bootstrap(
 /// Host resources that a bootstrap uses.
 #[derive(Debug)]
 pub struct BootstrapTools {
-    /// debootstrap or pacstrap.
+    /// The path of debootstrap or pacstrap.
     pub program: PathBuf,
     /// The keys that verify the packages.
     pub keyring: Keyring,
-    /// Script of the suite's family, for a debootstrap without a script for the suite.
+    /// The debootstrap script of the suite's family, if debootstrap has no script for the suite itself.
     pub stand_in: Option<PathBuf>,
     /// debootstrap's `--extractor`, if its default cannot unpack the suite's packages.
     pub extractor: Option<&'static str>,
@@ -130,7 +131,7 @@ impl fmt::Display for Keyring {
 /// Finds the host resources that a bootstrap of `distro` uses.
 ///
 /// # Errors
-/// `Unavailable` or `BuildFailed` with the missing part and the package to install.
+/// `Unavailable` or `BuildFailed`, with the missing part and the package to install.
 pub fn find_tools(distro: Distro, sources: &PackageSources) -> Result<BootstrapTools> {
     match suite(distro) {
         _ if distro == Distro::Host => Err(Error::internal("The host's own system needs no bootstrap")),
@@ -203,10 +204,11 @@ fn debootstrap_needs(distro: Distro, suite: &Suite, sources: &PackageSources) ->
     Ok(BootstrapTools { program, keyring, stand_in, extractor })
 }
 
-/// Ubuntu compresses its packages with zstd, which dpkg-deb supports since dpkg 1.21.18 (Debian 12) and in every Ubuntu
-/// since 2018. debootstrap's other extractor uses ar(1) and zstdcat(1).
+/// Returns debootstrap's `--extractor`, if its default cannot unpack the suite's packages. Ubuntu compresses its
+/// packages with zstd, which dpkg-deb supports since dpkg 1.21.18 (Debian 12) and in every Ubuntu since 2018.
+/// debootstrap's other extractor uses ar(1) and zstdcat(1).
 fn extractor(suite: &Suite) -> Result<Option<&'static str>> {
-    // debootstrap(8): dpkg-deb if it is installed, otherwise ar.
+    // By default, debootstrap(8) uses dpkg-deb if it is installed, and otherwise ar.
     let dpkg = tools::find("dpkg-deb");
     // The binary of a dpkg-deb with zstd support contains the format's name.
     let reads_zstd = |path: &PathBuf| {
@@ -263,7 +265,7 @@ fn debootstrap(distro: Distro, suite: &Suite, root: &Path, sources: &PackageSour
     args.push(format!("--components={}", suite.components));
     args.extend(extractor.map(|extractor| format!("--extractor={extractor}")));
     args.push(format!("--keyring={}", keyring.display()));
-    // Without it debootstrap only warns if the archive is not signed.
+    // Without this option, debootstrap only warns if the archive is not signed.
     args.push("--force-check-gpg".to_owned());
     args.push(suite.name.to_owned());
     args.push(root.to_string_lossy().into_owned());

@@ -1,4 +1,5 @@
-//! A build's log: a file that grows during the build, and the last lines for error messages. One writer.
+//! A build's log: a file that grows during the build, and the last lines, which error messages include. A log has one
+//! writer.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -8,7 +9,7 @@ use std::path::Path;
 use crate::base::{At, Result, limits};
 use crate::proc::Sink;
 
-/// The log of one build: output of tools and lines of our own.
+/// The log of one build: the output of tools, and lines that berth adds.
 #[derive(Debug)]
 pub struct BuildLog {
     file: File,
@@ -38,7 +39,7 @@ impl BuildLog {
         Ok(BuildLog::to_file(options.open(path).at("write", path)?))
     }
 
-    /// Writes to an open file.
+    /// Creates a log that writes to an open file.
     pub fn to_file(file: File) -> BuildLog {
         BuildLog { file, written: 0, line: Vec::new(), last: VecDeque::new(), listener: None }
     }
@@ -48,7 +49,7 @@ impl BuildLog {
         self.listener = Some(LineListener(Box::new(listener)));
     }
 
-    /// Writes a line of our own.
+    /// Writes a line that berth adds to the output of the tools.
     pub fn note(&mut self, text: impl AsRef<str>) {
         let line = format!("[berth] {}\n", text.as_ref());
         self.write(line.as_bytes());
@@ -77,7 +78,7 @@ impl BuildLog {
             .chain([unfinished.trim()])
             .filter(|line| !line.is_empty())
             .collect();
-        // For tools that mark errors, return the marked lines; otherwise the last output.
+        // If the tool marks its errors, return the marked lines; otherwise return the last lines.
         let errors: Vec<&str> = lines
             .iter()
             .copied()

@@ -1,4 +1,4 @@
-//! Whether a distribution's image may be built, the only operation of berth that uses the network.
+//! Decides whether a distribution's image may be built. Building is the only operation of berth that uses the network.
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
@@ -10,11 +10,11 @@ use crate::base::{Code, Error, Result};
 /// Policy for building a distribution's image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pull {
-    /// Build it if it is missing; no network access otherwise.
+    /// Build the image if it is missing.
     Missing,
-    /// Never build.
+    /// Never build the image.
     Never,
-    /// Build again even if it exists; the old image keeps its ID.
+    /// Build the image again even if it exists. The old image keeps its ID.
     Always,
 }
 
@@ -42,7 +42,7 @@ impl Images {
     /// Checks that a distribution's image exists or may be built.
     ///
     /// # Errors
-    /// `ImageNotFound`.
+    /// `ImageNotFound` when the image does not exist and `pull` forbids building.
     pub fn check_base(&self, distro: Distro, pull: Pull) -> Result<()> {
         if distro != Distro::Host && pull == Pull::Never && self.by_name(&ImageName::of(distro))?.is_none() {
             return Err(no_image(distro));

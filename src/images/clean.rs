@@ -10,7 +10,8 @@ use crate::store::beneath::Root;
 /// Files that [`remove_identity`] may write.
 pub(super) const REWRITTEN: [&str; 4] = ["etc/machine-id", "etc/hostname", "etc/resolv.conf", "etc/hosts"];
 
-/// Prepares every image: no identity, no secrets of a machine, no devices; host names resolve.
+/// Prepares a tree for any image: removes the identity, the secrets and the devices of a machine, and makes host names
+/// resolve.
 pub(super) fn remove_identity(root: &Path) -> Result<()> {
     let root = Root::open(root)?;
     remove_files(&root, "dev", |_| true)?;
@@ -24,7 +25,7 @@ pub(super) fn remove_identity(root: &Path) -> Result<()> {
     if !root.is_dir("etc")? {
         root.make_dirs("etc")?;
     }
-    // A symbolic link (Ubuntu's resolv.conf) would lead to a file that only a booted system has.
+    // Some of these paths are symbolic links: Ubuntu's resolv.conf would lead to a file that only a booted system has.
     for (path, text) in [("etc/machine-id", ""), ("etc/hostname", "workspace\n"), ("etc/resolv.conf", "")] {
         root.write_new(path, text.as_bytes(), 0o644)?;
     }
@@ -43,7 +44,7 @@ pub(super) fn remove_caches(root: &Path) -> Result<()> {
     remove_files(&root, "var/cache/pacman/pkg", |_| true)?;
     remove_files(&root, "var/lib/apt/lists", |name| name != "lock")?;
     remove_files(&root, "var/lib/apt/lists/partial", |_| true)?;
-    // These contain build times, so two builds with the same packages would never give the same image.
+    // These logs contain build times, so two builds with the same packages would never give the same image.
     for log in ["var/log/bootstrap.log", "var/log/dpkg.log", "var/log/alternatives.log", "var/log/pacman.log"]
     {
         remove(&root, log)?;
@@ -51,7 +52,7 @@ pub(super) fn remove_caches(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes entries that are not directories and have a matching name.
+/// Removes entries that are not directories and whose names `goes` accepts.
 fn remove_files(root: &Root, folder: &str, goes: impl Fn(&str) -> bool) -> Result<()> {
     if !root.is_dir(folder)? {
         return Ok(());
@@ -64,7 +65,7 @@ fn remove_files(root: &Root, folder: &str, goes: impl Fn(&str) -> bool) -> Resul
     Ok(())
 }
 
-/// Removes an entry unless it is a directory. A missing entry is no error.
+/// Removes an entry unless it is a directory. A missing entry is not an error.
 fn remove(root: &Root, path: &str) -> Result<()> {
     match root.remove(path) {
         Err(error) if !root.is_dir(path).unwrap_or(false) => Err(error),
@@ -109,7 +110,7 @@ mod tests {
         for kept in ["etc/ssh/ssh_config", "dev/pts"] {
             assert!(root.join(kept).exists(), "{kept}");
         }
-        // An empty tree becomes a usable one.
+        // An empty tree becomes a usable tree.
         std::fs::create_dir(dir.join("empty")).unwrap();
         remove_identity(&dir.join("empty")).unwrap();
         assert!(dir.join("empty/etc/machine-id").exists());

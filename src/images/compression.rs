@@ -1,8 +1,8 @@
-//! Decompresses ahead of the unpacker: a separate thread reads and decompresses, so that two cores are used. The output
-//! is limited in size and in ratio to the input, and the memory of the decoder is limited too.
+//! Decompresses a stream ahead of the unpacker: a separate thread reads and decompresses, so that two cores are used.
+//! The output is limited in size and in its ratio to the input, and the memory of the decoder is limited, too.
 //!
-//! Thread: `image-read`, one per stream, ends with it. Channel: bounded; when it is full, the thread waits for the
-//! unpacker.
+//! Thread: `image-read`, one for each stream; it ends with the stream. The channel to the unpacker is bounded; when it
+//! is full, the thread waits for the unpacker.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
@@ -33,7 +33,7 @@ impl Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        // The other end may be closed, which frees the memory as well.
+        // The other end may be closed. In this case, the buffer's memory is freed.
         let _ = self.back.try_send(std::mem::take(&mut self.bytes));
     }
 }
@@ -47,7 +47,7 @@ pub(super) struct DecompressedStream {
 }
 
 impl DecompressedStream {
-    /// Whether the end has been reached.
+    /// Returns whether the end of the stream has been reached.
     pub(super) fn at_end(&mut self) -> Result<bool> {
         while !self.ended && self.chunk.as_ref().is_none_or(|chunk| self.at == chunk.bytes.len()) {
             self.at = 0;
@@ -62,7 +62,7 @@ impl DecompressedStream {
         Ok(self.ended)
     }
 
-    /// Returns the next bytes, at most `most`, as a part of a chunk; an empty part at the end.
+    /// Returns at most `most` of the next bytes, as a part of a chunk. The part is empty at the end of the stream.
     pub(super) fn next(&mut self, most: u64) -> Result<(Option<Arc<Chunk>>, std::ops::Range<usize>)> {
         if self.at_end()? {
             return Ok((None, 0..0));
@@ -75,7 +75,8 @@ impl DecompressedStream {
         Ok((chunk, part))
     }
 
-    /// Fills `buffer` and returns the number of bytes, which is smaller only at the end.
+    /// Fills `buffer` and returns the number of bytes, which is less than the buffer's length only at the end of the
+    /// stream.
     pub(super) fn fill(&mut self, buffer: &mut [u8]) -> Result<usize> {
         let mut done = 0;
         while done < buffer.len() {
@@ -87,7 +88,7 @@ impl DecompressedStream {
         Ok(done)
     }
 
-    /// Reads to the end, so that digests are complete.
+    /// Reads the stream to its end, so that the digests include all bytes.
     pub(super) fn drain(&mut self) -> Result<()> {
         while !self.at_end()? {
             self.chunk = None;
@@ -98,7 +99,7 @@ impl DecompressedStream {
 
 /// Callbacks of the reading thread.
 pub(super) struct StreamObserver<'a> {
-    /// Limits for the stream.
+    /// The limits for the stream.
     pub(super) rules: &'static ArchiveRules,
     /// Receives each piece before decompression.
     pub(super) raw: &'a mut (dyn FnMut(&[u8]) + Send),
@@ -109,22 +110,22 @@ pub(super) struct StreamObserver<'a> {
 /// Decompresses `input`, in any supported format, on a separate thread while `body` runs.
 ///
 /// # Errors
-/// Errors of `body`, which receives those of the stream.
+/// An error of `body`, which also receives the errors of the stream.
 pub(super) fn read_ahead<R>(
     mut input: impl Read + Send,
     observe: StreamObserver<'_>,
     cancel: &Cancel,
     body: impl FnOnce(&mut DecompressedStream) -> Result<R>,
 ) -> Result<R> {
-    // Full: the unpacker is slower, so reading waits.
+    // This channel is full when the unpacker is slower than this thread; then reading waits.
     let (send, chunks) = bounded(CHUNKS);
-    // Never full: there are not more buffers.
+    // This channel is never full, because there are no more buffers than it has places.
     let (back, buffers) = bounded(CHUNKS + 8);
     thread::scope(|scope| {
         let work = move || {
             let result = decompress(&mut input, observe, cancel, &send, (&back, &buffers));
             if let Err(error) = result {
-                // If the receiver is closed, the error is not needed.
+                // If the receiver is closed, no caller needs the error.
                 let _ = send.send(Err(error));
             }
         };
@@ -132,7 +133,8 @@ pub(super) fn read_ahead<R>(
         started
             .spawn_scoped(scope, work)
             .map_err(|error| Error::internal("Could not start a thread").with_source(error))?;
-        // Moved into the closure, so that it is dropped and the thread ends before the scope joins it.
+        // The stream is moved into the closure, so that it is dropped and the thread ends before the scope joins the
+        // thread.
         let mut stream = DecompressedStream { chunks, chunk: None, at: 0, ended: false };
         body(&mut stream)
     })
@@ -148,7 +150,7 @@ fn decompress(
     send: &Sender<Result<Chunk>>,
     (back, buffers): (&Sender<Vec<u8>>, &Receiver<Vec<u8>>),
 ) -> Result<()> {
-    // The decoder reads through it while the loop below reads the count.
+    // The decoder reads the input through a counter, and the loop below reads the count.
     let counted = AtomicU64::new(0);
     let mut raw = CountingReader { input, count: &counted, observe: observe.raw };
     let mut head = [0; 6];
@@ -244,7 +246,7 @@ fn another_member(rest: &mut impl BufRead) -> io::Result<bool> {
     }
 }
 
-/// Checks the size and the compression ratio.
+/// Checks the size of the output and its ratio to the input.
 pub(super) fn check(rules: &ArchiveRules, read: u64, written: u64) -> Result<()> {
     if written > rules.bytes {
         return Err(Error::new(
@@ -277,7 +279,7 @@ fn fill(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(done)
 }
 
-/// Converts an error of the stream.
+/// Converts an error of reading the stream into an error for the client.
 fn stream_error(error: io::Error) -> Error {
     match error.downcast::<Error>() {
         Ok(ours) => ours,
@@ -303,7 +305,7 @@ impl CompressionFormat {
         match head {
             [0x1f, 0x8b, ..] => CompressionFormat::Gzip,
             [0xfd, b'7', b'z', b'X', b'Z', 0] => CompressionFormat::Xz,
-            // A frame or a skippable frame.
+            // The start of a frame or of a skippable frame.
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => CompressionFormat::Zstd,
             _ => CompressionFormat::Plain,
         }

@@ -18,7 +18,7 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// Derives the compression from a file name: `.tar`, `.tar.gz`, `.tgz`, `.tar.zst`.
+    /// Returns the compression for the extension of a file name: `.tar`, `.tar.gz`, `.tgz` or `.tar.zst`.
     ///
     /// # Errors
     /// `InvalidRequest` for another extension.
@@ -40,7 +40,8 @@ impl Compression {
 }
 
 impl Images {
-    /// Writes the image that `wanted` identifies ([`Images::find`]) to `out`; `progress` gets the number of entries so far.
+    /// Writes the image that `wanted` identifies ([`Images::find`]) to `out`. `progress` receives the number of entries
+    /// so far.
     ///
     /// # Errors
     /// `ImageNotFound`, `Cancelled`, and errors of writing.
@@ -71,10 +72,10 @@ impl Images {
         }
     }
 
-    /// Exports into a file, which appears when it is complete.
+    /// Exports an image into a file, which appears only when it is complete.
     ///
     /// # Errors
-    /// As [`Images::export`].
+    /// The same as for [`Images::export`].
     pub fn export_file(
         &self,
         wanted: &str,

@@ -1,6 +1,7 @@
 //! Computes digests of files while they are written, on a separate thread, so that the writer does not wait.
 //!
-//! Thread: `image-hash`, one per tree, ends with it. Channel: bounded; when it is full, the writer waits.
+//! Thread: `image-hash`, one for each tree; it ends with the tree. The channel to the thread is bounded; when it is
+//! full, the writer waits.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use crate::base::{Error, Result, limits};
 enum HashInput {
     Bytes(Arc<Chunk>, Range<usize>),
     Zeros(u64),
-    /// End of the file with this inode.
+    /// The end of the file with this inode.
     End(u64),
 }
 
@@ -56,7 +57,7 @@ impl FileHasher {
     }
 
     pub(super) fn bytes(&self, chunk: Arc<Chunk>, part: Range<usize>) {
-        // The thread outlives this sender; a panic in it is reported by `finish`.
+        // The thread outlives this sender. If the thread has panicked, `finish` reports it.
         let _ = self.pieces.send(HashInput::Bytes(chunk, part));
     }
 
@@ -68,12 +69,12 @@ impl FileHasher {
         let _ = self.pieces.send(HashInput::End(inode));
     }
 
-    /// Returns all digests.
+    /// Waits for the thread and returns the digests of all files.
     pub(super) fn finish(self) -> Result<KnownDigests> {
         drop(self.pieces);
         self.thread.join().map_err(|_| Error::internal("The hashing thread failed"))
     }
 }
 
-/// Queued messages: those of many small files, or as many as there are buffers.
+/// Maximum number of queued messages: enough for many small files, and as many as there are buffers.
 const QUEUE: usize = 64;

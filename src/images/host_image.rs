@@ -22,9 +22,9 @@ use crate::store::beneath::Root;
 
 /// Maximum size of the files that a `distro: "host"` image copies from the machine's `/etc`.
 const OWN_BYTES: u64 = 64 << 20;
-/// Maximum number of these files.
+/// Maximum number of files that such an image copies from `/etc`.
 const OWN_ENTRIES: u64 = 50_000;
-/// Maximum depth of these files.
+/// Maximum depth of the files that such an image copies from `/etc`.
 const OWN_DEPTH: usize = 20;
 
 /// Directories with the host's programs, or links to them.
@@ -128,7 +128,8 @@ const SKELETON: &[(&str, u32)] = &[
     ("var/tmp", 0o1777),
 ];
 
-/// Whether an ID belongs to a system account rather than a person (login.defs(5)), or is the overflow user.
+/// Returns whether an ID belongs to a system account rather than to a person (login.defs(5)), or is the ID of the
+/// overflow user.
 fn is_system_id(id: &str) -> bool {
     id.parse::<u32>().is_ok_and(|id| id < 1000 || id == 65534)
 }
@@ -143,7 +144,7 @@ impl Images {
         let before = self.read_pointer(name)?.filter(|before| *before != id);
         self.set_pointer(name, &id)?;
         if let Some(before) = before {
-            // The old image is of an earlier state of the host. Its users keep it.
+            // The old image has an earlier state of the host. Workspaces that use it keep it.
             match self.remove(&before) {
                 Err(error) if error.code() != Code::ImageInUse => {
                     log::warn!("Image {}: {error}", before.short())
@@ -155,7 +156,7 @@ impl Images {
     }
 }
 
-/// Fills the tree from the host at `host`.
+/// Fills the tree at `root` with files of the host, whose own root is at `host`.
 fn fill(host: &Path, root: &Path, cancel: &Cancel) -> Result<()> {
     if !is_world_accessible(&host.join("usr")) || !is_world_accessible(host) {
         let message =
@@ -201,7 +202,7 @@ fn fill(host: &Path, root: &Path, cancel: &Cancel) -> Result<()> {
     clean::remove_identity(root)
 }
 
-/// Writes system accounts only, none with a password.
+/// Writes accounts without passwords, and only those of the system.
 fn accounts(etc: &Path, tree: &Root) -> Result<()> {
     let lines = |name: &str| fs::read_to_string(etc.join(name)).unwrap_or_default();
     let (mut passwd, mut shadow, mut group, mut gshadow) =
@@ -239,7 +240,7 @@ fn accounts(etc: &Path, tree: &Root) -> Result<()> {
     Ok(())
 }
 
-/// A copy of the files that every user may read, on one file system.
+/// Copies the files of `/etc` that every user may read, from one file system.
 struct EtcCopy<'a> {
     device: u64,
     bytes: u64,
@@ -249,7 +250,7 @@ struct EtcCopy<'a> {
 
 impl EtcCopy<'_> {
     fn entry(&mut self, from: &Path, to: &Path, depth: usize) -> Result<()> {
-        // The host may change at any time; a missing file is skipped.
+        // The host may change at any time, so a missing file is skipped.
         let Ok(meta) = from.symlink_metadata() else { return Ok(()) };
         self.entries += 1;
         if self.cancel.is_cancelled() {
@@ -295,7 +296,7 @@ impl EtcCopy<'_> {
     }
 }
 
-/// Whether all users may list and enter a directory.
+/// Returns whether all users may list and enter a directory.
 pub fn is_world_accessible(folder: &Path) -> bool {
     folder.metadata().is_ok_and(|meta| meta.is_dir() && meta.mode() & 0o005 == 0o005)
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::ids::Distro;
 use crate::base::{Code, Error, Result};
 
-/// Maximum length of an image's name: with its prefix and suffix still a valid file name.
+/// Maximum length of an image's name: with a prefix and a suffix of the store, it is still a valid file name.
 const IMAGE_NAME_BYTES: usize = 128;
 
 /// The SHA-256 of an image's listing (`listing`), in hex.
@@ -16,10 +16,10 @@ const IMAGE_NAME_BYTES: usize = 128;
 pub struct ImageId(String);
 
 impl ImageId {
-    /// Parses a full ID.
+    /// Parses a complete ID.
     ///
     /// # Errors
-    /// `ImageNotFound` if `text` is not a full ID, because no such image can exist.
+    /// `ImageNotFound` if `text` is not a complete ID, because then no image has it.
     pub fn parse(text: &str) -> Result<ImageId> {
         let hex = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         if text.len() != 64 || !hex {
@@ -28,12 +28,12 @@ impl ImageId {
         Ok(ImageId(text.to_owned()))
     }
 
-    /// All 64 digits.
+    /// Returns all 64 digits.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The first 12 digits, for display.
+    /// Returns the first 12 digits, for display.
     pub fn short(&self) -> &str {
         &self.0[..12]
     }
@@ -61,7 +61,7 @@ impl ImageName {
     /// Checks a name.
     ///
     /// # Errors
-    /// `InvalidName` with the rules.
+    /// `InvalidName` with the rules for names.
     pub fn parse(text: &str) -> Result<ImageName> {
         let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
         let first = text.bytes().next().is_some_and(fits);

@@ -28,7 +28,7 @@ pub(super) struct ImageImport<'a> {
 }
 
 impl ImageImport<'_> {
-    /// Imports a file or directory of this host.
+    /// Imports a file or a directory of this host.
     pub(super) fn path(self, path: &Path) -> Result<ImportedImage> {
         let missing = |error: std::io::Error| {
             Error::new(Code::InvalidPath, format!("{} cannot be read: {error}", path.display()))
@@ -50,7 +50,7 @@ impl ImageImport<'_> {
         let staging = Staging::new(&self.images.folder)?;
         let mut writer = TreeWriter::new(&staging.root())?;
         self.unpack(input, length, "unpack", &mut writer)?;
-        // The kind of archive is known only after unpacking: an image archive has its parts where a system has its
+        // Only the unpacked tree shows the kind of archive: an image archive has its parts where a system has its
         // directories.
         if !LayeredImage::are_in(&staging.root())? {
             return self.finish(staging, writer);
@@ -70,11 +70,11 @@ impl ImageImport<'_> {
             return Err(Error::new(Code::InvalidPath, message));
         }
         let mut writer = TreeWriter::new(&staging.root())?;
-        // Use an archive, so that a directory is held to the same rules.
+        // A directory is packed into an archive first, so that the same rules apply to it.
         let packed = pack::pipe(path, self.cancel)?;
         let unpacked = self.unpack(packed.reader, None, "copy", &mut writer);
         match (unpacked, packed.thread.finish()) {
-            // A truncated archive means that packing failed; that error is the reason.
+            // If the archive is truncated, packing has failed, and the error of packing is the reason.
             (Err(error), Err(reason)) if error.message() == archive::truncated().message() => {
                 return Err(reason);
             }
@@ -90,7 +90,7 @@ impl ImageImport<'_> {
         self.finish(staging, writer)
     }
 
-    /// Writes every member as it arrives.
+    /// Writes every member of an archive to the tree as it arrives.
     fn unpack(
         &mut self,
         input: impl Read + Send,
@@ -120,7 +120,7 @@ impl ImageImport<'_> {
             root.make_dirs(folder)?;
         }
         clean::remove_identity(&path)?;
-        // A rewritten file may have the inode of a removed one, for which a digest is cached.
+        // A rewritten file may have the inode of a removed file, whose digest is still cached.
         for path in clean::REWRITTEN {
             if let Some(written) = root.metadata(path)? {
                 known.remove(&written.ino());
@@ -133,14 +133,14 @@ impl ImageImport<'_> {
     }
 }
 
-/// Most entries at the top of an archive that are searched for a system.
+/// Maximum number of entries at the top of an archive that are searched for a system.
 const TOP_ENTRIES: usize = 1000;
 
-/// Without it no command could run.
+/// A file that a system must have: without a shell, no command could run.
 const SHELL: &str = "bin/sh";
 
-/// Finds the only directory of a tree that is a system: root file system archives often contain it in `rootfs/` or
-/// `root.x86_64/`, beside descriptive files.
+/// Returns the only directory of a tree that is a system. Root file system archives often contain the system in
+/// `rootfs/` or `root.x86_64/`, beside descriptive files.
 fn system_below(path: &Path) -> Result<String> {
     let root = Root::open(path)?;
     let refused = |why: String| {
@@ -168,7 +168,7 @@ fn system_below(path: &Path) -> Result<String> {
     }
 }
 
-/// Callback for each member.
+/// A callback that is called for each member.
 type MemberFn<'a> =
     &'a mut dyn FnMut(&mut TreeWriter, &archive::Member, &mut archive::MemberContent<'_>) -> Result<()>;
 
@@ -202,7 +202,7 @@ pub(super) fn unpack(
         say(writer, progress);
         archive::read(stream, &IMAGE, &mut |member, content| {
             each(writer, member, content)?;
-            // Holes count as if they were stored.
+            // Holes count as if they were stored in the archive.
             super::compression::check(&IMAGE, read.load(std::sync::atomic::Ordering::Relaxed), writer.bytes)?;
             if reported.elapsed() > limits::IMAGE_TELL {
                 reported = Instant::now();

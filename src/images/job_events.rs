@@ -1,5 +1,5 @@
-//! Events of images on the bus: each import and each build is a job with an ID, from `started` through `progress` to
-//! `done` or `failed`; a removal is `removed`.
+//! Publishes the events of images on the bus. Each import and each build is a job with an ID, which has the events
+//! `started`, `progress`, and `done` or `failed`. The removal of an image has the event `removed`.
 
 use std::io::Read;
 use std::path::Path;
@@ -47,7 +47,7 @@ impl Images {
     /// another thread, `image-import`, does the rest and ends before this returns.
     ///
     /// # Errors
-    /// As [`Images::import_path`]; `InvalidImage` also for a truncated upload.
+    /// The same as for [`Images::import_path`], and `InvalidImage` for a truncated upload.
     pub fn import_upload(
         &self,
         input: &mut dyn Read,
@@ -55,7 +55,7 @@ impl Images {
         wanted: &ImportSpec<'_>,
         cancel: &Cancel,
     ) -> Result<ImportedImage> {
-        // Full: the disk is slower than the client, so the client waits.
+        // When this channel is full, the disk is slower than the client, so the client waits.
         let (send, pieces) = bounded::<std::io::Result<Vec<u8>>>(8);
         std::thread::scope(|scope| {
             let work = || {

@@ -1,7 +1,7 @@
 //! Images in the formats of registries and container engines: an OCI layout (`oci-layout`, `index.json`, `blobs/`), or
-//! the output of `docker save` (`manifest.json`). Every digest is checked: of manifests, configuration and layers, and
-//! of each unpacked layer. Nothing is downloaded. Commands and variables in the configuration are ignored, because a
-//! workspace has its own.
+//! the output of `docker save` (`manifest.json`). Every digest is checked: those of the manifests, of the
+//! configuration, of the layers, and of each unpacked layer. Nothing is downloaded. Commands and variables in the
+//! configuration are ignored, because a workspace has its own.
 
 use std::io::Read;
 use std::path::Path;
@@ -20,7 +20,7 @@ use crate::store::beneath::Root;
 /// Maximum number of layers of an image; Docker's limit is 127.
 const IMAGE_LAYERS: usize = 256;
 
-/// The parts of one image.
+/// The parts of one image in such a format.
 #[derive(Debug)]
 pub(super) struct LayeredImage {
     root: Root,
@@ -30,9 +30,9 @@ pub(super) struct LayeredImage {
 #[derive(Debug)]
 struct Layer {
     path: String,
-    /// Digest of the file, if the manifest has it.
+    /// The digest of the layer's file, if the manifest contains it.
     digest: Option<String>,
-    /// Digest of the unpacked layer.
+    /// The digest of the unpacked layer.
     diff_id: String,
 }
 
@@ -89,20 +89,20 @@ struct DockerImage {
 }
 
 impl LayeredImage {
-    /// Whether a tree is such an image rather than a system.
+    /// Returns whether a tree contains an image in such a format rather than a system.
     pub(super) fn are_in(path: &Path) -> Result<bool> {
         let root = Root::open(path)?;
         let has = |name: &str| root.metadata(name).map(|found| found.is_some_and(|found| found.is_file()));
         Ok((has("manifest.json")? || (has("oci-layout")? && has("index.json")?)) && !root.exists("bin/sh")?)
     }
 
-    /// Reads the list of parts; `reference` selects one of several images.
+    /// Reads the list of an image's parts; `reference` selects one of several images.
     ///
     /// # Errors
-    /// `InvalidImage`.
+    /// `InvalidImage` when the tree does not contain exactly one matching image, or when a part is invalid.
     pub(super) fn open(path: &Path, reference: Option<&str>) -> Result<LayeredImage> {
         let root = Root::open(path)?;
-        // New versions of Docker write both formats; the older one has every tag.
+        // New versions of Docker write both formats; only the older format contains every tag.
         let layers = match read(&root, "manifest.json")? {
             Some(bytes) => docker(&root, &bytes, reference)?,
             None => {
@@ -125,7 +125,7 @@ fn docker(root: &Root, bytes: &[u8], reference: Option<&str>) -> Result<Vec<Laye
         |image: &&DockerImage| reference.is_none_or(|wanted| tags(image).iter().any(|tag| tag == wanted));
     let image = one(images.iter().filter(fits), &all, reference)?;
     let config = read(root, &image.config)?.ok_or_else(|| refused("lacks its configuration"))?;
-    // The name is the digest, in both forms that Docker has used.
+    // The name of the configuration is its digest, in both forms that Docker has used.
     let name = image.config.rsplit('/').next().unwrap_or_default().trim_end_matches(".json");
     if name != hex(&Sha256::digest(&config)) {
         return Err(refused("has a configuration with the wrong digest"));
@@ -205,7 +205,7 @@ fn diff_ids(config: &[u8]) -> Result<Vec<String>> {
     Ok(config.rootfs.diff_ids)
 }
 
-/// Returns the architecture's name in Go.
+/// Returns the name of this machine's architecture in Go, which image manifests use.
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -244,7 +244,7 @@ fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T> 
         .map_err(|error| refused(&format!("has {what} that cannot be read: {error}")))
 }
 
-/// Unpacks the layers in order.
+/// Unpacks the layers of the image in order.
 ///
 /// # Errors
 /// `InvalidImage`, `DiskFull`, `Cancelled`.
@@ -278,7 +278,7 @@ pub(super) fn apply(
                 let (folder, name) = split(&path);
                 match name.strip_prefix(b".wh.") {
                     Some(b".wh..opq") => w.opaque(folder),
-                    // From old AUFS; meaningless elsewhere.
+                    // Other names with this prefix come from old versions of AUFS and have no meaning elsewhere.
                     Some(rest) if rest.starts_with(b".wh.") => Ok(()),
                     Some(b"") => Err(refused("removes an entry without a name")),
                     Some(rest) => w.whiteout(&super::writer::join(folder, rest)),

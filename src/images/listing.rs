@@ -18,7 +18,7 @@
 //! other attributes belong to the host. Times and directory sizes are not included: two hosts that unpack one archive
 //! get the same ID.
 //!
-//! Reads only; never follows a link or crosses a mount.
+//! This module only reads the tree. It never follows a link or crosses a mount.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
@@ -39,10 +39,10 @@ use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::Cancel;
 use crate::store::beneath::dir_entries;
 
-/// SHA-256 of a file.
+/// The SHA-256 of a file.
 pub(super) type FileDigest = [u8; 32];
 
-/// Known digests by inode, so that a file that was just written is not read again.
+/// Digests that are already known, by inode, so that a file that was just written is not read again.
 pub(super) type KnownDigests = HashMap<u64, FileDigest>;
 
 /// Summary of a listing.
@@ -51,20 +51,21 @@ pub(super) struct Totals {
     pub(super) id: ImageId,
     /// Number of entries, including the root directory.
     pub(super) entries: u64,
-    /// Bytes in regular files; each file counts once.
+    /// Number of bytes in regular files; a file with several names counts once.
     pub(super) bytes: u64,
 }
 
-/// Treatment of entries that no image may have: devices, FIFOs, sockets.
+/// The treatment of entries that no image may have: devices, FIFOs and sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SpecialFiles {
-    /// Remove them.
+    /// The entries are removed from the tree.
     Remove,
-    /// List them.
+    /// The entries are listed.
     Show,
 }
 
-/// Writes the listing of the tree at `root` to `out`. [`SpecialFiles::Remove`] also changes the tree.
+/// Writes the listing of the tree at `root` to `out`. With [`SpecialFiles::Remove`], it also removes special files from
+/// the tree.
 ///
 /// # Errors
 /// `Cancelled`; `InvalidImage` for a tree that is too deep or has too many entries; errors of reading.
@@ -111,13 +112,13 @@ struct Lister<'a, W: Write> {
     bytes: u64,
     device: u64,
     buffer: Vec<u8>,
-    /// Buffer for attribute names.
+    /// A buffer for the names of attributes.
     names: Vec<u8>,
     line: Vec<u8>,
 }
 
 impl<W: Write> Lister<'_, W> {
-    /// `path` ends with the directory's name and is unchanged on return.
+    /// Lists a directory and its entries. `path` ends with the directory's name and is unchanged on return.
     fn folder(&mut self, fd: OwnedFd, stat: &Stat, path: &mut Vec<u8>, depth: usize) -> Result<()> {
         if self.cancel.is_cancelled() {
             return Err(Error::new(Code::Cancelled, "The operation was cancelled"));
@@ -226,7 +227,7 @@ impl<W: Write> Lister<'_, W> {
         escape(path, &mut self.line);
     }
 
-    /// Appends the extended attributes that belong to the content.
+    /// Appends the extended attributes that belong to the file's content.
     fn attributes(&mut self, fd: impl AsFd, path: &[u8]) -> Result<()> {
         let line = &mut self.line;
         attributes(fd, &mut self.names, &mut self.buffer, &mut |name, value| {
@@ -265,8 +266,8 @@ pub(super) fn names_in(folder: &OwnedFd, path: &[u8], most: u64) -> Result<Vec<C
     Ok(names)
 }
 
-/// Calls `each` with the extended attributes of a file that belong to its content, by name; needs buffers for all names
-/// and one value.
+/// Calls `each` with the extended attributes of a file that belong to its content, in the order of their names. The
+/// caller provides buffers for all names and for one value.
 pub(super) fn attributes(
     fd: impl AsFd,
     names: &mut [u8],
@@ -276,7 +277,7 @@ pub(super) fn attributes(
     chosen_attributes(fd, names, value, is_content_xattr, each)
 }
 
-/// As [`attributes`], for names that `chosen` accepts.
+/// Does the same as [`attributes`], for names that `chosen` accepts.
 pub(super) fn chosen_attributes(
     fd: impl AsFd,
     names: &mut [u8],
@@ -293,7 +294,7 @@ pub(super) fn chosen_attributes(
     all.sort_unstable();
     for name in all {
         let length = match rustix::fs::fgetxattr(&fd, name, &mut *value) {
-            // Removed since it was listed.
+            // The attribute was removed since it was listed.
             Err(Errno::NODATA) => continue,
             length => length?,
         };
@@ -302,7 +303,7 @@ pub(super) fn chosen_attributes(
     Ok(())
 }
 
-/// Whether an extended attribute is part of the content.
+/// Returns whether an extended attribute is part of a file's content.
 pub(super) fn is_content_xattr(name: &[u8]) -> bool {
     name == b"security.capability" || name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_")
 }
@@ -330,7 +331,7 @@ fn display_path(path: &[u8]) -> String {
     String::from_utf8_lossy(path).into_owned()
 }
 
-/// Adds all written bytes to the digest.
+/// A writer that adds all written bytes to the digest.
 struct HashingWriter<W: Write> {
     out: BufWriter<W>,
     digest: Sha256,
@@ -381,7 +382,7 @@ mod tests {
         assert_eq!(text, wanted);
         assert_eq!((totals.entries, totals.bytes), (5, 5));
         assert_eq!(totals.id.as_str(), hex(&Sha256::digest(text.as_bytes())));
-        // Times are ignored; everything else counts.
+        // A change of a time does not change the listing; every other change does.
         File::open(tree.join("b0")).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
         assert_eq!(list(&tree).1, totals);
         std::fs::set_permissions(tree.join("b"), std::fs::Permissions::from_mode(0o711)).unwrap();

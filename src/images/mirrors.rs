@@ -10,24 +10,24 @@ use crate::base::ids::Distro;
 /// Configured mirrors and keyrings.
 #[derive(Clone, Debug, Default)]
 pub struct PackageSources {
-    /// Archive URL by distribution.
+    /// The URL of the package archive, by distribution.
     pub mirrors: BTreeMap<Distro, String>,
-    /// Keyring file by distribution.
+    /// The path of the keyring file, by distribution.
     pub keyrings: BTreeMap<Distro, PathBuf>,
-    /// Proxy variables for the tools that download.
+    /// The proxy variables for tools that download.
     pub proxy_env: Vec<(String, String)>,
-    /// Time limit of a bootstrap.
+    /// The time limit of a bootstrap.
     pub deadline: Duration,
 }
 
 impl PackageSources {
-    /// Returns the archive's URL if one is known.
+    /// Returns the URL of the distribution's package archive, if one is known.
     pub fn mirror(&self, distro: Distro) -> Option<String> {
         self.mirrors.get(&distro).cloned().or_else(|| host_mirror(Path::new("/"), distro))
     }
 }
 
-/// Returns the `ID` in os-release(5) and the suite.
+/// Returns the distribution's `ID` in os-release(5), and the name of its suite.
 fn family(distro: Distro) -> (&'static str, &'static str) {
     match distro {
         Distro::UbuntuNoble => ("ubuntu", "noble"),
@@ -38,7 +38,7 @@ fn family(distro: Distro) -> (&'static str, &'static str) {
     }
 }
 
-/// Returns the mirror that the host at `root` uses, if it runs that distribution.
+/// Returns the mirror that the host at `root` uses, if the host runs that distribution.
 fn host_mirror(root: &Path, distro: Distro) -> Option<String> {
     let (id, _) = family(distro);
     let release = std::fs::read_to_string(root.join("etc/os-release")).ok()?;

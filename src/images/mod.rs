@@ -3,7 +3,7 @@
 //! ```text
 //! <data>/images/ID/root       the tree; never changed
 //! <data>/images/ID/listing    its content; the listing's SHA-256 is the ID (listing.rs has the format)
-//! <data>/images/ID/image.json where it came from
+//! <data>/images/ID/image.json the image's record
 //! <data>/images/ID/unsynced   the boot in which it was made, until a later boot has verified it
 //! <data>/images/ID/holds/X    an empty file for each root and snapshot X that needs it
 //! <data>/images/names/NAME    the id that the name points to
@@ -86,12 +86,12 @@ pub struct Images {
     events: Option<Arc<Topic>>,
 }
 
-/// An image in use, which cannot be removed while this exists. [`Images::hold`] keeps an image for longer than a
+/// An image in use. It cannot be removed while this value exists. [`Images::hold`] keeps an image beyond the end of a
 /// process.
 #[derive(Debug)]
 pub struct Image {
     pub id: ImageId,
-    /// Its read-only tree.
+    /// The image's tree, which is read-only.
     pub root: PathBuf,
     _shared: File,
 }
@@ -111,11 +111,11 @@ impl Images {
         Ok(images)
     }
 
-    /// Returns the image of a distribution, building it if needed. Concurrent calls, also from two processes, build it
-    /// once.
+    /// Returns the image of a distribution, and builds it if needed. Concurrent calls build it only once, even from two
+    /// processes.
     ///
     /// # Errors
-    /// `BuildFailed` or `Cancelled`; `ImageNotFound` when there is none and `pull` forbids building.
+    /// `BuildFailed` or `Cancelled`; `ImageNotFound` when the image does not exist and `pull` forbids building.
     pub fn base(&self, distro: Distro, pull: Pull, log: &mut BuildLog, cancel: &Cancel) -> Result<Image> {
         let name = ImageName::of(distro);
         if distro == Distro::Host {
@@ -131,7 +131,7 @@ impl Images {
             return Err(build_policy::no_image(distro));
         }
         let _turn = self.lock_name(&name, log, cancel)?;
-        // Another process may have made it while this one waited.
+        // Another process may have created the image while this one waited.
         if let Some(image) = present(self)? {
             return Ok(image);
         }
@@ -142,10 +142,10 @@ impl Images {
         Ok(image)
     }
 
-    /// As [`Images::base`], for a caller that needs no log.
+    /// Does the same as [`Images::base`], for a caller that needs no log.
     ///
     /// # Errors
-    /// As [`Images::base`].
+    /// The same as for [`Images::base`].
     pub fn build_now(&self, distro: Distro, pull: Pull, cancel: &Cancel) -> Result<ImageView> {
         let mut log = BuildLog::to_file(verify::tempfile(&self.folder)?);
         self.show(&self.base(distro, pull, &mut log, cancel)?.id)
@@ -173,13 +173,13 @@ impl Images {
     /// Returns the image with this ID.
     ///
     /// # Errors
-    /// `ImageNotFound`.
+    /// `ImageNotFound` when no image has this ID.
     pub fn get(&self, id: &ImageId) -> Result<Image> {
         let folder = self.folder.join(id.as_str());
         let opened = File::open(&folder);
         let shared = opened.ok().filter(|opened| {
             flock(opened, FlockOperation::NonBlockingLockShared).is_ok()
-                // It may have been removed between the two calls.
+                // The image may have been removed before it was locked.
                 && same(opened, &folder)
         });
         let shared = shared.ok_or_else(|| id::not_found(id.as_str()))?;
@@ -188,8 +188,8 @@ impl Images {
         Ok(image)
     }
 
-    /// Verifies an image of an earlier boot before its first use, because the host may have gone down before everything
-    /// was on disk. A damaged image is discarded.
+    /// Verifies an image that was created before the current boot, because the host may have gone down before all files
+    /// were on disk. A damaged image is discarded.
     fn check_after_reboot(&self, image: &Image) -> Result<()> {
         let note = image.root.with_file_name(UNSYNCED);
         let Some(boot) = file::read_optional(&note, 4096)? else { return Ok(()) };
@@ -205,7 +205,7 @@ impl Images {
             );
             let gone = format!("{GONE}{}", uuid::Uuid::new_v4());
             let folder = self.folder.join(image.id.as_str());
-            // Existing users already have the damaged image; new ones find none.
+            // Existing users keep the damaged image; new users do not find it.
             std::fs::rename(&folder, self.folder.join(gone)).at("remove", &folder)?;
             return Err(id::not_found(image.id.as_str()));
         }
@@ -227,7 +227,7 @@ impl Images {
         }
     }
 
-    /// Finds an image by a name, an ID, or at least the first six digits of one.
+    /// Finds an image by its name, by its ID, or by at least the first six digits of its ID.
     ///
     /// # Errors
     /// `ImageNotFound`, also for an ambiguous prefix.
@@ -251,7 +251,7 @@ impl Images {
         Err(id::not_found(wanted))
     }
 
-    /// Keeps the image for as long as `holder`, a file name, needs it. Idempotent.
+    /// Keeps the image as long as `holder` needs it; `holder` becomes a file name. Calling this again has no effect.
     ///
     /// # Errors
     /// `DiskFull` or `Internal`.
@@ -273,7 +273,8 @@ impl Images {
         }
     }
 
-    /// Releases all holds of holders that no longer exist. Only for startup, while nothing is being created.
+    /// Releases the holds of all holders that no longer exist. Call this only at the start, while no other thread
+    /// creates holders.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -288,7 +289,7 @@ impl Images {
         Ok(())
     }
 
-    /// Lists all images by name and age.
+    /// Returns all images, sorted by name and age.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -326,7 +327,7 @@ impl Images {
     /// Removes an image and the names that point to it.
     ///
     /// # Errors
-    /// `ImageNotFound`; `ImageInUse` with `details.held_by` when it is needed.
+    /// `ImageNotFound`; `ImageInUse` with `details.held_by` when a workspace or a snapshot needs the image.
     pub fn remove(&self, id: &ImageId) -> Result<()> {
         let folder = self.folder.join(id.as_str());
         let opened = File::open(&folder).map_err(|_| id::not_found(id.as_str()))?;
@@ -357,10 +358,10 @@ impl Images {
         tree::remove_tree(&self.folder, &gone)
     }
 
-    /// Whether roots created from the image use the host's own programs.
+    /// Returns whether roots that are created from the image use the host's own programs.
     ///
     /// # Errors
-    /// When its record cannot be read.
+    /// When the image's record cannot be read.
     pub fn is_host_image(&self, id: &ImageId) -> Result<bool> {
         let record = ImageRecord::read(&self.folder.join(id.as_str()))?;
         Ok(record.is_some_and(|record| record.source == ImageSource::Host))
@@ -405,7 +406,7 @@ impl Images {
         file::write_atomic(&path, format!("{id}\n").as_bytes(), 0o600)
     }
 
-    /// Waits until no other process makes an image of this name.
+    /// Waits until no other process creates an image with this name, and takes the name's lock.
     fn lock_name(&self, name: &ImageName, log: &mut BuildLog, cancel: &Cancel) -> Result<File> {
         let path = self.folder.join(format!("{MAKING}{name}"));
         let mut file = lock_file(&path)?;
@@ -435,7 +436,7 @@ impl Images {
         Ok(file)
     }
 
-    /// Removes the remains of crashes: everything incomplete or partly removed that no process is working on.
+    /// Removes the remains of crashes: all incomplete or partly removed entries on which no process is working.
     fn sweep(&self) -> Result<()> {
         let _moment = lock_store(&self.folder)?;
         for name in names_in(&self.folder)? {
@@ -449,7 +450,7 @@ impl Images {
                     tree::remove_tree(&self.folder, &name)?;
                 }
             } else if name.starts_with(MAKING) {
-                // Remove unused names, which would accumulate; a held lock stays.
+                // Unused lock files would accumulate, so they are removed; a file whose lock is held stays.
                 let file = lock_file(&path)?;
                 if try_lock(&file).at("lock", &path)? {
                     std::fs::remove_file(&path).at("remove", &path)?;
@@ -471,7 +472,7 @@ impl Images {
             let path = self.folder.join(format!("{MAKING}{name}"));
             let turn = lock_file(&path)?;
             if !try_lock(&turn).at("lock", &path)? || !old.is_dir() {
-                // Another process converts it.
+                // Another process is converting this image.
                 continue;
             }
             let staging = Staging::new(&self.folder)?;
@@ -489,18 +490,18 @@ impl Images {
     }
 }
 
-/// Prefix of images that are being made, …
+/// Prefix of the names of images that are being created.
 const NEW: &str = ".new-";
-/// … of images that are being removed, …
+/// Prefix of the names of images that are being removed.
 const GONE: &str = ".gone-";
-/// … and of locks of names.
+/// Prefix of the names of lock files for image names.
 const MAKING: &str = ".making-";
 
-/// File in an image's directory with the ID of the boot in which it was made. Removed when another boot has verified
-/// the image.
+/// The file in an image's directory that contains the ID of the boot in which the image was created. The file is
+/// removed once the image has been verified after a later boot.
 const UNSYNCED: &str = "unsynced";
 
-/// Checks a holder. It becomes a file name, so it must be a plain ID.
+/// Checks the name of a holder: it becomes a file name, so it must be a plain ID.
 fn check_holder(holder: &str) -> Result<&str> {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     if holder.is_empty() || holder.len() > 200 || !holder.bytes().all(fits) {
@@ -509,7 +510,7 @@ fn check_holder(holder: &str) -> Result<&str> {
     Ok(holder)
 }
 
-/// Returns the names in a directory, sorted; none if it does not exist.
+/// Returns the names in a directory, sorted; the list is empty if the directory does not exist.
 fn names_in(folder: &Path) -> Result<Vec<String>> {
     let entries = match std::fs::read_dir(folder) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -521,7 +522,7 @@ fn names_in(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Whether `opened` is still the file at `path`.
+/// Returns whether `opened` is still the file at `path`.
 fn same(opened: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     match (opened.metadata(), path.symlink_metadata()) {
@@ -530,7 +531,7 @@ fn same(opened: &File, path: &Path) -> bool {
     }
 }
 
-/// Takes an exclusive lock; `false` if another process holds it.
+/// Takes an exclusive lock. Returns `false` if another process holds the lock.
 fn try_lock(file: &File) -> std::io::Result<bool> {
     match flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(true),
@@ -556,7 +557,8 @@ fn lock_file(path: &Path) -> Result<File> {
     options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path).at("open", path)
 }
 
-/// Takes the lock under which directories get theirs. It must never be held while waiting.
+/// Takes the lock of the store, under which an image's directory is locked. A thread must never wait while it holds
+/// this lock.
 fn lock_store(folder: &Path) -> Result<File> {
     let path = folder.join(".lock");
     let file = lock_file(&path)?;

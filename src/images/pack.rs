@@ -2,10 +2,10 @@
 //! imported directories, and for backups. Reads only; never follows a link or crosses a mount. Sockets are omitted, and
 //! in images also devices and FIFOs. The order is that of the listing, so a tree always gives the same archive.
 //!
-//! A tree that is exported does not change. One that is backed up may: an entry that disappears is omitted, and a file
-//! has its size at the time it was opened.
+//! A tree that is exported does not change. A tree that is backed up may change: an entry that disappears is omitted,
+//! and a file is stored with the size that it had when it was opened.
 //!
-//! Thread: `image-pack`, one per imported directory; ends when the other end of its pipe is closed.
+//! Thread: `image-pack`, one for each imported directory. It ends when the other end of its pipe is closed.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
@@ -60,7 +60,7 @@ pub(super) fn pipe(path: &Path, cancel: &Cancel) -> Result<PackPipe> {
     Ok(PackPipe { reader: File::from(reader), thread: PackThread(thread) })
 }
 
-/// Packs the directory at `path`; `progress` gets the number of entries so far.
+/// Packs the directory at `path`; `progress` receives the number of entries so far.
 ///
 /// # Errors
 /// `Cancelled`, `InvalidImage` for a tree that is too deep or too large, and errors of reading and writing.
@@ -77,14 +77,14 @@ pub(super) fn write(
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Omitted entries that are named; further ones are only counted.
+/// Maximum number of omitted entries that are named; further omitted entries are only counted.
 const NAMED: usize = 20;
 
 /// An archive that is being written.
 pub(super) struct Packer<'a> {
     out: tar::Builder<&'a mut dyn Write>,
     rules: &'static ArchiveRules,
-    /// Receives a line for each entry.
+    /// Receives a checksum line for each entry.
     sums: Option<&'a mut dyn Write>,
     device: u64,
     links: HashMap<u64, Vec<u8>>,
@@ -93,12 +93,12 @@ pub(super) struct Packer<'a> {
     value: Vec<u8>,
     cancel: &'a Cancel,
     progress: &'a mut dyn FnMut(u64),
-    /// Entries missing from a backup, with the reason.
+    /// Entries that the backup does not contain, each with the reason.
     left_out: Vec<String>,
     left_out_count: u64,
 }
 
-/// Selects names to skip.
+/// A callback that returns whether to skip a name.
 type SkipFn<'a> = &'a dyn Fn(&[u8]) -> bool;
 
 impl<'a> Packer<'a> {
@@ -125,7 +125,7 @@ impl<'a> Packer<'a> {
         }
     }
 
-    /// Packs the directory at `path` under the name `prefix`; `skip` gets names in the archive.
+    /// Packs the directory at `path` under the name `prefix`; `skip` receives the names in the archive.
     pub(super) fn tree(&mut self, path: &Path, prefix: &str, skip: SkipFn<'_>) -> Result<()> {
         let top = open(path, FOLDER, Mode::empty()).at("open", path)?;
         let stat = fstat(&top).at("read", path)?;
@@ -134,7 +134,7 @@ impl<'a> Packer<'a> {
         self.folder(top, &stat, &mut prefix.as_bytes().to_vec(), 0, skip)
     }
 
-    /// Packs one file under this name.
+    /// Packs the file at `path` under the name `name`.
     pub(super) fn file(&mut self, path: &Path, name: &str) -> Result<()> {
         let (Some(folder), Some(last)) = (path.parent(), path.file_name()) else { return Ok(()) };
         let last =
@@ -180,7 +180,7 @@ impl<'a> Packer<'a> {
         self.sums.take().map_or(Ok(()), Write::flush).at("write", "the checksums")
     }
 
-    /// Returns the omitted entries.
+    /// Returns some of the omitted entries, and the number of all omitted entries.
     pub(super) fn left_out(&self) -> (&[String], u64) {
         (&self.left_out, self.left_out_count)
     }
@@ -249,7 +249,7 @@ impl<'a> Packer<'a> {
                     return Ok(());
                 };
                 let inside = fstat(&fd).at("read", display_path(path))?;
-                // A mounted file system is not part of the tree, like the content of /proc.
+                // A mounted file system, such as /proc, is not part of the tree.
                 if inside.st_dev == self.device {
                     return self.folder(fd, &inside, path, depth + 1, skip);
                 }
@@ -318,13 +318,14 @@ impl<'a> Packer<'a> {
             }
             None => {
                 let size = member.size;
-                // A file that shrinks is padded: the size in the header must be provided.
+                // A file that has shrunk is padded, because the archive must contain as many bytes as the header
+                // states.
                 self.put(&member, file.take(size).chain(io::repeat(0)).take(size))
             }
         }
     }
 
-    /// Returns the found value; `None` if the entry disappeared, which only a backup accepts.
+    /// Returns the found value, or `None` if the entry disappeared; only a backup accepts a disappeared entry.
     fn present<T>(&self, found: rustix::io::Result<T>, path: &[u8]) -> Result<Option<T>> {
         match found {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) if self.rules.exact => Ok(None),
@@ -340,7 +341,7 @@ impl<'a> Packer<'a> {
         }
     }
 
-    /// Describes an entry. `fd`: descriptor for its attributes.
+    /// Returns the archive member for an entry; `fd` is a descriptor for reading the entry's attributes.
     fn member(
         &mut self,
         kind: MemberKind,
@@ -461,7 +462,7 @@ fn cancelled() -> Error {
     Error::new(Code::Cancelled, "The operation was cancelled")
 }
 
-/// Ends in the middle of a file too: a file may be as large as the disk.
+/// A reader that can be cancelled even in the middle of a file, because a file may be as large as the disk.
 struct Cancellable<'a, R> {
     inner: R,
     cancel: &'a Cancel,
@@ -476,7 +477,7 @@ impl<R: Read> Read for Cancellable<'_, R> {
     }
 }
 
-/// A time as pax has it. The kernel counts nanoseconds upwards from the second below, also before 1970.
+/// Formats a time for pax. The kernel counts nanoseconds upwards from the second below, even before 1970.
 fn decimal(seconds: i64, nanos: u32) -> String {
     match (seconds, nanos) {
         (..0, 1..) => format!("-{}.{:09}", seconds.unsigned_abs() - 1, 1_000_000_000 - nanos),

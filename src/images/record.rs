@@ -9,35 +9,35 @@ use crate::base::{Error, Result};
 use crate::store::beneath::Root;
 use crate::store::file;
 
-/// Origin of an image.
+/// The origin of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ImageSource {
-    /// The distribution's bootstrap.
+    /// The image was built by the distribution's bootstrap.
     Built,
-    /// An archive or a directory.
+    /// The image was imported from an archive or a directory.
     Imported,
-    /// The host's own system; its programs are not copied.
+    /// The image was created from the host's own system; the host's programs are not copied.
     Host,
 }
 
-/// `image.json`.
+/// The content of `image.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ImageRecord {
-    /// The SHA-256 of its listing.
+    /// The SHA-256 of the image's listing.
     pub id: ImageId,
-    /// Name under which it was made; that name may point elsewhere now.
+    /// The name under which the image was created. The name may now point to another image.
     pub name: ImageName,
     pub source: ImageSource,
-    /// Description of the source.
+    /// A description of the source.
     pub origin: String,
     /// `PRETTY_NAME` of os-release(5).
     pub os: Option<String>,
-    /// RFC 3339.
+    /// The time of creation in RFC 3339.
     pub created_at: String,
     /// Number of entries, including the root directory.
     pub entries: u64,
-    /// Bytes in its files; each file counts once.
+    /// Number of bytes in the image's files; a file with several names counts once.
     pub size_bytes: u64,
 }
 
@@ -46,17 +46,17 @@ pub struct ImageRecord {
 pub struct ImageView {
     #[serde(flatten)]
     pub record: ImageRecord,
-    /// Names that point to it.
+    /// The names that point to the image.
     pub names: Vec<ImageName>,
-    /// IDs of workspaces and snapshots that need it.
+    /// The IDs of workspaces and snapshots that need the image.
     pub held_by: Vec<String>,
 }
 
 impl ImageRecord {
-    /// Reads the record in an image's directory; `None` if there is none.
+    /// Reads the record in an image's directory; returns `None` if the directory has no record.
     ///
     /// # Errors
-    /// `Internal` when it cannot be read.
+    /// `Internal` when the record cannot be read.
     pub(super) fn read(folder: &Path) -> Result<Option<ImageRecord>> {
         let path = folder.join("image.json");
         let Some(bytes) = file::read_optional(&path, 64 << 10)? else { return Ok(None) };

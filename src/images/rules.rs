@@ -6,23 +6,24 @@ use crate::base::limits;
 
 /// Maximum unpacked size of an image: a desktop with toolchains takes 20 GiB.
 const IMAGE_BYTES: u64 = 64 << 30;
-/// … and beyond that, the maximum ratio to the archive's size. Root file systems shrink to a quarter; deflate reaches
-/// at most a thousandth, zstd and xz a ten-thousandth.
+/// Maximum ratio of an image's unpacked size to the size of its archive. Archives of root file systems shrink to a
+/// quarter; deflate reaches at most a thousandth, zstd and xz a ten-thousandth.
 const IMAGE_RATIO: u64 = 100;
 
 /// The rules for one archive.
 #[derive(Debug)]
 pub(super) struct ArchiveRules {
-    /// Preserve owners, modes, devices, all attributes, nanosecond times and holes; no entry may replace another.
+    /// Whether to preserve owners, modes, devices, all attributes, nanosecond times and holes. If set, no entry may
+    /// replace another.
     pub(super) exact: bool,
-    /// Largest unpacked size in bytes.
+    /// Maximum unpacked size in bytes.
     pub(super) bytes: u64,
-    /// Largest ratio of unpacked to packed size, beyond `limits::IMAGE_RATIO_FREE`.
+    /// Maximum ratio of unpacked to packed size; it applies above an unpacked size of `limits::IMAGE_RATIO_FREE`.
     pub(super) ratio: u64,
     pub(super) entries: u64,
-    /// Deepest directory.
+    /// Maximum depth of a directory.
     pub(super) depth: usize,
-    /// Whether entries other than files and directories may have this name.
+    /// Returns whether an entry with this name may be a link or a device.
     pub(super) links: fn(&[u8]) -> bool,
 }
 
@@ -35,8 +36,8 @@ pub(super) const IMAGE: ArchiveRules = ArchiveRules {
     links: |_| true,
 };
 
-/// The free disk space bounds a restore. A workload can create trees deeper than any path; entries below this depth are
-/// omitted from a backup, which reports them.
+/// The rules for backups. The free disk space limits a restore, so there is no maximum size. A workload can create
+/// trees that are deeper than any path; entries below this depth are omitted from a backup, which reports them.
 pub(super) const BACKUP: ArchiveRules = ArchiveRules {
     exact: true,
     bytes: u64::MAX,
@@ -46,11 +47,12 @@ pub(super) const BACKUP: ArchiveRules = ArchiveRules {
     links: may_be_link,
 };
 
-/// The directory with the data.
+/// The directory of the archive that contains the data.
 pub const DATA: &str = "data";
 
-/// Whether links and devices may have this name: in files of workspaces and images, in the homes of sandboxes and in
-/// the library. berth opens all other files by name, so a link in an archive would lead it out of the directory.
+/// Returns whether links and devices may have this name. They may be in files of workspaces and images, in the homes of
+/// sandboxes and in the library. berth opens all other files by name, so a link in an archive would lead berth out of
+/// the directory.
 pub(super) fn may_be_link(path: &[u8]) -> bool {
     let mut parts = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty());
     if parts.next() != Some(DATA.as_bytes()) {

@@ -1,5 +1,5 @@
-//! Sparse files in backups: finds their data (lseek(2)) and writes the map of PAX format 1.0 (GNU tar's manual,
-//! "Storing Sparse Files"), which `archive` reads.
+//! Sparse files in backups. This module finds the data ranges of a file (lseek(2)) and writes them as a map in PAX
+//! format 1.0 (GNU tar's manual, "Storing Sparse Files"), which `archive` reads.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,8 +11,8 @@ use rustix::io::Errno;
 use super::archive::DataRange;
 use crate::base::limits;
 
-/// Returns the positions of a file's data; `None` if the file is stored whole. A file with more pieces than a reader
-/// accepts is stored whole too.
+/// Returns the ranges of a file that contain data, or `None` if the file is stored as a whole. A file with more ranges
+/// than a reader accepts is also stored as a whole.
 pub(super) fn data_ranges(file: &File, stat: &Stat) -> io::Result<Option<Vec<DataRange>>> {
     let size = stat.st_size.unsigned_abs();
     if stat.st_blocks.unsigned_abs().saturating_mul(512) >= size {
@@ -21,7 +21,7 @@ pub(super) fn data_ranges(file: &File, stat: &Stat) -> io::Result<Option<Vec<Dat
     let (mut pieces, mut at, mut bytes) = (Vec::new(), 0, 0);
     while at < size {
         let start = match seek(file, SeekFrom::Data(at)) {
-            // Only a hole follows `at`.
+            // Only a hole follows the position `at`.
             Err(Errno::NXIO) => break,
             Err(Errno::INVAL) => return Ok(None),
             start => start?,
@@ -60,7 +60,7 @@ pub(super) fn encode_map(pieces: &[DataRange]) -> Vec<u8> {
     map
 }
 
-/// Reads the data of a file without its holes. Parts that were truncated since are read as zeros.
+/// Reads the data of a file without its holes. Ranges that have been truncated since are read as zeros.
 pub(super) struct SparseReader {
     file: File,
     pieces: std::vec::IntoIter<DataRange>,

@@ -1,4 +1,5 @@
-//! An image that is being made: a directory that is locked during the work and removed unless it was finished.
+//! An image that is being created: a directory that is locked during the work, and removed unless the image was
+//! finished.
 
 use std::fs::File;
 use std::os::unix::fs::PermissionsExt as _;
@@ -28,7 +29,7 @@ impl Staging {
     pub(super) fn new(images: &Path) -> Result<Staging> {
         let name = format!("{NEW}{}", uuid::Uuid::new_v4());
         let path = images.join(&name);
-        // A sweep between creation and locking would remove the directory.
+        // Without this lock, a sweep between the creation and the locking of the directory would remove it.
         let _moment = lock_store(images)?;
         file::create_dir_private(&path)?;
         let locked = File::open(&path).at("open", &path)?;
@@ -48,17 +49,17 @@ impl Staging {
         self.folder().join("root")
     }
 
-    /// Makes an existing directory of the same file system the tree.
+    /// Makes an existing directory of the same file system the image's tree.
     pub(super) fn adopt_tree(&self, folder: &Path) -> Result<()> {
         std::fs::remove_dir(self.root()).at("replace", self.root())?;
         std::fs::rename(folder, self.root()).at("move", folder)
     }
 
-    /// Moves the tree aside as parts for a new tree.
+    /// Moves the tree aside, so that a new tree can be created from its parts.
     pub(super) fn set_aside(&self) -> Result<PathBuf> {
         let parts = self.folder().join("parts");
         if parts.exists() {
-            // Layers that are already part of the tree.
+            // Remove layers that are already part of the tree.
             tree::remove_tree(&self.folder(), "parts")?;
         }
         std::fs::rename(self.root(), &parts).at("move", self.root())?;
@@ -66,11 +67,11 @@ impl Staging {
         Ok(parts)
     }
 
-    /// Turns the tree into an image: lists it and moves it into place. If an image with the same content exists,
-    /// returns that one.
+    /// Turns the tree into an image: lists the tree and moves it into place. If an image with the same content exists,
+    /// returns that image instead.
     ///
     /// # Errors
-    /// `Cancelled`, `InvalidImage`, `DiskFull`, `Internal`; nothing remains then.
+    /// `Cancelled`, `InvalidImage`, `DiskFull` or `Internal`; the tree is removed in all these cases.
     pub(super) fn finish(
         self,
         name: &ImageName,

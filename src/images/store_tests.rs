@@ -55,7 +55,8 @@ fn images_of_older_versions_are_converted() {
     write_atomic(&image.root.join("usr/word"), b"one", 0o4755).unwrap();
     assert!(images.verify(&image.id, &cancel).unwrap().ok);
     assert!(images.find(&image.id.as_str()[..5]).is_err(), "five digits are too few");
-    // The same content is the same image; other content is another image, and the name points to the newest.
+    // The same content gives the same image. Other content gives another image, and the name points to the newest
+    // image.
     drop(images);
     old_image(&dir, "one");
     let images = open(&dir);

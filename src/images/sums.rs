@@ -17,7 +17,7 @@ use super::archive::{Member, MemberKind};
 use super::listing::{FileDigest, escape};
 use crate::base::hex::encode as hex;
 
-/// Starts the digest of a file.
+/// Returns the digest state for a file's content, which begins with the map of a sparse file.
 pub(super) fn start_digest(member: &Member) -> Sha256 {
     let mut digest = Sha256::new();
     for piece in member.pieces.iter().flatten() {
@@ -60,7 +60,7 @@ pub(super) fn line(member: &Member, digest: Option<&FileDigest>) -> Vec<u8> {
     line
 }
 
-/// Hashes bytes that are read through it.
+/// A reader that hashes the bytes that are read through it.
 pub(super) struct DigestingReader<R> {
     inner: R,
     pub(super) digest: Sha256,

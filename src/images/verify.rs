@@ -1,4 +1,4 @@
-//! Verifies that an image still matches its ID by reading all of it.
+//! Verifies that an image still matches its ID, by reading all of its files.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -12,16 +12,16 @@ use super::{Image, ImageId, Images};
 use crate::base::{At, Result};
 use crate::proc::Cancel;
 
-/// Number of differences on each side that a verification reports.
+/// Maximum number of differences on each side that a verification reports.
 const IMAGE_DIFFERENCES: usize = 20;
 
-/// Result of a verification.
+/// The result of a verification.
 #[derive(Clone, Debug, Serialize)]
 pub struct Verified {
     pub id: ImageId,
     /// Whether the content is unchanged.
     pub ok: bool,
-    /// The first lines of the listing that are no longer true (`-`) or new (`+`).
+    /// The first lines of the listing that are no longer correct (`-`) or are new (`+`).
     pub differences: Vec<String>,
 }
 
@@ -50,14 +50,14 @@ impl Images {
     }
 }
 
-/// Opens a file without a name.
+/// Creates a file without a name in `folder`.
 pub(super) fn tempfile(folder: &std::path::Path) -> Result<File> {
     use rustix::fs::{Mode, OFlags, open};
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     open(folder, flags, Mode::RUSR | Mode::WUSR).map(File::from).at("write in", folder)
 }
 
-/// Finds lines that only one of the two files has. Their hashes fit into memory where the lines might not.
+/// Finds lines that only one of the two files contains. The hashes of all lines fit into memory, but the lines may not.
 fn compare(then: &mut File, now: &mut File, differences: &mut Vec<String>) -> std::io::Result<()> {
     let state = RandomState::new();
     let mut known = [HashSet::new(), HashSet::new()];

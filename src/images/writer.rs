@@ -3,7 +3,7 @@
 //! component of a name is never followed. Devices and FIFOs are omitted: a container gets its own. Set-user-ID and
 //! similar bits are kept only on regular files (sudo needs them) with an owner that exists in a container.
 //!
-//! No locks. One thread writes, and it must be the only one.
+//! A writer has no locks. One thread writes, and no other thread may change the tree.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -37,47 +37,47 @@ const IMAGE_FREE_FILES: u64 = 10_000;
 /// Maximum user and group id in a container, where 65536 are mapped; the kernel's `nobody`, 65534, replaces any other.
 const IMAGE_ID_MOST: u64 = 65535;
 
-/// Entries that were omitted or changed.
+/// The numbers of entries that were omitted or changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftOut {
-    /// Omitted devices and FIFOs.
+    /// Number of devices and FIFOs that were omitted.
     pub devices: u64,
-    /// Entries assigned to the overflow user, because their owner does not exist in a container.
+    /// Number of entries that were assigned to the overflow user, because their owner does not exist in a container.
     pub owners: u64,
-    /// Omitted extended attributes that belong to a host.
+    /// Number of extended attributes that were omitted because they belong to a host.
     pub attributes: u64,
 }
 
 pub(super) struct TreeWriter {
     root: OwnedFd,
     path: PathBuf,
-    /// Directory of the last entry.
+    /// The directory of the last entry, with its path.
     parent: Option<(Vec<u8>, OwnedFd)>,
-    /// An entry was replaced, so the path of `parent` may now lead elsewhere.
+    /// Whether an entry was replaced, so that the path of `parent` may now lead to another directory.
     stale: bool,
     rules: &'static ArchiveRules,
-    /// For images.
+    /// Computes the digests of an image's files; `None` for a backup.
     hasher: Option<FileHasher>,
-    /// Times of directories, set at the end because writing entries changes them; and modes that would prevent the
-    /// owner from writing.
+    /// The times of directories, which are set at the end because writing entries changes them; and modes that are set
+    /// at the end because they would prevent the owner from writing.
     times: Vec<(Vec<u8>, Timestamps, Option<Mode>)>,
-    /// Hashes of the paths that this layer made; its whiteouts do not remove them.
+    /// Hashes of the paths that the current layer created; the layer's whiteouts do not remove these paths.
     layer: HashSet<u64>,
     state: RandomState,
     pub(super) left_out: LeftOut,
     pub(super) entries: u64,
     pub(super) bytes: u64,
-    /// Bytes since the last check of free space. A small file counts as a larger one.
+    /// Number of bytes written since the last check of free space. A small file counts as a larger one.
     unchecked_bytes: u64,
 }
 
 impl TreeWriter {
-    /// Writes into the directory at `path`, which must be private.
+    /// Creates a writer for the directory at `path`, which must be private.
     pub(super) fn new(path: &Path) -> Result<TreeWriter> {
         TreeWriter::with(path, &IMAGE, Some(FileHasher::start()?))
     }
 
-    /// Creates a writer for a backup: everything is written exactly.
+    /// Creates a writer for a backup, which preserves every entry exactly.
     pub(super) fn exact(path: &Path) -> Result<TreeWriter> {
         TreeWriter::with(path, &BACKUP, None)
     }
@@ -101,7 +101,7 @@ impl TreeWriter {
         })
     }
 
-    /// Begins a layer. Whiteouts apply to the entries present now.
+    /// Begins a layer. The whiteouts of the layer apply to the entries that exist now.
     pub(super) fn next_layer(&mut self) {
         self.layer.clear();
     }
@@ -125,7 +125,7 @@ impl TreeWriter {
             return match member.kind {
                 MemberKind::Folder => {
                     let root = self.root.try_clone().at("open", &self.path)?;
-                    // All users must be able to enter.
+                    // All users of the container must be able to enter the root directory.
                     self.attributes(&root, member, member.mode & 0o7777 | 0o555)?;
                     self.times.push((Vec::new(), self.times(member), None));
                     Ok(None)
@@ -223,7 +223,7 @@ impl TreeWriter {
                 }
                 match unlinkat(at, name, AtFlags::REMOVEDIR) {
                     _ if ours => Ok(()),
-                    // It contains entries of this layer.
+                    // The directory contains entries of this layer.
                     Ok(()) | Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(()),
                     Err(error) => Err(error).at("remove", display_path(path)),
                 }
@@ -235,7 +235,7 @@ impl TreeWriter {
     pub(super) fn finish(mut self) -> Result<(KnownDigests, LeftOut)> {
         self.room()?;
         for (path, times, mode) in self.times.iter().rev() {
-            // It may have been replaced or removed.
+            // The directory may have been replaced or removed.
             if let Ok(folder) = resolve(&self.root, path, FOLDER | OFlags::NOFOLLOW, self.rules.exact) {
                 futimens(&folder, times).at("write", display_path(path))?;
                 if let Some(mode) = mode {
@@ -284,7 +284,8 @@ impl TreeWriter {
         if self.can_chown() {
             for_member(chownat(at, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW), member)?;
         }
-        // Overrides the umask; a device is not a link.
+        // The mode is set again because the umask may have changed it. A device is not a link, so chmod(2) does not
+        // follow it.
         for_member(chmodat(at, name, mode, AtFlags::empty()), member)?;
         for_member(utimensat(at, name, &self.times(member), AtFlags::SYMLINK_NOFOLLOW), member)
     }
@@ -308,7 +309,7 @@ impl TreeWriter {
             match part {
                 ContentPart::Data(chunk, part) => {
                     if at > 0 {
-                        // After a hole; otherwise the position is already correct.
+                        // Only after a hole, the position must be set; otherwise the position is already correct.
                         use std::io::{Seek as _, SeekFrom};
                         file.seek(SeekFrom::Start(at)).at("write", display_path(&member.path))?;
                     }
@@ -367,7 +368,7 @@ impl TreeWriter {
                 Err(Errno::NOTSUP) if name != b"security.capability" && !is_overlay(name) => {
                     self.left_out.attributes += 1;
                 }
-                // Labels of this host's security module.
+                // These attributes are labels of this host's security module.
                 Err(_) if exact && name.starts_with(b"security.") && name != b"security.capability" => {
                     self.left_out.attributes += 1;
                 }
@@ -386,7 +387,7 @@ impl TreeWriter {
         (Uid::from_raw(uid.unwrap_or(NOBODY)), Gid::from_raw(gid.unwrap_or(NOBODY)))
     }
 
-    /// Whether owners can be set. A user other than root restores files as its own.
+    /// Returns whether this process can set owners. A user other than root restores all files as its own.
     fn can_chown(&self) -> bool {
         !self.rules.exact || rustix::process::geteuid().is_root()
     }
@@ -399,7 +400,7 @@ impl TreeWriter {
         }
     }
 
-    /// Creates an entry in the current directory, replacing an existing one.
+    /// Creates an entry in the current directory, and replaces an existing entry of the same name.
     fn make(
         &mut self,
         name: &[u8],
@@ -429,7 +430,7 @@ impl TreeWriter {
         self.parent.as_ref().map(|(_, fd)| fd).ok_or_else(|| Error::internal("No directory was entered"))
     }
 
-    /// Enters `folder`; missing directories are created, owned by root.
+    /// Enters `folder`. Missing directories are created and are owned by root.
     fn enter(&mut self, folder: &[u8], member: &Member) -> Result<()> {
         if !self.stale && self.parent.as_ref().is_some_and(|(path, _)| path == folder) {
             return Ok(());
@@ -455,7 +456,7 @@ impl TreeWriter {
         for name in folder.split(|byte| *byte == b'/') {
             match mkdirat(&at, name, Mode::from_raw_mode(0o755)) {
                 Ok(()) => {
-                    // Overrides the umask.
+                    // The mode is set again because the umask may have changed it.
                     let made =
                         for_member(openat(&at, name, FOLDER | OFlags::NOFOLLOW, Mode::empty()), member)?;
                     for_member(fchmod(&made, Mode::from_raw_mode(0o755)), member)?;
@@ -478,7 +479,7 @@ impl TreeWriter {
         resolve(&self.root, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, self.rules.exact)
     }
 
-    /// Checks the free space from time to time. `written`: bytes since the last call.
+    /// Checks the free space from time to time. `written` is the number of bytes since the last call.
     fn check_room(&mut self, written: u64) -> Result<()> {
         self.unchecked_bytes = self.unchecked_bytes.saturating_add(written.max(16 << 10));
         if self.unchecked_bytes < 16 << 20 { Ok(()) } else { self.room() }
@@ -505,7 +506,7 @@ impl TreeWriter {
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-/// Opens a directory beneath `root`. `exact`: follow no links.
+/// Opens a directory beneath `root`. With `exact`, follows no links.
 fn resolve(root: &OwnedFd, path: &[u8], flags: OFlags, exact: bool) -> rustix::io::Result<OwnedFd> {
     let links = if exact { ResolveFlags::NO_SYMLINKS } else { ResolveFlags::NO_MAGICLINKS };
     let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_XDEV | links;
@@ -518,7 +519,8 @@ fn resolve(root: &OwnedFd, path: &[u8], flags: OFlags, exact: bool) -> rustix::i
     Err(Errno::AGAIN)
 }
 
-/// Normalizes a path: removes slashes at both ends and `.`; empty for the root itself.
+/// Normalizes a path: removes slashes at both ends, and components that are `.`. The result is empty for the root
+/// itself.
 pub(super) fn normalize(path: &[u8]) -> Result<Vec<u8>> {
     let mut parts: Vec<&[u8]> = Vec::new();
     for part in path.split(|byte| *byte == b'/') {
@@ -557,7 +559,7 @@ fn names(folder: &OwnedFd) -> rustix::io::Result<Vec<Vec<u8>>> {
     dir_entries(Dir::read_from(folder)?).map(|entry| Ok(entry?.file_name().to_bytes().to_vec())).collect()
 }
 
-/// Whether overlayfs uses the attribute (Documentation/filesystems/overlayfs.rst).
+/// Returns whether overlayfs uses the attribute (Documentation/filesystems/overlayfs.rst).
 fn is_overlay(name: &[u8]) -> bool {
     name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
 }

@@ -1,4 +1,4 @@
-//! What the server prints once it listens: addresses, new tokens, failed host checks and a first request to try.
+//! Prints messages once the server listens: its addresses, new tokens, failed host checks, and a first request to try.
 
 use super::Settings;
 use crate::access::TokenSource;
@@ -13,7 +13,7 @@ pub(super) fn announce(ctx: &Ctx, settings: &Settings, doors: &Listeners, tokens
         log::info!(target: BOOT, "OpenWork server listening on {address}");
     }
     let made = |source: TokenSource| tokens && ctx.credentials.fresh && source == TokenSource::Generated;
-    // Directly to the terminal: the log never contains secrets.
+    // Tokens are printed directly to the terminal, because the log never contains secrets.
     if made(ctx.credentials.client_source) {
         eprintln!("Client token: {}", ctx.credentials.client_token());
     }

@@ -1,5 +1,6 @@
-//! A server in a container together with its OpenCode (`--sandbox-server inside`): this process starts the container with an
-//! engine's program, waits until the server in it answers, and stops it. It serves no requests itself.
+//! Runs the server in a container together with its OpenCode (`--sandbox-server inside`). This process starts the
+//! container with an engine's program, waits until the server in the container answers, and stops it. This process
+//! serves no requests itself.
 
 use std::io::Read as _;
 use std::net::SocketAddr;
@@ -28,38 +29,39 @@ use crate::store::lock::DataLock;
 
 /// How long the server in the container may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(12);
-/// Timeout of one request.
+/// Timeout of one request to the server in the container.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// For a process without a deadline.
+/// The timeout of a process that has no deadline.
 const NO_DEADLINE: Duration = Duration::from_secs(u32::MAX as u64);
-/// Bytes kept of the output of the engine's program.
+/// Number of bytes of the engine program's output that are kept.
 const OUTPUT_BYTES: usize = 64 << 10;
-/// Maximum size of an answer.
+/// Maximum size of an answer of the server in the container.
 const ANSWER_BYTES: u64 = 1 << 20;
 
-/// How the engine's program ended, and its last output.
+/// The exit of the engine's program, and its last output; `None` while the program runs.
 type EngineOutcome = Arc<Mutex<Option<(Option<Exit>, String)>>>;
 
 /// The engine's program, which runs as long as the container.
 struct EngineChild {
-    /// Closing this stops the container.
+    /// The input of the engine's program. Closing it stops the container.
     input: Option<OwnedFd>,
     kill: Cancel,
     outcome: EngineOutcome,
     _watch: JoinOnDrop,
 }
 
-/// What the container has besides OpenCode.
+/// The programs that the container has besides OpenCode.
 #[derive(Clone, Debug, Default)]
 pub struct ContainerContents {
-    /// The server's program; `None`: this one.
+    /// The path of the server's program; `None` for the program of this process.
     pub server: Option<PathBuf>,
-    /// A bot's port on this host and in the container.
+    /// The port of a bot on this host and in the container.
     pub bot: Option<(u16, u16)>,
 }
 
-/// Runs the container until a signal or its end. Calls `up` on a thread of its own once its server answers.
+/// Runs the container until a signal arrives or the container ends. Calls `up` on a separate thread once the server in
+/// the container answers.
 ///
 /// # Errors
 /// When the container cannot be started, or its server ends by itself.
@@ -112,7 +114,7 @@ pub fn run_inside(
     ];
     let own = own.map(|(name, value)| (name.to_owned(), value.clone()));
     let passed = opencode.env.iter().filter(|(name, _)| !crate::host::is_of_the_host(name)).cloned();
-    // A bot must listen where the engine publishes it.
+    // A bot must listen on the port that the engine publishes.
     let bot = contents.bot.map(|(_, inside)| {
         let port = ["OWPENBOT_HEALTH_PORT", "OPENCODE_ROUTER_HEALTH_PORT"];
         let host = ("OWPENBOT_HEALTH_HOST".to_owned(), "0.0.0.0".to_owned());
@@ -150,7 +152,7 @@ pub fn run_inside(
     signals.wait()?;
     stopping.cancel();
     log::info!("Stopping");
-    // Until its server has answered, there are no requests to complete.
+    // Until the server in the container has answered, there are no requests to complete.
     let patience = if secrets.exists() { Duration::ZERO } else { STOP_TIMEOUT };
     let stopped = end(running, plan, &folder, &cgroups, patience);
     let _ = std::fs::remove_file(&secrets);
@@ -185,7 +187,8 @@ fn words(settings: &Settings) -> Vec<String> {
     words
 }
 
-/// Returns the variables in the format of Docker's --env-file: one on a line, so a value with a line break cannot be passed.
+/// Returns the variables in the format of Docker's --env-file: one variable on a line, so a value with a line break
+/// cannot be passed.
 fn env_file(variables: impl Iterator<Item = (String, String)>) -> String {
     let mut text = String::new();
     for (name, value) in variables {
@@ -200,7 +203,7 @@ fn env_file(variables: impl Iterator<Item = (String, String)>) -> String {
     text
 }
 
-/// Starts the engine's program; `ended` is called at its end.
+/// Starts the engine's program; `ended` is called when the program ends.
 fn start(
     command: &EngineCommand,
     words: &[String],
@@ -234,7 +237,7 @@ fn start(
     Ok(EngineChild { input: Some(input), kill, outcome, _watch: watch })
 }
 
-/// Stops the container: its server stops when its input closes.
+/// Stops the container: the server in it stops when its input closes.
 fn end(
     mut running: EngineChild,
     plan: &EnginePlan,
@@ -254,7 +257,7 @@ fn end(
         Err(error) => log::warn!("The container {} may still exist: {error}", plan.name),
     }
     match by_itself {
-        // `docker stop` and `docker kill`: the container was stopped through its engine.
+        // The container was stopped through its engine, with `docker stop` or `docker kill`.
         None | Some((Some(Exit::Code(0 | 137 | 143)), _)) => Ok(()),
         Some((exit, said)) => {
             let exit = exit.map_or_else(|| "killed".to_owned(), |exit| exit.to_string());
@@ -263,7 +266,7 @@ fn end(
     }
 }
 
-/// Waits for the server in the container.
+/// Waits until the server in the container is ready.
 struct ReadinessWait {
     plan: EnginePlan,
     cgroups: Cgroups,
@@ -276,7 +279,7 @@ struct ReadinessWait {
 }
 
 impl ReadinessWait {
-    /// Waits until the server and its OpenCode answer.
+    /// Waits until the server in the container and its OpenCode answer.
     fn wait(mut self, stop: UnixStream) -> Result<RunningServer> {
         let config = Agent::config_builder().http_status_as_error(false).max_redirects(0).proxy(None).build();
         let agent = Agent::new_with_config(config);
@@ -287,7 +290,7 @@ impl ReadinessWait {
             }
             waiting.get(&agent, "/health")
         })?;
-        // The engine has read them, and only root could read them in between.
+        // The engine has read the secrets. Until now, only root could read the file.
         let _ = std::fs::remove_file(&self.secrets);
         let version = health["version"].as_str().unwrap_or("?").to_owned();
         if version != env!("CARGO_PKG_VERSION") {

@@ -51,8 +51,8 @@ pub(super) fn supervise(
     SupervisorHandle::start(plan, managed, surroundings)
 }
 
-/// Removes, on a thread of its own, the container that a killed server has left in an engine. A `plan` that uses a container
-/// removes it itself.
+/// Removes the container that a killed server has left in an engine, on a separate thread. If `plan` uses a container,
+/// the plan removes the old container itself.
 pub(super) fn sweep(
     plan: Option<&OpencodePlan>,
     data_dir: &Path,

@@ -1,4 +1,4 @@
-//! A started server, for the command that started it.
+//! A started server, as the command that started it sees it.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -8,11 +8,11 @@ use crate::proc::Cancel;
 
 /// A server that accepts requests.
 pub struct RunningServer {
-    /// Its first address: `http://…`, or `unix:` and a path.
+    /// The first address of the server: `http://…`, or `unix:` and a path.
     pub address: String,
     pub client_token: String,
     pub host_token: String,
-    /// The OpenCode that it runs, if any.
+    /// The OpenCode that the server runs, if any.
     pub managed: Option<Arc<Managed>>,
     /// The id of the first workspace.
     pub workspace_id: String,
@@ -22,7 +22,7 @@ pub struct RunningServer {
 }
 
 impl RunningServer {
-    /// Stops the server like a signal.
+    /// Stops the server as a signal would.
     pub fn stop(&self) {
         use std::io::Write as _;
         let _ = (&self.stop).write_all(&[0]);
