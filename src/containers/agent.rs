@@ -48,8 +48,8 @@ pub fn main() -> ! {
 }
 
 fn serve() -> Result<()> {
-    // A waiting process shares the zygote's memory. A core dump of one would kill all of them (before Linux 5.16), and
-    // the command that it becomes must not read that memory (ptrace(2)).
+    // A waiting process shares the zygote's memory. Before Linux 5.16, a core dump of one waiting process would
+    // kill all of them. Also, the command that a waiting process executes must not read that memory (ptrace(2)).
     set_dumpable_behavior(DumpableBehavior::NotDumpable).at("set up", "the agent")?;
     let at = "the agent's socket";
     let listener = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), FIRST_OWN).at("take over", at)?;

@@ -33,8 +33,8 @@ pub(super) fn listen_in(folder: &OwnedFd) -> Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Connects to the agent without blocking. A process inside can stop the agent (ptrace(2)), which must not block the
-/// server; if the agent's backlog is full, the connection is refused.
+/// Connects to the agent without blocking. A process inside can stop the agent (ptrace(2)), but a stopped agent
+/// must not block the server: if the agent's backlog is full, the connection is refused.
 pub(super) fn connect_to_agent(folder: &OwnedFd) -> Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).at("open", "a socket")?;

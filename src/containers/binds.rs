@@ -25,7 +25,8 @@ use crate::proc::{idmap, sys};
 use crate::store::allowlist::{Allowlist, MountRequest};
 use crate::store::file;
 
-/// The first systemd version with an nspawn that maps the owner of a bind mount to root in the container (`rootidmap`).
+/// The first systemd version whose nspawn can map the owner of a bind mount to root in the container
+/// (`rootidmap`).
 pub(super) const MAPPING_SYSTEMD: u32 = 252;
 
 /// Cloned mounts, kept open until the container has started.
@@ -129,7 +130,7 @@ pub(super) fn read_result(runtime: &Path) -> Vec<BindMount> {
     bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
 }
 
-/// `berth attach RUNTIME TASKS NSPAWN ARGS…`: sets up the mounts and executes nspawn.
+/// Runs `berth attach RUNTIME TASKS NSPAWN ARGS…`: sets up the bind mounts and executes nspawn.
 pub fn main(args: &[String]) -> ExitCode {
     let error = match attach(args) {
         Ok(error) | Err(error) => error,

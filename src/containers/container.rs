@@ -130,7 +130,7 @@ impl Container {
         }
     }
 
-    /// Returns the current and total resource usage if the container is running.
+    /// Returns the current and total resource usage; `None` if the container is not running.
     pub(super) fn usage(&self) -> Option<(CurrentUsage, Usage)> {
         let running = self.current()?;
         let mut usage = running.group.usage();
@@ -152,14 +152,14 @@ impl Container {
         BusyGuard::new(&self.activity)
     }
 
-    /// Returns a hold for a command that an earlier server started and another berth process watches; `None` if the
-    /// container is not running.
+    /// Returns a guard that keeps the container running for a command that another berth process watches; `None`
+    /// if the container is not running.
     pub fn hold(&self) -> Option<Box<dyn HandoverGuard>> {
         let running = self.running.lock().clone().filter(|running| running.is_alive())?;
         Some(Box::new(ContainerHold { running, _busy: Some(self.busy()) }))
     }
 
-    /// Starts the container if it is not running.
+    /// Starts the container; does nothing if it is already running.
     ///
     /// # Errors
     /// `ContainerStopped` with nspawn's last output; `Unavailable` when a tool is missing.
@@ -167,7 +167,7 @@ impl Container {
         self.running().map(drop)
     }
 
-    /// Stops the container and waits until all its processes have ended. Does nothing if it is stopped.
+    /// Stops the container and waits until all its processes have ended; does nothing if it is already stopped.
     pub fn stop(&self) {
         let mut state = self.running.lock();
         if let Some(running) = state.take() {
@@ -183,7 +183,7 @@ impl Container {
         }
     }
 
-    /// Stops the container if it has been idle for its timeout; otherwise returns when to check again.
+    /// Stops the container if it has been idle for its timeout; otherwise returns the time of the next check.
     pub(super) fn stop_if_idle(&self) -> Option<Instant> {
         let timeout = lock(&self.spec).idle_timeout?;
         let Some(mut state) = self.running.try_lock() else {
@@ -191,7 +191,8 @@ impl Container {
             return Some(Instant::now() + Duration::from_secs(1));
         };
         state.as_ref()?;
-        // From here on, a caller that needs the container waits for the lock and starts it again.
+        // This thread holds the lock. A caller that needs the container now waits for the lock and starts it
+        // again.
         if self.activity.busy() > 0 {
             return Some(Instant::now() + timeout);
         }
@@ -228,7 +229,7 @@ impl Container {
         let spec = &lock(&self.spec).clone();
         let nspawn = tools::require("systemd-nspawn")?;
         let mut group = self.context.cgroups.group(&spec.machine_name)?;
-        // Remove processes and state that a crashed server left under this name.
+        // Remove processes and files that a crashed server left for a container of this name.
         group.kill(None)?;
         ContainerRecord::remove(&spec.runtime);
         // Limits of this cgroup apply to all cgroups below it; nspawn enters its directories in v1 hierarchies at
@@ -255,12 +256,12 @@ impl Container {
         let output = rustix::fs::open(&log, flags, Mode::from_raw_mode(0o600)).at("write", &log)?;
         let output2 = output.try_clone().at("duplicate", "a file")?;
         let child_group = self.context.cgroups.group(&format!("{}/{AGENTS}", spec.machine_name))?;
-        // For a root without systemd, nspawn assumes cgroup v1. On a host with only v2 it would mount a v1 hierarchy,
-        // which then appears in every process of the host.
+        // For a root without systemd, nspawn assumes cgroup v1. On a host with only v2, nspawn would mount a v1
+        // hierarchy, which then appears in every process of the host.
         let unified = ("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY".to_owned(), "1".to_owned());
         // Keep /tmp in the root: there it persists, is part of snapshots and uses no memory (systemd's ENVIRONMENT.md).
         let disk_tmp = ("SYSTEMD_NSPAWN_TMPFS_TMP".to_owned(), "0".to_owned());
-        // The agent's binary is a copy that no upgrade replaces.
+        // `spec.agent` is a copy of this binary, which no upgrade replaces.
         let child = Spec::new(&spec.agent)
             .args(nspawn_args(spec, &root, &nspawn, &resolv_conf, script.as_deref(), attach))
             .envs(self.context.cgroups.only_v2().then_some(&unified).into_iter().chain([&disk_tmp]))
@@ -391,7 +392,8 @@ impl Container {
         let all = self.context.cgroups.group(&self.name)?;
         let lease = state.link.clone().and_then(|link| self.context.networks.adopt(link));
         if lease.is_none() && state.link.is_some() {
-            // The link was removed, and without a lease nothing would maintain the firewall rules for its name.
+            // The network link was removed. Without a lease, the firewall rules for its name would not be
+            // maintained.
             return Ok(false);
         }
         let owner = NspawnMonitor::start(
@@ -438,7 +440,7 @@ impl Container {
         Ok(group)
     }
 
-    /// Returns a cgroup for a waiting process, reusing one if possible.
+    /// Returns a cgroup for a waiting process; reuses the cgroup of an ended command if there is one.
     pub(super) fn group_for_spare(&self, running: &RunningContainer) -> Result<Group> {
         let used = lock(&running.spare_groups).pop();
         used.map_or_else(|| self.new_command_group(), Ok)

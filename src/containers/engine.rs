@@ -172,7 +172,7 @@ impl Engine {
         }
     }
 
-    /// Returns the current and total resource usage of a running container.
+    /// Returns the current and total resource usage of a container; `None` if it is not running.
     pub fn usage(&self, name: &str) -> Option<(CurrentUsage, Usage)> {
         let container = lock(&self.containers).get(name).cloned();
         container.and_then(|container| container.usage())

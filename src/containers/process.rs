@@ -157,7 +157,7 @@ impl Drop for ContainerProcess {
         if !self.oom_reported.get() {
             self.oom_killed();
         }
-        // Other owners of the cgroup may still send signals to it.
+        // Other holders of the cgroup may still send signals to its processes.
         let group = std::mem::replace(&mut self.signal_handle.group, Arc::new(Group::placeholder()));
         if let Some((running, group)) = self.running.as_ref().zip(Arc::into_inner(group)) {
             running.add_spare_group(group);

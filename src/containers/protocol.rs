@@ -1,5 +1,6 @@
-//! Protocol between engine and agent on a Unix stream socket, one connection per process: a packed command in one
-//! direction, messages of eight bytes in the other. The agent is untrusted: every wait of the engine has a deadline.
+//! The protocol between engine and agent on a Unix stream socket, with one connection per process. The engine
+//! sends a packed command, and the agent sends messages of eight bytes. The agent is untrusted: every wait of the
+//! engine has a deadline.
 
 use std::ffi::CString;
 use std::io::{IoSlice, IoSliceMut};

@@ -1,4 +1,4 @@
-//! The settings of a container and its nspawn command line.
+//! The settings of a container, and the nspawn command line that they result in.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -31,7 +31,7 @@ pub struct ContainerSpec {
     pub mounts: Vec<MountRequest>,
     /// Limits for all processes of the container together.
     pub limits: Limits,
-    /// Size of an in-memory /tmp; `None`: /tmp is on disk.
+    /// Size of /tmp in memory; `None` keeps /tmp on disk.
     pub tmpfs_bytes: Option<u64>,
     /// Idle time after which the container is stopped; `None`: it is never stopped as idle.
     pub idle_timeout: Option<Duration>,
@@ -48,8 +48,9 @@ impl ContainerSpec {
     }
 }
 
-/// Returns the arguments with which our own binary executes nspawn, which then executes the agent. `link`: shell script
-/// that sets up the private network. `attach`: command that prepares the bind mounts, inserted before nspawn.
+/// Returns the arguments with which our own binary executes nspawn, which then executes the agent. `link` is a
+/// shell script that sets up the private network. `attach` is the command that prepares the bind mounts; it
+/// precedes nspawn's command line.
 pub(super) fn nspawn_args(
     spec: &ContainerSpec,
     entry: &RootMount,

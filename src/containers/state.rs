@@ -1,5 +1,5 @@
-//! The file that a running container leaves in its workspace's directory, so that a later server can find it. Its
-//! content is not trusted: each PID is compared with the kernel's current data. No locks.
+//! The record of a running container, a file in its workspace's directory through which a later server finds the
+//! container. Its content is not trusted: each PID is compared with the kernel's current data. No locks.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -72,7 +72,7 @@ impl ProcessIdentity {
     }
 }
 
-/// An open /proc/PID/stat. It refers to one process, even if the PID is reused.
+/// An open /proc/PID/stat. The file refers to one process, even if the process's PID is reused.
 #[derive(Debug)]
 pub(super) struct ProcStat(File);
 

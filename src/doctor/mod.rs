@@ -97,7 +97,7 @@ pub struct Subject {
     pub cancel: Cancel,
 }
 
-/// Runs all checks; takes about a second, and at most [`limits::PROBE`] for each step.
+/// Runs all checks. The examination takes about a second, and at most [`limits::PROBE`] for each step.
 pub fn examine(subject: &Subject) -> DoctorReport {
     let mut checks = vec![kernel::version()];
     checks.extend(at_start(subject));
@@ -198,7 +198,7 @@ fn sweep(parent: &Path) {
     }
 }
 
-/// A directory on the data directory's file system, removed on drop.
+/// A scratch directory on the data directory's file system; dropping it removes the directory.
 struct ScratchFolder {
     parent: PathBuf,
     name: String,

@@ -1,5 +1,5 @@
-//! Checks of systemd-nspawn: its version, its build options, and CVE-2026-40226 (a `.nspawn` file from an image escapes
-//! to the host).
+//! Checks of systemd-nspawn: its version, its build options, and whether it has the vulnerability CVE-2026-40226,
+//! through which a `.nspawn` file in an image escapes to the host.
 
 use super::{Check, Subject, install, run};
 use crate::proc::tools::{self, Family};

@@ -60,7 +60,7 @@ impl Roots {
         Ok(kind)
     }
 
-    /// Adds an empty layer over `stack` as the root at `location`.
+    /// Creates a root at `location` that consists of an empty layer over `stack`.
     pub(super) fn create_layered(
         &self,
         location: &RootLocation,

@@ -53,7 +53,7 @@ use crate::proc::Cgroups;
 use crate::store::beneath::Root;
 use crate::store::file;
 
-/// Number of unused roots that stay mounted for later requests.
+/// Maximum number of unused roots that stay mounted for later requests.
 const IDLE_ROOTS: usize = 64;
 
 /// The paths that determine where a root is stored.
@@ -245,7 +245,7 @@ impl Roots {
         }
     }
 
-    /// Returns the kind of a root; `None` if there is no root.
+    /// Returns the kind of a root; `None` if the root does not exist.
     pub fn kind(&self, location: &RootLocation) -> Option<RootKind> {
         let slot = self.slot(location).ok()?;
         let kind = lock(&slot).record.as_ref().map_or(RootKind::Copy, |record| record.kind);

@@ -67,7 +67,7 @@ pub fn save(folder: &Path, root: &Path, taken: Option<Uuid>) -> Result<Option<Sa
     Ok(Some(saved))
 }
 
-/// Completes the roots of a data directory that was restored from a backup.
+/// Completes the layered roots in a data directory that was restored from a backup.
 ///
 /// # Errors
 /// When the directory cannot be written.

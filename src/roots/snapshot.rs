@@ -142,7 +142,7 @@ impl Roots {
         self.snapshot_folder(location, id).join(FILES)
     }
 
-    /// Deletes a snapshot; `put_away` disposes of its directory.
+    /// Deletes a snapshot by passing its directory to `put_away`.
     ///
     /// # Errors
     /// `NotFound`; errors of `put_away`.

@@ -108,7 +108,7 @@ fn write_text(held: &OutputBuffer, out: &mut dyn Write) -> io::Result<()> {
         if behind_gap && held.is_cut() {
             write!(out, "\\n[... {} bytes omitted ...]\\n", held.omitted())?;
         }
-        // Pieces may split a character; keep its beginning until its end arrives.
+        // A piece may end inside a character; keep the character's first bytes until the next piece.
         let mut begun = Vec::with_capacity(4);
         held.read(behind_gap, &mut |piece| {
             let mut piece = piece;
@@ -169,7 +169,8 @@ fn write_escaped(text: &str, out: &mut dyn Write) -> io::Result<()> {
         out.write_all(&bytes[at..at + plain])?;
         at += plain;
         let mut length = 0;
-        // An array is stored with one instruction; a slice this short would call memcpy(3), which is slow in musl.
+        // Write arrays of constant size, which take one instruction; a short slice would call memcpy(3), which is
+        // slow in musl.
         while let Some(piece) = escaped[length..].first_chunk_mut::<LONGEST>() {
             let Some(byte) = bytes.get(at).copied() else { break };
             let short = match byte {

@@ -24,7 +24,7 @@ pub enum OutputPiece {
     Missed(OutputStream, u64, u64),
     /// There is no more output at the moment.
     Nothing,
-    /// The run has ended, or the reader's limit is reached.
+    /// The run has ended, or the reader has reached the position at which reading stops.
     End,
 }
 
@@ -218,7 +218,7 @@ pub struct ReadExtent {
     pub missed: u64,
 }
 
-/// Waits until a run has ended, `other` is ready, or the deadline passes.
+/// Waits until a run has ended, `other` is ready, or the deadline has passed.
 ///
 /// # Errors
 /// When poll(2) fails, or the process is out of file descriptors.

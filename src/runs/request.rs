@@ -115,7 +115,7 @@ pub struct LaunchPlan {
 
 /// Shells to try for a command line, in this order.
 const SHELLS: [&str; 2] = ["/bin/bash", "/bin/sh"];
-/// Timeout of a run without a deadline: longer than any uptime.
+/// Timeout of a run without a time limit: longer than any uptime.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// Returns one command line with these arguments for each shell to try.
@@ -388,7 +388,7 @@ fn program_attempts(args: &[String], path: &str) -> Result<Vec<Vec<CString>>> {
     if program.contains('/') {
         return Ok(vec![line(program.clone())?]);
     }
-    // POSIX: an empty directory in PATH means the working directory.
+    // In POSIX, an empty directory in PATH means the working directory.
     let folder = |folder: &str| if folder.is_empty() { "." } else { folder }.to_owned();
     path.split(':').map(|part| line(format!("{}/{program}", folder(part)))).collect()
 }

@@ -300,7 +300,7 @@ impl Runs {
         self.end_matching(|run| run.workspace == workspace, patience)
     }
 
-    /// Announces that the server will stop, so that followers of detached runs disconnect.
+    /// Announces that the server will stop, so that clients that follow detached runs are disconnected.
     pub fn announce_stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         let runs: Vec<_> = lock(&self.runs).by_id.values().cloned().collect();

@@ -252,7 +252,7 @@ fn modified(name: &str) -> Option<Vec<u8>> {
         all.next().filter(|_| all.next().is_none())
     };
     if let Some(c) = name.strip_prefix("ctrl-").and_then(single) {
-        // Control characters are the letters without their upper bits (ECMA-48).
+        // A control character is the letter without its upper bits (ECMA-48).
         return match c.to_ascii_uppercase() {
             '?' => Some(vec![0x7f]),
             c @ '@'..='_' => Some(vec![c as u8 & 0x1f]),

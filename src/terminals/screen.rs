@@ -43,7 +43,7 @@ const MODES: [u16; 9] = [9, 1000, 1002, 1003, 1004, 1005, 1006, 1015, 2004];
 const CLEAN: &str = "\x1b[?1049l\x1b[?9;1000;1002;1003;1004;1005;1006;1015;2004l\x1b[?6l\x1b[?1l\x1b[?7h\x1b[4l\x1b[20l\
                      \x1b>\x1b[0 q\x1b[r\x1b(B\x1b)B\x0f\x1b[m\x1b[?25h\x1b[H\x1b[J";
 
-/// The screen as data for clients. Positions count from 0 at the top left.
+/// The screen as data for clients. Rows and columns are counted from 0, at the top left.
 #[derive(Debug, Serialize)]
 pub struct ScreenView {
     /// Columns.

@@ -61,7 +61,7 @@ pub struct VethLink {
 /// Network of a container, as clients see it.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct NetworkStatus {
-    /// Mode of the running container; a change applies at its next start.
+    /// Network mode of the running container; a changed mode applies at the container's next start.
     pub mode: Network,
     /// The veth link of a private network; `None` for other modes.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
@@ -177,7 +177,8 @@ impl Networks {
         Firewall::detect().map(drop).map_err(cannot)
     }
 
-    /// Prepares the host and allocates a free link. The container's name selects the preferred link.
+    /// Prepares the host for private networks and allocates a free link. The container's name selects the
+    /// preferred link.
     ///
     /// # Errors
     /// `Unavailable` that names the missing part or the conflict.
@@ -211,7 +212,8 @@ impl Networks {
         Ok(LinkLease { networks: self.clone(), link: Some(link) })
     }
 
-    /// Takes over the link of a container that an earlier server started, if it still exists.
+    /// Takes over the link of a container that an earlier server started; returns `None` if the link no longer
+    /// exists.
     pub(super) fn adopt(self: &Arc<Self>, link: VethLink) -> Option<LinkLease> {
         if !link.interface.starts_with(&self.names.links) || !exists(&link.interface) {
             return None;
@@ -295,7 +297,8 @@ impl Networks {
         warnings
     }
 
-    /// Returns the range in use, choosing one if there are no links yet. `foreign`: routes of other software.
+    /// Returns the range in use; chooses a range if there are no links yet. `foreign` contains routes of other
+    /// software.
     fn range(&self, state: &mut NetworkState, foreign: &[HostRoute]) -> Result<Ipv4Range> {
         let taken = |range: Ipv4Range| foreign.iter().find(|route| route.range.overlaps(range));
         if let Some(range) = state.range.filter(|_| !state.links.is_empty()) {

@@ -77,9 +77,10 @@ pub(super) fn inner_table(ranges: &[Ipv4Range]) -> String {
     )
 }
 
-/// Returns the script that the shell runs in the new network namespace before it executes nspawn. `server`: PID of a
-/// process in the host's network namespace. IPv6 is disabled: it would need a second set of rules, and most hosts have
-/// no IPv6 range to assign. Ping and low ports need no privilege, because the namespace has no other user.
+/// Returns the script that the shell runs in the new network namespace before it executes nspawn. `server` is the
+/// PID of a process in the host's network namespace. The script disables IPv6: it would need a second set of
+/// rules, and most hosts have no IPv6 range to assign. Ping and low ports require no privilege inside, because the
+/// namespace has no other user.
 pub(super) fn start_script(firewall: Firewall, link: &VethLink, ranges: &[Ipv4Range], server: u32) -> String {
     let VethLink { interface, gateway, address } = link;
     let rules = match firewall {

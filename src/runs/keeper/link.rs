@@ -252,7 +252,7 @@ fn start_keeper(cgroups: &Cgroups, folder: &Path, run: &Run, socket: OwnedFd) ->
         .start(stdio, group)
 }
 
-/// Waits for a keeper's greeting and the state of the output.
+/// Waits for a keeper's greeting and for its first message about the output.
 fn receive_hello(cgroups: &Cgroups, socket: &OwnedFd) -> Result<(KeeperHello, SpoolState)> {
     let deadline = Instant::now() + limits::KEEPER_ANSWER;
     let mut hello = None;

@@ -36,7 +36,7 @@ const MESSAGE_BYTES: usize = 32 << 10;
 /// Maximum number of descriptors per message.
 const DESCRIPTORS: usize = 6;
 
-/// A keeper's job, in a file that is sent with the server's first message.
+/// A keeper's job. It is sent in a file with the server's first message.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct KeeperJob {
     /// The record of the run, which the keeper completes at the end.
