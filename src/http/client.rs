@@ -1,8 +1,8 @@
-//! Access to the client behind a request: detect that it disconnected, or take its socket over. The gate, which owns
-//! the sockets, fills both registries.
+//! Access to the client of a request: a handler can detect that the client disconnected, or take over its socket.
+//! The gate, which owns the sockets, fills both registries.
 //!
-//! Threads: any. Locks: one in [`Disconnects`], one in [`Tickets`], both leaves; subscribers are notified and sockets
-//! handed over after they are released.
+//! Threads: any. Locks: one in [`Disconnects`] and one in [`Tickets`], both leaves. Subscribers are notified, and
+//! sockets are handed over, after the lock is released.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ use crate::base::thread::lock;
 use crate::base::{Error, Result, limits};
 use crate::proc::Cancel;
 
-/// A client socket.
+/// A client socket: TCP or Unix.
 #[derive(Debug)]
 pub enum Socket {
     Tcp(TcpStream),
@@ -29,7 +29,7 @@ pub enum Socket {
 }
 
 impl Socket {
-    /// Shuts down one or both directions; ignores errors of a closed socket.
+    /// Shuts down one or both directions. Ignores errors, which a closed socket returns.
     pub fn shutdown(&self, how: Shutdown) {
         let _ = match self {
             Socket::Tcp(stream) => stream.shutdown(how),
@@ -39,7 +39,7 @@ impl Socket {
 }
 
 impl Socket {
-    /// Whether the client has closed its sending side or the connection.
+    /// Returns whether the client has closed its sending side or the whole connection.
     pub fn is_disconnected(&self) -> bool {
         let closed = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
         poll(&mut [PollFd::new(self, closed)], Some(&Timespec::default())).is_ok_and(|count| count > 0)
@@ -84,9 +84,9 @@ impl Write for &Socket {
     }
 }
 
-/// A client socket that was taken over: blocking, with writes that fail after [`limits::WRITE_STALL`]. Clones share
-/// the socket, so one thread may read while another writes. Dropping the last clone closes it and frees its slot at
-/// the gate; the gate closes it at shutdown.
+/// A client socket that was taken over. It is blocking, and a write fails after [`limits::WRITE_STALL`]. Clones
+/// share the socket, so one thread may read while another writes. Dropping the last clone closes the socket and
+/// frees its slot at the gate. At shutdown the gate closes the socket.
 #[derive(Clone)]
 pub struct ClientSocket {
     socket: Arc<Socket>,
@@ -95,23 +95,23 @@ pub struct ClientSocket {
 }
 
 impl ClientSocket {
-    /// `slot` is returned to the gate at the end.
+    /// Wraps a socket that the gate hands over. Dropping `slot` with the last clone frees the slot at the gate.
     pub(crate) fn new(socket: Arc<Socket>, slot: Arc<dyn Any + Send + Sync>, chunked: bool) -> ClientSocket {
         ClientSocket { socket, _slot: slot, chunked }
     }
 
-    /// Whether the head promised chunked encoding; otherwise the body ends at the declared length or with the
-    /// connection.
+    /// Returns whether the head of the answer declared chunked encoding. Otherwise the body ends after the declared
+    /// length or with the connection.
     pub fn is_chunked(&self) -> bool {
         self.chunked
     }
 
-    /// Shuts down one or both directions.
     pub fn shutdown(&self, how: Shutdown) {
         self.socket.shutdown(how);
     }
 
-    /// Returns a function that shuts the socket down if it is still open, without keeping it open.
+    /// Returns a function that shuts the socket down if it is still open. The function does not keep the socket
+    /// open.
     pub fn cutter(&self) -> impl FnOnce() + Send + use<> {
         let socket = Arc::downgrade(&self.socket);
         move || {
@@ -121,7 +121,7 @@ impl ClientSocket {
         }
     }
 
-    /// Attaches `guard`, which is dropped with the last clone.
+    /// Attaches `guard` to the socket. It is dropped with the last clone.
     #[must_use]
     pub fn with_guard(self, guard: impl Any + Send + Sync) -> ClientSocket {
         ClientSocket { _slot: Arc::new((self._slot, guard)), ..self }
@@ -160,7 +160,7 @@ impl Write for ClientSocket {
     }
 }
 
-/// Notifies subscribers when a client disconnects. Shared by the gate, which publishes, and handlers, which
+/// A registry that notifies subscribers when a client disconnects. The gate publishes disconnects; handlers
 /// subscribe.
 #[derive(Clone, Debug)]
 pub struct Disconnects(Arc<Mutex<HashMap<u64, WatchedConnection>>>, Shares);
@@ -168,9 +168,9 @@ pub struct Disconnects(Arc<Mutex<HashMap<u64, WatchedConnection>>>, Shares);
 #[derive(Debug, Default)]
 struct WatchedConnection {
     is_closed: bool,
-    /// Reserved for owners and for routes that need no token.
+    /// Whether the connection is reserved for owners and for routes that need no token.
     reserved: bool,
-    /// The token of its last request, and that token's share of the connections.
+    /// The token of the last request on the connection, and that token's share of the connections.
     holder: Option<(ShareHolder, Share)>,
     next: u64,
     subscribers: Vec<(u64, Cancel)>,
@@ -183,15 +183,15 @@ impl Default for Disconnects {
 }
 
 impl Disconnects {
-    /// For at most this many connections.
+    /// Creates a registry for at most `connections` connections.
     pub fn new(connections: usize) -> Disconnects {
         Disconnects(Arc::default(), Shares::new(Ledger::new(connections)))
     }
 
-    /// Counts a connection for the token of its request.
+    /// Counts a connection against the token of its request.
     ///
     /// # Errors
-    /// If the token has used its share of the connections, or the connection is reserved for owners.
+    /// Fails if the token has used its share of the connections, or if the connection is reserved for owners.
     pub fn claim(&self, connection: u64, party: ShareHolder) -> std::result::Result<(), ShareError> {
         let party = party.without_workspace();
         let mut watched = lock(&self.0);
@@ -201,14 +201,14 @@ impl Disconnects {
         }
         if watched.holder.as_ref().is_none_or(|(holder, _)| *holder != party) {
             watched.holder = None;
-            // The gate registered it at accept time.
+            // The connection is in the registry, because the gate registered it when it accepted the client.
             watched.holder = Some((party, self.1.take_within_share(party)?));
         }
         Ok(())
     }
 
-    /// Raises `flag` when the client of this connection disconnects, immediately if it already has. Ends when the
-    /// subscription is dropped.
+    /// Raises `flag` when the client of this connection disconnects, or at once if it already has. Dropping the
+    /// returned subscription cancels this.
     pub fn subscribe(&self, connection: u64, flag: &Cancel) -> Subscription {
         let number = match lock(&self.0).get_mut(&connection) {
             Some(watched) if !watched.is_closed => {
@@ -224,19 +224,19 @@ impl Disconnects {
         Subscription { disconnects: self.clone(), connection, number: number.unwrap_or_default() }
     }
 
-    /// Whether the client of this connection has disconnected.
+    /// Returns whether the client of this connection has disconnected.
     pub fn is_disconnected(&self, connection: u64) -> bool {
         lock(&self.0).get(&connection).is_none_or(|watched| watched.is_closed)
     }
 
-    /// Whether the last request of this connection came from an owner.
+    /// Returns whether the last request on this connection came from an owner.
     pub(crate) fn is_owners(&self, connection: u64) -> bool {
         let watched = lock(&self.0);
         let holder = watched.get(&connection).and_then(|watched| watched.holder.as_ref());
         holder.is_some_and(|(party, _)| party.is_unlimited())
     }
 
-    /// `reserved`: for owners.
+    /// Registers a connection. `reserved` means that it is reserved for owners.
     pub(crate) fn open(&self, connection: u64, reserved: bool) {
         lock(&self.0).insert(connection, WatchedConnection { reserved, ..WatchedConnection::default() });
     }
@@ -260,7 +260,7 @@ impl Disconnects {
     }
 }
 
-/// Cancels [`Disconnects::subscribe`] when dropped.
+/// A subscription to the disconnect of one client. Dropping it ends the subscription.
 #[derive(Debug)]
 pub struct Subscription {
     disconnects: Disconnects,
@@ -276,21 +276,22 @@ impl Drop for Subscription {
     }
 }
 
-/// Receives the socket, and the bytes that the client sent after its request. Runs on the connection's own thread and
-/// must return quickly.
+/// Receives the client's socket, and the bytes that the client sent after its request. It runs on the thread of the
+/// connection and must return quickly.
 pub type HandoverFn = Box<dyn FnOnce(ClientSocket, Vec<u8>) + Send>;
 
-/// Pending socket hand-overs: a handler issues a ticket and answers with its number in `X-Berth-Ticket`; the gate
-/// writes the head to the client and redeems the number.
+/// Pending hand-overs of sockets. A handler issues a ticket and answers with the ticket's number in
+/// `X-Berth-Ticket`; the gate writes the head of the answer to the client, redeems the number, and hands the socket
+/// over.
 #[derive(Clone, Default)]
 pub struct Tickets(Arc<Mutex<HashMap<String, (Instant, HandoverFn)>>>);
 
 impl Tickets {
-    /// Issues a ticket and returns its number, which is useless to clients: the gate reads it from answers only. An
-    /// unused ticket is dropped some time after [`limits::TICKET`].
+    /// Issues a ticket and returns its number. A client that knows the number cannot use it, because the gate reads
+    /// numbers from answers only. An unused ticket is dropped some time after [`limits::TICKET`].
     ///
     /// # Errors
-    /// If the kernel returns no random bytes.
+    /// Fails if the kernel returns no random bytes.
     pub fn issue(&self, take: impl FnOnce(ClientSocket, Vec<u8>) + Send + 'static) -> Result<String> {
         let mut random = [0; 16];
         getrandom::fill(&mut random)
@@ -305,12 +306,12 @@ impl Tickets {
         let expired: Vec<_> = expired.iter().filter_map(|number| waiting.remove(number)).collect();
         waiting.insert(number.clone(), (Instant::now(), Box::new(take)));
         drop(waiting);
-        // Dropped after unlocking: a ticket may own values that take locks when dropped.
+        // Expired tickets are dropped after unlocking, because a ticket may own values that take locks when dropped.
         drop(expired);
         Ok(number)
     }
 
-    /// Transforms the socket of an unredeemed ticket before it is handed over.
+    /// Adds a change that is applied to the socket of an unredeemed ticket before the socket is handed over.
     pub fn amend(&self, number: &str, change: impl FnOnce(ClientSocket) -> ClientSocket + Send + 'static) {
         if let Some((_, take)) = lock(&self.0).get_mut(number) {
             let inner = std::mem::replace(take, Box::new(|_, _| {}));
@@ -318,7 +319,7 @@ impl Tickets {
         }
     }
 
-    /// Removes and returns the ticket with this number.
+    /// Removes the ticket with this number and returns its function.
     pub fn redeem(&self, number: &str) -> Option<HandoverFn> {
         lock(&self.0).remove(number).map(|(_, take)| take)
     }

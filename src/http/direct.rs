@@ -1,8 +1,8 @@
-//! A request that the gate passes to its handler on the connection's own thread, without tiny_http. That saves four
-//! thread switches, which dominate the cost of a request. Only for handlers that may block this thread, which serves
-//! one client only: the OpenCode proxy.
+//! Requests that the gate passes to their handler on the thread of their connection, without tiny_http. That saves
+//! four thread switches, which dominate the cost of a request. It is used only by the OpenCode proxy, the handler of
+//! which may block this thread, because the thread serves one client only.
 //!
-//! Threads: one `gate-N`. Lock: that of the answer, an uncontended leaf.
+//! Threads: one `gate-N`. Lock: that of the answer, a leaf without contention.
 
 use std::io::{self, Cursor, Write};
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use super::request::{Method, Request};
 use crate::base::thread::lock;
 use crate::base::{Error, Result, limits};
 
-/// The parts of a request from the gate's buffer.
+/// A request, split into its parts, as the gate buffered it.
 pub(super) struct DirectRequest {
     pub(super) target: String,
     pub(super) headers: Vec<(String, String)>,
@@ -21,12 +21,12 @@ pub(super) struct DirectRequest {
     pub(super) answered: DirectResponse,
 }
 
-/// Receives the answer, in tiny_http's format, when the request is answered or dropped.
+/// The buffer that receives the answer, in tiny_http's format, when the request is answered or dropped.
 #[derive(Clone, Default)]
 pub struct DirectResponse(Arc<Mutex<Vec<u8>>>);
 
 impl DirectResponse {
-    /// Takes the complete answer; empty if there is none yet.
+    /// Takes the complete answer. Returns an empty buffer if the request has not been answered yet.
     pub fn take(&self) -> Vec<u8> {
         std::mem::take(&mut *lock(&self.0))
     }
@@ -44,13 +44,13 @@ impl Write for DirectResponse {
 }
 
 impl Request {
-    /// Parses a request in the format of the gate: a validated head, followed by the whole body.
+    /// Parses a request in the format that the gate produces: a validated head, followed by the whole body.
     ///
     /// # Errors
     /// `Internal` if the head is invalid.
     pub fn direct_from(bytes: &[u8], client: Arc<Socket>) -> Result<(Request, DirectResponse)> {
         let broken = || Error::internal("The gate sent a malformed request");
-        // Room for the headers that the gate adds.
+        // The gate adds a few headers of its own to those of the client.
         let mut storage = [httparse::EMPTY_HEADER; limits::HEAD_LINES + 8];
         let mut parsed = httparse::Request::new(&mut storage);
         let Ok(httparse::Status::Complete(length)) = parsed.parse(bytes) else { return Err(broken()) };

@@ -1,5 +1,6 @@
-//! Files as answers: the file name, validators, and range requests (RFC 9110, 13 and 14). Small bodies are returned
-//! at once, large ones are written to the client's own socket. Independent of the origin of the files.
+//! Answers with a file as the body: the file name, validators, and range requests (RFC 9110, 13 and 14). A small
+//! body is returned at once; a large one is written to the client's own socket. Independent of the origin of the
+//! files.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -11,40 +12,40 @@ use super::{Method, Request, Response};
 use crate::base::pool::Permit;
 use crate::base::{At, Code, Error, Result};
 
-/// Downloads up to this size are sent by the worker, and the connection is kept; larger ones take over the client's
-/// socket.
+/// Maximum size of a download that the worker thread sends itself, so that the connection stays open. A larger
+/// download takes over the client's socket.
 const DOWNLOAD_HELD_BYTES: u64 = 64 << 10;
 
-/// The part of a file that a request asks for.
+/// The part of a file that the headers of a request select.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RangeRequest {
     /// The whole file.
     Whole,
-    /// From start (inclusive) to end (exclusive).
+    /// The bytes from the first number (inclusive) to the second (exclusive).
     Range(u64, u64),
-    /// A range outside the file.
+    /// The requested range is outside of the file.
     Unsatisfiable,
-    /// The client's copy is current.
+    /// The client's cached copy is current.
     NotModified,
 }
 
-/// A file to send, with its name and a validator, which is weak if the file changed very recently.
+/// A file to send, with its name and its validator. The validator is weak if the file changed very recently.
 pub struct Download<'a> {
-    /// Open for reading.
+    /// The file, open for reading.
     pub file: File,
     /// The file name without directories.
     pub name: &'a str,
-    /// Equal for equal content.
+    /// The text of the ETag. It is equal for equal content.
     pub tag: String,
-    /// Whether different content always has a different tag.
+    /// Whether different content always has a different `tag`.
     pub is_strong: bool,
 }
 
 impl Download<'_> {
-    /// Answers a GET or HEAD. `permit` provides the permit to send a large body.
+    /// Answers a GET or HEAD request. `permit` returns the permit that is needed to send a large body.
     ///
     /// # Errors
-    /// An error of `permit`, or if the file cannot be read.
+    /// Returns the error of `permit`, or fails if the file cannot be read.
     pub fn answer(
         mut self,
         request: &Request,
@@ -61,7 +62,7 @@ impl Download<'_> {
                 .with("Content-Disposition", disposition(self.name))
                 .with("Accept-Ranges", "bytes")
                 .with("ETag", etag.as_str())
-                // Clients must revalidate cached copies.
+                // A client must revalidate its cached copy before each use.
                 .with("Cache-Control", "private, no-cache")
                 .with("X-Content-Type-Options", "nosniff")
         };
@@ -100,7 +101,7 @@ impl Download<'_> {
         let ticket = tickets.issue(move |socket, _| {
             permit.run(move || {
                 let mut body = StreamBody::new(socket);
-                // If the file was truncated, the body is aborted, which the client detects.
+                // If the file was truncated, the body ends early, and the client detects that by its length.
                 if body.send_file(&file, from, length).is_ok() {
                     let _ = body.end();
                 }
@@ -110,8 +111,8 @@ impl Download<'_> {
     }
 }
 
-/// `attachment` with the file name (RFC 6266): unchanged if it is plain ASCII, otherwise an ASCII substitute for old
-/// clients and the name in UTF-8 (RFC 8187).
+/// Returns a `Content-Disposition` of `attachment` with the file name (RFC 6266). A plain ASCII name is unchanged.
+/// For any other name, the header has an ASCII substitute for old clients, and the name in UTF-8 (RFC 8187).
 pub fn disposition(name: &str) -> String {
     let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '"' | '\\' | '%') || c == ' ';
     let look_alike: String = name.chars().map(|c| if plain(c) { c } else { '_' }).collect();
@@ -119,7 +120,7 @@ pub fn disposition(name: &str) -> String {
     if look_alike != name {
         header.push_str("; filename*=UTF-8''");
         for byte in name.bytes() {
-            // RFC 8187, 3.2.1: attr-char.
+            // RFC 8187, 3.2.1: these are the bytes of `attr-char`, which are not encoded.
             if byte.is_ascii_alphanumeric() || b"!#$&+-.^_`|~".contains(&byte) {
                 header.push(byte as char);
             } else {
@@ -130,7 +131,7 @@ pub fn disposition(name: &str) -> String {
     header
 }
 
-/// `range` applies to GET only.
+/// Evaluates the conditional and range headers of a request. `range` must be `None` unless the method is GET.
 fn evaluate_range(
     none_match: Option<&str>,
     if_range: Option<&str>,
@@ -144,11 +145,12 @@ fn evaluate_range(
     {
         return RangeRequest::NotModified;
     }
-    // Strong comparison (13.1.5): weak tags never match, and neither do dates, since the server sends none.
+    // If-Range requires a strong comparison (13.1.5): a weak tag never matches. A date does not match either,
+    // because the server sends no dates.
     if if_range.is_some_and(|tag| tag.trim() != etag || etag.starts_with("W/")) {
         return RangeRequest::Whole;
     }
-    // Multiple ranges (14.2) and invalid ones may be answered with the whole file.
+    // A server may answer a request for several ranges (14.2), or for an invalid one, with the whole file.
     let Some((first, last)) = range
         .and_then(|range| range.trim().strip_prefix("bytes="))
         .filter(|ranges| !ranges.contains(','))

@@ -1,5 +1,5 @@
-//! The loop that sends an event stream to a client: it batches events, sends heartbeats while there are none, and ends
-//! when the client disconnects. Independent of the origin of the events.
+//! The loop that sends an event stream to a client. It batches events, sends heartbeats while there are no events,
+//! and ends when the client disconnects. Independent of the origin of the events.
 //!
 //! Threads: one `stream-N` per stream.
 
@@ -19,24 +19,24 @@ use crate::proc::waiter::WakeReason;
 pub enum StreamProgress {
     /// An event was appended.
     Appended,
-    /// There is no further event for now.
+    /// The source has no further event at the moment.
     Idle,
     /// The last event was appended.
     Finished,
 }
 
-/// Produces the events of a stream.
+/// A source of events for a stream.
 pub trait EventSource {
     /// Appends the next event to `out`.
     ///
     /// # Errors
-    /// Aborts the stream, so that its client detects the truncation.
+    /// Any error aborts the stream, so that the client detects the truncation.
     fn next(&mut self, out: &mut Vec<u8>) -> Result<StreamProgress>;
 
-    /// Waits until there may be another event, until `client` is ready, or until the deadline.
+    /// Waits until the source may have another event, until `client` is ready, or until the deadline.
     ///
     /// # Errors
-    /// Aborts the stream.
+    /// Any error aborts the stream.
     fn wait(&mut self, client: (BorrowedFd<'_>, PollFlags), deadline: Instant) -> Result<WakeReason>;
 }
 
@@ -46,11 +46,11 @@ pub enum StreamEnd {
     /// The client received every event.
     Complete,
     Disconnected,
-    /// The source failed.
+    /// The source of the events failed.
     Failed(Error),
 }
 
-/// Sends `out`, then the events of `source`, until one of the ends of [`StreamEnd`].
+/// Sends `out`, then the events of `source`. Returns when the stream has ended, with the reason.
 pub fn send_events(
     socket: ClientSocket,
     format: EventStreamFormat,

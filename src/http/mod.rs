@@ -1,4 +1,4 @@
-//! HTTP without application logic: requests, replies, route matching. Only `accept` and `request` use
+//! HTTP without application logic: requests, responses, and the matching of routes. Only `accept` and `request` use
 //! tiny_http. Independent of workspaces.
 
 pub mod accept;

@@ -1,12 +1,12 @@
-//! The handle with which a worker answers its request.
+//! The handle with which a worker answers a request.
 
 use super::client::Subscription;
 use super::request::Request;
 use super::response::Response;
 use crate::base::{Error, Result};
 
-/// The handle to answer a request: may move between threads, and is used once. Dropping it unused answers with an
-/// internal error.
+/// The handle with which a request is answered once. It may move between threads. Dropping it unused answers the
+/// request with an internal error.
 pub struct Reply(Option<PendingReply>);
 
 struct PendingReply {
@@ -16,7 +16,7 @@ struct PendingReply {
 }
 
 impl Reply {
-    /// `finish` sends the answer; `watch` is kept until then.
+    /// Creates a handle. `finish` sends the answer; `watch` is kept until the answer is sent.
     pub fn new(
         request: Request,
         watch: Option<Subscription>,
@@ -25,17 +25,17 @@ impl Reply {
         Reply(Some(PendingReply { request, finish: Box::new(finish), watch }))
     }
 
-    /// Takes the disconnect subscription, to keep it beyond the answer.
+    /// Takes the subscription to the client's disconnect, so that the caller can keep it beyond the answer.
     pub fn take_watch(&mut self) -> Option<Subscription> {
         self.0.as_mut().and_then(|pending| pending.watch.take())
     }
 
-    /// The request being answered, for its body.
+    /// Returns the request that is being answered, so that the caller can read its body.
     pub fn request(&mut self) -> Option<&mut Request> {
         self.0.as_mut().map(|pending| &mut pending.request)
     }
 
-    /// Answers although this worker continues with the work.
+    /// Answers the request although the worker continues with the request's work.
     pub fn send_early(mut self, result: Result<Response>) {
         if let Some(pending) = &mut self.0 {
             pending.request.set_continues();
@@ -43,7 +43,7 @@ impl Reply {
         self.send(result);
     }
 
-    /// Answers at the end of the work; the worker is free soon after.
+    /// Answers the request at the end of its work. The worker becomes free soon after.
     pub fn send(mut self, result: Result<Response>) {
         if let Some(pending) = self.0.take() {
             pending.finish(result);

@@ -1,4 +1,4 @@
-//! A request: method, target, headers, body, sender, and the means to answer it. May move between threads.
+//! A request: its method, target, headers, body and sender, and the means to answer it. It may move between threads.
 
 mod body;
 
@@ -32,7 +32,7 @@ pub enum Method {
 }
 
 impl Method {
-    /// Parses a method that the gate accepts.
+    /// Parses the name of a method that the gate accepts. Returns `None` for any other name.
     pub(super) fn parse(word: &str) -> Option<Method> {
         let all = [
             Method::Get,
@@ -46,7 +46,7 @@ impl Method {
         all.into_iter().find(|method| method.as_str() == word)
     }
 
-    /// The name on the wire.
+    /// Returns the name of the method as in a request line.
     pub fn as_str(self) -> &'static str {
         match self {
             Method::Get => "GET",
@@ -61,42 +61,42 @@ impl Method {
     }
 }
 
-/// The origin of a request, and the destination of its answer.
+/// Where a request comes from and its answer goes to.
 enum RequestSource {
-    /// From the gate through tiny_http.
+    /// The gate, through tiny_http.
     Backend(tiny_http::Request),
-    /// From the gate directly, on the connection's own thread.
+    /// The gate directly, on the thread of the connection.
     Direct(DirectRequest),
 }
 
-/// The most query parameters checked for warnings.
+/// Maximum number of query parameters that are checked for unknown names.
 const MAX_PARAMETERS: usize = 20;
 
-/// A request. It must be answered with [`Request::answer`].
+/// A request. A handler must answer it with [`Request::answer`].
 pub struct Request {
     source: RequestSource,
     method: Method,
-    /// Set by dispatch when a route matches.
+    /// The parameters in the path. Dispatch sets them when a route matches.
     pub(super) params: Vec<(&'static str, String)>,
     actor: Option<Actor>,
-    /// The owner of the shares that it uses.
+    /// The owner of the shares (of workers, for example) that the request uses.
     party: ShareHolder,
     started: Instant,
-    /// Runs on a worker thread, which a slow client may block.
+    /// Whether the request runs on a worker thread, which a slow client may block.
     on_worker: bool,
-    /// Its worker continues after the answer.
+    /// Whether the worker continues with the request's work after the answer.
     continues: bool,
     /// The body, if it was read before the handler ran.
     buffered: Option<BufferedBody>,
-    /// The handler reads it for the last time.
+    /// Whether the next read of the body is the last one.
     released: bool,
-    /// Counts a large body in memory.
+    /// The count of a large body that is in memory.
     charge: Option<Charge>,
-    /// The audit line that its answer completes.
+    /// The audit line that the answer to this request completes.
     draft: Option<AuditDraft>,
-    /// Query parameters that the handler has read.
+    /// The names of the query parameters that the handler has read.
     asked: RefCell<Vec<&'static str>>,
-    /// Warnings to return with the answer.
+    /// Warnings that are returned with the answer.
     warnings: Vec<String>,
 }
 
@@ -139,7 +139,7 @@ impl Request {
         }
     }
 
-    /// The client's socket, if the request must be answered on this thread before its handler returns.
+    /// Returns the client's socket if the request must be answered on this thread before its handler returns.
     pub fn direct(&self) -> Option<&Arc<Socket>> {
         match &self.source {
             RequestSource::Backend(_) => None,
@@ -151,13 +151,13 @@ impl Request {
         self.method
     }
 
-    /// The path as sent, without the query.
+    /// Returns the path as the client sent it, without the query.
     pub fn path(&self) -> &str {
         let target = self.target();
         target.split_once('?').map_or(target, |(path, _)| path)
     }
 
-    /// Path and query as sent.
+    /// Returns the path and query as the client sent them.
     pub fn target(&self) -> &str {
         match &self.source {
             RequestSource::Backend(inner) => inner.url(),
@@ -165,7 +165,7 @@ impl Request {
         }
     }
 
-    /// All headers in order, without the hop-by-hop headers removed by the gate.
+    /// Returns all headers in order, except the hop-by-hop headers, which the gate has removed.
     pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
         let (inside, direct) = match &self.source {
             RequestSource::Backend(inner) => (inner.headers(), [].as_slice()),
@@ -175,98 +175,99 @@ impl Request {
         inside.chain(direct.iter().map(|(name, value)| (name.as_str(), value.as_str())))
     }
 
-    /// The authenticated sender; `None` on public routes and before authentication.
+    /// Returns the authenticated sender: `None` on public routes and before authentication.
     pub fn actor(&self) -> Option<&Actor> {
         self.actor.as_ref()
     }
 
-    /// Sets the sender; called by dispatch only.
+    /// Sets the sender. Only dispatch calls this.
     pub fn set_actor(&mut self, actor: Option<Actor>) {
         self.actor = actor;
     }
 
-    /// The owner of the shares that it uses; anonymous before authentication.
+    /// Returns the owner of the shares that the request uses: anonymous before authentication.
     pub fn party(&self) -> ShareHolder {
         self.party
     }
 
-    /// Sets the owner of its shares; called by dispatch only.
+    /// Sets the owner of the shares that the request uses. Only dispatch calls this.
     pub fn set_party(&mut self, party: ShareHolder) {
         self.party = party;
     }
 
-    /// The audit line, if this request has one. Handlers may refine it.
+    /// Returns the audit line, if this request has one, so that a handler can refine it.
     pub fn draft(&mut self) -> Option<&mut AuditDraft> {
         self.draft.as_mut()
     }
 
-    /// Starts the audit line.
+    /// Sets the audit line, before its outcome is known.
     pub fn set_draft(&mut self, draft: Option<AuditDraft>) {
         self.draft = draft;
     }
 
-    /// Takes the audit line to write it.
+    /// Takes the audit line, so that the caller can write it.
     pub fn take_draft(&mut self) -> Option<AuditDraft> {
         self.draft.take()
     }
 
-    /// When the request was received.
+    /// Returns when the request was received.
     pub fn started(&self) -> Instant {
         self.started
     }
 
-    /// Whether part of the body has not arrived: the gate buffers small bodies until they are complete, and forwards
-    /// others in chunks.
+    /// Returns whether part of the body may not have arrived yet. The gate buffers a small body until it is
+    /// complete, and forwards any other body in chunks.
     pub fn is_streamed(&self) -> bool {
         self.header("Transfer-Encoding").is_some()
     }
 
-    /// Records a move to a worker.
+    /// Sets whether the request runs on a worker.
     pub fn set_on_worker(&mut self, on_worker: bool) {
         self.on_worker = on_worker;
     }
 
-    /// Whether it runs on a worker, where waiting for its client blocks no other request.
+    /// Returns whether the request runs on a worker, where waiting for its client blocks no other request.
     pub fn on_worker(&self) -> bool {
         self.on_worker
     }
 
-    /// Records that its worker continues after the answer.
+    /// Records that the worker continues with the request's work after the answer.
     pub(super) fn set_continues(&mut self) {
         self.continues = true;
     }
 
-    /// The peer: an address, or `unix`. Set by the gate, which strips the header from client requests.
+    /// Returns the client's address, or `unix`. The gate sets this header, and removes it from client requests.
     pub fn peer(&self) -> &str {
         self.header("X-Berth-Peer").unwrap_or("unknown")
     }
 
-    /// The gate's number of the client connection.
+    /// Returns the number that the gate has given to the client connection.
     pub fn connection(&self) -> Option<u64> {
         self.header("X-Berth-Connection")?.parse().ok()
     }
 
-    /// The request id for log lines; the client receives it as `X-Request-Id`.
+    /// Returns the id of the request, for log lines. The client receives it as `X-Request-Id`.
     pub fn id(&self) -> &str {
         self.header("X-Berth-Request").unwrap_or("-")
     }
 
-    /// The first header of this name.
+    /// Returns the value of the first header with this name.
     pub fn header(&self, name: &'static str) -> Option<&str> {
         self.headers().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
-    /// The token of `Authorization: Bearer`; the scheme is case-insensitive (RFC 9110, 11.1).
+    /// Returns the token of `Authorization: Bearer`. The scheme is case-insensitive (RFC 9110, 11.1).
     pub fn bearer(&self) -> Option<&str> {
         bearer_of(self.header("Authorization")?)
     }
 
-    /// Whether it is a WebSocket handshake; the gate rejects all other upgrades.
+    /// Returns whether the request is a WebSocket handshake. The gate rejects all other upgrades.
     pub fn is_upgrade(&self) -> bool {
         self.header("Upgrade").is_some()
     }
 
-    /// The subprotocols offered in a WebSocket handshake (RFC 6455, 11.3.4: the header may occur more than once).
+    /// Returns the subprotocols offered in a WebSocket handshake. The header may occur more than once (RFC 6455,
+    /// 11.3.4).
     pub fn subprotocols(&self) -> impl Iterator<Item = &str> {
         self.headers()
             .filter(|(name, _)| name.eq_ignore_ascii_case("Sec-WebSocket-Protocol"))
@@ -274,18 +275,19 @@ impl Request {
             .map(str::trim)
     }
 
-    /// The token of a WebSocket client that cannot set headers, such as a browser: it is offered as a subprotocol
-    /// `jwt.TOKEN`. Accepted in handshakes only, and never selected, so it is not sent back.
+    /// Returns the token that a WebSocket client offers as the subprotocol `jwt.TOKEN`, because it cannot set
+    /// headers (a browser, for example). The token is accepted in handshakes only. It is never selected as the
+    /// subprotocol, so it is not sent back.
     pub fn subprotocol_token(&self) -> Option<&str> {
         self.is_upgrade().then(|| self.subprotocols().find_map(|offered| offered.strip_prefix("jwt.")))?
     }
 
-    /// A parameter of the matched route, decoded.
+    /// Returns a parameter of the matched route, decoded; empty if there is none with this name.
     pub fn param(&self, name: &str) -> &str {
         self.params.iter().find(|(known, _)| *known == name).map_or("", |(_, value)| value)
     }
 
-    /// The first value of a query parameter, decoded.
+    /// Returns the first value of a query parameter, decoded.
     pub fn query(&self, name: &'static str) -> Option<String> {
         self.asked.borrow_mut().push(name);
         let (_, query) = self.target().split_once('?')?;
@@ -300,7 +302,8 @@ impl Request {
         self.warnings.push(warning.into());
     }
 
-    /// Takes the warnings for the answer; `with_query` adds one for each query parameter that no handler has read.
+    /// Takes the warnings for the answer. If `with_query` is true, adds one for each query parameter that no handler
+    /// has read.
     pub fn take_warnings(&mut self, with_query: bool) -> Vec<String> {
         let mut warnings = std::mem::take(&mut self.warnings);
         let Some((_, query)) = self.target().split_once('?').filter(|_| with_query) else { return warnings };
@@ -316,10 +319,10 @@ impl Request {
         warnings
     }
 
-    /// A boolean query parameter; `false` if absent.
+    /// Returns a boolean query parameter: `false` if it is absent.
     ///
     /// # Errors
-    /// `InvalidRequest` for other values.
+    /// `InvalidRequest` for a value that is not a boolean.
     pub fn query_flag(&self, name: &'static str) -> Result<bool> {
         match self.query(name).as_deref() {
             None | Some("false" | "0") => Ok(false),
@@ -331,7 +334,7 @@ impl Request {
         }
     }
 
-    /// Sends the answer; ignores a disconnected client.
+    /// Sends the answer. Ignores write errors, which mean that the client has disconnected.
     pub fn answer(self, response: Response) {
         if !self.continues && response.is_whole() {
             pool::release_early();
@@ -360,7 +363,7 @@ impl RequestSource {
     }
 }
 
-/// Percent-decodes `text`; `None` if it is malformed or not UTF-8.
+/// Percent-decodes `text`. Returns `None` if the encoding is malformed or the result is not UTF-8.
 pub fn decode(text: &str) -> Option<String> {
     if !text.contains('%') {
         return Some(text.to_owned());
@@ -379,7 +382,7 @@ pub fn decode(text: &str) -> Option<String> {
     }
     String::from_utf8(bytes).ok()
 }
-/// The token in the value of an `Authorization` header.
+/// Returns the bearer token in the value of an `Authorization` header.
 pub fn bearer_of(value: &str) -> Option<&str> {
     let (scheme, token) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())

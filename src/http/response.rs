@@ -1,4 +1,4 @@
-//! Responses: status, headers and body.
+//! Responses: their status, headers and body.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -10,17 +10,17 @@ use serde_json::Value;
 use crate::base::redact::Redactor;
 use crate::base::{Code, Error, clock, limits};
 
-/// A reply under construction.
+/// A response under construction.
 pub struct Response {
     status: u16,
-    /// The code of an error reply.
+    /// The error code, if this is an error response.
     code: Option<Code>,
     headers: Vec<(Cow<'static, str>, String)>,
     body: ResponseBody,
     form: BodyFormat,
 }
 
-/// The type of a body produced by the server; proxied bodies and files have none.
+/// The type of a body that the server produced. Proxied bodies and files are `Other`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BodyFormat {
     Json,
@@ -28,16 +28,17 @@ enum BodyFormat {
     Other,
 }
 
-/// Writes a body of a declared length.
+/// A function that writes a body of a declared length.
 type BodyWriter = Box<dyn FnOnce(&mut dyn std::io::Write) -> std::io::Result<()> + Send>;
 
 enum ResponseBody {
     Bytes(Vec<u8>),
-    /// Produced while it is sent.
+    /// A body of this length, which the function writes while it is sent.
     Streamed(u64, BodyWriter),
-    /// No body, but possibly the length of the body that a GET would return (RFC 9110, 8.6).
+    /// No body. If a length is present, it is the one of the body that a GET would return (RFC 9110, 8.6).
     Absent(Option<u64>),
-    /// Written to the client's socket by the holder of this ticket, with this length or in chunks.
+    /// A body that the holder of this ticket writes to the client's socket: with this length, or in chunks if it is
+    /// `None`.
     HandedOver {
         ticket: String,
         length: Option<u64>,
@@ -48,7 +49,7 @@ const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 
 impl Response {
-    /// An empty body.
+    /// Creates a response with an empty body.
     pub fn empty(status: u16) -> Response {
         Response {
             status,
@@ -59,17 +60,17 @@ impl Response {
         }
     }
 
-    /// 200 with `value` as JSON.
+    /// Creates a response with status 200 and `value` as JSON.
     pub fn ok(value: &impl Serialize) -> Response {
         Response::json(200, value)
     }
 
-    /// 200 with a text body, where an existing API has one.
+    /// Creates a response with status 200 and a text body, for routes of an existing API that returns text.
     pub fn sentence(text: String) -> Response {
         Response::empty(200).with("Content-Type", TEXT).with_body(text.into_bytes()).of(BodyFormat::Text)
     }
 
-    /// `value` as JSON.
+    /// Creates a response with `value` as JSON.
     pub fn json(status: u16, value: &impl Serialize) -> Response {
         let mut body = ExactBuffer(Vec::with_capacity(1024));
         match serde_json::to_writer(&mut body, value) {
@@ -80,7 +81,7 @@ impl Response {
         }
     }
 
-    /// 200 with a list of items that are already JSON.
+    /// Creates a response with status 200 and a JSON list of items, each of which is already JSON.
     pub fn list<'a>(items: impl IntoIterator<Item = &'a str>) -> Response {
         let mut body = Vec::with_capacity(4096);
         for item in items {
@@ -95,7 +96,7 @@ impl Response {
         Response { form, ..self }
     }
 
-    /// Redacts secrets in a JSON or text body produced by the server.
+    /// Redacts secrets in a JSON or text body that the server produced.
     #[must_use]
     pub fn redacted(mut self, redactor: &Redactor) -> Response {
         let ResponseBody::Bytes(body) = &mut self.body else { return self };
@@ -118,7 +119,7 @@ impl Response {
         self
     }
 
-    /// The reply for an error, without its causes, which appear only in the log.
+    /// Creates the response for an error. It omits the causes of the error, which appear only in the log.
     pub fn error(error: &Error) -> Response {
         let mut response = Response::json(error.code().status(), &error.body());
         response.code = Some(error.code());
@@ -136,14 +137,14 @@ impl Response {
         }
     }
 
-    /// Adds a header.
     #[must_use]
     pub fn with(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<String>) -> Response {
         self.headers.push((name.into(), value.into()));
         self
     }
 
-    /// Adds a name to `Vary` unless it is present; a proxied answer may have its own.
+    /// Adds a name to the header `Vary`, unless `Vary` already contains it. A proxied answer may have its own
+    /// `Vary`.
     #[must_use]
     pub fn varying_by(mut self, name: &str) -> Response {
         let vary = self.headers.iter_mut().find(|(known, _)| known.eq_ignore_ascii_case("Vary"));
@@ -157,8 +158,8 @@ impl Response {
         self
     }
 
-    /// Adds warnings: in the field `warnings` of a JSON object, otherwise, and for errors, in `X-Berth-Warning`
-    /// headers.
+    /// Adds warnings to the response. In a successful response that is a JSON object, they are added to its field
+    /// `warnings`; in any other response, they are added as `X-Berth-Warning` headers.
     #[must_use]
     pub fn warned(mut self, warnings: Vec<String>) -> Response {
         if warnings.is_empty() {
@@ -172,7 +173,7 @@ impl Response {
             }
         }
         for warning in warnings.iter().take(WARNINGS) {
-            // RFC 9110, 5.5: non-ASCII bytes are opaque to other readers.
+            // RFC 9110, 5.5: recipients treat non-ASCII bytes in a header as opaque data.
             let plain = |c: char| if (' '..='~').contains(&c) { c } else { '?' };
             let text: String = warning.chars().take(WARNING_CHARS).map(plain).collect();
             self = self.with("X-Berth-Warning", text);
@@ -180,8 +181,8 @@ impl Response {
         self
     }
 
-    /// 200 with a body that the holder of the ticket writes to the client's own socket ([`super::client::Tickets`]);
-    /// without a length, in chunks.
+    /// Creates a response with status 200. The holder of the ticket writes its body to the client's own socket
+    /// ([`super::client::Tickets`]). If `length` is `None`, the body is sent in chunks.
     pub fn handed_over(ticket: String, length: Option<u64>) -> Response {
         Response {
             status: 200,
@@ -192,7 +193,7 @@ impl Response {
         }
     }
 
-    /// 101: the socket is handed over to the holder of the ticket.
+    /// Creates a response with status 101. The client's socket is handed over to the holder of the ticket.
     pub fn upgraded(ticket: String) -> Response {
         Response {
             status: 101,
@@ -209,7 +210,7 @@ impl Response {
         self
     }
 
-    /// The ticket, if the body is written by its holder.
+    /// Returns the ticket, if its holder writes the body.
     pub fn ticket(&self) -> Option<&str> {
         match &self.body {
             ResponseBody::HandedOver { ticket, .. } => Some(ticket),
@@ -217,15 +218,15 @@ impl Response {
         }
     }
 
-    /// Sets the body; its type is given by a header.
+    /// Sets the body. The caller sets its type with a header.
     #[must_use]
     pub fn with_body(mut self, body: Vec<u8>) -> Response {
         self.body = ResponseBody::Bytes(body);
         self
     }
 
-    /// Sets a body of this length that is produced while it is sent. If that fails, the client receives fewer bytes
-    /// than declared.
+    /// Sets a body of this length, which `write` produces while it is sent. If `write` fails, the rest of the body
+    /// is filled with spaces.
     #[must_use]
     pub fn with_writer(
         mut self,
@@ -236,14 +237,14 @@ impl Response {
         self
     }
 
-    /// Removes the body; for answers to HEAD and for 304.
+    /// Removes the body, for answers to HEAD and for 304.
     #[must_use]
     pub fn without_body(mut self, length: Option<u64>) -> Response {
         self.body = ResponseBody::Absent(length);
         self
     }
 
-    /// The code of an error reply.
+    /// Returns the error code, if this is an error response.
     pub fn code(&self) -> Option<Code> {
         self.code
     }
@@ -252,13 +253,13 @@ impl Response {
         self.status
     }
 
-    /// Whether sending cannot block, however slowly the client reads: the private socket buffers 200 KB
-    /// (net.core.wmem_default), and the gate reads ahead while its client is behind.
+    /// Returns whether sending the response cannot block, however slowly the client reads. The private socket
+    /// buffers 200 KB (net.core.wmem_default), and the gate reads ahead while its client is behind.
     pub fn is_small(&self) -> bool {
         self.is_whole() || matches!(self.body, ResponseBody::HandedOver { .. })
     }
 
-    /// Whether the reply is small and complete, so that no worker is needed after it is sent.
+    /// Returns whether the response is small and complete, so that no worker is needed after it is sent.
     pub(super) fn is_whole(&self) -> bool {
         match &self.body {
             ResponseBody::Bytes(body) => body.len() <= ONE_WRITE,
@@ -267,19 +268,19 @@ impl Response {
         }
     }
 
-    /// Sends a small reply in one write: tiny_http would use two, each of which wakes the client. tiny_http still
-    /// handles connection close.
+    /// Sends the response. A small one is sent in one write: tiny_http would use two writes, each of which wakes the
+    /// gate. tiny_http still handles the close of the connection.
     pub(super) fn send(self, without_body: bool, mut writer: impl std::io::Write) {
         let mut head = String::with_capacity(256);
         let _ = write!(head, "HTTP/1.1 {} {}\r\nX-Berth-Whole: 1\r\n", self.status, reason(self.status));
-        // Proxied answers have their own.
+        // A proxied answer has its own date.
         if !self.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("Date")) {
             head.push_str("Date: ");
             clock::push_http_date(&mut head);
             head.push_str("\r\n");
         }
         for (name, value) in &self.headers {
-            // A control character in a value could start another header.
+            // A control character in a header value could start another header.
             let value: String = value.chars().filter(|c| !c.is_control()).collect();
             let _ = write!(head, "{name}: {value}\r\n");
         }
@@ -291,7 +292,8 @@ impl Response {
                 Vec::new()
             }
             ResponseBody::Bytes(body) => {
-                // RFC 9110, 8.6: a 204 has no length, and a 304 only that of the 200.
+                // RFC 9110, 8.6: a 204 has no length, and a 304 may only declare the length of the corresponding
+                // 200.
                 if !matches!(self.status, 204 | 304) {
                     let _ = write!(head, "Content-Length: {}\r\n", body.len());
                 }
@@ -314,7 +316,7 @@ impl Response {
         };
         head.push_str("\r\n");
         let mut message = head.into_bytes();
-        // Errors mean that the client has disconnected.
+        // An error means that the client has disconnected.
         let _ = if without_body {
             writer.write_all(&message)
         } else if let Some(write) = made {
@@ -324,7 +326,8 @@ impl Response {
             if let Err(error) = write(&mut body) {
                 log::debug!("An answer was truncated: {error}");
             }
-            // The backend connection is reused, so the declared length must be sent; trailing spaces keep JSON valid.
+            // The backend connection is reused, so as many bytes as declared must be sent. Trailing spaces keep JSON
+            // valid.
             body.fill().and_then(|()| buffered.flush())
         } else if body.len() <= ONE_WRITE {
             message.extend_from_slice(&body);
@@ -336,13 +339,14 @@ impl Response {
     }
 }
 
-/// The most warnings in headers, and the most characters of each: clients limit the total size of headers.
+/// Maximum number of warnings in headers (`WARNINGS`), and maximum number of characters of each (`WARNING_CHARS`).
+/// Clients limit the total size of headers.
 const WARNINGS: usize = 10;
 const WARNING_CHARS: usize = 200;
-/// The largest body that is parsed to add warnings.
+/// Maximum size of a body that is parsed to add warnings.
 const WARNED_BYTES: usize = 1 << 20;
 
-/// Appends warnings to a JSON object; `None` for any other value.
+/// Returns a JSON object with the warnings added. Returns `None` if the body is not an object or is too large.
 fn with_warnings(body: &[u8], warnings: &[String]) -> Option<Vec<u8>> {
     if body.len() > WARNED_BYTES || body.first() != Some(&b'{') {
         return None;
@@ -355,10 +359,10 @@ fn with_warnings(body: &[u8], warnings: &[String]) -> Option<Vec<u8>> {
     serde_json::to_vec(&object).ok()
 }
 
-/// Bodies up to this size are sent in one write with the head.
+/// Maximum size of a body that is sent in one write with the head.
 const ONE_WRITE: usize = 64 << 10;
 
-/// The reason phrases (RFC 9110, 15) of the status codes in use.
+/// Returns the reason phrase of a status code (RFC 9110, 15).
 fn reason(status: u16) -> &'static str {
     match status {
         101 => "Switching Protocols",
@@ -393,7 +397,7 @@ fn reason(status: u16) -> &'static str {
     }
 }
 
-/// A writer for a body of declared length.
+/// A writer for a body of declared length. It rejects bytes beyond that length.
 struct FixedLengthWriter<W> {
     out: W,
     left: u64,
@@ -426,7 +430,8 @@ impl<W: std::io::Write> std::io::Write for FixedLengthWriter<W> {
     }
 }
 
-/// A buffer that grows by an eighth once it is large: an answer may be tens of megabytes, and doubling wastes half.
+/// A growing buffer. Once it is large, it grows by an eighth, because doubling wastes half the memory of an answer
+/// of tens of megabytes.
 struct ExactBuffer(Vec<u8>);
 
 impl std::io::Write for ExactBuffer {

@@ -1,4 +1,4 @@
-//! Route definitions, and the matching of paths.
+//! The definition of a route, and the matching of paths.
 
 use super::reply::Reply;
 use super::request::{Method, Request, decode};
@@ -12,95 +12,96 @@ use crate::proc::Cancel;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Auth {
     Public,
-    /// At least this scope, otherwise 403.
+    /// A credential with at least this scope; otherwise the answer is 403.
     Scope(Scope),
-    /// The host token or an owner's token, otherwise 401, as in the OpenWork server.
+    /// The host token or a token with scope owner; otherwise the answer is 401, as in the OpenWork server.
     Host,
 }
 
-/// Whether a route requires approval in manual mode.
+/// Whether a route requires approval while the server is in manual approval mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ApprovalPolicy {
     Open,
-    /// Required unless the sender is an owner. The word is the action shown to approvers. Approval is requested
-    /// before the handler runs.
+    /// Approval is required unless the sender is an owner. It is requested before the handler runs. The word is the
+    /// action that approvers see.
     Collaborators(&'static str),
-    /// Required for all senders, including owners and hosts, as in the OpenWork server. The handler validates the
-    /// request first and returns [`Answer::Prepared`].
+    /// Approval is required for all senders, including owners and hosts, as in the OpenWork server. The handler
+    /// first validates the request and returns [`Answer::Prepared`]. The word is the action that approvers see.
     Everyone(&'static str),
-    /// Required unless the sender is an owner, depending on the OpenCode request that is proxied.
+    /// Approval may be required unless the sender is an owner. That depends on the OpenCode request that is proxied.
     Forwarded,
 }
 
-/// Whether a route changes state; a read-only server refuses writes.
+/// Whether a route changes state. A read-only server refuses writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Changes nothing, or only memory.
+    /// The route changes nothing, or only state in memory.
     Read,
     Write,
 }
 
-/// The kind of work of a route, which determines the threads that execute it.
+/// The kind of work that a route does. It determines the threads that execute the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// At most a file access: on the HTTP threads.
+    /// At most one file access. Executed on the HTTP threads.
     Short,
-    /// Accesses files that the workspace's programs can make large: on the file workers, in the workspace's lane.
+    /// Access to files that the workspace's programs can make large. Executed by the file workers, in the
+    /// workspace's lane.
     Files,
-    /// A command: validated on the HTTP threads, executed by the run workers.
+    /// A command. Validated on the HTTP threads, executed by the run workers.
     Run,
-    /// Waits or streams: validated on the HTTP threads, executed by the stream workers.
+    /// A wait or a stream. Validated on the HTTP threads, executed by the stream workers.
     Stream,
-    /// A streamed upload; the handler enforces its size limit. Executed by the transfer workers.
+    /// A streamed upload, the size of which the handler limits. Executed by the transfer workers.
     Upload,
-    /// Ends other work: validated on the HTTP threads, executed by dedicated workers, so that it never waits behind
-    /// the work that it ends.
+    /// The end of other work. Validated on the HTTP threads, executed by dedicated workers, so that it never waits
+    /// behind the work that it ends.
     End,
-    /// Proxied to an OpenCode: validated on the HTTP threads, executed by the proxy workers.
+    /// A request that is proxied to an OpenCode. Validated on the HTTP threads, executed by the proxy workers.
     Proxy,
 }
 
 /// The result of a handler.
 pub enum Answer {
     Now(Response),
-    /// The request is valid; the work remains for a worker of the route's class.
+    /// The request is valid; a worker of the route's class will do the work and answer.
     Later {
         work: DeferredWork,
-        /// Raised when the client disconnects, unless other clients use the result.
+        /// Raised when the client disconnects, so that the work ends; `None` if other clients use the result too.
         cancel: Option<Cancel>,
     },
-    /// The request is valid and nothing is done yet: a write of a route with [`ApprovalPolicy::Everyone`], which
-    /// accepts no other answer.
+    /// The request is valid and the write has not begun. A write of a route with [`ApprovalPolicy::Everyone`] must
+    /// return this answer.
     Prepared(PreparedWrite),
 }
 
 /// A validated write that waits for approval.
 pub struct PreparedWrite {
-    /// One line for the approver. May hold secrets.
+    /// One line that describes the write to the approver. It may contain secrets.
     pub summary: String,
-    /// One line for the logs, without secrets; `None` if the summary has none.
+    /// One line that describes the write in the logs, without secrets; `None` if the summary contains no secrets.
     pub note: Option<String>,
-    /// The files to be written, for the approver; `None` if there are none, or if no approval is needed.
+    /// The files that would be written, for the approver; `None` if there are none, or if no approval is needed.
     pub changes: Option<Vec<FileChange>>,
-    /// The files and folders affected.
+    /// The files and folders that the write affects.
     pub paths: Vec<String>,
-    /// Performs the write, on a worker of the route's class. A large body may be read only here.
+    /// Performs the write, on a worker of the route's class. Only this function may read a large body.
     pub work: PreparedWork,
 }
 
-/// The work of a prepared write.
+/// A function that performs a prepared write.
 pub type PreparedWork = Box<dyn FnOnce(&mut Request) -> Result<Response> + Send>;
 
-/// Work that answers at its end or earlier.
+/// A function that does the work of a request, and answers at its end or earlier.
 pub type DeferredWork = Box<dyn FnOnce(Reply) + Send>;
 
 impl Answer {
-    /// Work that returns the answer.
+    /// Returns an answer for work that computes the response.
     pub fn later(work: impl FnOnce() -> Result<Response> + Send + 'static, cancel: Option<Cancel>) -> Answer {
         Answer::Later { work: Box::new(move |reply: Reply| reply.send(work())), cancel }
     }
 
-    /// A write that may require approval.
+    /// Returns an answer for a write that may require approval.
     pub fn prepared(
         summary: impl Into<String>,
         paths: Vec<String>,
@@ -116,7 +117,7 @@ impl Answer {
         })
     }
 
-    /// Sets the line for the logs, if the summary may hold secrets.
+    /// Sets the line for the logs, for a write of which the summary may contain secrets.
     #[must_use]
     pub fn noted(mut self, note: String) -> Answer {
         if let Answer::Prepared(prepared) = &mut self {
@@ -135,7 +136,7 @@ impl Answer {
     }
 }
 
-/// A handler: parses the request, calls one service, builds the answer.
+/// A handler. It parses the request, calls one service, and builds the answer.
 pub type Handler<C> = fn(&C, &mut Request) -> Result<Answer>;
 
 /// The type of [`Route::fast_path`].
@@ -143,34 +144,35 @@ pub type FastPath<C> = fn(&C, &mut Request) -> Option<Response>;
 
 /// A row of the route table.
 pub struct Route<C> {
-    /// The method; GET also answers HEAD.
+    /// The method. A route for GET also answers HEAD.
     pub method: Method,
-    /// Segments that start with `:` are parameters; a last segment that starts with `*` is the rest of the path; `*`
-    /// alone matches any rest, including none.
+    /// The path pattern. A segment that starts with `:` is a parameter. A last segment that starts with `*` is a
+    /// parameter for the rest of the path; `*` alone matches any rest, including none, and sets no parameter.
     pub pattern: &'static str,
     pub auth: Auth,
     pub gate: ApprovalPolicy,
     pub effect: Effect,
     pub class: Class,
     pub handler: Handler<C>,
-    /// Answers a read of [`Class::Files`] on the HTTP thread if that cannot block; `None` leaves it to the handler.
+    /// Answers a read of [`Class::Files`] on the HTTP thread, if that cannot block. If it returns `None`, the
+    /// handler answers.
     pub fast_path: Option<FastPath<C>>,
 }
 
-/// The result of matching a path and method.
+/// The result of matching a path and method against the table.
 pub enum RouteMatch<'a, C> {
-    /// A matching route; its parameters are set in the request.
+    /// A route matches. Its parameters have been set in the request.
     Route(&'a Route<C>),
-    /// The path exists with these methods only.
+    /// Routes match the path, but only with these methods.
     OtherMethods(String),
-    /// No such path.
+    /// No route matches the path.
     Nothing,
 }
 
-/// The routes, indexed by their number of segments.
+/// The route table, indexed by number of segments.
 pub struct RouteTable<C: 'static> {
     by_length: Vec<Vec<RouteEntry<C>>>,
-    /// Routes that end with `*`.
+    /// The routes with a last segment that starts with `*`.
     open: Vec<RouteEntry<C>>,
 }
 
@@ -180,7 +182,7 @@ struct RouteEntry<C: 'static> {
 }
 
 impl<C> RouteTable<C> {
-    /// Builds the index; the first matching route wins.
+    /// Builds the index. If several routes match a path, the first one is used.
     pub fn new(routes: &'static [Route<C>]) -> RouteTable<C> {
         let (mut by_length, mut open): (Vec<Vec<RouteEntry<C>>>, Vec<RouteEntry<C>>) = Default::default();
         for route in routes {
@@ -195,7 +197,7 @@ impl<C> RouteTable<C> {
         RouteTable { by_length, open }
     }
 
-    /// Finds the route of a request.
+    /// Finds the route for a request and sets the request's parameters.
     ///
     /// # Errors
     /// `InvalidRequest` if a parameter is not percent-encoded UTF-8.
@@ -221,7 +223,7 @@ impl<C> RouteTable<C> {
         Ok(if others.is_empty() { RouteMatch::Nothing } else { RouteMatch::OtherMethods(others.join(", ")) })
     }
 
-    /// All routes that match a path, with any method.
+    /// Returns all routes that match a path, with any method.
     pub fn rows(&self, path: &str) -> Vec<&'static Route<C>> {
         let path: Vec<&str> = unmounted(path).unwrap_or_default().split('/').collect();
         self.fitting(&path).map(|row| row.route).collect()
@@ -232,8 +234,8 @@ impl<C> RouteTable<C> {
     }
 }
 
-/// `/w/ID/workspace/ID/…` is an alias of `/workspace/ID/…`. Returns `None` if the two ids differ: there is no such
-/// path.
+/// Returns the path without its mount: `/w/ID/workspace/ID/…` is an alias of `/workspace/ID/…`. Returns `None` if
+/// the two ids differ, because such a path does not exist.
 fn unmounted(path: &str) -> Option<&str> {
     let Some((mount, rest)) = path.strip_prefix("/w/").and_then(|rest| rest.split_once('/')) else {
         return Some(path);
@@ -257,7 +259,7 @@ impl<C> RouteEntry<C> {
             })
     }
 
-    /// `None` if a parameter is not percent-encoded UTF-8.
+    /// Returns the parameters of a matching path, or `None` if one is not percent-encoded UTF-8.
     fn params(&self, path: &[&str]) -> Option<Vec<(&'static str, String)>> {
         let mut params = Vec::new();
         for (at, (wanted, segment)) in self.segments.iter().zip(path).enumerate() {

@@ -1,5 +1,5 @@
-//! Event encodings: server-sent events (HTML standard, 9.2) for browsers and `curl -N`, or JSON lines for programs.
-//! Pure.
+//! The encodings of events: server-sent events (HTML standard, 9.2) for browsers and `curl -N`, and JSON lines for
+//! programs. Pure.
 
 use std::io::Write as _;
 
@@ -18,10 +18,10 @@ pub enum EventStreamFormat {
 }
 
 impl EventStreamFormat {
-    /// Parses `?stream=`.
+    /// Parses the query parameter `stream`. Returns `None` if it is absent.
     ///
     /// # Errors
-    /// `InvalidRequest` for values other than `sse` and `ndjson`.
+    /// `InvalidRequest` for a value other than `sse` and `ndjson`.
     pub fn from_request(request: &Request) -> Result<Option<EventStreamFormat>> {
         match request.query("stream").as_deref() {
             None => Ok(None),
@@ -41,14 +41,15 @@ impl EventStreamFormat {
         }
     }
 
-    /// Adds the headers of an event stream.
+    /// Adds the headers of an event stream to a response.
     pub fn head(self, response: Response) -> Response {
-        // Proxies must neither cache nor buffer it (nginx: X-Accel-Buffering).
+        // Proxies must neither cache nor buffer an event stream. nginx obeys X-Accel-Buffering.
         let response = response.with("Content-Type", self.content_type());
         response.with("Cache-Control", "no-store").with("X-Accel-Buffering", "no")
     }
 
-    /// The start of a stream: the delay after which a browser reconnects.
+    /// Returns the first bytes of a stream. For server-sent events they set the delay after which a browser
+    /// reconnects.
     pub fn opening(self) -> &'static [u8] {
         match self {
             EventStreamFormat::Sse => b"retry: 1000\n\n",
@@ -56,7 +57,7 @@ impl EventStreamFormat {
         }
     }
 
-    /// A message without content that keeps the stream alive.
+    /// Returns a message without content that keeps the stream alive.
     pub fn heartbeat(self) -> &'static [u8] {
         match self {
             EventStreamFormat::Sse => b": ping\n\n",
@@ -64,9 +65,9 @@ impl EventStreamFormat {
         }
     }
 
-    /// Appends an event. JSON escapes line breaks, so one `data` line holds it.
+    /// Appends an event. JSON escapes line breaks, so the data fits into one `data` line.
     pub fn write(self, out: &mut Vec<u8>, event: &str, id: &str, data: Map<String, Value>) {
-        // Writing to a vector cannot fail, and a map with string keys can be serialized.
+        // Writing to a vector cannot fail, and serializing a map with string keys cannot fail.
         let _ = match self {
             EventStreamFormat::Sse => {
                 let _ = write!(out, "event: {event}\nid: {id}\ndata: ");

@@ -1,6 +1,6 @@
-//! A response body written to the client's own socket for an unlimited time. It is framed as the head promised, and
-//! aborted visibly on failure. One thread writes; a client that does not read blocks it for at most
-//! [`crate::base::limits::WRITE_STALL`].
+//! A response body that one thread writes to the client's own socket, for an unlimited time. The body is framed as
+//! the head declared; on failure it is aborted so that the client notices. A client that does not read blocks the
+//! thread for at most [`crate::base::limits::WRITE_STALL`].
 
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
@@ -14,7 +14,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use super::client::ClientSocket;
 use crate::base::limits;
 
-/// Bytes that one sendfile(2) sends, so that a shutdown is noticed in between.
+/// Maximum number of bytes per sendfile(2) call, so that a shutdown is noticed between two calls.
 const SENDFILE_BYTES: usize = 1 << 20;
 
 /// A response body in progress.
@@ -24,18 +24,18 @@ pub struct StreamBody {
 }
 
 impl StreamBody {
-    /// The body of the answer that a ticket belongs to.
+    /// Creates the body for a socket that was handed over with a ticket.
     pub fn new(socket: ClientSocket) -> StreamBody {
-        // A write returns after this time to check whether the client has read anything: see `limits::WRITE_LOOK`. On
-        // a socket that has been reset it cannot be set, and the first write reports that.
+        // A write returns after this time, so that the thread can check whether the client has read anything; see
+        // `limits::WRITE_LOOK`. If the socket was reset, this call fails, and the first write reports the reset.
         let _ = set_socket_timeout(&socket, Timeout::Send, Some(limits::WRITE_LOOK));
         StreamBody { socket, ended: false }
     }
 
-    /// Sends these bytes at once.
+    /// Sends `bytes` at once.
     ///
     /// # Errors
-    /// If the client disconnected or does not read; the body is aborted then.
+    /// Fails if the client disconnected or does not read; the body is aborted then.
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         if bytes.is_empty() {
             return Ok(());
@@ -53,11 +53,11 @@ impl StreamBody {
         Ok(())
     }
 
-    /// Sends `length` bytes of a file from `offset`, without copying them through this process. Only if the head
+    /// Sends `length` bytes of a file from `offset`, without copying them through this process. The head must have
     /// declared the length.
     ///
     /// # Errors
-    /// As [`StreamBody::send`]; `UnexpectedEof` if the file is too short.
+    /// Fails like [`StreamBody::send`]; `UnexpectedEof` if the file is too short.
     pub fn send_file(&mut self, file: &File, mut offset: u64, length: u64) -> io::Result<()> {
         let end = offset + length;
         while offset < end {
@@ -69,10 +69,10 @@ impl StreamBody {
         Ok(())
     }
 
-    /// Completes the body. If it is dropped instead, the client sees a truncated chunked body.
+    /// Completes the body. If a chunked body is dropped instead, the client detects that it is truncated.
     ///
     /// # Errors
-    /// As [`StreamBody::send`].
+    /// Fails like [`StreamBody::send`].
     pub fn end(mut self) -> io::Result<()> {
         self.ended = true;
         if !self.socket.is_chunked() {
@@ -86,19 +86,20 @@ impl StreamBody {
         Ok(())
     }
 
-    /// Aborts the body so that the client notices, even where only the end of the connection ends the body.
+    /// Aborts the body so that the client notices, even if the close of the connection is the only end of the body.
     pub fn abort(self) {
         if !self.socket.is_chunked() {
             let _ = rustix::net::sockopt::set_socket_linger(&self.socket, Some(std::time::Duration::ZERO));
         }
     }
 
-    /// The socket to poll for [`StreamBody::GONE`].
+    /// Returns the socket to poll for [`StreamBody::GONE`].
     pub fn client(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 
-    /// A client that closes its sending side counts as disconnected, as in the gate.
+    /// The events that show a disconnect. A client that closes its sending side counts as disconnected, as in the
+    /// gate.
     pub const GONE: PollFlags = PollFlags::RDHUP.union(PollFlags::HUP).union(PollFlags::ERR);
 }
 
@@ -120,7 +121,8 @@ fn retry_blocked(mut write: impl FnMut() -> io::Result<usize>) -> io::Result<usi
 
 impl Drop for StreamBody {
     fn drop(&mut self) {
-        // A close with unread input resets the connection, which may discard the last bytes sent.
+        // Only the sending side is shut down first: a close with unread input resets the connection, which may
+        // discard the last bytes sent.
         if self.ended {
             self.socket.shutdown(std::net::Shutdown::Write);
         }

@@ -1,5 +1,5 @@
-//! The body of a request: streamed, buffered for an approver, read whole, or parsed as JSON. Large bodies are
-//! received into files, and are counted in [`PARSING`] while they are in memory.
+//! The body of a request: it can be streamed, buffered for an approver, read as a whole, or parsed as JSON. A large
+//! body is received into a file, and is counted in [`PARSING`] while it is in memory.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -14,10 +14,12 @@ use crate::base::unknown_fields::KnownFields;
 use crate::base::{Code, Error, Result, limits};
 use crate::store::spool::{SpoolArea, SpoolReader, SpooledFile};
 
-/// How long a large body waits for others to be parsed, each of which takes some milliseconds.
+/// How long a request with a large body waits until other large bodies have been parsed. Parsing one takes some
+/// milliseconds.
 const PARSING_WAIT: Duration = Duration::from_secs(10);
 
-/// A body that was read before the handler runs, so that an approver sees exactly the bytes that will be used.
+/// A body that was read before the handler runs, so that an approver sees exactly the bytes that the handler will
+/// use.
 pub(super) enum BufferedBody {
     Memory(Arc<Vec<u8>>, usize),
     Spooled(SpooledFile, SpoolReader),
@@ -46,8 +48,9 @@ impl Read for BufferedBody {
 }
 
 impl Request {
-    /// Reads the body before the handler runs, which then reads the buffered bytes: in memory if the gate has all of
-    /// it, otherwise on disk. It can be read repeatedly until [`Request::release_body`].
+    /// Reads the body before the handler runs, so that the handler reads the buffered bytes. The body is buffered in
+    /// memory if the gate has received all of it, otherwise on disk. It can be read repeatedly until
+    /// [`Request::release_body`].
     ///
     /// # Errors
     /// `BodyTooLarge` above `cap` bytes; `TooManyPending` if the spool is full; `DiskFull`; `InvalidRequest` if the
@@ -87,7 +90,7 @@ impl Request {
         Ok(())
     }
 
-    /// A separate reader of the buffered body from its start; `None` if it is not buffered.
+    /// Returns a separate reader of the buffered body, from its start; `None` if the body is not buffered.
     pub fn buffered_body(&self) -> Option<Box<dyn Read>> {
         Some(match self.buffered.as_ref()? {
             BufferedBody::Memory(bytes, _) => Box::new(BufferedBody::Memory(bytes.clone(), 0)),
@@ -104,12 +107,12 @@ impl Request {
         }
     }
 
-    /// Drops a buffered body once its handler has read it.
+    /// Allows the buffered body to be dropped once the handler has read it.
     pub fn release_body(&mut self) {
         self.released = true;
     }
 
-    /// The body as a stream, for bodies too large for memory.
+    /// Returns the body as a stream, for bodies that are too large for memory.
     pub fn reader(&mut self) -> &mut dyn Read {
         match &mut self.buffered {
             Some(held) => held,
@@ -117,7 +120,7 @@ impl Request {
         }
     }
 
-    /// The declared length of the body, if any.
+    /// Returns the declared length of the body, if the client declared one.
     pub fn announced_length(&self) -> Option<u64> {
         if self.is_streamed() {
             return self.header("X-Berth-Length")?.parse().ok();
@@ -125,12 +128,12 @@ impl Request {
         self.source.body_length().map(|length| length as u64)
     }
 
-    /// Reads the body, at most `cap` bytes. A large one is received without being held in memory; from then until its
-    /// handler returns it is counted in [`PARSING`].
+    /// Reads the body, at most `cap` bytes. A large body is first received into a file, and is then counted in
+    /// [`PARSING`] until the handler returns.
     ///
     /// # Errors
-    /// `BodyTooLarge`, before anything is read if the length is declared; `InvalidRequest` if it is truncated; `Busy`
-    /// if too many large bodies are in memory.
+    /// `BodyTooLarge` above `cap` bytes (if the length is declared, before anything is read); `InvalidRequest` if
+    /// the body is truncated; `Busy` if too many large bodies are in memory.
     pub fn body(&mut self, cap: usize) -> Result<Vec<u8>> {
         self.rewind_body();
         if let Some(held) = &mut self.buffered {
@@ -143,23 +146,23 @@ impl Request {
             let mut body = Vec::with_capacity(usize::try_from(held.size()).unwrap_or_default());
             held.read_to_end(&mut body).map_err(truncated)?;
             if self.released {
-                // Freed at once: the answer may take long.
+                // The buffered copy is freed at once, because the answer may take long.
                 self.buffered = Some(BufferedBody::Memory(Arc::default(), 0));
             }
             return Ok(body);
         }
         let parcel = self.parcel(cap)?;
         if let InputBytes::File(_, length) = &parcel {
-            // For the body and the values parsed from it.
+            // The count covers the body and the values parsed from it.
             self.charge = Some(PARSING.charge(2 * length, PARSING_WAIT)?);
         }
         parcel.into_vec()
     }
 
-    /// Reads the body, at most `cap` bytes, for handlers that do not need it in memory.
+    /// Reads the body, at most `cap` bytes, for handlers that do not need all of it in memory.
     ///
     /// # Errors
-    /// As [`Request::body`].
+    /// Fails like [`Request::body`].
     pub fn parcel(&mut self, cap: usize) -> Result<InputBytes> {
         if self.buffered.is_some() {
             return InputBytes::from_vec(self.body(cap)?);
@@ -177,12 +180,12 @@ impl Request {
         }
     }
 
-    /// Ends the count in [`PARSING`] once the body has been parsed.
+    /// Ends the count in [`PARSING`]. The caller has parsed the body.
     pub fn end_charge(&mut self) {
         self.charge = None;
     }
 
-    /// The length of the body if known; 0 if there is none.
+    /// Returns the length of the body: 0 if there is no body, `None` if the length is not known yet.
     pub fn body_length(&self) -> Option<u64> {
         match (&self.buffered, self.is_streamed()) {
             (Some(held), _) => Some(held.size()),
@@ -194,31 +197,31 @@ impl Request {
     /// Parses the body as JSON.
     ///
     /// # Errors
-    /// `InvalidJson` if it is not JSON, `InvalidPayload` if it does not match the schema.
+    /// `InvalidJson` if the body is not JSON, `InvalidPayload` if it does not match the schema.
     pub fn json<T: DeserializeOwned>(&mut self, cap: usize) -> Result<T> {
         self.json_of(cap, &KnownFields::from_type::<T>())
     }
 
-    /// As [`Request::json`], with a description of the fields that the type alone does not give.
+    /// Parses the body as JSON, like [`Request::json`]. `fields` describes fields that the type alone does not.
     ///
     /// # Errors
-    /// As [`Request::json`].
+    /// Fails like [`Request::json`].
     pub fn json_of<T: DeserializeOwned>(&mut self, cap: usize, fields: &KnownFields) -> Result<T> {
         let body = self.body(cap)?;
         self.parse(&body, fields)
     }
 
-    /// Parses a body, and warns about unknown fields.
+    /// Parses a body as JSON, and adds a warning for each unknown field.
     fn parse<T: DeserializeOwned>(&mut self, body: &[u8], fields: &KnownFields) -> Result<T> {
         let parsed = parse_json(body);
         self.warnings.extend(fields.unknown_fields(body));
         parsed
     }
 
-    /// Parses the body as JSON; `None` if it is empty.
+    /// Parses the body as JSON. Returns `None` if the body is empty.
     ///
     /// # Errors
-    /// As [`Request::json`].
+    /// Fails like [`Request::json`].
     pub fn json_if_any<T: DeserializeOwned>(&mut self, cap: usize) -> Result<Option<T>> {
         let body = self.body(cap)?;
         if body.iter().all(u8::is_ascii_whitespace) {
@@ -237,14 +240,15 @@ fn truncated(error: std::io::Error) -> Error {
 }
 
 fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
-    // serde would also read a struct from an array, field by field, which no client intends.
+    // serde would also accept an array for a struct, field by field, which no client intends.
     if body.iter().find(|byte| !byte.is_ascii_whitespace()).is_some_and(|first| *first != b'{') {
         serde_json::from_slice::<serde::de::IgnoredAny>(body).map_err(invalid_json)?;
         return Err(Error::new(Code::InvalidPayload, "The request body must be a JSON object"));
     }
     serde_json::from_slice(body).map_err(|error| match error.classify() {
         serde_json::error::Category::Data => {
-            // Valid only up to the error; the scanner requires valid JSON.
+            // The error may precede a syntax error, but `json_keys` requires valid JSON; so the whole body is
+            // checked.
             let whole = serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok();
             let keys = if whole { json_keys::keys(body) } else { Vec::new() };
             let problem = json_keys::describe_type_error(&error, &keys);
