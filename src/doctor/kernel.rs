@@ -60,8 +60,9 @@ pub fn no_threads() -> Option<Check> {
 const NEWER: &str = "use Linux 5.14 or newer";
 
 /// Recommended fix if berth runs in a container that is too restrictive.
-pub(super) const OUTER: &str = "start berth's own container with --privileged, or with --cap-add SYS_ADMIN and \
-                                --security-opt seccomp=unconfined";
+pub(super) const OUTER: &str = "start berth's own container with --privileged, or with --cap-add SYS_ADMIN, \
+                                --security-opt systempaths=unconfined, --security-opt seccomp=unconfined, \
+                                --cgroupns host and --volume /sys/fs/cgroup:/sys/fs/cgroup";
 
 /// Returns the fix for failed mounts. A newer kernel, `otherwise`, helps only if berth has CAP_SYS_ADMIN.
 fn mounts_fix(otherwise: &'static str) -> &'static str {

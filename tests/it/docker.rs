@@ -105,14 +105,14 @@ impl Docker {
         wait_for(&format!("dockerd: {}", docker.log.text()), secs(60), || {
             (docker.ask(&["version"]).code == Some(0)).then_some(())
         });
-        docker.import(IMAGE);
+        docker.import(IMAGE, &[]);
         docker
     }
 
-    /// Creates an image of a few of this machine's programs.
-    fn import(&self, image: &str) {
+    /// Creates an image of a few of this machine's programs and these.
+    pub fn import(&self, image: &str, programs: &[&str]) {
         let folder = Scratch::new();
-        let root = root(&folder);
+        let root = root(&folder, programs);
         let mut import = self.command("sh");
         import.args(["-c", "tar -C \"$1\" -c . | docker import - \"$2\"", "sh"]).arg(root).arg(image);
         let imported = run(&mut import, secs(120));
@@ -228,14 +228,15 @@ fn unpacked(name: &str, packages: &[&str]) -> PathBuf {
 }
 
 /// Creates a small root from programs of this machine, which is faster than a download.
-fn root(scratch: &Scratch) -> PathBuf {
+fn root(scratch: &Scratch, programs: &[&str]) -> PathBuf {
     let root = scratch.folder("root");
-    for folder in ["usr/bin", "etc", "tmp", "proc", "sys", "dev", "root"] {
+    for folder in ["usr/bin", "usr/lib", "etc", "tmp", "proc", "sys", "dev", "root"] {
         fs::create_dir_all(root.join(folder)).unwrap();
     }
     fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
     fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n").unwrap();
     fs::write(root.join("etc/group"), "root:x:0:\n").unwrap();
+    fs::copy("/etc/os-release", root.join("usr/lib/os-release")).unwrap();
     std::os::unix::fs::symlink("usr/bin", root.join("bin")).unwrap();
     let script = "set -e; cd \"$0\"; for name in \"$@\"; do from=$(command -v $name); cp -L $from usr/bin/; \
         ldd $from | grep -o '/[^ ]*' | sort -u; done | sort -u | while read library; do \
@@ -243,7 +244,8 @@ fn root(scratch: &Scratch) -> PathBuf {
         for name in libpthread.so.0 libdl.so.2 libm.so.6 librt.so.1; do \
         from=$(ldconfig -p | grep -o \"/.*/$name$\" | head -1); test -z $from || \
         { mkdir -p .$(dirname $from); cp -Ln $from .$from; }; done";
-    let ended = run(Command::new("sh").args(["-c", script]).arg(&root).args(PROGRAMS), secs(60));
+    let ended =
+        run(Command::new("sh").args(["-c", script]).arg(&root).args(PROGRAMS).args(programs), secs(60));
     assert_eq!(ended.code, Some(0), "{ended:?}");
     root
 }

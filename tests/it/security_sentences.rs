@@ -264,8 +264,9 @@ pub(crate) const PROMISES: &[(&str, &[&str])] = &[
         &["confined::commands_start_with_the_restrictions_of_docker"],
     ),
     (
-        "Container workspaces need `--privileged` there.",
-        &["confined::commands_start_with_the_restrictions_of_docker"],
+        "Container workspaces need the options of the profile `privileged` in \
+         `assets/packaging/container/docker-compose.yml` there.",
+        &["confined::commands_start_with_the_restrictions_of_docker", "container_image::the_privileged_profile_runs_container_workspaces"],
     ),
     (
         "Memory, swap, processors and processes of a container are limited if the kernel permits it (`berth \
