@@ -1,9 +1,9 @@
-//! A write that waits for approval, as shown to approvers: the fields of OpenWork's `GET /approvals`, plus the full
-//! request. The list carries a bounded part of the request and of the files that it would write; the rest is spooled
-//! to disk.
+//! A write that waits for approval, as approvers see it: the fields of OpenWork's `GET /approvals`, plus the full
+//! request. The list of approvals shows a bounded part of the request and of the files that it would write; the rest
+//! is spooled to disk.
 //!
-//! **Invariant:** the body, the file contents and the summary may hold secrets. They go to approvers only; log lines
-//! and the audit log contain [`ApprovalRequest::note`].
+//! **Invariant:** the body, the file contents and the summary may contain secrets. Only approvers see them; log
+//! lines and the audit log contain [`ApprovalRequest::note`] instead.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,10 +18,10 @@ use super::Actor;
 use crate::base::clock;
 use crate::store::spool::SpooledFile;
 
-/// The most bytes of JSON per approval in a list. `GET /approvals/:id` returns all of it.
+/// Maximum size of the JSON of one approval in a list. `GET /approvals/:id` returns the whole JSON.
 pub const LIST_ITEM_BYTES: usize = 64 << 10;
 
-/// A pending write. Cheap to clone.
+/// A pending write. Clones share the data.
 #[derive(Clone, Debug)]
 pub struct ApprovalRequest(Arc<ApprovalFields>);
 
@@ -39,24 +39,24 @@ struct ApprovalFields {
     spooled: Option<SpooledFile>,
 }
 
-/// The fields of a new request.
+/// The fields of a new approval request.
 #[derive(Debug)]
 pub struct NewApprovalRequest<'a> {
-    /// The workspace id as in the path.
+    /// The workspace id as the client wrote it in the path.
     pub workspace_id: &'a str,
     /// The kind of write.
     pub action: &'a str,
-    /// One line for the approver. May hold secrets.
+    /// One line that describes the write to the approver. It may contain secrets.
     pub summary: String,
-    /// One line for the logs, without secrets.
+    /// One line that describes the write in the logs, without secrets.
     pub note: String,
-    /// The files and folders affected.
+    /// The files and folders that the write affects.
     pub paths: Vec<String>,
     pub actor: Actor,
-    /// Fields beyond those of OpenWork, bounded.
+    /// Fields that OpenWork does not have, of bounded size.
     pub extra: Map<String, Value>,
-    /// The complete values of the fields that are bounded in `extra`, as members of a JSON object; `None` if nothing
-    /// was cut.
+    /// The complete values of the fields that are shortened in `extra`, as members of a JSON object; `None` if no
+    /// field was shortened.
     pub spooled: Option<SpooledFile>,
 }
 
@@ -81,7 +81,7 @@ impl ApprovalRequest {
         &self.0.id
     }
 
-    /// The workspace id as in the path.
+    /// Returns the workspace id as the client wrote it in the path.
     pub fn workspace_id(&self) -> &str {
         &self.0.workspace_id
     }
@@ -90,12 +90,12 @@ impl ApprovalRequest {
         &self.0.actor
     }
 
-    /// One line for the logs, without secrets.
+    /// Returns one line that describes the write in the logs, without secrets.
     pub fn note(&self) -> &str {
         &self.0.note
     }
 
-    /// The fields of OpenWork.
+    /// Returns the fields that OpenWork has. `left` is the remaining time.
     fn openwork_fields(&self, left: Duration) -> Map<String, Value> {
         let fields = &self.0;
         let mut view = Map::new();
@@ -110,14 +110,15 @@ impl ApprovalRequest {
         view
     }
 
-    /// The entry in a list. `left`: the remaining time.
+    /// Returns the entry for a list. `left` is the remaining time.
     pub fn list_view(&self, left: Duration) -> Map<String, Value> {
         let mut view = self.openwork_fields(left);
         view.extend(self.0.extra.clone());
         view
     }
 
-    /// The complete view: the beginning of a JSON object and, if more follows, a file with the rest.
+    /// Returns the complete view: the beginning of a JSON object and, if fields were shortened, a file with the
+    /// rest.
     pub fn full_view(&self, left: Duration) -> (Vec<u8>, Option<SpooledFile>) {
         let Some(rest) = &self.0.spooled else {
             return (Value::Object(self.list_view(left)).to_string().into_bytes(), None);
@@ -135,15 +136,15 @@ impl ApprovalRequest {
     }
 }
 
-/// Fields that a list shows in part, or that name the omitted parts.
+/// The fields that a list shows in part, and the field that names the omitted parts.
 const SPOOLED: [&str; 3] = ["request", "preview", "truncated"];
 
 /// A file that a write would change.
 #[derive(Debug, serde::Serialize)]
 pub struct FileChange {
-    /// The absolute path as the workspace's processes see it.
+    /// The absolute path as processes in the workspace's container see it.
     pub path: String,
-    /// The current content.
+    /// The content before the write.
     pub before: FileContent,
     /// The content after the write.
     pub after: FileContent,
@@ -157,9 +158,9 @@ pub struct FileChange {
 pub enum FileContent {
     /// The file does not exist.
     Absent,
-    /// Its bytes, shown as a string if they are UTF-8, otherwise as `{"base64": …}`.
+    /// The bytes of the file, serialized as a string if they are UTF-8, and otherwise as `{"base64": …}`.
     Bytes(Vec<u8>),
-    /// Too large to show: its size and fields that identify it.
+    /// A file that is too large to show: its size and further fields that identify its content.
     Described(Map<String, Value>),
 }
 

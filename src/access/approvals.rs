@@ -1,10 +1,11 @@
 //! Writes that wait for approval. A pending approval is data, not a thread: the request description
-//! ([`super::approval_request`]), a callback that continues the request, and a deadline. Pending approvals do not
-//! survive a restart: bodies and previews too large for memory are spooled to unlinked files. Independent of HTTP.
+//! ([`super::approval_request`]), a callback that continues the request, and a deadline. Bodies and previews that
+//! are too large for memory are spooled to unlinked files. Pending approvals do not survive a restart. Independent
+//! of HTTP.
 //!
 //! **Invariant:** a decision is used once, and a request is never executed after its client has disconnected.
 //!
-//! Thread: `approvals` enforces the deadlines. Lock: `state`, a leaf: callbacks run after it is released.
+//! Thread: `approvals` enforces the deadlines. Lock: `state`, a leaf. Callbacks run after it is released.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,9 +24,9 @@ use crate::events::Topic;
 use crate::proc::Cancel;
 use crate::store::spool::SpoolArea;
 
-/// Maximum number of writes that wait for approval; each holds a connection and its body.
+/// Maximum number of writes that wait for approval. Each of them holds a connection and a body.
 const APPROVALS: usize = 128;
-/// Maximum number of waiting writes of one token, so that one confused agent leaves room for others.
+/// Maximum number of waiting writes of one token, so that one faulty agent leaves room for others.
 const APPROVALS_PER_TOKEN: usize = 16;
 /// How often pending approvals are checked for disconnected clients.
 const APPROVAL_LOOK: Duration = Duration::from_secs(1);
@@ -35,13 +36,13 @@ pub type ApprovalCallback = Box<dyn FnOnce(Result<()>) + Send>;
 
 struct PendingApproval {
     question: ApprovalRequest,
-    /// The number of its `asked` event.
+    /// The number of the `asked` event that announced this approval.
     event: u64,
     deadline: Instant,
-    /// Raised when the client disconnects.
+    /// Raised when the client of the request disconnects.
     disconnected: Cancel,
     callback: ApprovalCallback,
-    /// Its share of the pending approvals.
+    /// The share of the pending approvals that this one takes.
     _share: Share,
 }
 
@@ -53,7 +54,7 @@ impl PendingApproval {
 
 #[derive(Default)]
 struct ApprovalState {
-    /// By number, so oldest first.
+    /// The pending approvals by number, so the oldest is first.
     waiting: BTreeMap<u64, PendingApproval>,
     number: u64,
     closed: bool,
@@ -73,12 +74,14 @@ struct ApprovalsShared {
     lines: RepeatLimiter<()>,
 }
 
-/// The most bytes of bodies and previews on disk for the pending approvals of one token: an upload of maximum size.
+/// Maximum number of bytes of bodies and previews on disk for the pending approvals of one token. An upload of
+/// maximum size fits.
 const SPOOL_PER_TOKEN: u64 = 288 << 20;
-/// The same for all tokens together.
+/// Maximum number of such bytes for all tokens together.
 const SPOOL_TOTAL: u64 = 1 << 30;
 
-/// The most log lines per interval about approvals requested by one token: a few times its share of the pending ones.
+/// Maximum number of log lines per interval about approvals that one token requested: a few times its share of the
+/// pending approvals.
 const LOG_LINES: u64 = 64;
 
 /// All pending approvals.
@@ -90,21 +93,21 @@ pub struct Approvals {
 }
 
 impl Approvals {
-    /// As [`Approvals::new`], with a spool in this data folder.
+    /// Creates an empty list like [`Approvals::new`], with a spool in this data folder.
     ///
     /// # Errors
-    /// As for `new`; also if the spool cannot be created.
+    /// Fails like `new`, or if the spool cannot be created.
     pub fn open(timeout: Duration, feed: Arc<Topic>, data_dir: &Path) -> Result<Approvals> {
         let spool = SpoolArea::open(&data_dir.join("approvals"), SPOOL_PER_TOKEN, SPOOL_TOTAL)?;
         Approvals::new(timeout, feed, spool)
     }
 
-    /// Creates an empty list of approvals with a time limit of `timeout` each. `feed` receives an `asked` event with
-    /// the view for approvers, and an `ended` event with the reason: `allowed`, `denied`, `timeout`, `gone` (its
-    /// client disconnected), `withdrawn` (its token ended) or `shutdown`.
+    /// Creates an empty list of approvals, each of which times out after `timeout`. `feed` receives an `asked` event
+    /// with the view for approvers, and later an `ended` event with the reason: `allowed`, `denied`, `timeout`,
+    /// `gone` (the client disconnected), `withdrawn` (the client's token ended) or `shutdown`.
     ///
     /// # Errors
-    /// If the thread cannot be started.
+    /// Fails if the thread cannot be started.
     pub fn new(timeout: Duration, feed: Arc<Topic>, spool: SpoolArea) -> Result<Approvals> {
         let shared = Arc::new(ApprovalsShared {
             state: Mutex::default(),
@@ -120,11 +123,12 @@ impl Approvals {
         Ok(Approvals { shared, timeout, spool, timer: Mutex::new(Some(timer)) })
     }
 
-    /// Requests approval. `callback` is called once with the decision, on any thread; it must return quickly.
+    /// Requests approval. `callback` is called once, on any thread, with the decision or an error. It must return
+    /// quickly.
     ///
     /// # Errors
-    /// Passed to `callback`: `TooManyPending` if this token or all tokens together have too many pending approvals;
-    /// `ShuttingDown`.
+    /// `callback` receives `TooManyPending` if this token, or all tokens together, have too many pending approvals,
+    /// and `ShuttingDown` after [`Approvals::close`].
     pub fn request(
         &self,
         asked: ApprovalRequest,
@@ -142,7 +146,7 @@ impl Approvals {
                 .collect();
             let left: Vec<_> = left.iter().filter_map(|number| state.waiting.remove(number)).collect();
             left.iter().for_each(|waiting| self.shared.publish_end(waiting, "gone"));
-            // Dropping them releases their shares.
+            // Dropping these approvals releases their shares.
             drop(left);
             if state.closed {
                 Some(Error::new(Code::ShuttingDown, "The server is shutting down"))
@@ -176,27 +180,27 @@ impl Approvals {
         }
     }
 
-    /// The pending approvals with connected clients, oldest first, each with the remaining time.
+    /// Returns the pending approvals of connected clients, oldest first, each with the remaining time.
     pub fn list(&self) -> Vec<(ApprovalRequest, Duration)> {
         let state = lock(&self.shared.state);
         state.live().map(PendingApproval::view).collect()
     }
 
-    /// The pending approval with this id, and its remaining time.
+    /// Returns the pending approval with this id, and its remaining time.
     pub fn find(&self, id: &str) -> Option<(ApprovalRequest, Duration)> {
         let state = lock(&self.shared.state);
         state.live().find(|waiting| waiting.question.id() == id).map(PendingApproval::view)
     }
 
-    /// The spool for bodies and previews of pending requests.
+    /// Returns the spool for the bodies and previews of pending requests.
     pub fn spool(&self) -> &SpoolArea {
         &self.spool
     }
 
-    /// Decides a pending approval.
+    /// Allows or denies a pending approval.
     ///
     /// # Errors
-    /// `ApprovalNotFound` if it is not pending: unknown, decided, timed out, or its client disconnected.
+    /// `ApprovalNotFound` if the id is unknown, was decided, or timed out, or if the client disconnected.
     pub fn answer(&self, id: &str, allow: bool, by: &Actor) -> Result<()> {
         let word = if allow { "allowed" } else { "denied" };
         let Some(waiting) = self.take(id, word).filter(|waiting| !waiting.disconnected.is_cancelled()) else {
@@ -208,7 +212,7 @@ impl Approvals {
         Ok(())
     }
 
-    /// Withdraws a pending approval: its client receives `why`, and it can no longer be allowed.
+    /// Withdraws a pending approval. Its client receives the error `why`, and the approval can no longer be allowed.
     pub fn withdraw(&self, id: &str, why: Error) {
         if let Some(waiting) = self.take(id, "withdrawn") {
             (waiting.callback)(Err(why));
@@ -266,14 +270,14 @@ impl ApprovalsShared {
         }
     }
 
-    /// Called with the lock held, so that events are published in order.
+    /// Publishes an event. The caller holds the lock, so that events are published in order.
     fn publish(&self, kind: &'static str, data: Value) -> u64 {
         let Value::Object(data) = data else { return 0 };
         self.feed.publish(kind, data)
     }
 
-    /// Publishes the end, and reduces the `asked` event to the id: the rest may hold secrets, and only pending
-    /// approvals count towards the memory limit of the feed.
+    /// Publishes the end of an approval, and reduces its `asked` event to the ids. The rest of that event may
+    /// contain secrets, and only pending approvals count towards the memory limit of the feed.
     fn publish_end(&self, waiting: &PendingApproval, end: &'static str) {
         let (id, workspace) = (waiting.question.id(), waiting.question.workspace_id());
         if let Value::Object(data) = json!({ "approval": { "id": id, "workspaceId": workspace } }) {
@@ -287,7 +291,7 @@ fn shares() -> Shares {
     Shares::new(Ledger::new(APPROVALS).with_token_share(APPROVALS_PER_TOKEN))
 }
 
-/// The error for an unknown id.
+/// Returns the error for an id that is not pending.
 pub fn not_found() -> Error {
     Error::new(Code::ApprovalNotFound, "Approval request not found")
 }
@@ -317,8 +321,8 @@ fn run_deadlines(shared: &ApprovalsShared) {
             shared.publish_end(waiting, end_reason(waiting));
         }
         if late.is_empty() {
-            // A disconnect does not wake this thread, so it checks periodically; followers of the feed are notified
-            // then.
+            // A disconnect does not wake this thread, so it checks for disconnects at intervals. Followers of the
+            // feed are notified then.
             let next = state.waiting.values().map(|waiting| waiting.deadline.min(now + APPROVAL_LOOK)).min();
             let patience = next.map_or(Duration::from_secs(3600), |next| next.saturating_duration_since(now));
             state = shared.changed.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner).0;
@@ -400,7 +404,7 @@ mod tests {
         approvals.withdraw(&ids[1], not_found());
         next(Some("withdrawn"));
         asked[2].0.cancel();
-        // Both are overdue at the same time.
+        // The thread finds both approvals overdue at the same time.
         next(Some("gone"));
         next(Some("timeout"));
         let _more = ask(&approvals, "t");

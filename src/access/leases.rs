@@ -2,8 +2,8 @@
 //! when its token is revoked or expires. The server tokens never end, so they need no leases. Independent of sockets
 //! and requests.
 //!
-//! Thread: `leases` enforces expiry, and polls the token store while leases exist. Lock: `state`, a leaf: callbacks
-//! run after it is released.
+//! Thread: `leases` enforces expiry, and polls the token store while there are leases. Lock: `state`, a leaf.
+//! Callbacks run after it is released.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,14 +15,14 @@ use super::tokens::Tokens;
 use crate::base::thread::{JoinOnDrop, lock, spawn};
 use crate::base::{Result, clock, limits};
 
-/// How often the token store is checked for manual changes while a token has open connections.
+/// How often the token store is checked for manual changes while there are leases.
 const CREDENTIAL_CHECK: Duration = Duration::from_secs(2);
 
 type LeaseCallback = Box<dyn FnOnce() + Send>;
 
 struct LeaseEntry {
     token_hash: String,
-    /// The token is not in the store; it ends only by expiry.
+    /// Whether the token is that of a login. Such a token is not in the store, and ends only by expiry.
     is_login: bool,
     expires_at: Option<u64>,
     /// The delay between the end of the token and the callback.
@@ -34,7 +34,7 @@ struct LeaseEntry {
 #[derive(Default)]
 struct LeaseState {
     entries: BTreeMap<u64, LeaseEntry>,
-    /// Ended leases within their grace period.
+    /// Leases of which the token has ended, and of which the callback waits for the end of the grace period.
     expiring: BTreeMap<u64, (Instant, LeaseCallback)>,
     number: u64,
     closed: bool,
@@ -46,13 +46,13 @@ struct LeasesShared {
     changed: Condvar,
 }
 
-/// All leases.
+/// All leases, and the thread that ends them.
 pub struct TokenLeases {
     shared: Arc<LeasesShared>,
     thread: Mutex<Option<JoinOnDrop>>,
 }
 
-/// Ends when it is dropped.
+/// A lease on a token. Dropping it cancels the callback.
 #[derive(Default)]
 pub struct TokenLease {
     shared: Weak<LeasesShared>,
@@ -61,7 +61,7 @@ pub struct TokenLease {
 }
 
 impl TokenLease {
-    /// Whether the token has ended.
+    /// Returns whether the token has ended.
     pub fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
     }
@@ -80,16 +80,16 @@ impl Drop for TokenLease {
             let mut state = lock(&shared.state);
             (state.entries.remove(&self.number), state.expiring.remove(&self.number))
         };
-        // Dropped after unlocking: the callback may own values that take locks when dropped.
+        // The lease is dropped after unlocking, because the callback may own values that take locks when dropped.
         drop(gone);
     }
 }
 
 impl TokenLeases {
-    /// Starts without leases.
+    /// Starts the thread, without leases.
     ///
     /// # Errors
-    /// If the thread cannot be started.
+    /// Fails if the thread cannot be started.
     pub fn new(tokens: Arc<Tokens>) -> Result<TokenLeases> {
         let shared = Arc::new(LeasesShared { tokens, state: Mutex::default(), changed: Condvar::new() });
         let keeper = spawn("leases".into(), limits::STACK, {
@@ -99,8 +99,8 @@ impl TokenLeases {
         Ok(TokenLeases { shared, thread: Mutex::new(Some(keeper)) })
     }
 
-    /// Calls `end` once, `grace` after the end of this actor's token, unless the lease is dropped before. `end` runs
-    /// on any thread and must return quickly.
+    /// Acquires a lease: `end` is called once, `grace` after the end of this actor's token, unless the lease is
+    /// dropped before. `end` runs on any thread and must return quickly.
     pub fn acquire(&self, actor: &Actor, grace: Duration, end: impl FnOnce() + Send + 'static) -> TokenLease {
         if !actor.is_scoped {
             return TokenLease::default();
@@ -118,24 +118,24 @@ impl TokenLeases {
                 ended: ended.clone(),
                 on_end: Box::new(end),
             };
-            // The thread sleeps long without leases, and otherwise until the next known expiry.
+            // Without leases the thread sleeps for long; otherwise it sleeps until the next known expiry.
             if state.entries.is_empty() || held.expires_at.is_some() {
                 self.shared.changed.notify_all();
             }
             state.entries.insert(number, held);
             number
         };
-        // The token may have ended since the request was admitted.
+        // The token may have ended after the request was admitted.
         self.shared.sweep(Some(&actor.token_hash));
         TokenLease { shared: Arc::downgrade(&self.shared), number, ended }
     }
 
-    /// Ends the leases of this token if it is no longer valid.
+    /// Ends the leases of this token if the token is no longer valid.
     pub fn sweep(&self, token_hash: &str) {
         self.shared.sweep(Some(token_hash));
     }
 
-    /// Stops the thread; no further lease ends.
+    /// Stops the thread. No lease ends after this.
     pub fn close(&self) {
         lock(&self.shared.state).closed = true;
         self.shared.changed.notify_all();
@@ -151,7 +151,8 @@ impl Drop for TokenLeases {
 }
 
 impl LeasesShared {
-    /// Ends the leases of tokens that are no longer valid: of one token, or of all if `only` is `None`.
+    /// Ends the leases of tokens that are no longer valid: those of the token `only`, or of all tokens if it is
+    /// `None`.
     fn sweep(&self, only: Option<&str>) {
         let mut hashes: Vec<String> = {
             let state = lock(&self.state);
@@ -161,7 +162,7 @@ impl LeasesShared {
         };
         hashes.sort_unstable();
         hashes.dedup();
-        // Reads the token file, so the lock is not held.
+        // This reads the token file, so it does not hold the lock.
         let good: BTreeMap<String, Option<u64>> = hashes
             .iter()
             .filter_map(|hash| self.tokens.find(hash).filter(|token| !token.is_expired()))
@@ -180,7 +181,7 @@ impl LeasesShared {
                     continue;
                 }
                 match good.get(&held.token_hash) {
-                    // The expiry in the file may have been edited.
+                    // The expiry in the token file may have been edited.
                     Some(expires_at) => held.expires_at = *expires_at,
                     None if hashes.binary_search(&held.token_hash).is_ok() => over.push(*number),
                     None => {}

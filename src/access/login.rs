@@ -1,6 +1,6 @@
-//! Password login as in sandboxed.sh: a password is exchanged for a JSON Web Token (RFC 7519), signed with
-//! HMAC-SHA256, which names its user and expires. Its holder is an owner. The secret and the users are fixed while
-//! the server runs.
+//! Password login as in sandboxed.sh: the server exchanges a password for a JSON Web Token (RFC 7519), signed with
+//! HMAC-SHA256, which names its user and expires. The holder of the token is an owner. The secret and the users do
+//! not change while the server runs.
 //!
 //! **Invariant:** no field of a token is used before its signature has been verified, except the algorithm, which
 //! must be HS256 (RFC 8725, 3.1).
@@ -16,22 +16,22 @@ use subtle::ConstantTimeEq;
 
 use crate::base::{Code, Error, Result};
 
-/// The longest token that is verified.
+/// Maximum length of a token that is verified.
 const TOKEN_BYTES: usize = 4 << 10;
-/// The longest password and user name.
+/// Maximum length of a password or user name.
 const PASSWORD_BYTES: usize = 1 << 10;
-/// How far the clock of another server with the same secret may be ahead.
+/// How far the clock of another server with the same secret may be ahead of this server's clock.
 const CLOCK_SKEW_SECS: u64 = 60;
-/// The subject and user name in single-password mode.
+/// The subject and user name in tokens if there is one shared password.
 const SINGLE_USER: &str = "default";
 
 /// A login account.
 #[derive(Clone)]
 pub struct LoginUser {
-    /// The `sub` of the user's tokens.
+    /// The claim `sub` in the tokens of the user.
     pub id: String,
     pub username: String,
-    /// SHA-256, for a constant-time comparison with any input.
+    /// The SHA-256 of the password, for a constant-time comparison with an input of any length.
     password: [u8; 32],
 }
 
@@ -41,12 +41,12 @@ impl LoginUser {
     }
 }
 
-/// The login configuration.
+/// The configuration of the password login.
 #[derive(Clone)]
 pub struct Login {
     secret: Vec<u8>,
     lifetime: Duration,
-    /// One password without a user name.
+    /// Whether there is one shared password, without user names.
     single: bool,
     users: Vec<LoginUser>,
 }
@@ -61,7 +61,7 @@ impl std::fmt::Debug for Login {
 #[derive(Debug, Serialize)]
 pub struct IssuedToken {
     token: String,
-    /// Unix seconds.
+    /// The expiry, in Unix seconds.
     exp: u64,
 }
 
@@ -70,7 +70,7 @@ struct JwtHeader {
     #[serde(skip_serializing_if = "Option::is_none")]
     typ: Option<String>,
     alg: String,
-    /// Extensions that a recipient must understand (RFC 7515, 4.1.11); none are supported.
+    /// Extensions that a recipient must understand (RFC 7515, 4.1.11). This server supports none.
     #[serde(default, skip_serializing)]
     crit: Option<serde::de::IgnoredAny>,
 }
@@ -85,7 +85,7 @@ pub struct JwtClaims {
 }
 
 impl JwtClaims {
-    /// The expiry, in Unix milliseconds.
+    /// Returns the expiry, in Unix milliseconds.
     pub fn expires_at_ms(&self) -> u64 {
         self.exp.saturating_mul(1000)
     }
@@ -96,26 +96,26 @@ impl JwtClaims {
 }
 
 impl Login {
-    /// One shared password.
+    /// Creates a login with one shared password.
     pub fn single(password: &str, secret: &str, lifetime: Duration) -> Login {
         let user = LoginUser::new(SINGLE_USER.to_owned(), SINGLE_USER.to_owned(), password);
         Login { secret: secret.into(), lifetime, single: true, users: vec![user] }
     }
 
-    /// One password per user.
+    /// Creates a login with one password per user.
     pub fn multi(users: Vec<LoginUser>, secret: &str, lifetime: Duration) -> Login {
         Login { secret: secret.into(), lifetime, single: false, users }
     }
 
-    /// The value in `GET /api/health`.
+    /// Returns the value for `GET /api/health`.
     pub fn mode(&self) -> &'static str {
         if self.single { "single_tenant" } else { "multi_user" }
     }
 
-    /// Issues a token for a correct password. `now`: Unix seconds.
+    /// Issues a token if the password is correct. `now` is the time in Unix seconds.
     ///
     /// # Errors
-    /// `Unauthorized` with the sentence of sandboxed.sh.
+    /// `Unauthorized`, with the message of sandboxed.sh.
     pub fn log_in(&self, username: Option<&str>, password: &str, now: u64) -> Result<IssuedToken> {
         let refuse = |message: &str| Err(Error::new(Code::Unauthorized, message));
         let typed = <[u8; 32]>::from(Sha256::digest(password));
@@ -130,7 +130,8 @@ impl Login {
             let Some(username) = username.map(str::trim).filter(|name| !name.is_empty()) else {
                 return refuse("Username required");
             };
-            // All users are compared, so that the time does not reveal whether a name exists.
+            // The password is compared with those of all users, so that the time does not reveal whether a user name
+            // exists.
             let mut found = None;
             for user in &self.users {
                 let right = bool::from(user.password.ct_eq(&typed));
@@ -155,7 +156,8 @@ impl Login {
         Ok(IssuedToken { token: format!("{text}.{signature}"), exp })
     }
 
-    /// Returns the claims of a token that this server issued and that has not expired. `now`: Unix seconds.
+    /// Returns the claims of a token that this server issued and that has not expired. `now` is the time in Unix
+    /// seconds.
     pub fn verify(&self, token: &str, now: u64) -> Option<JwtClaims> {
         if token.len() > TOKEN_BYTES {
             return None;
@@ -167,7 +169,7 @@ impl Login {
         if header.alg != "HS256" || !typ || header.crit.is_some() {
             return None;
         }
-        // Constant-time, and only for all 32 bytes.
+        // The comparison takes constant time, and accepts only a signature of all 32 bytes.
         self.mac(signed).ok()?.verify_slice(&BASE64.decode(signature).ok()?).ok()?;
         let claims: JwtClaims = serde_json::from_slice(&BASE64.decode(claims).ok()?).ok()?;
         let known = self.users.iter().any(|user| user.id == claims.sub);
@@ -194,7 +196,7 @@ mod tests {
         Login::single("open sesame", "a secret of some length", DAY)
     }
 
-    /// Signs any header and claims correctly.
+    /// Signs any header and claims with the correct key.
     fn signed(login: &Login, header: &str, claims: &str) -> String {
         let text = format!("{}.{}", BASE64.encode(header), BASE64.encode(claims));
         let mac = login.mac(&text).unwrap().finalize().into_bytes();
@@ -223,7 +225,7 @@ mod tests {
 
     #[test]
     fn signatures_match_rfc_7515() {
-        // Appendix A.1, with its key of 64 bytes.
+        // The example is that of RFC 7515, appendix A.1, with its key of 64 bytes.
         let key = "AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow";
         let login = Login { secret: BASE64.decode(key).unwrap(), ..login() };
         let text = "eyJ0eXAiOiJKV1QiLA0KICJhbGciOiJIUzI1NiJ9.\
@@ -248,7 +250,7 @@ mod tests {
         for (name, password) in [("ann", "b"), ("bob", "a"), ("eve", "a"), ("u2", "b"), ("bob", "")] {
             assert_eq!(message(Some(name), password), "Invalid username or password");
         }
-        // Removing the user or changing the secret ends the tokens.
+        // A token ends when its user is removed or the secret changes.
         let fewer = Login::multi(vec![user("u1", "ann", "a")], "a secret of some length", DAY);
         assert!(fewer.verify(&token, NOW).is_none());
         let other = Login { secret: b"another".to_vec(), ..login.clone() };
@@ -329,7 +331,7 @@ mod tests {
         ] {
             assert!(login.verify(&token, NOW).is_none(), "{token}");
         }
-        // Changing any byte invalidates the token.
+        // A change of any byte makes the token invalid.
         for at in 0..good.len() {
             let mut bytes = good.clone().into_bytes();
             bytes[at] ^= 1;

@@ -19,17 +19,17 @@ pub use scope::{Actor, Scope};
 
 use std::time::Duration;
 
-/// Whether gated writes require approval.
+/// Whether writes that require approval wait for a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ApprovalMode {
-    /// A person decides.
+    /// The write waits until a person decides.
     Manual,
-    /// Allowed without asking.
+    /// The write is allowed without a decision.
     Auto,
 }
 
 impl ApprovalMode {
-    /// The value in flags and replies.
+    /// Returns the value in flags and answers.
     pub fn as_str(self) -> &'static str {
         match self {
             ApprovalMode::Manual => "manual",
@@ -42,6 +42,6 @@ impl ApprovalMode {
 #[derive(Clone, Copy, Debug)]
 pub struct ApprovalSettings {
     pub mode: ApprovalMode,
-    /// How long a gated request waits for a decision.
+    /// How long a write waits for a decision before it is denied.
     pub timeout: Duration,
 }

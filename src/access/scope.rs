@@ -1,24 +1,24 @@
-//! Scopes, and the actor of a request.
+//! The scope of a credential, and the actor of a request.
 
 use serde::{Deserialize, Serialize};
 
 use super::login::JwtClaims;
 use super::tokens::Token;
 
-/// The permissions of a credential; each scope includes those before it.
+/// The permissions of a credential. Each scope includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
-    /// Reads.
+    /// May read.
     Viewer,
-    /// Works in containers and, with approval, on project files.
+    /// May work in containers and, with approval, change project files.
     Collaborator,
-    /// Full access.
+    /// Has full access.
     Owner,
 }
 
 impl Scope {
-    /// The value in replies.
+    /// Returns the value in answers.
     pub fn as_str(self) -> &'static str {
         match self {
             Scope::Viewer => "viewer",
@@ -35,33 +35,34 @@ pub struct Actor {
     /// `host` for the host token, otherwise `remote`.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// The client's own id (`X-OpenWork-Client-Id`).
+    /// The id that the client chose for itself (`X-OpenWork-Client-Id`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_id: Option<String>,
-    /// Identifies the token, 64 hex digits: SHA-256 of a stored token, a keyed hash of the client and host tokens.
+    /// The id of the token, in 64 hex digits: the SHA-256 of a scoped token, or a keyed hash of the client or host
+    /// token.
     pub token_hash: String,
     pub scope: Scope,
-    /// The token can end before the server does: a stored one, or one of a login.
+    /// Whether the token can end before the server does: a scoped token, or the token of a login.
     #[serde(skip)]
     pub is_scoped: bool,
-    /// The user, if the token is one of a login, which is not in the store.
+    /// The name of the user, if the token is that of a login. Such a token is not in the store.
     #[serde(skip)]
     pub user: Option<String>,
-    /// The expiry of the token; Unix milliseconds.
+    /// The expiry of the token, in Unix milliseconds.
     #[serde(skip)]
     pub expires_at: Option<u64>,
-    /// The workspaces that it is limited to, with their ids as in the store; `None`: all.
+    /// The ids (as in the token store) of the workspaces that the actor may access; `None` for all.
     #[serde(skip)]
     pub workspace_ids: Option<Vec<String>>,
 }
 
 impl Actor {
-    /// The holder of the host token.
+    /// Returns the actor for the host token.
     pub fn host(token_hash: String, client_id: Option<String>) -> Actor {
         Actor { kind: "host", ..Actor::remote(Scope::Owner, token_hash, client_id) }
     }
 
-    /// The holder of the client token.
+    /// Returns the actor for the client token.
     pub fn remote(scope: Scope, token_hash: String, client_id: Option<String>) -> Actor {
         Actor {
             kind: "remote",
@@ -75,7 +76,7 @@ impl Actor {
         }
     }
 
-    /// The holder of a stored token.
+    /// Returns the actor for a scoped token.
     pub fn scoped(token: &Token, client_id: Option<String>) -> Actor {
         Actor {
             is_scoped: true,
@@ -85,7 +86,7 @@ impl Actor {
         }
     }
 
-    /// A logged-in user: an owner until the token expires.
+    /// Returns the actor for a logged-in user, who is an owner until the token expires.
     pub fn logged_in(token_hash: String, claims: &JwtClaims, client_id: Option<String>) -> Actor {
         Actor {
             is_scoped: true,
@@ -95,7 +96,7 @@ impl Actor {
         }
     }
 
-    /// Whether the actor may access the workspace with these two ids.
+    /// Returns whether the actor may access the workspace with these two ids.
     pub fn reaches(&self, openwork_id: &str, id: uuid::Uuid) -> bool {
         self.workspace_ids.as_ref().is_none_or(|ids| {
             ids.iter()

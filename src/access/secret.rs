@@ -1,4 +1,5 @@
-//! Random secrets, and the digests that identify and compare them. Pure, apart from the kernel's random bytes.
+//! Random secrets, and the digests that identify and compare secrets. Pure, except that the kernel supplies random
+//! bytes.
 
 use sha2::{Digest, Sha256};
 
@@ -7,7 +8,7 @@ use crate::base::{At, Result, hex};
 /// A SHA-256 digest.
 pub(super) type Digest32 = [u8; 32];
 
-/// Generates random bytes in hex, with the prefix of OpenWork's scoped tokens.
+/// Generates a token: random bytes in hex, with the prefix of OpenWork's scoped tokens.
 pub(super) fn generate_token<const BYTES: usize>() -> Result<String> {
     Ok(format!("owt_{}", random_hex::<BYTES>()?))
 }
@@ -15,14 +16,14 @@ pub(super) fn generate_token<const BYTES: usize>() -> Result<String> {
 /// Returns random bytes from the kernel, in hex.
 ///
 /// # Errors
-/// If the kernel returns none.
+/// Fails if the kernel returns no random bytes.
 pub fn random_hex<const BYTES: usize>() -> Result<String> {
     let mut bytes = [0u8; BYTES];
     getrandom::fill(&mut bytes).map_err(std::io::Error::other).at("read", "/dev/urandom")?;
     Ok(hex::encode(&bytes))
 }
 
-/// Returns the SHA-256 of a text in hex, which identifies stored tokens.
+/// Returns the SHA-256 of `text` in hex. Scoped tokens are identified by it.
 pub fn sha256_hex(text: &str) -> String {
     hex::encode(&digest(text))
 }
@@ -31,7 +32,7 @@ pub(super) fn digest(text: &str) -> Digest32 {
     Sha256::digest(text.as_bytes()).into()
 }
 
-/// HMAC-SHA-256 (RFC 2104) with a key shorter than a block.
+/// Returns the HMAC-SHA-256 (RFC 2104) of `text`. The key is shorter than a block of SHA-256.
 pub(super) fn keyed_hash(key: &Digest32, text: &[u8]) -> Digest32 {
     let pad = |byte: u8| {
         let mut block = [byte; 64];
@@ -46,8 +47,8 @@ pub(super) fn keyed_hash(key: &Digest32, text: &[u8]) -> Digest32 {
 mod tests {
     use super::*;
 
-    /// HMAC_SHA256("key" padded with zeros, …) equals that of the short key (RFC 2104, 2); the values of RFC 4231,
-    /// 4.2 and 4.3.
+    /// Uses the examples of RFC 4231, 4.2 and 4.3. Their keys are padded with zeros here, which does not change the
+    /// HMAC (RFC 2104, 2).
     #[test]
     fn the_keyed_hash_is_hmac_sha_256() {
         let mut key = [0; 32];

@@ -1,10 +1,10 @@
-//! The store of scoped tokens: create, list, revoke, and find by hash. It is one file in the format of the OpenWork
-//! server, so that an existing file can be used and edited: every lookup checks whether the file has changed. Unknown
-//! fields are preserved; an invalid entry is ignored but kept; a file that is not a token store is moved aside, never
-//! overwritten. Independent of HTTP and of token leases.
+//! The store of scoped tokens: creates, lists and revokes tokens, and finds them by hash. The store is one file in
+//! the format of the OpenWork server, so users can keep and edit an existing file: every lookup checks whether the
+//! file has changed. Unknown fields are preserved. An invalid entry is ignored but kept. A file that is not a token
+//! store is moved aside, never overwritten. Independent of HTTP and of token leases.
 //!
-//! Threads: any. Locks: `writer` (level 3, one file) during a change, with the folder locked against other processes;
-//! `loaded` only to copy an `Arc`.
+//! Threads: any. Locks: `writer` (level 3, one file) during a change, with the folder locked against other
+//! processes; `loaded`, held only to copy or replace an `Arc`.
 
 use std::collections::HashMap;
 use std::fs;
@@ -24,37 +24,37 @@ use crate::base::{At, Code, Error, Result, clock, limits};
 use crate::store::file;
 use crate::store::lock::FolderLock;
 
-/// Maximum number of scoped tokens; more suggest a script that does not revoke.
+/// Maximum number of scoped tokens. If there are more, a script probably does not revoke its tokens.
 const TOKENS: usize = 1000;
-/// Maximum size of the token store: the maximum number of tokens, with long labels and lists, takes half of it.
+/// Maximum size of the token store. The maximum number of tokens, with long labels and lists, takes half of it.
 const TOKEN_STORE_BYTES: u64 = 4 << 20;
-/// How long an expired token stays listed, so that its user can see why requests fail.
+/// How long an expired token stays in the list, so that its user can see why requests fail.
 const EXPIRED_TOKEN_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Two changes of a file within this time may have the same timestamp (a kernel tick is at most 10 ms).
 const CLOCK_TICK: Duration = Duration::from_millis(20);
 
-/// The default name of the file.
+/// The default name of the token store.
 pub const FILE: &str = "tokens.json";
 
-/// A token without its secret, as stored and, except for the hash, as shown to clients.
+/// A scoped token without its secret, as stored. Clients see all fields except the hash.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Token {
     pub id: String,
-    /// SHA-256 of the secret, hex.
+    /// The SHA-256 of the secret, in hex.
     #[serde(skip_serializing)]
     pub hash: String,
     pub scope: Scope,
-    /// Unix milliseconds.
+    /// The time of creation, in Unix milliseconds.
     #[serde(default)]
     pub created_at: u64,
-    /// The name given at its creation.
+    /// The name that the creator gave to the token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
-    /// The expiry; Unix milliseconds.
+    /// The expiry, in Unix milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<u64>,
-    /// The workspaces that it is limited to.
+    /// The workspaces that the token may access; `None` for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workspace_ids: Option<Vec<String>>,
 }
@@ -65,17 +65,17 @@ impl Token {
     }
 }
 
-/// The properties of a token to create.
+/// The properties of a new token.
 #[derive(Debug)]
 pub struct NewToken {
     pub scope: Scope,
     pub label: Option<String>,
     pub lifetime: Option<Duration>,
-    /// The workspaces to limit it to.
+    /// The workspaces that the token may access; `None` for all.
     pub workspace_ids: Option<Vec<String>>,
 }
 
-/// The token file, with its last content.
+/// The store of scoped tokens, with the last content of its file.
 #[derive(Debug)]
 pub struct Tokens {
     path: PathBuf,
@@ -86,18 +86,18 @@ pub struct Tokens {
 /// The content of the file.
 #[derive(Debug, Default)]
 struct TokenFile {
-    /// `None`: read the file again at the next lookup.
+    /// The version that was read; `None` to read the file again at the next lookup.
     version: Option<TokenFileVersion>,
-    /// The whole document, including unknown fields.
+    /// The whole JSON document, including unknown fields.
     document: Map<String, Value>,
-    /// Newest first, in the order of the file.
+    /// The valid tokens, newest first, in the order of the file.
     tokens: Vec<Token>,
     by_hash: HashMap<String, usize>,
-    /// The file is not a token store; the tokens are those of the last valid version.
+    /// Whether the file is not a token store at the moment. The tokens are then those of the last valid version.
     damaged: bool,
 }
 
-/// Identifies a version of the file.
+/// A version of the file, as its metadata identifies it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TokenFileVersion {
     Absent,
@@ -105,7 +105,7 @@ enum TokenFileVersion {
 }
 
 impl Tokens {
-    /// Opens the store. A file that is not a token store is moved aside, and the store is empty then.
+    /// Opens the store. If the file is not a token store, it is moved aside, and the store starts empty.
     ///
     /// # Errors
     /// `Config` if the file cannot be read, for example because it is a directory.
@@ -126,21 +126,21 @@ impl Tokens {
         &self.path
     }
 
-    /// The token with this hash, even if it has expired.
+    /// Returns the token with this hash, even if it has expired.
     pub fn find(&self, hash: &str) -> Option<Token> {
         let loaded = self.current();
         loaded.by_hash.get(hash).map(|at| loaded.tokens[*at].clone())
     }
 
-    /// All tokens, newest first.
+    /// Returns all tokens, newest first.
     pub fn list(&self) -> Vec<Token> {
         self.current().tokens.clone()
     }
 
-    /// Creates a token. Returns it with its secret, which cannot be shown again.
+    /// Creates a token. Returns the token and its secret, which cannot be shown again.
     ///
     /// # Errors
-    /// `Conflict` if there are too many; disk errors.
+    /// `Conflict` if there are too many tokens; errors of the disk.
     pub fn create(&self, wanted: NewToken) -> Result<(Token, String)> {
         let secret = secret::generate_token::<16>()?;
         let now = clock::now_unix_ms();
@@ -176,7 +176,7 @@ impl Tokens {
     /// Revokes a token and returns it.
     ///
     /// # Errors
-    /// `TokenNotFound`; disk errors, after which the token is still valid.
+    /// `TokenNotFound`; errors of the disk, after which the token is still valid.
     pub fn revoke(&self, id: &str) -> Result<Token> {
         self.change(|entries| {
             let found = entries.iter().position(|entry| entry.get("id").and_then(Value::as_str) == Some(id));
@@ -186,7 +186,7 @@ impl Tokens {
         })
     }
 
-    /// The current content of the file.
+    /// Returns the current content of the file.
     fn current(&self) -> Arc<TokenFile> {
         let loaded = Arc::clone(&self.loaded.read().unwrap_or_else(PoisonError::into_inner));
         if loaded.version.is_some() && loaded.version == TokenFileVersion::of(&self.path) {
@@ -196,8 +196,8 @@ impl Tokens {
         self.refresh()
     }
 
-    /// Reads the file again. If it cannot be read or is not a valid store at the moment (it may be being written),
-    /// the tokens of the last valid version stay valid.
+    /// Reads the file again if it has changed. If it cannot be read, or is not a valid store (an editor may be
+    /// writing it), the tokens of the last valid version stay valid.
     fn refresh(&self) -> Arc<TokenFile> {
         let before = Arc::clone(&self.loaded.read().unwrap_or_else(PoisonError::into_inner));
         let state = TokenFileVersion::of(&self.path);
@@ -230,7 +230,7 @@ impl Tokens {
     }
 
     fn read(&self) -> Result<TokenFile> {
-        // Taken before reading, so that the next lookup notices a write in between.
+        // The version is taken before the file is read, so that the next lookup notices a write in between.
         let state = TokenFileVersion::of(&self.path);
         let bytes = file::read_optional(&self.path, TOKEN_STORE_BYTES)
             .map_err(|error| Error::config("token store", error))?;
@@ -262,13 +262,13 @@ impl Tokens {
         Ok(TokenFile::new(state, document, tokens))
     }
 
-    /// Changes the entries of the current file.
+    /// Changes the entries of the current file with `change`, and writes the file.
     fn change<R>(&self, change: impl FnOnce(&mut Vec<Value>) -> Result<R>) -> Result<R> {
         let folder = self.path.parent().unwrap_or(Path::new("/"));
         file::create_dir_private(folder)?;
         let _turn = lock(&self.writer); // LOCK: 3
         let _folder = FolderLock::take(folder, limits::LOCK_PASSES)?;
-        // Reads even if the version is unchanged: no write by another process may be lost.
+        // The file is read even if its version is unchanged, so that no write by another process is lost.
         let mut now = self.read()?;
         if now.damaged {
             self.move_aside()?;
@@ -314,8 +314,8 @@ impl TokenFile {
 }
 
 impl TokenFileVersion {
-    /// `None` if the version is not reliable: the file was changed so recently that another change may have the same
-    /// timestamps.
+    /// Returns the version of the file. Returns `None` if the file was changed so recently that another change may
+    /// have the same timestamps.
     fn of(path: &Path) -> Option<TokenFileVersion> {
         let metadata = match fs::metadata(path) {
             Ok(metadata) => metadata,
@@ -340,7 +340,8 @@ fn is_hash(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// The OpenWork server creates the file readable for all users.
+/// Removes the permissions of other users from the file, because the OpenWork server creates it readable for all
+/// users.
 fn make_private(path: &Path) {
     let Ok(metadata) = fs::metadata(path) else { return };
     if metadata.permissions().mode() & 0o077 == 0 {
@@ -365,7 +366,7 @@ mod tests {
         NewToken { scope: Scope::Viewer, label: Some(label.to_owned()), lifetime: None, workspace_ids: None }
     }
 
-    /// Writes in place, as an editor does.
+    /// Writes the file in place, as an editor does.
     fn by_hand(path: &Path, text: &str) {
         use std::io::Write as _;
         fs::File::create(path).unwrap().write_all(text.as_bytes()).unwrap();
@@ -379,7 +380,7 @@ mod tests {
     fn no_concurrently_created_token_is_lost() {
         let dir = TestFolder::new();
         let path = dir.join("tokens.json");
-        // Two servers on one file, as two processes would be.
+        // Two stores on one file behave like two processes.
         let stores = [Tokens::open(&path).unwrap(), Tokens::open(&path).unwrap()];
         thread::scope(|scope| {
             for n in 0..40 {

@@ -1,9 +1,10 @@
-//! A streaming parser for forms with files (multipart/form-data, RFC 7578 and 2046), in constant memory. Pure: each
-//! call is passed the reader, so a partly read form can wait for approval while its request moves to another thread.
+//! A streaming parser for forms with files (multipart/form-data, RFC 7578 and 2046), which uses constant memory.
+//! Pure: each call is passed the reader, so a partly read form can wait for approval while its request moves to
+//! another thread.
 //!
-//! The crate `multipart` (0.18) is not used because of these bugs: it takes a CR LF before a boundary for data if it is
-//! at the edge of its buffer, so that a file of 8,123 bytes becomes 8,125; a line that merely contains the boundary
-//! ends a file; a truncated body yields a complete file; names with `;` are cut.
+//! The crate `multipart` (0.18) is not used because of these bugs: it treats a CR LF before a boundary as data if it
+//! is at the edge of the crate's buffer, so that a file of 8,123 bytes becomes 8,125; a line that merely contains
+//! the boundary ends a file; a truncated body yields a complete file; a file name that contains `;` is truncated.
 
 use std::io::{self, Read};
 
@@ -12,20 +13,20 @@ use memchr::memmem::Finder;
 use super::request::decode;
 use crate::base::{Code, Error, Result, limits};
 
-/// Maximum head of one part of a form; browsers send some 200 bytes and the file's name.
+/// Maximum size of the head of one part of a form. Browsers send about 200 bytes and the file's name.
 const FORM_HEAD_BYTES: usize = 16 << 10;
 
-/// The size of the read buffer, which is larger than any part's head.
+/// The size of the read buffer. It is larger than the head of any part.
 const BUFFER: usize = 64 << 10;
 
-/// A form being read.
+/// A form that is being read.
 #[derive(Debug)]
 pub struct MultipartForm {
     delimiter: Finder<'static>,
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
-    /// Bytes read of parts that are not files.
+    /// Number of bytes read that belong to no file.
     skipped: usize,
     done: bool,
 }
@@ -33,9 +34,9 @@ pub struct MultipartForm {
 /// The head of a part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FormPart {
-    /// The name of the field.
+    /// The name of the form field.
     pub name: String,
-    /// The file name, if the part is a file.
+    /// The file name; `None` if the part is not a file.
     pub file_name: Option<String>,
 }
 
@@ -47,7 +48,7 @@ impl MultipartForm {
     /// Creates a parser for a request with this `Content-Type`.
     ///
     /// # Errors
-    /// `InvalidPayload` if it is not a form.
+    /// `InvalidPayload` if the `Content-Type` is not that of a form.
     pub fn new(content_type: Option<&str>) -> Result<MultipartForm> {
         let boundary = content_type.and_then(boundary).ok_or_else(|| {
             Error::new(
@@ -56,17 +57,17 @@ impl MultipartForm {
             )
         })?;
         let mut buffer = vec![0; BUFFER].into_boxed_slice();
-        // A delimiter includes the preceding line break; the first one may be at the start of the body.
+        // A delimiter includes the preceding line break, but the first one may be at the start of the body.
         buffer[..2].copy_from_slice(b"\r\n");
         let delimiter = Finder::new(format!("\r\n--{boundary}").as_bytes()).into_owned();
         Ok(MultipartForm { delimiter, buffer, start: 0, end: 2, skipped: 0, done: false })
     }
 
-    /// Returns the next part; skips the rest of the previous one. `None` at the end of the form.
+    /// Skips the rest of the current part and returns the head of the next one, or `None` at the end of the form.
     ///
     /// # Errors
-    /// `InvalidPayload` for a malformed form, `InvalidRequest` for a truncated one, `BodyTooLarge` if too many bytes
-    /// were skipped.
+    /// `InvalidPayload` if the form is malformed, `InvalidRequest` if it is truncated, `BodyTooLarge` if too many
+    /// bytes were skipped.
     pub fn next_part(&mut self, source: &mut dyn Read) -> Result<Option<FormPart>> {
         while !self.done {
             let n = self.data(source)?.len();
@@ -95,7 +96,7 @@ impl MultipartForm {
         self.head(source).map(Some)
     }
 
-    /// Returns more bytes of the part; empty at its end.
+    /// Returns further bytes of the current part; empty at the end of the part.
     ///
     /// # Errors
     /// `InvalidRequest` if the body is truncated.
@@ -107,7 +108,7 @@ impl MultipartForm {
             let bytes = &self.buffer[self.start..self.end];
             let sure = match self.delimiter.find(bytes) {
                 Some(at) => Some(at),
-                // The buffer may end with the beginning of a delimiter.
+                // The last bytes of the buffer may be the beginning of a delimiter, so they are not returned yet.
                 None => bytes.len().checked_sub(self.delimiter.needle().len() - 1).filter(|sure| *sure > 0),
             };
             if let Some(sure) = sure {
@@ -119,10 +120,10 @@ impl MultipartForm {
         }
     }
 
-    /// Reads a whole text part.
+    /// Reads the current part as text.
     ///
     /// # Errors
-    /// As [`MultipartForm::data`]; `InvalidPayload` if it is not UTF-8, `BodyTooLarge` above
+    /// Fails like [`MultipartForm::data`]; `InvalidPayload` if the part is not UTF-8, `BodyTooLarge` above
     /// [`limits::FORM_FIELDS_BYTES`].
     pub fn text(&mut self, source: &mut dyn Read) -> Result<String> {
         let mut text = Vec::new();
@@ -138,9 +139,9 @@ impl MultipartForm {
         String::from_utf8(text).map_err(|_| malformed("a field is not UTF-8"))
     }
 
-    /// Reads trailing bytes after the form, so that the connection can be reused.
+    /// Discards the bytes after the form, so that the connection can be reused.
     pub fn finish(&mut self, source: &mut dyn Read) {
-        // If there are too many, the connection closes, but the upload succeeds.
+        // If there are too many bytes, the connection closes, but the upload succeeds.
         let _ = io::copy(&mut source.take(limits::DRAINED_BODY_BYTES), &mut io::sink());
     }
 
@@ -153,7 +154,7 @@ impl MultipartForm {
         Ok(())
     }
 
-    /// Reads the head of a part, which begins with a line break.
+    /// Reads the head of a part. The buffer starts with the line break before the head.
     fn head(&mut self, source: &mut dyn Read) -> Result<FormPart> {
         loop {
             let bytes = &self.buffer[self.start..self.end];
@@ -169,7 +170,7 @@ impl MultipartForm {
         }
     }
 
-    /// Fills the buffer to at least `n` bytes.
+    /// Reads until the buffer holds at least `n` bytes.
     fn need(&mut self, source: &mut dyn Read, n: usize) -> Result<()> {
         while self.end - self.start < n {
             self.fill(source)?;
@@ -204,7 +205,7 @@ impl MultipartForm {
     }
 }
 
-/// The boundary in a `Content-Type` (RFC 2046, 5.1.1).
+/// Returns the boundary in a `Content-Type` (RFC 2046, 5.1.1).
 fn boundary(content_type: &str) -> Option<String> {
     let (kind, rest) = content_type.split_once(';')?;
     if !kind.trim().eq_ignore_ascii_case("multipart/form-data") {
@@ -234,7 +235,7 @@ fn part(head: &[u8]) -> Result<FormPart> {
     let find = |wanted: &str| parameters.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);
     let text = |value: &Vec<u8>| String::from_utf8_lossy(value).replace("%22", "\"");
     let name = find("name").map(text).ok_or_else(|| malformed("a part has no name"))?;
-    // RFC 7578, 4.2 forbids `filename*`, but some clients send it and rely on it.
+    // RFC 7578, 4.2 forbids `filename*`, but some clients send it.
     let extended = find("filename*").and_then(|value| {
         let value = std::str::from_utf8(value).ok()?;
         let (charset, rest) = value.split_once('\'')?;
@@ -243,8 +244,9 @@ fn part(head: &[u8]) -> Result<FormPart> {
     Ok(FormPart { name, file_name: extended.or_else(|| find("filename").map(text)) })
 }
 
-/// Parses `; name=value; name="quoted"` into names in lower case and values. In quotes, a backslash escapes a quote
-/// and itself and is literal otherwise, as browsers send it.
+/// Parses parameters such as `; name=value; name="quoted"`. Returns their names, in lower case, and values. Within
+/// quotes, a backslash escapes a quote or a backslash; before any other character it is literal, as browsers send
+/// it.
 fn parameters(mut rest: &[u8]) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
     while let Some(at) = memchr::memchr(b'=', rest) {

@@ -1,4 +1,4 @@
-//! Forms split at any position: their content is preserved, and malformed ones are refused.
+//! Tests of forms that arrive split at any position: file content is preserved, and malformed forms are refused.
 
 use std::io::Read;
 
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Returns at most this many bytes per read.
+/// A reader that returns at most this many bytes per read.
 struct SteppedReader<'a>(&'a [u8], usize);
 
 impl Read for SteppedReader<'_> {

@@ -1,8 +1,8 @@
-//! WebSockets (RFC 6455): the server side of the handshake, and one thread per socket that the gate hands over. It
-//! sends and receives concurrently, so that neither direction blocks the other. Messages are exchanged with a
+//! WebSockets (RFC 6455): the server side of the handshake, and one thread per socket that the gate hands over. The
+//! thread sends and receives concurrently, so that neither direction blocks the other, and exchanges messages with a
 //! [`Conversation`]. Independent of terminals.
 //!
-//! Every wait has a deadline: a peer that does not answer pings or does not read is disconnected.
+//! Every wait has a deadline: the thread disconnects a peer that does not answer pings or does not read.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -22,12 +22,12 @@ use super::response::Response;
 use crate::base::{Code, Error, Result, limits};
 use crate::proc::Cancel;
 
-/// How often a WebSocket's peer is pinged. Proxies close connections that are silent for a minute.
+/// How often the peer of a WebSocket is pinged. Proxies close connections that are silent for a minute.
 const PING: Duration = Duration::from_secs(20);
-/// How long the peer may take to answer a ping.
+/// How long the peer may take to answer a ping before it counts as disconnected.
 const PONG: Duration = Duration::from_secs(20);
-/// Send buffer of a WebSocket (doubled by the kernel, socket(7)): more than a fast connection needs for a screen, less
-/// than a slow one takes in ten seconds.
+/// Size of the send buffer of a WebSocket (the kernel doubles it, socket(7)). A screen on a fast connection needs
+/// less; a slow connection needs more than ten seconds for that much.
 const SOCKET_BUFFER_BYTES: usize = 128 << 10;
 
 /// An accepted handshake.
@@ -38,7 +38,7 @@ pub struct Handshake {
 }
 
 impl Handshake {
-    /// Parses a handshake and selects the first offered subprotocol that is in `known`. The gate only accepts
+    /// Parses a handshake and selects the first offered subprotocol that is in `known`. The gate passes on only
     /// complete handshakes.
     ///
     /// # Errors
@@ -56,7 +56,7 @@ impl Handshake {
         Ok(Handshake { accept: tungstenite::handshake::derive_accept_key(key.as_bytes()), protocol })
     }
 
-    /// The 101 answer; the socket goes to the holder of the ticket ([`super::client::Tickets`]).
+    /// Returns the 101 answer. The socket is handed over to the holder of the ticket ([`super::client::Tickets`]).
     pub fn accept(self, ticket: String) -> Response {
         let response = Response::upgraded(ticket).with("Sec-WebSocket-Accept", self.accept);
         match self.protocol {
@@ -78,35 +78,38 @@ pub enum IncomingMessage<'a> {
 pub enum OutgoingMessage {
     Text(String),
     Binary(Vec<u8>),
-    /// The end, with a code (RFC 6455, 7.4) and a reason of at most 123 bytes.
+    /// Closes the WebSocket with this code (RFC 6455, 7.4) and this reason of at most 123 bytes.
     Close(u16, String),
 }
 
 /// The application side of a WebSocket. No method may block.
 pub trait Conversation {
-    /// Readable when [`Conversation::outgoing`] has messages, or when there is room for more input.
+    /// Returns a descriptor that is readable when [`Conversation::outgoing`] has messages, or when there is room for
+    /// more input.
     fn wake(&self) -> BorrowedFd<'_>;
 
-    /// Returns all pending messages. Called only when the network has accepted all previous ones.
+    /// Returns all pending messages. The session calls it only when the network has accepted all earlier messages.
     fn outgoing(&mut self) -> Vec<OutgoingMessage>;
 
     fn incoming(&mut self, message: IncomingMessage<'_>);
 
-    /// Whether it cannot accept another message yet; the peer is not read from until it can.
+    /// Returns whether the conversation cannot accept another message yet. Until it can, nothing is read from the
+    /// peer.
     fn is_full(&mut self) -> bool;
 
-    /// The largest message that it accepts.
+    /// Returns the maximum size of a message that the conversation accepts.
     fn message_bytes(&self) -> usize {
         limits::SOCKET_MESSAGE_BYTES
     }
 
-    /// Whether there is memory for a message of more than [`limits::SOCKET_MESSAGE_BYTES`] now. Called before more
-    /// than that is read of one; the rest waits in the network until there is.
+    /// Returns whether there is memory for a message of more than [`limits::SOCKET_MESSAGE_BYTES`] at the moment.
+    /// The session asks before it reads more than that of one message; until the answer is `true`, the rest waits in
+    /// the network.
     fn admit_large(&mut self) -> bool {
         true
     }
 
-    /// Raised when the peer's credential is revoked or expires.
+    /// Returns the flag that is raised when the peer's credential is revoked or expires.
     fn revoked(&self) -> &Cancel;
 }
 
@@ -115,9 +118,9 @@ pub trait Conversation {
 pub struct SocketTimeouts {
     /// The interval between pings.
     pub ping: Duration,
-    /// The longest wait for any input after a ping before the peer counts as disconnected.
+    /// How long the session waits for any input after a ping before the peer counts as disconnected.
     pub patience: Duration,
-    /// The longest time without the peer reading before it is disconnected.
+    /// How long the peer may read nothing before it is disconnected.
     pub stall: Duration,
 }
 
@@ -127,10 +130,10 @@ impl Default for SocketTimeouts {
     }
 }
 
-/// Why a session ended; for log lines and tests.
+/// Why a session ended, for log lines and tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseReason {
-    /// Both sides closed, or the peer disconnected.
+    /// Both sides closed the WebSocket, or the peer disconnected.
     Closed,
     /// The peer answered no ping.
     PingTimeout,
@@ -140,37 +143,37 @@ pub enum CloseReason {
     Broken,
 }
 
-/// The most reads per turn, so that a peer that sends continuously does not prevent writes.
+/// Maximum number of reads per turn, so that a peer that sends continuously does not prevent writes.
 const READS_PER_TURN: usize = 32;
 
-/// How often a full conversation is polled while the network is full as well.
+/// How often a full conversation is polled while the network accepts no output either.
 const CLOSE_CHECK: Duration = Duration::from_millis(100);
 
 /// How long a large message waits for memory.
 const LARGE_PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long a large message may take to arrive once it has memory: 8 MiB at 250 kbit/s.
+/// How long a large message may take to arrive once there is memory for it: 8 MiB at 250 kbit/s.
 const LARGE_ARRIVAL: Duration = Duration::from_secs(300);
 
-/// The size of a frame header with mask for a payload of at most 125 bytes (RFC 6455, 5.2).
+/// The size of a frame header with mask, for a payload of at most 125 bytes (RFC 6455, 5.2).
 const CONTROL_HEAD_BYTES: usize = 6;
 
 /// The peer's socket, with counters of its traffic.
 struct MeteredSocket {
     socket: ClientSocket,
     written: u64,
-    /// Bytes read since the last message.
+    /// Number of bytes read since the last complete message.
     pending: usize,
-    /// The most bytes that may be read before the next message is complete.
+    /// Maximum number of bytes that may be read before the next message is complete.
     allowance: usize,
-    /// Since when that limit has been reached.
+    /// Since when `pending` has reached `allowance`.
     starved: Option<Instant>,
-    /// Since when the large message that is arriving has had memory.
+    /// When the session got memory for the large message that is arriving.
     admitted: Option<Instant>,
 }
 
 impl MeteredSocket {
-    /// Resets the counters after a message.
+    /// Resets the counters after a complete message.
     fn completed(&mut self) {
         self.pending = 0;
         self.admitted = None;
@@ -178,8 +181,8 @@ impl MeteredSocket {
     }
 }
 
-/// The most bytes read of a message before a memory permit is required: a message that needs no permit, split into
-/// small frames, and read-ahead.
+/// Maximum number of bytes that are read of a message before it needs a memory permit. It covers a message that
+/// needs no permit, even if it is split into small frames, and read-ahead.
 const SMALL_ALLOWANCE: usize = 2 * limits::SOCKET_MESSAGE_BYTES;
 
 impl Read for MeteredSocket {
@@ -211,18 +214,18 @@ struct WebSocketSession<C> {
     ws: WebSocket<MeteredSocket>,
     conversation: C,
     pace: SocketTimeouts,
-    /// When input last arrived.
+    /// When input last arrived from the peer.
     last_received: Instant,
     last_ping: Instant,
-    /// Since when the network has accepted no output, and the bytes accepted until then.
+    /// Since when the network has accepted no output, and the number of bytes accepted until then.
     blocked: Option<(Instant, u64)>,
-    /// A close frame was sent; the deadline for the peer's.
+    /// The deadline for the peer's close frame, once this side has sent its own.
     closing: Option<Instant>,
-    /// Messages may be large enough to require a memory permit.
+    /// Whether a message may be so large that it needs a memory permit.
     large: bool,
 }
 
-/// Runs a session on this thread until it ends. `early`: bytes received after the handshake.
+/// Runs a session on this thread until it ends. `early` holds bytes received after the handshake.
 pub fn serve(
     socket: ClientSocket,
     early: Vec<u8>,
@@ -232,14 +235,15 @@ pub fn serve(
     if rustix::io::ioctl_fionbio(&socket, true).is_err() {
         return CloseReason::Broken;
     }
-    // Limits output in the kernel, which cannot be superseded by newer output. The default would hold megabytes.
+    // Limits the output that waits in the kernel, where newer output cannot replace it. By default it could be
+    // megabytes.
     let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES);
     let config = WebSocketConfig::default()
         .read_buffer_size(limits::RELAY_BYTES)
         .write_buffer_size(limits::RELAY_BYTES)
         .max_frame_size(Some(conversation.message_bytes()))
         .max_message_size(Some(conversation.message_bytes()));
-    // If no message can be large, its size is the only limit.
+    // If no message can need a memory permit, the message size is the only limit on reads.
     let large = conversation.message_bytes() > limits::SOCKET_MESSAGE_BYTES;
     let allowance = if large { SMALL_ALLOWANCE } else { usize::MAX };
     let wire = MeteredSocket { socket, written: 0, pending: 0, allowance, starved: None, admitted: None };
@@ -290,19 +294,19 @@ impl<C: Conversation> WebSocketSession<C> {
         }
     }
 
-    /// Admits the rest of a large message once there is memory for it.
+    /// Lets the rest of a large message be read once there is memory for it.
     fn admit_large_message(&mut self) {
         let closing = self.closing.is_some();
         if self.ws.get_ref().starved.is_some() && (closing || self.conversation.admit_large()) {
             let wire = self.ws.get_mut();
             wire.starved = None;
             wire.admitted = Some(Instant::now());
-            // From here on the message size is the limit.
+            // From now on, the maximum message size is the only limit.
             wire.allowance = usize::MAX;
         }
     }
 
-    /// Checks all timeouts.
+    /// Checks all timeouts. Returns why the session must end, if it must.
     fn check_timeouts(&mut self) -> tungstenite::Result<Option<CloseReason>> {
         let now = Instant::now();
         if self.closing.is_some_and(|until| now >= until) {
@@ -364,7 +368,8 @@ impl<C: Conversation> WebSocketSession<C> {
         Ok(())
     }
 
-    /// Reads available messages. Returns `true` if more may be buffered, which poll(2) does not show.
+    /// Reads the available messages. Returns `true` if more may be buffered in this process, where poll(2) does not
+    /// see them.
     fn read_messages(&mut self) -> tungstenite::Result<bool> {
         for _ in 0..READS_PER_TURN {
             let message = match self.ws.read() {
@@ -377,7 +382,7 @@ impl<C: Conversation> WebSocketSession<C> {
                 let wire = self.ws.get_mut();
                 match &message {
                     Message::Text(_) | Message::Binary(_) => wire.completed(),
-                    // Control frames may occur between the fragments of a message.
+                    // Control frames may occur between the fragments of a message, so their bytes do not count.
                     control => wire.pending = wire.pending.saturating_sub(control.len() + CONTROL_HEAD_BYTES),
                 }
             }
@@ -396,12 +401,12 @@ impl<C: Conversation> WebSocketSession<C> {
         Ok(true)
     }
 
-    /// Waits for any event with one poll(2).
+    /// Waits for the next event of the session, with one poll(2).
     fn wait(&mut self, full: bool, more: bool) -> tungstenite::Result<Option<CloseReason>> {
         let now = Instant::now();
         let reads = !full || self.closing.is_some();
         if !reads {
-            // The peer's pongs are unread because this side does not read. A disconnect is still detected.
+            // The session does not read, so the peer's pongs cannot arrive. A disconnect is still detected.
             self.last_received = now;
         }
         let deadline = [
@@ -415,8 +420,8 @@ impl<C: Conversation> WebSocketSession<C> {
             .flatten()
             .min()
             .map_or(self.pace.ping, |at| at.saturating_duration_since(now));
-        // While the network is full, pending messages of the conversation cannot be fetched and would wake the thread
-        // continuously, so it polls by time.
+        // While the network is full, pending messages of the conversation cannot be sent, and the conversation's
+        // descriptor would wake the thread continuously. The thread therefore ignores it and checks at intervals.
         let deaf = self.blocked.is_some() || self.closing.is_some() || self.ws.get_ref().starved.is_some();
         let left = match (reads, deaf) {
             (true, _) if more => Duration::ZERO,
@@ -441,12 +446,12 @@ impl<C: Conversation> WebSocketSession<C> {
         }
         let seen = fds[0].revents();
         let lost = seen.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL);
-        // A reader detects a disconnect when it reads EOF after the remaining input.
+        // While the session reads, it detects a disconnect by the EOF after the remaining input.
         Ok((lost || !reads && seen.contains(PollFlags::RDHUP)).then_some(CloseReason::Closed))
     }
 
-    /// Reports a protocol violation to the peer and reads its remaining input: a close with unread input would
-    /// discard the report.
+    /// Reports a protocol violation to the peer, then reads the peer's remaining input: a close with unread input
+    /// would discard the report.
     fn report_violation(&mut self, error: &WsError) {
         let code = match error {
             WsError::Capacity(_) => CloseCode::Size,
@@ -473,10 +478,10 @@ impl<C: Conversation> WebSocketSession<C> {
     }
 }
 
-/// The longest reason of a close: a control frame holds 125 bytes, two of them the code (RFC 6455, 5.5).
+/// Maximum length of a close reason. A control frame holds 125 bytes, of which the code takes two (RFC 6455, 5.5).
 pub const REASON_BYTES: usize = 123;
 
-/// Treats a write that the network did not accept yet as successful: the message stays in the socket's buffer.
+/// Treats a write that would block as successful, because the message stays in tungstenite's buffer.
 fn ignore_would_block(written: tungstenite::Result<()>) -> tungstenite::Result<()> {
     match written {
         Err(WsError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),

@@ -1,4 +1,4 @@
-//! Sessions with well-behaved and misbehaving peers, with shorter timeouts than the defaults.
+//! Tests of sessions with well-behaved and misbehaving peers, with shorter timeouts than the defaults.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -11,10 +11,10 @@ use super::*;
 use crate::base::thread::{JoinOnDrop, spawn};
 use crate::proc::Waker;
 
-/// The state that a test can change during a session.
+/// The state of a conversation that a test can change during its session.
 struct TestHandle {
     waker: Waker,
-    /// The number of messages of this size still to send.
+    /// The number of messages, each of `size` bytes, that are still to be sent.
     to_send: AtomicUsize,
     size: AtomicUsize,
     revoked: Cancel,
@@ -60,7 +60,7 @@ const FAST: SocketTimeouts = SocketTimeouts {
     stall: Duration::from_millis(400),
 };
 
-/// Receives the reason and time of the end.
+/// Receives the reason for the end of the session, and the time that the session took.
 type SessionThread = mpsc::Receiver<(CloseReason, Duration)>;
 
 fn talk(pace: SocketTimeouts) -> (Arc<TestHandle>, UnixStream, SessionThread, JoinOnDrop) {
@@ -126,7 +126,7 @@ fn a_silent_peer_is_disconnected() {
 
 #[test]
 fn a_peer_that_does_not_read_is_disconnected_and_a_slow_one_is_not() {
-    // It sends, so it is connected, but it does not read.
+    // The peer sends, so it is connected, but it does not read.
     let patient = SocketTimeouts { patience: Duration::from_secs(60), ..FAST };
     let (hand, _stream, ended, _thread) = talk(patient);
     hand.size.store(1 << 20, Ordering::SeqCst);
@@ -188,7 +188,8 @@ fn a_full_conversation_stops_reading_but_a_disconnect_is_noticed() {
     for _ in 0..10 {
         ws.send(Message::text("x")).unwrap();
     }
-    // Much longer than the ping timeout: it is this side that does not read.
+    // This wait is much longer than the ping timeout, but the peer stays connected because it is this side that does
+    // not read.
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(2) {
         assert!(ended.try_recv().is_err());

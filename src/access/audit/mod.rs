@@ -1,9 +1,9 @@
-//! The audit log: one JSON line for each write, including denied and failed ones, for each approval decision, and for
-//! failed logins. There is one log per workspace and one for the server; each consists of two files of bounded size,
-//! and the older one is deleted when the newer is full. Reads return the end of a log in constant memory. A line that
-//! cannot be written is reported in the server log and does not fail the request. Independent of HTTP.
+//! The audit log: one JSON line for each write, including denied and failed writes, for each approval decision, and
+//! for failed logins. There is one log per workspace and one for the server. A log consists of two files of bounded
+//! size; when the newer one is full, it replaces the older one. Reads return the end of a log in constant memory. If
+//! a line cannot be written, the server log reports that, and the request does not fail. Independent of HTTP.
 //!
-//! Threads: any. Locks: `writer` (level 3, one file) during an append; `last_changes` is a leaf.
+//! Threads: any. Locks: `writer` (level 3, one file) while a line is appended; `last_changes` is a leaf.
 
 mod read;
 
@@ -26,20 +26,20 @@ use crate::base::thread::lock;
 use crate::base::{At, Error, Result, clock, limits};
 use crate::store::file;
 
-/// Maximum number of audit log files, some 4 GiB if all were full; the least recently written are removed.
+/// Maximum number of audit log files, about 4 GiB if all were full. The least recently written ones are removed.
 const AUDIT_FILES: usize = 2000;
 
-/// The log of events that concern the server, or a workspace that does not exist.
+/// The name of the log for events that concern the server, or a workspace that does not exist.
 pub const SERVER: &str = "server";
 
-/// An audit line before its outcome is known.
+/// An audit line without its outcome.
 #[derive(Clone, Debug)]
 pub struct AuditDraft {
-    /// The log: a workspace's id in the OpenWork API, or [`SERVER`].
+    /// The name of the log: a workspace's id in the OpenWork API, or [`SERVER`].
     pub log: String,
     /// The kind of write.
     pub action: String,
-    /// The path or object written.
+    /// The path or object that is written.
     pub target: String,
     /// A description for people.
     pub summary: String,
@@ -49,13 +49,14 @@ pub struct AuditDraft {
 #[derive(Clone, Copy, Debug)]
 pub enum AuditOutcome {
     Done,
-    /// Not allowed, with the status and code of the answer.
+    /// The request was not allowed; the status and code of its answer.
     Denied(u16, &'static str),
-    /// Failed, with the status and code of the answer.
+    /// The request failed; the status and code of its answer.
     Failed(u16, &'static str),
 }
 
-/// An audit line in the format of the OpenWork server; the last three fields are present unless it was successful.
+/// An audit line in the format of the OpenWork server. The last three fields are present only if the request did not
+/// succeed.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct AuditLine<'a> {
@@ -80,23 +81,23 @@ struct AuditLine<'a> {
 pub struct Audit {
     folder: PathBuf,
     writer: Mutex<()>,
-    /// The time of the last change per workspace; 0: never. Filled on demand.
+    /// The time of the last change of each workspace, or 0 if there was none. Filled on demand.
     last_changes: Mutex<HashMap<String, u64>>,
     repeats: RepeatLimiter<Repeated>,
 }
 
-/// An example of lines that were counted instead of written.
+/// An example of the lines that were counted instead of written.
 type Repeated = (AuditDraft, Option<Actor>, AuditOutcome);
 
-/// The most lines per interval for refused or failed writes of one kind by one token: a client that repeats them at
-/// full speed must not rotate other lines out of the log.
+/// Maximum number of lines per interval for refused or failed writes of one kind by one token. A client that repeats
+/// such writes at full speed must not rotate other lines out of the log.
 const REFUSED_LINES: u64 = 20;
 
 impl Audit {
-    /// Opens the logs in the data folder.
+    /// Opens the audit logs in the data folder.
     ///
     /// # Errors
-    /// If their folder cannot be created.
+    /// Fails if their folder cannot be created.
     pub fn open(data_dir: &Path) -> Result<Audit> {
         let folder = data_dir.join("audit");
         file::create_dir_private(&folder)?;
@@ -110,7 +111,7 @@ impl Audit {
         Ok(audit)
     }
 
-    /// Writes a line, or counts it if many of its kind were refused or failed recently.
+    /// Writes a line. Only counts it if many requests of its kind were refused or failed recently.
     pub fn record(&self, draft: &AuditDraft, actor: Option<&Actor>, outcome: AuditOutcome) {
         if let AuditOutcome::Denied(status, code) | AuditOutcome::Failed(status, code) = outcome {
             let token = actor.map(|actor| actor.token_hash.as_str());
@@ -154,7 +155,7 @@ impl Audit {
         }
     }
 
-    /// Writes a line about an invalid credential. Repetitions are counted and summarized once per interval.
+    /// Writes a line about an invalid credential. Repetitions are counted, and summarized once per interval.
     pub fn login_failed(&self, client: &str, actor: Option<&Actor>, target: &str, seen: &str) {
         let draft = || AuditDraft {
             log: SERVER.to_owned(),
@@ -168,8 +169,8 @@ impl Audit {
         }
     }
 
-    /// Counts an event and returns whether it should be written. For intervals that have ended, writes a line with
-    /// the number of further events.
+    /// Counts an event and returns whether to write a line for it. For each interval that has ended, writes a line
+    /// with the number of events that were only counted.
     fn count_event(&self, kind: impl Hash, burst: u64, example: impl FnOnce() -> Repeated) -> bool {
         let noted = self.repeats.note(kind, burst, Instant::now(), example);
         self.write_repeated(noted.summaries);
@@ -183,22 +184,23 @@ impl Audit {
         }
     }
 
-    /// Returns the last lines of a log, newest first. `old`: a log left in the workspace by the OpenWork server.
+    /// Returns the last lines of a log, newest first. `old` is a log that the OpenWork server left in the workspace.
     ///
     /// # Errors
-    /// If a file cannot be read.
+    /// Fails if a file of berth's own log cannot be read.
     pub fn recent(&self, log: &str, old: Option<File>, limit: usize) -> Result<Vec<Value>> {
         let mut lines = read::MergedLog::new(self.files(log)?, old);
         std::iter::from_fn(|| lines.next()).take(limit).collect::<io::Result<_>>().at("read", &self.folder)
     }
 
-    /// The cached result of [`Audit::last_change`]; 0 for never.
+    /// Returns the cached result of [`Audit::last_change`], with 0 for no change; `None` if it is not cached.
     pub fn known_change(&self, log: &str) -> Option<u64> {
         lock(&self.last_changes).get(log).copied()
     }
 
-    /// The last change of the workspace through the OpenWork API, in Unix milliseconds. `old` is opened only if
-    /// berth's own log has no answer, and at most once.
+    /// Returns the time of the last change of a workspace through the OpenWork API, in Unix milliseconds. `old`
+    /// opens the log of the OpenWork server; it is called only if berth's own log contains no change, and at most
+    /// once per workspace.
     pub fn last_change(&self, log: &str, old: impl FnOnce() -> Option<File>) -> Option<u64> {
         let last = match self.known_change(log) {
             Some(last) => last,
@@ -233,7 +235,7 @@ impl Audit {
         Ok(0)
     }
 
-    /// The files of a log, newer first.
+    /// Returns the files of a log, newer first.
     fn files(&self, log: &str) -> Result<Vec<File>> {
         let mut files = Vec::new();
         for path in [self.path(log), self.older(log)] {
@@ -269,14 +271,14 @@ impl Audit {
             fs::rename(&path, self.older(log)).at("move", &path)?;
             file = open(&path, true).at("make", &path)?;
         } else if size > 0 {
-            // A crash may have truncated the last line; the next one must start on a new line.
+            // A crash may have truncated the last line, so the next one must start on a new line.
             let mut last = [0];
             file.seek(SeekFrom::End(-1)).and_then(|_| file.read_exact(&mut last)).at("read", &path)?;
             if last != [b'\n'] {
                 line.insert(0, b'\n');
             }
         }
-        // Written in one call, so that readers see complete lines.
+        // The line is written in one call, so that readers see complete lines.
         file.write_all(&line).at("write", &path)?;
         if fresh {
             self.prune();
@@ -284,7 +286,7 @@ impl Audit {
         Ok(())
     }
 
-    /// Deletes the logs with the oldest modification times if there are too many; they belong to deleted workspaces.
+    /// Deletes the least recently written logs if there are too many. These usually belong to deleted workspaces.
     fn prune(&self) {
         let Ok(entries) = fs::read_dir(&self.folder) else { return };
         let mut logs: Vec<_> = entries
@@ -315,7 +317,7 @@ fn open(path: &Path, fresh: bool) -> io::Result<File> {
     OpenOptions::new().read(true).append(true).create(fresh).mode(0o600).open(path)
 }
 
-/// Limits the length of client text and removes control characters.
+/// Shortens text from a client and removes control characters.
 pub fn sanitize(text: &str) -> String {
     text.chars().take(limits::APPROVAL_SUMMARY_CHARS).filter(|c| !c.is_control()).collect()
 }

@@ -1,5 +1,5 @@
-//! Reads audit logs backwards in blocks: the two files of a log, merged with the log that the OpenWork server left in
-//! the workspace. The workload can write anything to the latter.
+//! Reads audit logs backwards, block by block: the two files of berth's own log, merged with the log that the
+//! OpenWork server left in the workspace. Processes in the workspace can write anything to the latter.
 
 use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom};
@@ -9,24 +9,26 @@ use serde_json::Value;
 
 use crate::base::limits;
 
-/// Bytes that are read of each file, from its end: more than berth writes, and a bound for foreign files.
+/// Maximum number of bytes that are read from the end of each file. berth's own files are smaller; the limit bounds
+/// reads of foreign files.
 const AUDIT_SCAN_BYTES: u64 = 16 << 20;
 
-/// Whether a successful line of this kind is a change of the workspace through the OpenWork API.
+/// Returns whether a successful line with this action and target is a change of the workspace through the OpenWork
+/// API.
 pub(super) fn changes(action: &str, target: &str) -> bool {
     !target.starts_with("/api/") && !action.starts_with("approval.")
 }
 
-/// Two logs merged, newest first.
+/// berth's own log and that of the OpenWork server, merged, newest line first.
 pub(super) struct MergedLog {
     server_log: Vec<ReverseLines>,
     workspace_log: Option<ReverseLines>,
-    /// The next line of each.
+    /// The next line of each of the two logs.
     next: [Option<Value>; 2],
 }
 
 impl MergedLog {
-    /// `ours`: the newer file first.
+    /// Merges two logs. `ours` are the files of berth's own log, the newer one first.
     pub(super) fn new(ours: Vec<File>, old: Option<File>) -> MergedLog {
         let mut ours: Vec<ReverseLines> =
             ours.into_iter().filter_map(|file| ReverseLines::new(file).ok()).collect();
@@ -52,7 +54,7 @@ impl MergedLog {
             }
         }
         if self.next[1].is_none() {
-            // Read errors of the workload's file are ignored.
+            // Read errors of the file in the workspace are ignored.
             self.next[1] = self.workspace_log.as_mut().and_then(|old| old.next().ok().flatten());
         }
         let time = |line: &Option<Value>| line.as_ref().map(|line| line["timestamp"].as_u64().unwrap_or(0));
@@ -61,16 +63,16 @@ impl MergedLog {
     }
 }
 
-/// A file that is read from its end.
+/// A file, the lines of which are read from its end.
 struct ReverseLines {
     file: File,
-    /// Everything from this offset on has been read.
+    /// The offset from which on everything has been read.
     at: u64,
-    /// Bytes read but not yet returned.
+    /// The bytes that were read and not returned yet.
     tail: Vec<u8>,
-    /// The current line exceeds the limit and is skipped.
+    /// Whether the current line exceeds the limit and is skipped.
     skipping: bool,
-    /// The most bytes that may still be read.
+    /// The number of bytes that may still be read.
     budget: u64,
 }
 
@@ -80,7 +82,7 @@ impl ReverseLines {
         Ok(ReverseLines { file, at, tail: Vec::new(), skipping: false, budget: AUDIT_SCAN_BYTES })
     }
 
-    /// Returns the next line that is a JSON object; skips others.
+    /// Returns the next line that is a JSON object. Skips all other lines.
     fn next(&mut self) -> io::Result<Option<Value>> {
         while let Some(line) = self.line()? {
             if let Ok(value @ Value::Object(_)) = serde_json::from_slice(&line) {

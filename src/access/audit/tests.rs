@@ -1,4 +1,4 @@
-//! Audit logs that rotate, are truncated, or are read during writes; repeated events.
+//! Tests of audit logs that rotate, are truncated, or are read during writes, and of repeated events.
 
 use std::io::Write as _;
 
