@@ -11,22 +11,22 @@ use crate::access::credentials;
 use crate::base::Result;
 use crate::store::lock;
 
-/// What was decided. Not `Debug`: the token is in it.
+/// The server to call, and the credentials for it. Not `Debug`, because it contains a token.
 pub struct ClientPlan {
-    /// The server, without a slash at its end; or `unix:` and the path of its socket.
+    /// The URL of the server without a final slash, or `unix:` and the path of its socket.
     pub url: String,
-    /// The host token, if one is known.
+    /// The host token; `None` if it is not known.
     pub host_token: Option<String>,
-    /// An OpenCode to look at as well.
+    /// The URL of an OpenCode to check as well.
     pub opencode_url: Option<String>,
-    /// Its user and password.
+    /// The user and password of that OpenCode.
     pub opencode_credential: Option<(String, String)>,
 }
 
-/// Flags, then the environment, then the configuration file and what a server on this machine keeps.
+/// Reads flags, then the environment, then the configuration file and the data folder of a server on this machine.
 ///
 /// # Errors
-/// `Config` with the flag, the variable or the place in the file that is wrong.
+/// `Config` with the flag, variable or position in the file that is wrong.
 pub fn resolve_client(line: &CommandLine, env: Lookup<'_>, current_dir: &Path) -> Result<ClientPlan> {
     let sources = Sources::open(line, env, current_dir)?;
     let url = |setting: &Setting| Ok(sources.text(setting)?.map(|url| url.trim_end_matches('/').to_owned()));
@@ -46,7 +46,7 @@ pub fn resolve_client(line: &CommandLine, env: Lookup<'_>, current_dir: &Path) -
     };
     let host_token = match sources.secret(&table::CLIENT_TOKEN)?.0.secret {
         Some(token) => Some(token),
-        // Another user's folder is no reason to fail: `status` reports much without a token.
+        // The folder may belong to another user. That is no error, because `status` reports much without a token.
         None => credentials::stored_tokens(&sources.data_dir()?).ok().and_then(|kept| kept.1),
     };
     let username = sources.text(&table::STATUS_USERNAME)?.unwrap_or_default();

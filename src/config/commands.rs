@@ -1,4 +1,5 @@
-//! The table of commands: what `--help` of each prints beside its flags, and which rows of the table of settings it takes.
+//! The table of commands: the text of each `--help` apart from the flags, and the settings of which a command takes
+//! the flag.
 
 use super::setting::{CommandSet, Section, Setting};
 use super::table::settings;
@@ -8,24 +9,24 @@ use crate::base::{Error, Result};
 /// The pages of `berth help` that are not the help of a command.
 const HELP_PAGES: [&str; 5] = ["man", "bash", "zsh", "fish", "markdown"];
 
-/// A command as help, the manual page and completions show it.
+/// A command, as shown in help, the manual page and completions.
 pub struct CommandSpec {
     pub name: &'static str,
-    /// Words that may follow the name.
+    /// The arguments that may follow the name.
     pub verbs: &'static [&'static str],
-    /// The meaning, in a few words.
+    /// A short description of the command.
     pub about: &'static str,
-    /// Forms of its command line behind `berth`, each with its meaning.
+    /// Variants of its command line, without `berth`, each with its meaning.
     pub usage: &'static [(&'static str, &'static str)],
-    /// Command lines behind `berth`, each with its purpose.
+    /// Example command lines, without `berth`, each with its purpose.
     pub examples: [(&'static str, &'static str); 2],
     /// The settings that its help lists.
     pub own: CommandSet,
-    /// The settings that it takes.
+    /// The settings of which it takes the flag.
     pub takes: CommandSet,
-    /// Takes words that are not flags.
+    /// Whether it takes arguments that are not flags.
     pub words: bool,
-    /// Takes OpenWork's names of flags, `--no-flag`, and a value behind a switch.
+    /// Whether it takes OpenWork's names of flags, `--no-flag`, and a value after a switch.
     pub like_host: bool,
 }
 
@@ -41,7 +42,7 @@ const BARE: CommandSpec = CommandSpec {
     like_host: false,
 };
 
-/// A command of the host or the daemon.
+/// Returns a command of the host or the daemon.
 const HOST: CommandSpec = CommandSpec {
     takes: CommandSet::SERVE.and(CommandSet::HOSTS).and(CommandSet::CONNECT).and(CommandSet::WORKSPACE),
     words: true,
@@ -53,7 +54,7 @@ const fn takes(own: CommandSet, rest: CommandSet) -> CommandSpec {
     CommandSpec { own, takes: own.and(rest), words: true, ..BARE }
 }
 
-/// The commands that people use.
+/// The commands for users.
 #[rustfmt::skip]
 pub const COMMANDS: &[CommandSpec] = &[
     CommandSpec {
@@ -272,10 +273,10 @@ pub const COMMANDS: &[CommandSpec] = &[
 ];
 
 impl CommandSpec {
-    /// The command of this name.
+    /// Returns the command with this name.
     ///
     /// # Errors
-    /// `Config`: there is none; the message names those that there are.
+    /// `Config` if there is no such command. The message lists all commands.
     pub fn named(name: &str) -> Result<&'static CommandSpec> {
         let name = if name == "workspaces" { "workspace" } else { name };
         COMMANDS.iter().find(|command| command.name == name).ok_or_else(|| {
@@ -286,20 +287,20 @@ impl CommandSpec {
         })
     }
 
-    /// The settings whose flags it takes, but for hidden ones.
+    /// Returns the settings of which the command takes the flag, except hidden ones.
     pub fn flags(&self) -> Vec<&'static Setting> {
         let mut all: Vec<&Setting> = settings().filter(|setting| setting.takers.meets(self.takes)).collect();
         all.retain(|setting| setting.section != Section::Hidden);
         all
     }
 
-    /// The settings that its help lists.
+    /// Returns the settings that the help of the command lists.
     pub fn own_flags(&self) -> impl Iterator<Item = &'static Setting> + use<> {
         let own = self.own;
         settings().filter(move |setting| setting.takers.meets(own) && setting.section != Section::Hidden)
     }
 
-    /// The names that its flags have, with the settings.
+    /// Returns the names of the command's flags, each with its setting.
     pub fn names(&self) -> Vec<(&'static str, &'static Setting)> {
         let mut all = Vec::new();
         for setting in self.flags() {
@@ -311,7 +312,7 @@ impl CommandSpec {
         all
     }
 
-    /// The setting of a flag, and whether the flag is `--no-` before its name.
+    /// Returns the setting of a flag, and whether the flag was written with `--no-`.
     pub fn find(&self, name: &str) -> Option<(&'static Setting, bool)> {
         let taken = |name: &str| {
             let is = |setting: &&Setting| {
@@ -319,7 +320,7 @@ impl CommandSpec {
             };
             settings().filter(|setting| setting.takers.meets(self.takes)).find(is)
         };
-        // `--no-log-requests` has a row of its own.
+        // `--no-log-requests` is a setting with its own row, not the negation of another flag.
         taken(name).map(|setting| (setting, false)).or_else(|| {
             let positive = format!("--{}", name.strip_prefix("--no-").filter(|_| self.like_host)?);
             taken(&positive)

@@ -1,5 +1,6 @@
-//! `server.json`: the keys of the table, and the position of each in the file, so that a message can name file, line and
-//! column. Plain JSON; an unknown key is an error, not a setting that silently has no effect.
+//! Reads `server.json`: the keys of the table of settings, and the position of each key, so that a message can name
+//! file, line and column. The file is plain JSON. An unknown key is an error, because otherwise it would silently
+//! have no effect.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,21 +18,21 @@ use crate::base::json_keys::{self, KeyPosition, describe_type_error};
 use crate::base::unknown_fields::unknown_name_message;
 use crate::base::{Error, Result};
 
-/// Nobody writes a configuration of this size by hand; a wrong path may name a disk image.
+/// Maximum size of the file. A configuration is much smaller; a wrong path may name a disk image.
 const FILE_BYTES: u64 = 1 << 20;
 
-/// A value of the file.
+/// A value in the file.
 pub(super) enum JsonValue {
-    /// A text, a number, or yes or no.
+    /// A string, a number or a boolean.
     Text(String),
     List(Vec<String>),
     Pairs(BTreeMap<String, String>),
 }
 
-/// The keys of the file; `null` is the same as absent. Not `Debug`: tokens are among them.
+/// The keys of the file; a `null` counts as absent. Not `Debug`, because tokens are among the values.
 #[derive(Default)]
 pub struct ServerJson {
-    /// By the key of a row of the table, such as `approval.mode`.
+    /// The values by the key of their row in the table, such as `approval.mode`.
     pub(super) values: BTreeMap<&'static str, JsonValue>,
     pub workspaces: Option<Vec<WorkspaceJson>>,
     pub users: Option<Vec<UserJson>>,
@@ -45,7 +46,7 @@ impl<'de> Deserialize<'de> for ServerJson {
     }
 }
 
-/// Reads an object: the file itself, or the value of a key that others begin with.
+/// Reads an object: the whole file, or the value of a key that is the prefix of other keys.
 struct Members<'a> {
     prefix: &'a str,
     json: &'a mut ServerJson,
@@ -100,7 +101,7 @@ impl<'de> Visitor<'de> for Members<'_> {
     }
 }
 
-/// The value of a setting's key.
+/// Returns the value of a setting's key.
 fn value<'de, M: MapAccess<'de>>(setting: &Setting, map: &mut M) -> Result<Option<JsonValue>, M::Error> {
     Ok(match setting.kind {
         ValueKind::Pairs => map.next_value::<Option<_>>()?.map(JsonValue::Pairs),
@@ -117,7 +118,7 @@ fn text(value: Option<impl ToString>) -> Option<JsonValue> {
     value.map(|value| JsonValue::Text(value.to_string()))
 }
 
-/// One of `workspaces` in the file.
+/// An entry of `workspaces` in the file.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct WorkspaceJson {
@@ -130,21 +131,22 @@ pub struct WorkspaceJson {
     pub opencode_password: Option<String>,
 }
 
-/// A configuration file that was read, or the absence of one.
+/// A configuration file that was read, or the fact that there is none.
 #[derive(Default)]
 pub struct ConfigFile {
-    /// Where it is; `None` when there is none.
+    /// The path of the file; `None` if there is none.
     pub path: Option<PathBuf>,
-    /// What it says.
+    /// The content of the file.
     pub json: ServerJson,
     keys: Vec<KeyPosition>,
 }
 
 impl ConfigFile {
-    /// Reads `path`; `None` when there is no such file.
+    /// Reads the file at `path`. Returns an empty configuration if it does not exist.
     ///
     /// # Errors
-    /// With file, line and column when it cannot be read, is not JSON, or has an unknown or ill-typed field.
+    /// Fails, with file, line and column, if the file cannot be read, is not JSON, or has an unknown or ill-typed
+    /// field.
     pub fn read(path: &Path) -> Result<Option<ConfigFile>> {
         let refuse = |problem: String| Error::config(path.display(), problem);
         let mut bytes = Vec::new();
@@ -167,14 +169,15 @@ impl ConfigFile {
         let refuse = |error: &serde_json::Error, problem: String| {
             Error::config(format!("{}:{}:{}", path.display(), error.line(), error.column()), problem)
         };
-        // Twice on purpose: only well-formed text, with serde_json's limit on nesting, may reach the scanner.
+        // The text is parsed twice, because the scanner requires well-formed JSON within serde_json's limit on
+        // nesting.
         let value: serde_json::Value = serde_json::from_str(text).map_err(|error| {
             let empty =
                 if text.trim().is_empty() { "; the file is empty: write {} or remove it" } else { "" };
             refuse(&error, format!("not JSON: {error}{empty}"))
         })?;
         if !value.is_object() {
-            // serde would take an array as the fields in order.
+            // serde would also accept an array, with the fields in order.
             return Err(Error::config(format!("{}:1:1", path.display()), "must be an object: { … }"));
         }
         let keys = json_keys::keys(text.as_bytes());
@@ -191,7 +194,7 @@ impl ConfigFile {
         Ok(ConfigFile { path: Some(path.to_path_buf()), json, keys })
     }
 
-    /// `FILE:LINE:COLUMN: KEY` of a field like `approval.mode` or `workspaces[0].path`.
+    /// Returns `FILE:LINE:COLUMN: KEY` for a field such as `approval.mode` or `workspaces[0].path`.
     pub fn place(&self, field: &str) -> String {
         let path = self.path.as_deref().unwrap_or(Path::new("server.json")).display();
         match self.keys.iter().find(|key| key.path == field) {
@@ -200,7 +203,7 @@ impl ConfigFile {
         }
     }
 
-    /// The folder that relative paths in the file start from.
+    /// Returns the folder that relative paths in the file start from.
     pub fn folder(&self) -> &Path {
         self.path.as_deref().and_then(Path::parent).unwrap_or(Path::new("/"))
     }

@@ -1,9 +1,10 @@
-//! A command line: which flags it has, under which names they were written, and its other words. argh fills the fields;
-//! the pass in front of it brings the line into argh's form by the table, and reports what is wrong with the flag as
-//! the user wrote it.
+//! Parses a command line: its flags, the names under which they were written, and its other arguments. argh fills
+//! the fields. Before argh runs, this module brings the line into argh's form by means of the table, and reports
+//! mistakes with the flag as the user wrote it.
 //!
-//! The commands of the host and the daemon also take OpenWork's names of flags, `--no-flag`, and a value behind a switch.
-//! In the orchestrator's command lines ([`Style::Lenient`]) unknown flags are skipped and a later flag wins.
+//! The commands of the host and the daemon also take OpenWork's names of flags, `--no-flag`, and a value after a
+//! switch. In the command lines of OpenWork's orchestrator ([`Style::Lenient`]), unknown flags are skipped and a
+//! later flag wins.
 
 use std::ops::{Deref, DerefMut};
 
@@ -15,7 +16,7 @@ pub use super::table::FlagValues;
 use super::table::{self, settings};
 use crate::base::{Error, Result, unknown_fields};
 
-/// What a command line asks for.
+/// The request that a command line makes.
 pub enum Parsed {
     Run(Box<CommandLine>),
     /// `--help`.
@@ -24,24 +25,24 @@ pub enum Parsed {
     Version,
 }
 
-/// How mistakes are handled.
+/// How mistakes in a command line are handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
     /// An unknown flag is an error.
     Strict,
-    /// As in OpenWork's orchestrator.
+    /// Unknown flags are skipped, as in OpenWork's orchestrator.
     Lenient,
 }
 
-/// The flags of a command line, and what it says beside them. Not `Debug`: tokens are among it.
+/// The flags and other arguments of a command line. Not `Debug`, because tokens are among them.
 #[derive(Clone, Default)]
 pub struct CommandLine {
     values: FlagValues,
-    /// The same as it was written, for a process that is started with it.
+    /// The command line as it was written, for a process that is started with the same one.
     pub raw: Vec<String>,
-    /// Flags that have no effect.
+    /// The given flags that have no effect.
     pub skipped: Vec<String>,
-    /// The names under which flags were given, where they differ from the table's.
+    /// The names under which flags were given, if they differ from those in the table.
     written: Vec<(&'static str, String)>,
 }
 
@@ -68,7 +69,7 @@ impl From<FlagValues> for CommandLine {
 const YES: [&str; 4] = ["true", "1", "yes", "on"];
 const NO: [&str; 4] = ["false", "0", "no", "off"];
 
-/// Whether it is no flag; `-` alone is standard input or output.
+/// Returns whether the argument is not a flag. A single `-` means standard input or output.
 fn is_word(arg: &str) -> bool {
     arg == "-" || !arg.starts_with('-')
 }
@@ -80,10 +81,10 @@ struct Found {
 }
 
 impl CommandLine {
-    /// Reads the arguments behind the name of a command.
+    /// Parses the arguments after the name of a command.
     ///
     /// # Errors
-    /// A flag that the command does not take, that lacks its value, has one too many, or is given twice.
+    /// Fails for a flag that the command does not take, lacks its value, has too many values, or is given twice.
     pub fn parse(command: &str, args: &[String], style: Style) -> Result<Parsed> {
         let command = CommandSpec::named(command)?;
         let mut line = CommandLine { raw: args.to_vec(), ..CommandLine::default() };
@@ -133,7 +134,7 @@ impl CommandLine {
                     let said = attached.or_else(|| rest.next_if(word).map(String::as_str));
                     if negated || said.is_some_and(|said| NO.contains(&said)) { "no" } else { "yes" }
                 }
-                // A missing value must not take the flag behind it.
+                // If the value of a flag is missing, the flag after it must not be taken for the value.
                 _ => next_value().ok_or_else(|| {
                     Error::config(name, format!("needs a value: {name} VALUE or {name}=VALUE"))
                 })?,
@@ -158,7 +159,7 @@ impl CommandLine {
         Ok(Parsed::Run(Box::new(line)))
     }
 
-    /// Has argh fill the fields.
+    /// Lets argh fill the fields.
     fn fill(&mut self, found: Vec<Found>, words: Vec<String>) -> Result<()> {
         let mut normal: Vec<String> = Vec::new();
         for Found { setting, values } in found {
@@ -172,7 +173,7 @@ impl CommandLine {
                 }
             }
         }
-        // argh takes a word like `-` for a flag otherwise.
+        // Without this, argh would take an argument such as `-` for a flag.
         normal.push("--".to_owned());
         normal.extend(words);
         let normal: Vec<&str> = normal.iter().map(String::as_str).collect();
@@ -181,7 +182,7 @@ impl CommandLine {
         Ok(())
     }
 
-    /// The flags that stand for others.
+    /// Adds the flags that another flag stands for.
     fn settle(&mut self, style: Style) -> Result<()> {
         if self.remote_access {
             let named = self.place(&table::HOST);
@@ -191,25 +192,25 @@ impl CommandLine {
             self.host = Some("0.0.0.0".to_owned());
             self.note(&table::HOST, "--remote-access");
         }
-        // OpenCode keeps its password: everybody who reaches its port could run commands otherwise.
+        // OpenCode keeps its password: otherwise any client that reaches its port could run commands.
         if self.opencode_auth.as_deref() == Some("no") {
             self.skipped.insert(0, "--no-opencode-auth".to_owned());
         }
         Ok(())
     }
 
-    /// The flag of a setting as the user wrote it.
+    /// Returns the flag of a setting as the user wrote it.
     pub fn place(&self, setting: &Setting) -> String {
         let found = self.written.iter().rev().find(|(flag, _)| *flag == setting.flag());
         found.map_or_else(|| setting.flag().to_owned(), |(_, name)| name.clone())
     }
 
-    /// Notes that the value of a setting was given as `written`.
+    /// Records that the value of a setting was given with the flag `written`.
     pub fn note(&mut self, setting: &Setting, written: &str) {
         self.written.push((setting.flag(), written.to_owned()));
     }
 
-    /// Refuses flags that contradict each other in a start of the host, and those of its other commands.
+    /// Refuses flags that contradict each other when the host is started, and flags for its other commands.
     ///
     /// # Errors
     /// `Config` with the flag.
@@ -234,7 +235,7 @@ impl CommandLine {
     }
 }
 
-/// The names of the commands that take a flag.
+/// Returns the names of the commands that take a flag.
 fn takers(setting: &Setting) -> String {
     setting.takers.names().join(", ")
 }

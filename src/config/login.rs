@@ -1,5 +1,5 @@
-//! The settings of password login, in sandboxed.sh's own variables. Half of them is a mistake that stops the start: a
-//! server that quietly has no login would be found out only by the people who cannot get in.
+//! The settings of password login, in the variables of sandboxed.sh. An incomplete set is an error that stops the
+//! start: otherwise the server would run without login, and only users who cannot log in would notice.
 
 use serde::Deserialize;
 
@@ -9,7 +9,7 @@ use super::table;
 use crate::access::login::{Login, LoginUser};
 use crate::base::{Error, Result};
 
-/// A user in `SANDBOXED_USERS` and in the file.
+/// A user in `SANDBOXED_USERS` or in the file.
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UserJson {
@@ -18,11 +18,11 @@ pub struct UserJson {
     password: String,
 }
 
-/// RFC 7518, 3.2: a key for HS256 has at least as many bytes as its hash.
+/// Minimum length of the secret. RFC 7518, 3.2: a key for HS256 has at least as many bytes as the hash.
 const SECRET_BYTES: usize = 32;
 const USERS_MAX: usize = 1000;
 
-/// How to log in; `None` where nothing was set.
+/// Returns the configuration of password login, or `None` if it is not configured.
 pub(super) fn login(sources: &Sources<'_>) -> Result<Option<Login>> {
     let secret_of = |setting: &Setting| -> Result<Option<Given>> {
         let (secret, place) = sources.secret(setting)?;
@@ -65,13 +65,13 @@ pub(super) fn login(sources: &Sources<'_>) -> Result<Option<Login>> {
     }
 }
 
-/// The users, and the place that names them.
+/// Returns the users, and the place of the setting that lists them.
 fn users(sources: &Sources<'_>) -> Result<Option<(String, Vec<LoginUser>)>> {
     let mut given = None;
     for variable in table::USERS.vars {
         if let (None, Some(text)) = (&given, sources.var(variable)?) {
             let users = serde_json::from_str::<Vec<UserJson>>(&text).map_err(|error| {
-                // Not the error's own words: they may quote a password.
+                // The message omits the text of the parse error, which may quote a password.
                 let place = format!("line {} column {}", error.line(), error.column());
                 Error::config(
                     *variable,

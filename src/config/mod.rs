@@ -1,5 +1,5 @@
-//! From flags, environment and `server.json` to [`crate::server::Settings`], once, before anything else runs.
-//! Nothing here starts, opens for writing or creates anything. No threads, no locks.
+//! Converts flags, environment and `server.json` to [`crate::server::Settings`], once, before anything else runs.
+//! This module starts nothing, and creates or writes no files. No threads, no locks.
 //!
 //! Reading order: `table` (every setting, one row each; start here to add one) · `setting` (the columns of a row) ·
 //! `commands` (every command) · `line` (the command line; argh fills it) · `file` (`server.json`) · `sources` (flag >

@@ -1,5 +1,5 @@
-//! Which OpenCode the workspaces have: one that is named, or one that the server runs itself, with which program and which
-//! part of the environment.
+//! The OpenCode of the workspaces: an existing one that the settings name, or one that the server runs itself. In
+//! the second case, also its program and its environment.
 
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt as _;
@@ -16,19 +16,19 @@ use crate::host::{OpencodePlan, Restart};
 use crate::store::file;
 use crate::workspaces::Configured;
 
-/// The user of an OpenCode that was not given another one.
+/// The user name for an OpenCode if no other one is configured.
 const USERNAME: &str = "opencode";
-/// The largest file of variables that is read.
+/// Maximum size of a file with variables.
 const VARIABLES_BYTES: u64 = 1 << 20;
 
-/// Variables that OpenCode gets, by name.
+/// The names of variables that OpenCode receives.
 const PASSED: [&str; 10] =
     ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TERM", "TZ", "TMPDIR"];
-/// The same, by the start of their names.
+/// Prefixes of the names of variables that OpenCode receives.
 const PASSED_STARTS: [&str; 6] = ["LC_", "XDG_", "OPENCODE_", "AWS_", "GOOGLE_", "AZURE_"];
-/// The same, by the end of their names.
+/// Suffixes of the names of variables that OpenCode receives.
 const PASSED_ENDS: [&str; 3] = ["_API_KEY", "_proxy", "_PROXY"];
-/// Variables with our own tokens and keys, and those that are about our process alone.
+/// Variables that OpenCode does not receive: they contain berth's own tokens and keys, or concern only this process.
 const KEPT: [&str; 8] = [
     "NOTIFY_SOCKET",
     "DASHBOARD_PASSWORD",
@@ -43,7 +43,7 @@ const KEPT_STARTS: [&str; 7] =
     ["OPENWORK_", "OPENWRK_", "BERTH_", "LISTEN_", "WATCHDOG_", "DEN_", "OPENCODE_SERVER_"];
 
 impl Sources<'_> {
-    /// Gives every workspace the OpenCode that flags and environment name, where it has none of its own.
+    /// Assigns the OpenCode of flags and environment to each workspace that has no OpenCode of its own.
     pub(super) fn fill_opencode(&self, workspaces: &mut [Configured]) -> Result<()> {
         let base_url = self.text(&table::OPENCODE_BASE_URL)?;
         let directory = self.given(&table::OPENCODE_DIRECTORY)?;
@@ -71,7 +71,7 @@ impl Sources<'_> {
     }
 }
 
-/// How the server runs an OpenCode, if it is to.
+/// Returns how the server runs an OpenCode, or `None` if it does not run one.
 pub(super) fn plan(sources: &Sources<'_>, workspaces: &[Configured]) -> Result<Option<OpencodePlan>> {
     if !sources.yes(&table::MANAGE_OPENCODE)? {
         return Ok(None);
@@ -103,7 +103,7 @@ pub(super) fn plan(sources: &Sources<'_>, workspaces: &[Configured]) -> Result<O
     }))
 }
 
-/// The program that is named, or the first one of its name in PATH.
+/// Returns the configured program, or the first program with its name in PATH.
 fn program(sources: &Sources<'_>) -> Result<PathBuf> {
     let given = sources.given(&table::OPENCODE_BIN)?;
     let is_program = |path: &Path| {
@@ -130,7 +130,7 @@ fn program(sources: &Sources<'_>) -> Result<PathBuf> {
     Err(Error::config(place, format!("{} {problem}", path.display())))
 }
 
-/// `env.json`, which OpenWork's orchestrator gives to its OpenCode.
+/// The file `env.json` with variables that OpenWork's orchestrator passes to its OpenCode.
 #[derive(Deserialize)]
 struct EnvFile {
     #[serde(default)]
@@ -143,11 +143,12 @@ struct Variable {
     value: String,
 }
 
-/// The environment of OpenCode: what any program needs, the keys of model providers, the variables that `wanted` names and
-/// those of `~/.config/openwork/env.json`. `names` are those of our own environment.
+/// Returns the environment of OpenCode: the variables that any program needs, the keys of model providers, the
+/// variables that `wanted` names, and those of `~/.config/openwork/env.json`. `names` are the names in this
+/// environment.
 ///
 /// # Errors
-/// `Config` for a name in `wanted` that OpenCode must not get, and for an `env.json` that cannot be read.
+/// `Config` for a name in `wanted` that OpenCode must not receive, and for an `env.json` that cannot be read.
 pub fn opencode_env(
     home: &Path,
     env: Lookup<'_>,
@@ -172,7 +173,7 @@ pub fn opencode_env(
     if text("HOME").is_none() {
         set("HOME", home.to_string_lossy().into_owned());
     }
-    // As of the orchestrator: plugins look at them.
+    // OpenWork's orchestrator sets these variables too, because plugins read them.
     set("OPENCODE_CLIENT", "openwork-orchestrator".to_owned());
     set("OPENWORK", "1".to_owned());
     let path = home.join(".config/openwork/env.json");

@@ -1,4 +1,5 @@
-//! Decides every setting from what `Sources` finds. Checks that named folders and keyrings exist; changes nothing.
+//! Determines every setting from the values in `Sources`. Checks that configured folders and keyrings exist; changes
+//! nothing.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -20,45 +21,45 @@ use super::sources::{Given, Lookup, Sources};
 use super::table::{self, HTTP};
 use super::values;
 
-/// Everything that was decided before the start.
+/// All settings of a server start.
 #[derive(Debug)]
 pub struct Resolved {
-    /// What the server is built from.
+    /// The settings from which the server is built.
     pub settings: Settings,
-    /// How log lines look.
+    /// The format of log lines.
     pub log_format: LogFormat,
-    /// `--verbose`.
+    /// Whether `--verbose` was given.
     pub verbose: bool,
-    /// Stands in every log line of this start.
+    /// The id of this start, which each of its log lines contains.
     pub run_id: String,
-    /// `--setup`.
+    /// Whether `--setup` was given.
     pub setup: bool,
-    /// `--yes`.
+    /// Whether `--yes` was given.
     pub assume_yes: bool,
-    /// Variables that OpenCode gets besides the usual ones.
+    /// Names of variables that OpenCode receives in addition to the usual ones.
     pub opencode_env: Vec<String>,
 }
 
-/// What `berth token show` needs.
+/// The settings that `berth token show` needs.
 #[derive(Debug)]
 pub struct TokenPlan {
-    /// Where generated tokens are kept.
+    /// The data folder, which contains generated tokens.
     pub data_dir: PathBuf,
-    /// Where scoped tokens are kept.
+    /// The path of the store of scoped tokens.
     pub token_store: PathBuf,
-    /// What environment and file say about the client token, and where they say it.
+    /// The client token in environment or file, and its source.
     pub client: (TokenSetting, Option<String>),
-    /// The same for the host token.
+    /// The host token in environment or file, and its source.
     pub host: (TokenSetting, Option<String>),
 }
 
 const INBOX_BYTES_MAX: u64 = 250_000_000;
 const MIRROR: &[&str] = &["http://", "https://", "file://"];
 
-/// Decides every setting of `berth serve`.
+/// Determines every setting of `berth serve`.
 ///
 /// # Errors
-/// `Config` with the flag, the variable or the place in the file that is wrong.
+/// `Config` with the flag, variable or position in the file that is wrong.
 pub fn resolve(line: &CommandLine, env: Lookup<'_>, current_dir: &Path) -> Result<Resolved> {
     let sources = Sources::open(line, env, current_dir)?;
     let inherited = match (sources.var("LISTEN_PID")?, sources.var("LISTEN_FDS")?) {
@@ -113,7 +114,7 @@ pub fn resolve(line: &CommandLine, env: Lookup<'_>, current_dir: &Path) -> Resul
         })?,
         keyrings: sources.by_distro(&table::KEYRING, |given, text| {
             let path = values::absolute(&given.place, sources.base(given.source), text)?;
-            // A file for debootstrap, a folder for pacman: the build checks which.
+            // debootstrap needs a file and pacman a folder; the build checks that the keyring is of the right kind.
             if !path.exists() {
                 return Err(Error::config(&given.place, format!("{} does not exist", path.display())));
             }
@@ -168,10 +169,11 @@ pub fn resolve(line: &CommandLine, env: Lookup<'_>, current_dir: &Path) -> Resul
     })
 }
 
-/// Decides what `berth token show` looks at; a wrong setting elsewhere does not keep anyone from their tokens.
+/// Determines the settings of `berth token show`. Errors in other settings are ignored, so that users can still read
+/// their tokens.
 ///
 /// # Errors
-/// As [`resolve`].
+/// Fails like [`resolve`].
 pub fn resolve_tokens(line: &CommandLine, env: Lookup<'_>, current_dir: &Path) -> Result<TokenPlan> {
     let sources = Sources::open(line, env, current_dir)?;
     Ok(TokenPlan {
@@ -182,10 +184,10 @@ pub fn resolve_tokens(line: &CommandLine, env: Lookup<'_>, current_dir: &Path) -
     })
 }
 
-/// Decides the data folder alone.
+/// Determines only the data folder.
 ///
 /// # Errors
-/// As [`resolve`].
+/// Fails like [`resolve`].
 pub fn resolve_data_dir(line: &CommandLine, env: Lookup<'_>, current_dir: &Path) -> Result<PathBuf> {
     Sources::open(line, env, current_dir)?.data_dir()
 }
@@ -196,7 +198,8 @@ fn default_http_threads() -> usize {
 }
 
 impl Sources<'_> {
-    /// Where to listen. The default address only where nothing else is given; a host or port that is given always.
+    /// Returns the addresses to listen on. The default address is used only if no other address is given; an
+    /// explicit host or port is always used.
     fn listen(&self, inherited: bool) -> Result<Vec<String>> {
         let mut listen = self.list(&table::LISTEN)?;
         for place in &listen {
@@ -299,7 +302,7 @@ impl Sources<'_> {
 
     fn authorized_roots(&self, workspaces: &[Configured]) -> Result<Vec<PathBuf>> {
         let roots = self.all(&table::AUTHORIZED_ROOT)?;
-        // An empty list in the file means none.
+        // An empty list in the file means that there are none.
         if !roots.is_empty() || self.file.json.values.contains_key(table::AUTHORIZED_ROOT.key) {
             let path = |given: &Given| values::absolute(&given.place, self.base(given.source), &given.text);
             return roots.iter().map(path).collect();
@@ -316,7 +319,7 @@ impl Sources<'_> {
         values::origins(place, list.iter().flat_map(|given| given.text.split(',')))
     }
 
-    /// Settings by distribution: the strongest source of each distribution wins.
+    /// Returns the settings by distribution. For each distribution, the strongest source wins.
     fn by_distro<T>(
         &self,
         setting: &Setting,
@@ -363,7 +366,7 @@ impl Sources<'_> {
     }
 }
 
-/// A workspace of which only the folder is known.
+/// Returns a workspace of which only the folder is known.
 fn local(path: PathBuf) -> Configured {
     let name = path.file_name().map_or_else(|| "root".to_owned(), |name| name.to_string_lossy().into_owned());
     Configured {
@@ -378,7 +381,7 @@ fn local(path: PathBuf) -> Configured {
     }
 }
 
-/// A JSON array of strings, or a list with `,` or `;` between the paths.
+/// Parses a JSON array of strings, or a list of paths separated by `,` or `;`.
 fn path_list(place: &str, list: &str) -> Result<Vec<String>> {
     if list.trim_start().starts_with('[') {
         return serde_json::from_str(list)

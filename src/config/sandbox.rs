@@ -1,4 +1,4 @@
-//! What a person says about the sandbox of `berth host`: OpenWork's flags and variables, and those that only berth has.
+//! The settings for the sandbox of `berth host`: OpenWork's flags and variables, and those that only berth has.
 
 use super::line::{CommandLine, Style};
 use super::setting::{Section, Setting};
@@ -7,67 +7,67 @@ use super::table::{self, settings};
 use crate::base::{Error, Result};
 use crate::host::engine::{SandboxNetwork, SandboxPull};
 
-/// What OpenCode runs in.
+/// The kind of sandbox in which OpenCode runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SandboxChoice {
-    /// Nothing.
+    /// No sandbox.
     #[default]
     None,
-    /// A container of berth's own.
+    /// A container of berth.
     Berth,
-    /// A container of Docker's, or of another engine that `docker` reaches.
+    /// A container of Docker, or of another engine that the command `docker` uses.
     Docker,
-    /// A container of Apple's.
+    /// A container of Apple's container engine.
     Container,
-    /// The first of them that works here; else there is no start.
+    /// The first kind of container that works on this machine. If none does, the start fails.
     Auto,
 }
 
-/// The sandbox that there is to be.
+/// The requested sandbox.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SandboxWish {
-    /// What OpenCode runs in.
+    /// The kind of sandbox in which OpenCode runs.
     pub choice: SandboxChoice,
-    /// Its image.
+    /// The image of the sandbox.
     pub image: Option<String>,
-    /// The folder for OpenCode's home.
+    /// The folder on the host for OpenCode's home.
     pub persist_dir: Option<String>,
-    /// Further folders.
+    /// Further folders that are mounted in the sandbox.
     pub mounts: Vec<MountWish>,
-    /// What it reaches.
+    /// The network access of the sandbox.
     pub network: Option<SandboxNetwork>,
-    /// The most memory.
+    /// The memory limit of the sandbox.
     pub memory_bytes: Option<u64>,
-    /// The most processors.
+    /// The limit on processors.
     pub cpus: Option<f64>,
-    /// The most processes and threads.
+    /// The limit on processes and threads.
     pub pids: Option<u64>,
-    /// User and group.
+    /// The user and group of processes in the sandbox.
     pub user: Option<(u32, Option<u32>)>,
-    /// When a registry is asked for the image.
+    /// When the image is pulled from its registry.
     pub pull: Option<SandboxPull>,
-    /// A workspace that berth refuses is mounted all the same.
+    /// Whether a workspace that berth refuses by default is mounted all the same.
     pub any_workspace: bool,
-    /// The server is in the container as well.
+    /// Whether the server runs in the container as well.
     pub server_inside: bool,
-    /// The flags that were given, but for `--sandbox` and those that every sandbox takes.
+    /// The flags that were given, except `--sandbox` and those that every kind of sandbox takes.
     pub given: Vec<String>,
 }
 
-/// `HOST:SUB[:ro|:rw]`.
+/// A mount of the form `HOST:SUB[:ro|:rw]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountWish {
-    /// The flag or variable that it is from.
+    /// The flag or variable that requests the mount.
     pub place: String,
-    /// A path of the host.
+    /// The path on the host.
     pub source: String,
-    /// Where it is, below `extra` in the workspace.
+    /// The path in the workspace, below `extra`.
     pub sub: String,
-    /// `ro` and `rw`, if one was given.
+    /// `ro` or `rw`; `None` if neither was given.
     pub read_only: Option<bool>,
 }
 
-/// Those that every sandbox takes.
+/// The flags that every kind of sandbox takes.
 const EVERYWHERE: [&Setting; 5] = [
     &table::SANDBOX_IMAGE,
     &table::SANDBOX_MOUNT,
@@ -76,15 +76,16 @@ const EVERYWHERE: [&Setting; 5] = [
     &table::SANDBOX_PIDS,
 ];
 
-/// The port of OpenWork's messaging bot (owpenbot, later opencode-router) in the container, and its default on the host.
+/// The port of OpenWork's messaging bot (owpenbot, later opencode-router) in the container, and its default on the
+/// host.
 pub const BOT_PORT: u16 = 3005;
 
 impl CommandLine {
-    /// Returns the port of this host on which the bot of a container with the server inside is published. `None` without
-    /// a configured bot.
+    /// Returns the port of this host on which the bot is published, if the server runs inside of the container.
+    /// Returns `None` if no bot is configured.
     ///
     /// # Errors
-    /// `Config` for an invalid port, and for one without effect.
+    /// `Config` for an invalid port, and for one that has no effect.
     pub fn bot_port(&self, style: Style, server_inside: bool, env: Lookup<'_>) -> Result<Option<u16>> {
         let enabled = self.owpenbot.as_deref().map(|word| word == "yes");
         if enabled == Some(false) {
@@ -105,10 +106,10 @@ impl CommandLine {
         }
     }
 
-    /// The sandbox that the flags and, for what they leave out, the variables ask for.
+    /// Returns the sandbox that the flags request. A variable is used if its flag is absent.
     ///
     /// # Errors
-    /// `Config` for a value that means nothing, and for a flag that has no effect.
+    /// `Config` for an invalid value, and for a flag that has no effect.
     pub fn sandbox_wish(&self, env: Lookup<'_>) -> Result<SandboxWish> {
         let sources = Sources::without_file(self, env);
         let choice = match sources.given(&table::SANDBOX)? {
@@ -177,7 +178,7 @@ fn choice(place: &str, word: &str) -> Result<SandboxChoice> {
         "docker" => SandboxChoice::Docker,
         "container" => SandboxChoice::Container,
         "berth" => SandboxChoice::Berth,
-        // The sentence of OpenWork's orchestrator.
+        // This message is that of OpenWork's orchestrator.
         other => {
             let problem = format!("Invalid sandbox value: {other}. Use none|auto|docker|container|berth.");
             return Err(Error::config(place, problem));
@@ -199,7 +200,7 @@ fn user(Given { place, text, .. }: Given) -> Result<(u32, Option<u32>)> {
     }
 }
 
-/// A list with `,` or `;` between its mounts, or a JSON array.
+/// Parses a list of mounts separated by `,` or `;`, or a JSON array.
 fn parse_mounts(place: &str, text: &str) -> Result<Vec<MountWish>> {
     let trimmed = text.trim();
     let entries: Vec<String> = if trimmed.starts_with('[') {
@@ -224,7 +225,7 @@ fn parse_mount(place: &str, entry: &str) -> Result<MountWish> {
         [source, sub, "rw"] => (source, sub, Some(false)),
         _ => return Err(wrong()),
     };
-    // An engine's command line reads these as something else.
+    // The command line of a container engine gives these characters another meaning.
     let odd = |text: &str| text.contains([',', '"']) || text.chars().any(char::is_control);
     if source.is_empty() || odd(source) {
         return Err(wrong());

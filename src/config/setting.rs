@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use super::line::FlagValues;
 
-/// The form of a setting's value. `values` has one parser for each.
+/// The form of a setting's value. The module `values` has one parser for each form.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ValueKind {
-    /// Yes or no. On the command line the flag alone means yes.
+    /// A boolean. On the command line, the flag alone means yes.
     Switch,
     /// A whole number between two bounds.
     Count(u64, u64),
@@ -24,25 +24,26 @@ pub enum ValueKind {
     Processors(f64, f64),
     /// One of a few words.
     Choice(&'static [&'static str]),
-    /// A path. A relative one starts from the current folder, or from the folder of the file that has it.
+    /// A path. A relative path starts from the current folder or, in the file, from the folder of the file.
     Path,
     /// Any text.
     Text,
-    /// A token or password. Its variable may be replaced by a file (`NAME_FILE`) or a credential of systemd.
+    /// A token or password. Instead of the variable, a file (`NAME_FILE`) or a systemd credential may hold the
+    /// value.
     Secret,
     /// An IP address, or `localhost`.
     Address,
-    /// An address of this machine alone.
+    /// An address that only this machine can reach.
     Loopback,
-    /// A host in URLs: a name or an IP address.
+    /// A host as in a URL: a name or an IP address.
     HostName,
-    /// A URL that begins with one of these schemes.
+    /// A URL with one of these schemes.
     Url(&'static [&'static str]),
-    /// Texts with commas between.
+    /// A list of texts separated by commas.
     List,
     /// `DISTRIBUTION=TEXT` pairs; in JSON an object.
     Pairs,
-    /// JSON that has its own type in `file`.
+    /// JSON that the module `file` parses into its own type.
     Json,
     /// A flag of OpenWork's orchestrator that has no effect here, with or without a value.
     Ignored,
@@ -57,7 +58,7 @@ pub enum Fallback {
     Number(u64),
     /// This word.
     Word(&'static str),
-    /// What the code that uses the setting decides, as help describes it.
+    /// A value that the code which uses the setting determines; the text describes it in help.
     Described(&'static str),
 }
 
@@ -79,14 +80,15 @@ pub enum Section {
     Backup,
     Restore,
     Service,
-    /// Variables that have no flag.
+    /// Settings with variables and no flag.
     Environment,
-    /// Not in any help: for berth's own processes and for the orchestrator's command lines.
+    /// Settings that no help shows. They are for berth's own processes and for command lines of OpenWork's
+    /// orchestrator.
     Hidden,
 }
 
 impl Section {
-    /// The sections in the order of help.
+    /// The sections in the order in which help shows them.
     pub const ALL: [Section; 16] = [
         Section::Server,
         Section::Access,
@@ -129,7 +131,7 @@ impl Section {
     }
 }
 
-/// A set of commands: those that take a setting's flag.
+/// A set of commands that take the flag of a setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CommandSet(u32);
 
@@ -150,10 +152,10 @@ impl CommandSet {
     pub const RESTORE: CommandSet = CommandSet(1 << 12);
     pub const INSTALL: CommandSet = CommandSet(1 << 13);
     pub const UNINSTALL: CommandSet = CommandSet(1 << 14);
-    /// `berth host start` and the daemon have these in common.
+    /// The settings that `berth host start` and the daemon share.
     pub const HOSTS: CommandSet = CommandSet::HOST.and(CommandSet::DAEMON);
 
-    /// The commands as a user writes them.
+    /// Returns the names of the commands as a user writes them.
     pub fn names(self) -> Vec<&'static str> {
         let names = [
             (CommandSet::SERVE, "serve"),
@@ -184,27 +186,27 @@ impl CommandSet {
     }
 }
 
-/// A row of the table.
+/// A row of the table of settings.
 #[derive(Clone, Copy)]
 pub struct Setting {
-    /// The flag and the name of its value, such as `--port N`; empty for a variable without flag.
+    /// The flag and the name of its value, such as `--port N`; empty if the setting has a variable and no flag.
     pub(super) shown: &'static str,
-    /// Other names of the flag, for `berth host` and the commands of the daemon.
+    /// Other names of the flag, which `berth host` and the commands of the daemon accept.
     pub aliases: &'static [&'static str],
-    /// Variables, the first one that is set wins.
+    /// The variables. The first one that is set is used.
     pub vars: &'static [&'static str],
-    /// The key in `server.json`, such as `approval.mode`; may be empty.
+    /// The key in `server.json`, such as `approval.mode`; empty if the setting has none.
     pub key: &'static str,
     pub kind: ValueKind,
     pub fallback: Fallback,
     pub section: Section,
     /// The commands that take the flag.
     pub takers: CommandSet,
-    /// The meaning, in one line.
+    /// The meaning of the setting, in one line.
     pub about: &'static str,
-    /// May be given more than once.
+    /// Whether the flag may be given more than once.
     pub many: bool,
-    /// `--flag` and `--no-flag` differ from no flag: the field holds `yes` or `no`.
+    /// Whether the field distinguishes `--flag` (`yes`), `--no-flag` (`no`) and no flag.
     pub(super) tristate: bool,
     pub(super) values: fn(&FlagValues) -> Vec<&str>,
 }
@@ -213,7 +215,7 @@ fn no_values(_: &FlagValues) -> Vec<&str> {
     Vec::new()
 }
 
-/// A row: the flag with the name of its value, and the meaning.
+/// Creates a row with a flag, the name of its value, and its meaning.
 pub(super) const fn flag(
     section: Section,
     takers: CommandSet,
@@ -236,7 +238,7 @@ pub(super) const fn flag(
     }
 }
 
-/// A row without flag.
+/// Creates a row without a flag.
 pub(super) const fn variable(vars: &'static [&'static str], about: &'static str) -> Setting {
     flag(Section::Environment, CommandSet::NONE, "", about).vars(vars)
 }
@@ -286,32 +288,32 @@ impl Setting {
         self
     }
 
-    /// The flag, such as `--port`; empty for a variable.
+    /// Returns the flag, such as `--port`; empty if the setting has a variable and no flag.
     pub fn flag(&self) -> &'static str {
         self.shown.split(' ').next().unwrap_or_default()
     }
 
-    /// The name of the value behind the flag, with a space before it.
+    /// Returns the name of the flag's value, with a space before it.
     pub fn shown_value(&self) -> &'static str {
         &self.shown[self.flag().len()..]
     }
 
-    /// The flag with the name of its value, or the variables.
+    /// Returns the flag with the name of its value; for a setting without flag, its variables.
     pub fn term(&self) -> String {
         if self.shown.is_empty() { self.vars.join(", ") } else { self.shown.to_owned() }
     }
 
-    /// Whether no value follows the flag.
+    /// Returns whether the flag takes no value.
     pub fn is_switch(&self) -> bool {
         self.kind == ValueKind::Switch
     }
 
-    /// The values on a command line.
+    /// Returns the possible values on a command line.
     pub(super) fn given<'a>(&self, line: &'a FlagValues) -> Vec<&'a str> {
         (self.values)(line)
     }
 
-    /// The form and bounds of the value in words; empty where its name says enough.
+    /// Describes the form and bounds of the value; empty if the name of the value is clear enough.
     pub fn bounds(&self) -> String {
         match self.kind {
             ValueKind::Choice(words) => words.join(", "),
@@ -324,7 +326,7 @@ impl Setting {
         }
     }
 
-    /// The default in words.
+    /// Describes the default value.
     pub fn default_text(&self) -> String {
         match self.fallback {
             Fallback::Nothing => String::new(),
@@ -335,7 +337,7 @@ impl Setting {
 }
 
 impl ValueKind {
-    /// The bounds of a whole number.
+    /// Returns the bounds of a whole number.
     pub const fn range(self) -> Option<(u64, u64)> {
         match self {
             ValueKind::Count(least, most)
@@ -347,7 +349,7 @@ impl ValueKind {
         }
     }
 
-    /// The form in one or two words, for the reference.
+    /// Describes the form of the value in one or two words, for the reference.
     pub const fn noun(self) -> &'static str {
         match self {
             ValueKind::Switch => "yes or no",

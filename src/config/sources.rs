@@ -1,7 +1,7 @@
-//! Flag > environment > `server.json` > default for a row of the table, with the place of the value; the only reader of
-//! the environment, which is a parameter so that tests need none.
+//! Looks up the value of a row of the table, with its source: flag, else environment, else `server.json`, else
+//! default. Only this module reads the environment. The environment is a parameter, so that tests can replace it.
 //!
-//! A variable that is set to nothing counts as unset, except for tokens: an empty token is an error.
+//! A variable with an empty value counts as unset, except for a token: an empty token is an error.
 
 use std::ffi::OsString;
 use std::io::Read as _;
@@ -18,24 +18,24 @@ use super::setting::{Fallback, Setting, ValueKind};
 use super::table::{self, settings};
 use super::values;
 
-/// The largest such file.
+/// Maximum size of a file with a secret.
 const SECRET_BYTES: u64 = 64 << 10;
 
-/// Looks up one environment variable.
+/// A function that looks up one environment variable.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
-/// The environment of this process, for everybody who calls `resolve` outside tests.
+/// Looks up a variable of this process, for all callers of `resolve` except tests.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that the lint points to")]
 pub fn process_env(name: &str) -> Option<OsString> {
     std::env::var_os(name)
 }
 
-/// The names of its variables.
+/// Returns the names of the variables of this process.
 pub fn process_names() -> Vec<String> {
     std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect()
 }
 
-/// A value with the place that a complaint names.
+/// A value with its source, which error messages name.
 pub(super) struct Given {
     pub(super) place: String,
     pub(super) text: String,
@@ -48,7 +48,7 @@ impl Given {
     }
 }
 
-/// Where settings come from.
+/// The sources of settings.
 pub(super) struct Sources<'a> {
     pub(super) line: &'a CommandLine,
     env: Lookup<'a>,
@@ -59,18 +59,18 @@ pub(super) struct Sources<'a> {
 const NO_ENVIRONMENT: Lookup<'static> = &|_| None;
 
 impl CommandLine {
-    /// The value of a number that only the command line has.
+    /// Returns the value of a number that can only be set on the command line.
     ///
     /// # Errors
-    /// `Config` for a text that is none, or one that is out of bounds.
+    /// `Config` for a text that is not a number, and for a number that is out of bounds.
     pub fn number(&self, setting: &Setting) -> Result<u64> {
         Ok(Sources::without_file(self, NO_ENVIRONMENT).number(setting)?.unwrap_or_default())
     }
 
-    /// The value of a choice that only the command line has.
+    /// Returns the value of a choice that can only be set on the command line.
     ///
     /// # Errors
-    /// `Config` for another word.
+    /// `Config` for a word that is not among the choices.
     pub fn word(&self, setting: &Setting) -> Result<&'static str> {
         Ok(Sources::without_file(self, NO_ENVIRONMENT).word(setting)?.unwrap_or_default())
     }
@@ -91,12 +91,12 @@ impl<'a> Sources<'a> {
         Ok(sources)
     }
 
-    /// Flags and variables alone.
+    /// Creates sources with flags and variables only.
     pub(super) fn without_file(line: &'a CommandLine, env: Lookup<'a>) -> Sources<'a> {
         Sources { line, env, file: ConfigFile::default(), current_dir: Path::new("/") }
     }
 
-    /// A variable with something in it. A secret may be in a file instead.
+    /// Returns a variable that is set and not empty. A secret may be in a file instead.
     pub(super) fn var(&self, name: &str) -> Result<Option<String>> {
         let get = |name: &str| (self.env)(name).filter(|value| !value.is_empty());
         let in_file = if is_secret(name) { self.secret_file(name) } else { None };
@@ -112,8 +112,8 @@ impl<'a> Sources<'a> {
         }
     }
 
-    /// The file with a secret: the one that `NAME_FILE` names, as container engines pass secrets, else the credential of
-    /// this name that systemd passes (systemd.exec(5), `LoadCredential=`).
+    /// Returns the file that contains a secret: the one that `NAME_FILE` names, as container engines pass secrets,
+    /// or else the systemd credential with this name (systemd.exec(5), `LoadCredential=`).
     fn secret_file(&self, name: &str) -> Option<(String, PathBuf)> {
         let get = |name: &str| (self.env)(name).filter(|value| !value.is_empty());
         let named = format!("{name}_FILE");
@@ -124,8 +124,8 @@ impl<'a> Sources<'a> {
         path.exists().then(|| (format!("credential {name}"), path))
     }
 
-    /// The values of the strongest source of a setting that is a list: each is one flag, one entry between the commas of a
-    /// variable, or one element of an array.
+    /// Returns the values of a list from its strongest source. A value is one flag, one part of a variable between
+    /// commas, or one element of an array.
     pub(super) fn all(&self, setting: &Setting) -> Result<Vec<Given>> {
         let flags = setting.given(self.line);
         if !flags.is_empty() {
@@ -147,7 +147,7 @@ impl<'a> Sources<'a> {
         })
     }
 
-    /// The `NAME=VALUE` pairs of every source, weakest first.
+    /// Returns the `NAME=VALUE` pairs of every source, the weakest source first.
     pub(super) fn pairs(&self, setting: &Setting) -> Result<Vec<Vec<Given>>> {
         let from_file = match self.file.json.values.get(setting.key) {
             Some(JsonValue::Pairs(pairs)) => pairs
@@ -170,7 +170,7 @@ impl<'a> Sources<'a> {
         Ok(self.all(setting)?.into_iter().map(|given| given.text).collect())
     }
 
-    /// The strongest of flag, variables and key.
+    /// Returns the value from the strongest of flag, variable and key.
     pub(super) fn given(&self, setting: &Setting) -> Result<Option<Given>> {
         if let Some(text) = setting.given(self.line).last() {
             return Ok(Some(Given::new(&self.line.place(setting), text, TokenSource::Cli)));
@@ -188,7 +188,7 @@ impl<'a> Sources<'a> {
         })
     }
 
-    /// A whole number, or its default.
+    /// Returns a whole number, or its default.
     pub(super) fn number(&self, setting: &Setting) -> Result<Option<u64>> {
         match (self.given(setting)?, setting.fallback) {
             (Some(given), _) => setting.kind.number(&given.place, &given.text).map(Some),
@@ -197,14 +197,14 @@ impl<'a> Sources<'a> {
         }
     }
 
-    /// A number that counts things in memory.
+    /// Returns a whole number, or its default, as the number of things in memory.
     pub(super) fn count(&self, setting: &Setting) -> Result<usize> {
         let number = self.number(setting)?.unwrap_or_default();
         usize::try_from(number)
             .map_err(|_| Error::config(setting.term(), format!("{number} is too large for this machine")))
     }
 
-    /// A duration.
+    /// Returns a duration, or its default.
     pub(super) fn time(&self, setting: &Setting) -> Result<Duration> {
         let number = self.number(setting)?.unwrap_or_default();
         Ok(match setting.kind {
@@ -214,17 +214,17 @@ impl<'a> Sources<'a> {
         })
     }
 
-    /// Yes or no, if it is given.
+    /// Returns a boolean, or `None` if it is not given.
     pub(super) fn given_yes(&self, setting: &Setting) -> Result<Option<bool>> {
         self.given(setting)?.map(|given| values::boolean(&given.place, &given.text)).transpose()
     }
 
-    /// Yes or no, or the default.
+    /// Returns a boolean, or its default.
     pub(super) fn yes(&self, setting: &Setting) -> Result<bool> {
         Ok(self.given_yes(setting)?.unwrap_or(matches!(setting.fallback, Fallback::Word("yes"))))
     }
 
-    /// One of the words of a choice, or its default.
+    /// Returns the selected word of a choice, or its default.
     pub(super) fn word(&self, setting: &Setting) -> Result<Option<&'static str>> {
         match (self.given(setting)?, setting.fallback) {
             (Some(given), _) => setting.kind.word(&given.place, &given.text).map(Some),
@@ -233,7 +233,7 @@ impl<'a> Sources<'a> {
         }
     }
 
-    /// A text of the setting's form, or its default.
+    /// Returns a text in the form of the setting, or its default.
     pub(super) fn text(&self, setting: &Setting) -> Result<Option<String>> {
         match (self.given(setting)?, setting.fallback) {
             (Some(given), _) => setting.kind.text(&given.place, &given.text).map(Some),
@@ -242,13 +242,13 @@ impl<'a> Sources<'a> {
         }
     }
 
-    /// A path, if it is given.
+    /// Returns a path, or `None` if it is not given.
     pub(super) fn path(&self, setting: &Setting) -> Result<Option<PathBuf>> {
         let given = self.given(setting)?;
         given.map(|given| values::absolute(&given.place, self.base(given.source), &given.text)).transpose()
     }
 
-    /// A token, with its place. A variable that is set to nothing is an error, unlike with other settings.
+    /// Returns a token with its source. An empty variable is an error, unlike for other settings.
     pub(super) fn secret(&self, setting: &Setting) -> Result<(TokenSetting, Option<String>)> {
         if setting.given(self.line).is_empty() {
             for name in
@@ -271,7 +271,7 @@ impl<'a> Sources<'a> {
         home.unwrap_or_else(|| PathBuf::from("/"))
     }
 
-    /// The data folder. One that a newer version wrote is refused here, before any command uses it.
+    /// Returns the data folder. Refuses a folder that a newer version of berth wrote, before any command uses it.
     pub(super) fn data_dir(&self) -> Result<PathBuf> {
         let folder = match self.path(&table::DATA_DIR)? {
             Some(folder) => folder,
@@ -281,8 +281,8 @@ impl<'a> Sources<'a> {
         Ok(folder)
     }
 
-    /// Scoped tokens lie beside `server.json`, as with the OpenWork server, if there is one or they lie there already; else
-    /// with everything else.
+    /// Returns the path of the store of scoped tokens. As in the OpenWork server, it is beside `server.json` if that
+    /// file exists or if the store is already there; otherwise it is in the data folder.
     pub(super) fn token_store(&self) -> Result<PathBuf> {
         if let Some(path) = self.path(&table::TOKEN_STORE)? {
             return Ok(path);
@@ -296,20 +296,20 @@ impl<'a> Sources<'a> {
     }
 
     pub(super) fn default_data_dir(&self, root: bool) -> Result<PathBuf> {
-        // Where an orchestrator of OpenWork keeps its own state. Each has another one, so two of them can start a server
-        // each.
+        // OpenWork's orchestrator stores its own state here. Each orchestrator has another folder, so two of them
+        // can start a server each.
         if let Some(folder) = self.path(&table::ORCHESTRATOR_DATA)? {
             return Ok(folder.join("berth"));
         }
         if root {
             return Ok(PathBuf::from("/var/lib/berth"));
         }
-        // The XDG specification wants relative paths ignored.
+        // The XDG specification requires that relative paths are ignored.
         let xdg = (self.env)("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
         Ok(xdg.unwrap_or_else(|| self.home().join(".local/share")).join("berth"))
     }
 
-    /// Where relative paths start.
+    /// Returns the folder that relative paths start from.
     pub(super) fn base(&self, source: TokenSource) -> &Path {
         match source {
             TokenSource::File => self.file.folder(),
@@ -325,13 +325,13 @@ pub(super) fn default_data_dir(env: Lookup<'_>, root: bool) -> PathBuf {
     sources.default_data_dir(root).unwrap()
 }
 
-/// Whether a variable holds a secret, so that a file may hold it instead.
+/// Returns whether a variable contains a secret, so that a file may contain it instead.
 fn is_secret(name: &str) -> bool {
     let secret = |kind| matches!(kind, ValueKind::Secret | ValueKind::Json);
     settings().any(|setting| secret(setting.kind) && setting.vars.first() == Some(&name))
 }
 
-/// A file's text without the newline that editors put at the end.
+/// Returns the text of a file without the newline that editors put at the end.
 fn read_secret(place: &str, path: &Path) -> Result<String> {
     let wrong = |problem: String| Error::config(place, format!("{}: {problem}", path.display()));
     let file = std::fs::File::open(path).map_err(|error| wrong(error.to_string()))?;

@@ -9,8 +9,8 @@
 //! - `--help` of every command, the manual page, shell completions and `assets/docs/configuration.md` (`cli::help`,
 //!   `cli::manual`).
 //!
-//! To add a setting: write its row, and read it where it is used, as `sources.count(&MAX_RUNS)` does in `resolve` or
-//! `args.json` in a command. Then run the tests once with `UPDATE_GOLDEN=1` for the reference.
+//! To add a setting, write its row, and read its value where it is needed, as `sources.count(&MAX_RUNS)` does in
+//! `resolve`, or `args.json` in a command. Then run the tests once with `UPDATE_GOLDEN=1` to update the reference.
 
 use argh::FromArgs;
 
@@ -21,7 +21,7 @@ use super::setting::ValueKind::{
 use super::setting::{CommandSet, Fallback, Section, Setting, flag, variable};
 use crate::base::limits;
 
-/// The texts that a field of [`FlagValues`] holds.
+/// The type of a field of [`FlagValues`], which holds the texts of a flag.
 trait FlagField {
     fn texts(&self) -> Vec<&str>;
     const MANY: bool = false;
@@ -72,19 +72,19 @@ macro_rules! flags {
             ..$row
         };)*
 
-        /// The rows with flags.
+        /// All rows with a flag.
         pub const FLAGS: &[Setting] = &[$($name),*];
     };
 }
 
 pub(super) const HTTP: &[&str] = &["http://", "https://"];
 const SCOPES: &[&str] = &["owner", "collaborator"];
-/// A timer of JavaScript fires at once with a larger delay than this.
+/// Maximum of this duration: a JavaScript timer with a larger delay fires at once.
 const MILLIS_MAX: u64 = (1 << 31) - 1;
 const DAY: u64 = 24 * 60 * 60;
-/// A run with less output than the lower bound cannot be diagnosed; no disk is larger than the upper one.
+/// Bounds of the output kept per run. With less, a run cannot be diagnosed; no disk is larger than the upper bound.
 const RUN_BYTES: super::setting::ValueKind = Bytes(1 << 20, 1 << 50);
-/// OpenCode does not start with less.
+/// Minimum memory: OpenCode does not start with less.
 const OPENCODE_BYTES: super::setting::ValueKind = Bytes(128 << 20, 1 << 50);
 
 const fn server(shown: &'static str, about: &'static str) -> Setting {
@@ -333,7 +333,7 @@ flags! {
         .of(OPENCODE_BYTES).else_as("half of the machine's");
     SANDBOX_CPUS = option sandbox_cpus: Option<String>, sandbox("--sandbox-cpus N", "its processors, such as 0.5 or 2")
         .of(Processors(0.01, 4096.0)).else_as("all");
-    // OpenCode alone has dozens of threads.
+    // The lower bound is this high because OpenCode alone has dozens of threads.
     SANDBOX_PIDS = option sandbox_pids: Option<String>, sandbox("--sandbox-pids N", "its processes and threads")
         .of(Count(64, 1 << 22)).else_as("an eighth of the machine's, 512 to 4096");
     SANDBOX_ANY_WORKSPACE = switch sandbox_any_workspace: bool, sandbox("--sandbox-any-workspace",
@@ -400,7 +400,7 @@ flags! {
     OPENCODE_AUTH = option opencode_auth: Option<String>, hidden("--opencode-auth").of(Switch);
     BOT = option owpenbot: Option<String>, hidden("--owpenbot").of(Switch).alias(&["--opencode-router"]);
     BOT_BIN = option owpenbot_bin: Option<String>, hidden("--owpenbot-bin FILE").of(Path).alias(&["--opencode-router-bin"]);
-    // The orchestrator of OpenWork takes its programs from these.
+    // OpenWork's orchestrator starts its programs from these paths.
     ORCHESTRATOR = option color: Option<String>, hidden("--color").of(Ignored).alias(&[
         "--allow-external", "--sidecar-source", "--sidecar-dir", "--sidecar-base-url",
         "--sidecar-manifest", "--opencode-source", "--owpenbot-required",
@@ -408,7 +408,7 @@ flags! {
     ]);
 }
 
-/// Rows whose flag has another meaning, or another variable, with other commands.
+/// Rows for commands with which a flag has another meaning or another variable than in its usual row.
 pub const CLIENT_TOKEN: Setting = Setting {
     section: Section::Client,
     takers: CommandSet::CLIENT.and(CommandSet::BACKUP).and(CommandSet::UNINSTALL),
@@ -440,7 +440,7 @@ macro_rules! variables {
     ($($name:ident = $row:expr;)*) => {
         $(pub const $name: Setting = $row;)*
 
-        /// The rows that are not in [`FLAGS`].
+        /// All rows that are not in [`FLAGS`].
         pub const OTHERS: &[Setting] = &[CLIENT_TOKEN, STATUS_USERNAME, STATUS_PASSWORD, $($name),*];
     };
 }

@@ -1,4 +1,4 @@
-//! Precedence and every rule of the resolver, with an environment and files of our own.
+//! Tests of precedence and of every rule of the resolver, with their own environment and files.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -15,7 +15,7 @@ use super::line::{CommandLine, Parsed, Style};
 use super::resolve::{Resolved, TokenPlan, resolve, resolve_tokens};
 use super::sources::default_data_dir;
 
-/// A folder with `cwd/ws1`, `cwd/ws2`, `conf/ws1` and `key.gpg`, gone with the value.
+/// A test folder with `cwd/ws1`, `cwd/ws2`, `conf/ws1` and `key.gpg`. It is removed when dropped.
 struct Place {
     root: PathBuf,
     env: HashMap<String, OsString>,
@@ -60,7 +60,7 @@ impl Place {
         self.run(flags).unwrap_or_else(|error| panic!("{flags:?}: {error}"))
     }
 
-    /// The complaint, which must contain `want`.
+    /// Returns the error message, and asserts that it contains `want`.
     #[track_caller]
     fn refuses(&self, flags: &[&str], want: &str) {
         match self.run(flags) {
@@ -111,7 +111,8 @@ fn defaults() {
 #[test]
 fn flag_over_environment_over_file_over_default() {
     type Show = fn(&Resolved) -> String;
-    // Flag, its argument; variable, its value; JSON member; the same value from each of the four, as text.
+    // Columns: the flag and its argument; the variable and its value; the JSON member; the value that each of the
+    // four yields.
     type Row = (&'static [&'static str], &'static str, &'static str, &'static str, Show, [&'static str; 4]);
     fn secret(token: &TokenSetting) -> String {
         format!("{}:{}", token.source.as_str(), token.secret.clone().unwrap_or_default())
@@ -177,7 +178,7 @@ fn flag_over_environment_over_file_over_default() {
         made = made.env(variable, value);
         assert_eq!(show(&made.ok(&[])), *env, "{flags:?}");
         assert_eq!(show(&made.ok(flags)), *flag, "{flags:?}");
-        // Set to nothing is the same as unset, but for tokens.
+        // An empty variable counts as unset, except for tokens.
         made = made.env(variable, "");
         if variable.ends_with("TOKEN") {
             made.refuses(&[], variable);
@@ -434,7 +435,7 @@ fn where_the_data_lies() {
     for env in [&env as super::Lookup<'_>, &relative] {
         assert_eq!(default_data_dir(env, false), Path::new("/home/u/.local/share/berth"));
     }
-    // An orchestrator of OpenWork passes its own folder on.
+    // OpenWork's orchestrator passes its own folder on to the server.
     for (folder, want) in [("/o", "/o/berth"), ("o", "/w/o/berth"), ("", "/var/lib/berth")] {
         let orchestrated = |name: &str| match name {
             "OPENWORK_DATA_DIR" => Some(OsString::from(folder)),

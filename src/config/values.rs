@@ -1,5 +1,5 @@
-//! The parser of each form of value. Each takes the place of the text (flag, variable or position in the file), so that
-//! the message names it. A message never repeats a token.
+//! The parsers for the forms of values, one for each form. A parser receives the source of the text (flag, variable
+//! or position in the file), so that its messages can name it. No message repeats a token.
 
 use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
@@ -9,7 +9,7 @@ use crate::base::ids::Distro;
 use crate::base::{Error, Result};
 
 impl ValueKind {
-    /// A whole number within the bounds.
+    /// Parses a whole number within the bounds.
     pub(super) fn number(self, place: &str, text: &str) -> Result<u64> {
         let (least, most) = self.range().unwrap_or((0, u64::MAX));
         let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -19,7 +19,7 @@ impl ValueKind {
         })
     }
 
-    /// One of the words of a choice.
+    /// Parses one of the words of a choice.
     pub(super) fn word(self, place: &str, text: &str) -> Result<&'static str> {
         let ValueKind::Choice(words) = self else { return Ok("") };
         words
@@ -29,7 +29,7 @@ impl ValueKind {
             .ok_or_else(|| Error::config(place, format!("{text:?} is not one of: {}", words.join(", "))))
     }
 
-    /// A number of processors.
+    /// Parses a number of processors.
     pub(super) fn processors(self, place: &str, text: &str) -> Result<f64> {
         let ValueKind::Processors(least, most) = self else { return Ok(0.0) };
         let number = text.parse().ok().filter(|number| (least..=most).contains(number));
@@ -40,7 +40,7 @@ impl ValueKind {
         })
     }
 
-    /// A text that is used as it is.
+    /// Parses a text that is used as it is.
     pub(super) fn text(self, place: &str, text: &str) -> Result<String> {
         match self {
             ValueKind::Secret => secret(place, text)?,
@@ -68,7 +68,7 @@ impl ValueKind {
     }
 }
 
-/// Yes or no.
+/// Parses a boolean.
 pub(super) fn boolean(place: &str, text: &str) -> Result<bool> {
     match text.to_ascii_lowercase().as_str() {
         "1" | "true" | "yes" | "on" => Ok(true),
@@ -77,10 +77,10 @@ pub(super) fn boolean(place: &str, text: &str) -> Result<bool> {
     }
 }
 
-/// A name or an IP address, without scheme, port and path.
+/// Parses a name or an IP address, without scheme, port and path.
 fn is_host(text: &str) -> bool {
     let address = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
-    // RFC 1123; underscores occur in the names of machines and containers.
+    // RFC 1123 defines the characters; underscores also occur in the names of machines and containers.
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())
             && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
@@ -91,7 +91,7 @@ fn is_host(text: &str) -> bool {
     is_name || address.parse::<IpAddr>().is_ok()
 }
 
-/// A token or password that a client can send.
+/// Parses a token or password that a client can send in a header.
 fn secret(place: &str, text: &str) -> Result<()> {
     if text.is_empty() {
         return Err(Error::config(
@@ -99,14 +99,14 @@ fn secret(place: &str, text: &str) -> Result<()> {
             "is empty; leave it out to get a generated one, or give it a value",
         ));
     }
-    // HTTP removes white space around a header's value and has no control characters.
+    // HTTP removes white space around a header's value and does not allow control characters.
     if text.trim() != text || text.chars().any(char::is_control) {
         return Err(Error::config(place, "contains a control character or begins or ends with white space"));
     }
     Ok(())
 }
 
-/// A URL of one of the schemes (`http://` …).
+/// Parses a URL with one of the schemes (`http://` …).
 pub(super) fn url(place: &str, text: &str, schemes: &[&str]) -> Result<()> {
     if text.starts_with("https://") && !schemes.contains(&"https://") {
         return Err(Error::config(place, "berth has no TLS; name the server by http on its own machine"));
@@ -116,14 +116,14 @@ pub(super) fn url(place: &str, text: &str, schemes: &[&str]) -> Result<()> {
         let problem = format!("{text:?} is not a URL that begins with {}", schemes.join(" or "));
         return Err(Error::config(place, problem));
     }
-    // It is written into files and command lines of other programs.
+    // The value is written into files and command lines of other programs.
     if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return Err(Error::config(place, format!("{text:?} contains white space or a control character")));
     }
     Ok(())
 }
 
-/// Origins as browsers send them, or `*`.
+/// Parses origins as browsers send them, or `*`.
 pub(super) fn origins<'a>(place: &str, list: impl Iterator<Item = &'a str>) -> Result<Vec<String>> {
     let mut origins = Vec::new();
     for entry in list.map(str::trim).filter(|entry| !entry.is_empty()) {
@@ -145,7 +145,7 @@ pub(super) fn origins<'a>(place: &str, list: impl Iterator<Item = &'a str>) -> R
     Ok(origins)
 }
 
-/// A path made absolute without the file system: `.` and `..` are resolved by name only.
+/// Makes a path absolute without access to the file system: `.` and `..` are resolved by name only.
 pub(super) fn absolute(place: &str, base: &Path, text: &str) -> Result<PathBuf> {
     if text.is_empty() || text.contains('\0') {
         return Err(Error::config(place, format!("{text:?} is not a path")));
@@ -160,14 +160,14 @@ pub(super) fn absolute(place: &str, base: &Path, text: &str) -> Result<PathBuf> 
             part => path.push(part),
         }
     }
-    // Paths travel in JSON, and a workspace's id is a hash of its path's text.
+    // Paths are sent as JSON, and a workspace's id is a hash of the text of its path.
     if path.to_str().is_none() {
         return Err(Error::config(place, format!("{} is not UTF-8 text", path.display())));
     }
     Ok(path)
 }
 
-/// `NAME=VALUE` with the name of a distribution.
+/// Parses `NAME=VALUE`, where the name is that of a distribution.
 pub(super) fn distro_pair<'a>(place: &str, text: &'a str) -> Result<(Distro, &'a str)> {
     let Some((name, value)) = text.split_once('=') else {
         return Err(Error::config(place, format!("{text:?} is not of the form NAME=VALUE")));
@@ -175,7 +175,7 @@ pub(super) fn distro_pair<'a>(place: &str, text: &'a str) -> Result<(Distro, &'a
     Ok((distro(place, name)?, value))
 }
 
-/// The name of a distribution.
+/// Parses the name of a distribution.
 pub(super) fn distro(place: &str, name: &str) -> Result<Distro> {
     Distro::parse(name.trim()).map_err(|error| Error::config(place, error.message()))
 }
