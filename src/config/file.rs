@@ -142,7 +142,7 @@ pub struct ConfigFile {
 }
 
 impl ConfigFile {
-    /// Reads the file at `path`. Returns an empty configuration if it does not exist.
+    /// Reads the file at `path`. Returns `None` if it does not exist.
     ///
     /// # Errors
     /// Fails, with file, line and column, if the file cannot be read, is not JSON, or has an unknown or ill-typed

@@ -1,8 +1,8 @@
 //! The table of settings: each flag, variable and key of `server.json` is one row here, and no other file lists them.
 //!
-//! A row is `FIELD KIND NAME = flag(section, commands, "--flag VALUE", "meaning")` with builders for the rest (`setting`).
+//! A row is `FIELD KIND NAME = flag(section, commands, "--flag VALUE", "meaning")` and builders (`setting`).
 //! From the rows come:
-//! - [`FlagValues`], which argh fills: one field per flag. `line` first brings a command line into argh's form (aliases,
+//! - [`FlagValues`], which argh fills: one field per flag. `line` brings a command line into argh's form (aliases,
 //!   `--flag=value`, `--no-flag`) and reports mistakes with the flag as the user wrote it;
 //! - the keys that `server.json` may have, with their types (`file`);
 //! - flag > variable > key > default, with the value's bounds (`sources`, `values`);
