@@ -1,9 +1,10 @@
-//! Host folders that containers may mount: a client's request, the file in which the host's owner allows folders (OpenWork's
-//! `sandbox-mount-allowlist.json`), and the check of one against the other. **Invariant:** a source is opened once; its
-//! descriptor's real path is checked and the same descriptor is mounted, so the folder cannot be replaced in between. The
-//! file is read for every check: a removed root takes effect at the container's next start.
+//! Host folders that containers may mount: a client's request, the file in which the host's owner allows folders
+//! (OpenWork's `sandbox-mount-allowlist.json`), and the check of a request against the file. **Invariant:** a source is
+//! opened once; the real path of its descriptor is checked and the same descriptor is mounted, so the folder cannot be
+//! replaced in between. The file is read again for every check: if a root is removed from the file, this takes effect
+//! when the container next starts.
 //!
-//! Independent of containers. No threads, no locks.
+//! This module does not depend on containers. No threads, no locks.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
@@ -16,7 +17,7 @@ use super::beneath::open_resolved;
 use super::file;
 use crate::base::{Code, Error, Result};
 
-/// Maximum number of mounts of a container; each is an argument of its start.
+/// Maximum number of mounts of a container; each mount is an argument of the container's start.
 const MOUNTS: usize = 32;
 /// Maximum length of a source or target: the kernel's limit (PATH_MAX) without the terminating NUL.
 const MOUNT_PATH_BYTES: usize = 4095;
@@ -26,11 +27,11 @@ const ALLOWLIST_BYTES: u64 = 1 << 20;
 /// A client's request to mount a host folder or file into a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountRequest {
-    /// Path on the host; `~` is berth's home.
+    /// The path on the host; `~` stands for the home folder of berth's user.
     pub source: String,
-    /// Path in the container; created if it does not exist.
+    /// The path in the container, which is created if it does not exist.
     pub target: String,
-    /// Read-only in the container; the default is true.
+    /// Whether the mount is read-only in the container. The default is true.
     #[serde(default = "default_true")]
     pub read_only: bool,
 }
@@ -42,7 +43,7 @@ fn default_true() -> bool {
 /// Paths in a container that cannot be mount targets: the kernel's file systems, and berth's own mounts.
 const RESERVED_TARGETS: [&str; 5] = ["/proc", "/sys", "/dev", "/run", "/etc/resolv.conf"];
 
-/// Patterns that are blocked in addition to the file's, as in OpenWork.
+/// Patterns that are blocked in addition to the patterns in the file, as in OpenWork.
 const BLOCKED_NAMES: [&str; 18] = [
     ".ssh",
     ".gnupg",
@@ -63,7 +64,8 @@ const BLOCKED_NAMES: [&str; 18] = [
     ".secret",
     ".secrets",
 ];
-/// Entries that mark a folder as a home or key ring, which cannot be mounted as a whole. A project may have a `.env`.
+/// Names of entries that mark a folder as a home or a key ring, which cannot be mounted as a whole. `.env` is not in
+/// this list, because a project may have one.
 const KEYS: [&str; 11] = [
     ".ssh",
     ".gnupg",
@@ -80,7 +82,7 @@ const KEYS: [&str; 11] = [
 /// Host paths that are never mounted: the kernel's file systems and sockets of services.
 const SYSTEM_FOLDERS: [&str; 4] = ["/proc", "/sys", "/dev", "/run"];
 
-/// Folders that cannot be mounted themselves or through a parent; folders in them can.
+/// Folders that cannot be mounted, neither directly nor as part of a parent. Folders inside them can be mounted.
 const PARENT_ONLY: [&str; 4] = ["/etc", "/home", "/root", "/var"];
 
 #[derive(Debug, Default, Deserialize)]
@@ -98,7 +100,7 @@ struct AllowedRoot {
     allow_read_write: bool,
 }
 
-/// The allowlist file, and the rules that apply besides it.
+/// The allowlist file, and the rules that apply in addition to it.
 #[derive(Clone, Debug)]
 pub struct Allowlist {
     /// The file's path, whether or not it exists.
@@ -111,39 +113,39 @@ pub struct Allowlist {
     pub granted: Vec<MountGrant>,
 }
 
-/// A folder or file that a sandbox may mount although it is in no allowed root.
+/// A folder or file that a sandbox may mount although no allowed root contains it.
 #[derive(Clone, Debug)]
 pub struct MountGrant {
-    /// Real path, without links.
+    /// The real path, without links.
     pub path: PathBuf,
     pub writable: bool,
-    /// Grants the path even if it matches a blocked pattern.
+    /// Whether the path may be mounted even if it matches a blocked pattern.
     pub force: bool,
 }
 
 /// The reason why a source is refused.
 #[derive(Debug)]
 pub enum MountRefusal {
-    /// The file does not exist or is invalid.
+    /// The allowlist file does not exist or is invalid.
     NoFile(Error),
     /// The source cannot be opened.
     Missing(&'static str),
     /// The source's real path matches a blocked pattern.
     Pattern(String, PathBuf),
-    /// The source is in none of these roots.
+    /// None of these allowed roots contains the source.
     Outside(PathBuf, Vec<PathBuf>),
     /// Write access was requested, but this root is read-only.
     ReadOnly(PathBuf),
-    /// A rule that the file cannot change.
+    /// The source violates a rule that the file cannot change.
     Other(String, PathBuf),
 }
 
 /// A source that was opened and allowed.
 #[derive(Debug)]
 pub struct AllowedSource {
-    /// `O_PATH`
+    /// An `O_PATH` descriptor of the source.
     pub fd: OwnedFd,
-    /// Type and owner.
+    /// The type and the owner of the source.
     pub stat: Stat,
     /// The real path at the time of the check.
     pub real: PathBuf,
@@ -152,7 +154,7 @@ pub struct AllowedSource {
 /// Validates a list of mount requests.
 ///
 /// # Errors
-/// `InvalidPayload` with the mount and the problem.
+/// `InvalidPayload` with the first invalid mount and the problem.
 pub fn check(mounts: &[MountRequest]) -> Result<()> {
     let refuse = |number: usize, field: &str, why: &str| {
         let message = format!("mounts[{number}].{field} {why}");
@@ -194,10 +196,10 @@ pub fn check(mounts: &[MountRequest]) -> Result<()> {
 }
 
 impl Allowlist {
-    /// Opens the sources of all mounts, if all are allowed.
+    /// Opens the sources of all mounts if all of them are allowed.
     ///
     /// # Errors
-    /// `MountNotAllowed` with the mount and the reason; without a usable file, with an example of one.
+    /// `MountNotAllowed` with the mount and the reason; if there is no usable file, with an example of one.
     pub fn open(&self, mounts: &[MountRequest]) -> Result<Vec<AllowedSource>> {
         if mounts.is_empty() {
             return Ok(Vec::new());
@@ -208,7 +210,7 @@ impl Allowlist {
     /// Opens the source of a mount, if it is allowed.
     ///
     /// # Errors
-    /// The reason, if it is not.
+    /// The reason why the source is not allowed.
     pub fn look(&self, mount: &MountRequest) -> Result<AllowedSource, MountRefusal> {
         let granted = self.granted.iter().any(|grant| grant.path == Path::new(&mount.source));
         let rules =
@@ -216,7 +218,7 @@ impl Allowlist {
         self.open_one(mount, &rules)
     }
 
-    /// Returns the error of a refusal for clients.
+    /// Returns the error that clients get for a refusal.
     fn error(&self, mount: &MountRequest, refusal: MountRefusal) -> Error {
         let file = self.path.display();
         let why = match refusal {
@@ -236,10 +238,10 @@ impl Allowlist {
         Error::new(Code::MountNotAllowed, message).detail("source", mount.source.clone())
     }
 
-    /// Returns the number of roots that the file allows; `None` without a file.
+    /// Returns the number of roots that the file allows; `None` if the file does not exist.
     ///
     /// # Errors
-    /// As [`Allowlist::open`] when it cannot be used.
+    /// The same as for [`Allowlist::open`] if the file cannot be used.
     pub fn roots(&self) -> Result<Option<usize>> {
         if !self.path.exists() {
             return Ok(None);
@@ -335,7 +337,8 @@ impl Allowlist {
         }
     }
 
-    /// Whether a pattern matches the path: one with a slash as a path, any other as a whole word of a component.
+    /// Returns whether a pattern matches the path. A pattern with a slash is compared with the path; any other pattern
+    /// matches a whole word of a path component.
     fn blocks(&self, pattern: &str, real: &Path) -> bool {
         if pattern.contains('/') || pattern.starts_with('~') {
             let wanted = self.expand(pattern);
@@ -350,7 +353,8 @@ impl Allowlist {
     }
 }
 
-/// Whether a name contains a word: `.env` is in `.env`, `.env.local` and `prod.env`, not in `.environments`. Ignores case.
+/// Returns whether a name contains a word, ignoring case: `.env` is in `.env`, `.env.local` and `prod.env`, but not in
+/// `.environments`.
 fn has_word(name: &str, word: &str) -> bool {
     let (name, word) = (name.to_lowercase(), word.to_lowercase());
     let letter = |c: Option<char>| c.is_some_and(char::is_alphabetic);
@@ -369,7 +373,8 @@ fn open_real(path: &Path) -> Result<(OwnedFd, PathBuf), &'static str> {
         .map_err(|_| "it does not exist, or cannot be opened")?;
     let real =
         std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).map_err(|_| "/proc is missing")?;
-    // A file that was just removed has no path (proc(5): ` (deleted)`); one in another mount namespace is not absolute.
+    // A file that was just removed has no valid path (proc(5): ` (deleted)`). The path of a file in another mount
+    // namespace is not absolute.
     if !real.is_absolute() || fstat(&fd).is_ok_and(|stat| stat.st_nlink == 0) {
         return Err("it was removed");
     }

@@ -1,7 +1,7 @@
 //! Opens files in trees that a hostile workload can change at any moment. **Invariant:** the kernel resolves every path
 //! inside the tree (openat2(2)), and the inode that was checked is the one that is used. No call waits for the workload: a
 //! FIFO, a device, a socket or a file lease is an error.
-//! Independent of workspaces. Any thread; no locks.
+//! This module does not depend on workspaces. Any thread may use it; there are no locks.
 
 use std::fmt;
 use std::fs::{File, Metadata};
@@ -20,23 +20,24 @@ use rustix::path::Arg;
 use super::file::{sync_folder, temp_name};
 use crate::base::{At, Code, Error, Result, limits};
 
-/// How often a path that leads out of a workspace is checked again: it may have been moved out at that moment.
+/// How often a path that leads out of a workspace is checked again: the entry may have been moved out at that moment.
 const ESCAPE_RETRIES: usize = 3;
-/// Maximum number of folder entries that are counted; more is shown as this number.
+/// Maximum number of folder entries that are counted; a larger number is shown as this number.
 const ENTRY_COUNT: u64 = 1_000_000;
 
-/// Symlinks resolve as for a process with the tree as its root; links of `/proc` are refused.
+/// Symbolic links are resolved as for a process whose root is the tree; the magic links of `/proc` are refused.
 pub(super) const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 pub(super) const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
 
-/// The root of such a tree. Paths are relative to it, with or without a leading slash. Unless documented otherwise, its
-/// errors are `InvalidPath` if the tree's content is the reason (a link loop, a FIFO instead of a file), `Busy` if the tree
-/// changes too fast, `DiskFull`, and `Internal` for the rest.
+/// The root of a tree that a hostile workload can change. Paths are relative to the root, with or without a leading
+/// slash. Unless documented otherwise, the errors of its functions are `InvalidPath` if the tree's content is the
+/// reason (a link loop, a FIFO instead of a file), `Busy` if the tree changes too fast, `DiskFull`, and `Internal` for
+/// all other errors.
 #[derive(Debug)]
 pub struct Root {
     top: OwnedFd,
-    /// Keeps the tree mounted while this value exists.
+    /// A value that keeps the tree mounted while this root exists.
     _held: Option<Arc<dyn fmt::Debug + Send + Sync>>,
 }
 
@@ -45,7 +46,7 @@ pub struct Root {
 pub struct FileTail {
     /// The last bytes.
     pub bytes: Vec<u8>,
-    /// Size of the whole file.
+    /// The size of the whole file.
     pub total_size: u64,
     /// Whether `bytes` is the whole file.
     pub complete: bool,
@@ -61,17 +62,17 @@ impl Root {
         open(path, flags, Mode::empty()).map(Root::from_fd).at("open", path)
     }
 
-    /// Uses an open folder as the root.
+    /// Creates a root from the descriptor of an open folder.
     pub(super) fn from_fd(top: OwnedFd) -> Root {
         Root { top, _held: None }
     }
 
-    /// Uses an open folder as the root, and keeps `held` as long.
+    /// Creates a root from the descriptor of an open folder, and keeps `held` as long as the root exists.
     pub fn from_fd_holding(top: OwnedFd, held: Arc<dyn fmt::Debug + Send + Sync>) -> Root {
         Root { top, _held: Some(held) }
     }
 
-    /// Opens a regular file for reading; `None` if it does not exist.
+    /// Opens a regular file for reading. Returns `None` if the file does not exist.
     ///
     /// # Errors
     /// See [`Root`].
@@ -81,10 +82,10 @@ impl Root {
         reopen(&found, OFlags::RDONLY, rel).map(Some)
     }
 
-    /// Reads a whole file of at most `max_bytes`; `None` if it does not exist.
+    /// Reads a whole file of at most `max_bytes`. Returns `None` if the file does not exist.
     ///
     /// # Errors
-    /// See [`Root`]; `InvalidPath` also for a larger file.
+    /// See [`Root`]; also `InvalidPath` for a file that is larger than `max_bytes`.
     pub fn read(&self, rel: &str, max_bytes: u64) -> Result<Option<Vec<u8>>> {
         let Some(file) = self.open_file(rel)? else { return Ok(None) };
         let mut bytes = Vec::new();
@@ -95,7 +96,7 @@ impl Root {
         Ok(Some(bytes))
     }
 
-    /// Reads the last `max_bytes` of a file; `None` if it does not exist.
+    /// Reads the last `max_bytes` of a file. Returns `None` if the file does not exist.
     ///
     /// # Errors
     /// See [`Root`].
@@ -112,8 +113,8 @@ impl Root {
         map_kernel_error(read(&mut file), "read", rel).map(Some)
     }
 
-    /// Counts the lines of a file, including a last one without a newline. `None` if the file does not exist or is larger
-    /// than `limits::LINE_COUNT_BYTES`.
+    /// Counts the lines of a file, including a last line without a newline. Returns `None` if the file does not exist
+    /// or is larger than `limits::LINE_COUNT_BYTES`.
     ///
     /// # Errors
     /// See [`Root`].
@@ -124,7 +125,7 @@ impl Root {
         }
         let mut chunk = vec![0; limits::PIPE_CHUNK];
         let (mut lines, mut last) = (0, b'\n');
-        // The bound also holds for a file that grows.
+        // The limit also applies to a file that grows while it is read.
         let mut file = file.take(limits::LINE_COUNT_BYTES);
         loop {
             let count = match file.read(&mut chunk) {
@@ -142,7 +143,7 @@ impl Root {
     /// FIFO of the workload.
     ///
     /// # Errors
-    /// See [`Root`]; `InvalidPath` also when the path is something else.
+    /// See [`Root`]; also `InvalidPath` when another entry has this path.
     pub fn open_ptmx(&self) -> Result<OwnedFd> {
         const PTMX: &str = "/dev/pts/ptmx";
         /// `DEVPTS_SUPER_MAGIC` of linux/magic.h.
@@ -158,7 +159,7 @@ impl Root {
         reopen(&found, OFlags::RDWR, PTMX).map(OwnedFd::from)
     }
 
-    /// Returns the metadata of an entry, after following links inside the tree; `None` if it does not exist.
+    /// Returns the metadata of an entry, after following links inside the tree; `None` if the entry does not exist.
     ///
     /// # Errors
     /// See [`Root`].
@@ -167,7 +168,7 @@ impl Root {
         map_kernel_error(File::from(found).metadata(), "read", rel).map(Some)
     }
 
-    /// Whether an entry of any type exists; false for a dangling link.
+    /// Returns whether an entry of any type exists; `false` for a dangling link.
     ///
     /// # Errors
     /// See [`Root`].
@@ -175,7 +176,7 @@ impl Root {
         Ok(self.find(rel)?.is_some())
     }
 
-    /// Whether the path is a folder.
+    /// Returns whether the path is that of a folder.
     ///
     /// # Errors
     /// See [`Root`].
@@ -201,10 +202,11 @@ impl Root {
         Ok(Some(count))
     }
 
-    /// Lists the names in a folder, unordered; empty if the folder does not exist. Names that are not UTF-8 are omitted.
+    /// Returns the names in a folder, in no particular order. The list is empty if the folder does not exist. Names
+    /// that are not UTF-8 are omitted.
     ///
     /// # Errors
-    /// See [`Root`]; `InvalidPath` also for a folder with more than `most` entries.
+    /// See [`Root`]; also `InvalidPath` for a folder with more than `most` entries.
     pub fn entries(&self, rel: &str, most: usize) -> Result<Vec<String>> {
         let opened = none_if_missing(self.resolve(rel, FOLDER, IN_ROOT));
         let Some(folder) = map_kernel_error(opened, "list", rel)? else { return Ok(Vec::new()) };
@@ -222,13 +224,13 @@ impl Root {
     /// Creates a folder and its missing parents, each with mode 0755 and the owner of its parent.
     ///
     /// # Errors
-    /// See [`Root`]; `InvalidPath` also when one of the names exists and is not a folder.
+    /// See [`Root`]; also `InvalidPath` when one of the names exists and is not a folder.
     pub fn make_dirs(&self, rel: &str) -> Result<()> {
         let names: Vec<&str> = rel.split('/').filter(|name| !name.is_empty()).collect();
         if names.iter().any(|name| is_dots(name.as_bytes())) {
             return Err(invalid_path("create", rel, "no folder can have this name"));
         }
-        // Usually all but the last exist: one lookup instead of one for each parent.
+        // Usually all folders but the last exist: then one lookup is enough, instead of one for each parent.
         let above = names.split_last().map(|(_, above)| above.join("/")).unwrap_or_default();
         let (mut folder, mut done, left) = match self.resolve(&above, FOLDER, IN_ROOT) {
             Ok(folder) => (folder, above, &names[names.len().saturating_sub(1)..]),
@@ -243,7 +245,7 @@ impl Root {
                 Err(Errno::EXIST) => false,
                 Err(error) => return map_kernel_error(Err(error), "make", rel),
             };
-            // Resolved from the root again: a link leads where it would lead the workload.
+            // The path is resolved from the root again, so that a link leads where it would lead the workload.
             let next = map_kernel_error(self.resolve(&done, FOLDER, IN_ROOT), "create", rel)?;
             if made {
                 map_kernel_error(inherit_owner(&next, &folder), "make", rel)?;
@@ -257,7 +259,7 @@ impl Root {
     /// folder. A link is not changed.
     ///
     /// # Errors
-    /// As [`Root::make_dirs`].
+    /// The same as for [`Root::make_dirs`].
     pub fn make_shared_dir(&self, rel: &str) -> Result<()> {
         const SHARED: u32 = 0o1777;
         if self.is_link(rel)? {
@@ -271,11 +273,11 @@ impl Root {
         Ok(())
     }
 
-    /// Makes a folder for its owner alone (mode 0700), and those above it that are missing (mode 0755). A folder that exists
-    /// keeps its mode.
+    /// Creates a folder that only its owner can access (mode 0700), and its missing parents (mode 0755). A folder that
+    /// already exists keeps its mode.
     ///
     /// # Errors
-    /// As [`Root::make_dirs`].
+    /// The same as for [`Root::make_dirs`].
     pub fn make_private_dir(&self, rel: &str) -> Result<()> {
         let (parent, name) = split(rel, "make")?;
         if parent != "." {
@@ -293,10 +295,10 @@ impl Root {
         }
     }
 
-    /// Makes a link with this target; whatever else than a folder has the name is replaced.
+    /// Creates a symbolic link with this target. An existing entry with the name is replaced unless it is a folder.
     ///
     /// # Errors
-    /// See [`Root`]; `InvalidPath` also when its folder is missing or a folder has the name.
+    /// See [`Root`]; also `InvalidPath` when the parent folder is missing or a folder has the name.
     pub fn link_new(&self, rel: &str, target: &str) -> Result<()> {
         let (folder, name) = self.folder_of(rel, "write")?;
         let temp = temp_name();
@@ -308,8 +310,8 @@ impl Root {
         map_kernel_error(renamed, "write", rel)
     }
 
-    /// The path of an entry without links, as this process sees it; `None` if there is none. The tree may change at any
-    /// moment: use it where no workload can change the tree.
+    /// Returns the path of an entry without links, as this process sees it; `None` if the entry does not exist. Use
+    /// this only where no workload can change the tree, because otherwise the path may change at any moment.
     ///
     /// # Errors
     /// See [`Root`].
@@ -319,7 +321,7 @@ impl Root {
             .map(Some)
     }
 
-    /// Removes a folder if it is empty; returns whether it did.
+    /// Removes a folder if it is empty. Returns whether the folder was removed.
     ///
     /// # Errors
     /// See [`Root`].
@@ -334,20 +336,20 @@ impl Root {
         }
     }
 
-    /// Replaces a file by one with exactly these bytes and this mode, owned by the folder's owner. An existing entry, also a
-    /// link, is replaced and not followed.
+    /// Replaces a file by a file with exactly these bytes and this mode, owned by the owner of the parent folder. An
+    /// existing entry is replaced, even if it is a link, and is not followed.
     ///
     /// # Errors
-    /// See [`Root`]; `InvalidPath` also when its folder does not exist or the entry is a folder.
+    /// See [`Root`]; also `InvalidPath` when the parent folder does not exist or the entry is a folder.
     pub fn write_new(&self, rel: &str, bytes: &[u8], mode: u32) -> Result<()> {
         self.put_new(rel, bytes, mode, true)
     }
 
-    /// Does the same without forcing the data to the disk: after a power failure the file may be the old one, or empty. For
-    /// large numbers of files that can be written again.
+    /// Replaces a file as [`Root::write_new`] does, but does not force the data to the disk: after a power failure, the
+    /// file may have its old content or be empty. Use this for large numbers of files that can be written again.
     ///
     /// # Errors
-    /// As for [`Root::write_new`].
+    /// The same as for [`Root::write_new`].
     pub fn write_again(&self, rel: &str, bytes: &[u8], mode: u32) -> Result<()> {
         self.put_new(rel, bytes, mode, false)
     }
@@ -369,7 +371,7 @@ impl Root {
         };
         let written = fill();
         if written.is_err() {
-            // Does not exist if its creation failed.
+            // The temporary file does not exist if its creation failed.
             let _ = unlinkat(&folder, &temp, AtFlags::empty());
         }
         map_kernel_error(
@@ -379,11 +381,13 @@ impl Root {
         )
     }
 
-    /// Opens a file for appending; creates it if necessary (mode 0644, owner of its folder). The file must have only this
-    /// name: it must not be a link, nor a hard link that the workload made to a file of another user.
+    /// Opens a file for appending, and creates it if necessary (mode 0644, with the owner of the parent folder). The
+    /// file must have only this name: it must be neither a symbolic link nor a hard link that the workload created to a
+    /// file of another user.
     ///
     /// # Errors
-    /// See [`Root`]; `InvalidPath` also when its folder does not exist or the entry is a link or has several names.
+    /// See [`Root`]; also `InvalidPath` when the parent folder does not exist, or when the entry is a link or has
+    /// several names.
     pub fn append_open(&self, rel: &str) -> Result<File> {
         let (folder, name) = self.folder_of(rel, "append to")?;
         let new = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
@@ -410,10 +414,10 @@ impl Root {
         map_kernel_error(Err(Errno::AGAIN), "append to", rel)
     }
 
-    /// Removes an entry that is not a folder; returns whether it existed.
+    /// Removes an entry that is not a folder. Returns whether the entry existed.
     ///
     /// # Errors
-    /// See [`Root`]; `InvalidPath` also for a folder.
+    /// See [`Root`]; also `InvalidPath` for a folder.
     pub fn remove(&self, rel: &str) -> Result<bool> {
         let (parent, name) = split(rel, "remove")?;
         let folder = none_if_missing(self.resolve(parent, OFlags::PATH | OFlags::DIRECTORY, IN_ROOT));
@@ -462,7 +466,7 @@ impl AsFd for Root {
     }
 }
 
-/// openat2(2), repeated if a concurrent rename interferes.
+/// Calls openat2(2), and calls it again if a concurrent rename interferes.
 pub(super) fn open_resolved(
     at: impl AsFd,
     path: impl Arg + Copy,
@@ -474,7 +478,8 @@ pub(super) fn open_resolved(
         match openat2(&at, path, flags | OFlags::CLOEXEC, Mode::empty(), how) {
             // With `..` in the path, any rename or mount on the machine during the lookup causes EAGAIN.
             Err(Errno::AGAIN) => std::thread::yield_now(),
-            // The path leads out, or was moved out during the lookup (complete_walk() in fs/namei.c).
+            // The path leads out of the tree, or the entry was moved out during the lookup (complete_walk() in
+            // fs/namei.c).
             Err(Errno::XDEV) if escapes < ESCAPE_RETRIES => escapes += 1,
             opened => return opened,
         }
@@ -484,7 +489,8 @@ pub(super) fn open_resolved(
 
 /// Opens the inode of an `O_PATH` descriptor through this process's own `/proc`, which cannot lead elsewhere.
 pub(super) fn reopen(found: &OwnedFd, flags: OFlags, rel: &str) -> Result<File> {
-    // O_NONBLOCK: a lease on the file (fcntl(2), F_SETLEASE) would block until its holder responds.
+    // Without O_NONBLOCK, a lease on the file (fcntl(2), F_SETLEASE) would block this call until the holder of the
+    // lease responds.
     let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     match open(format!("/proc/self/fd/{}", found.as_raw_fd()), flags, Mode::empty()) {
         Err(Errno::NOENT) => Err(Error::internal("/proc is not mounted; berth needs it")),
@@ -547,7 +553,7 @@ pub(super) fn invalid_path(verb: &str, rel: &str, why: &str) -> Error {
     Error::new(Code::InvalidPath, format!("Could not {verb} {rel}: {why}"))
 }
 
-/// Maps an error of the kernel to berth's error for an operation inside a tree.
+/// Converts an error of the kernel to berth's error for an operation inside a tree.
 pub(super) fn map_kernel_error<T, E: Into<io::Error>>(
     done: Result<T, E>,
     verb: &str,

@@ -1,8 +1,9 @@
-//! Looks up files without blocking on a disk or file system: only through the kernel's caches, and only on the file system of
-//! the tree's root. A file system that a workload has mounted, or that does not respond, is never accessed, so `http-N`
-//! threads may do this. `None` means that the caller must look up the file normally, on a thread that may block.
+//! Looks up files without blocking on a disk or a file system. It uses only the kernel's caches, and only the file
+//! system of the tree's root. A file system that a workload has mounted, or that does not respond, is never accessed,
+//! so the threads `http-N` may use this module. `None` means that the caller must look up the file normally, on a
+//! thread that may block.
 //!
-//! Any thread; no locks.
+//! Any thread may use this module; there are no locks.
 
 use std::path::Path;
 
@@ -13,14 +14,15 @@ use super::beneath::{IN_ROOT, Root};
 use super::file_cache::FileStat;
 
 impl Root {
-    /// Like [`Root::open`], if the path is in the kernel's cache.
+    /// Opens a root as [`Root::open`] does, if the path is in the kernel's cache.
     pub fn open_cached(path: &Path) -> Option<Root> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let how = ResolveFlags::CACHED | ResolveFlags::NO_MAGICLINKS;
         openat2(CWD, path, flags, Mode::empty(), how).ok().map(Root::from_fd)
     }
 
-    /// Like [`Root::stat`], for a regular file that is not a link; the inner `None` if it does not exist.
+    /// Returns the metadata as [`Root::stat`] does, for a regular file that is not a link. The inner `None` means that
+    /// the file does not exist.
     pub fn stat_cached(&self, rel: &str) -> Option<Option<FileStat>> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let how = IN_ROOT | ResolveFlags::CACHED | ResolveFlags::NO_XDEV;
@@ -56,7 +58,7 @@ mod tests {
         assert_eq!((stat.inode(), stat.size(), stat.times()), (seen.inode(), seen.size(), seen.times()));
         assert!(root.stat_cached("link").is_none() && root.stat_cached("folder").is_none());
         assert!(root.stat_cached("/proc/self/stat").is_none_or(|found| found.is_none()));
-        // After a normal lookup the kernel caches that the file does not exist.
+        // After a normal lookup, the kernel's cache knows that the file does not exist.
         assert!(usual.stat("none").unwrap().is_none());
         assert!(root.stat_cached("none").is_none_or(|found| found.is_none()));
         assert!(Root::open_cached(&dir.join("none")).is_none());

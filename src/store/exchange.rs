@@ -1,5 +1,6 @@
-//! Atomic replacement in a tree beneath a [`Root`]: an edit that detects concurrent changes, and the exchange of a staged entry
-//! with its target. As in [`super::beneath`], no path leads out of the tree. Any thread; no locks.
+//! Atomic replacement in a tree beneath a [`Root`]: an edit that detects concurrent changes, and the exchange of a
+//! staged entry with its target. As in [`super::beneath`], no path leads out of the tree. Any thread may use this
+//! module; there are no locks.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -17,16 +18,16 @@ use super::file::{sync_folder, temp_name};
 use super::tree;
 use crate::base::{Result, limits};
 
-/// Device and inode of a file or folder, whatever its name.
+/// The device and the inode of a file or folder, which identify it whatever its name is.
 pub type FileIdentity = (u64, u64);
 
 impl Root {
-    /// Replaces a file if its content is still `expected` (`None`: if it does not exist) by a file with these bytes and the
-    /// old mode and owner; returns whether it did. On a concurrent change, the other writer's file stays unchanged. Links are
-    /// neither followed nor replaced.
+    /// Replaces a file by a file with these bytes and the old mode and owner, if its content is still `expected`;
+    /// `None` means that the file must not exist. Returns whether the file was replaced. If another process changes the
+    /// file at the same time, that process's file stays unchanged. Links are neither followed nor replaced.
     ///
     /// # Errors
-    /// See [`Root`]; `InvalidPath` also when its folder does not exist.
+    /// See [`Root`]; also `InvalidPath` when the parent folder does not exist.
     pub fn replace_if(&self, rel: &str, expected: Option<&[u8]>, bytes: &[u8]) -> Result<bool> {
         let (folder, name) = self.folder_of(rel, "write")?;
         let temp = temp_name();
@@ -34,7 +35,7 @@ impl Root {
             None => move_new(&folder, &temp, name),
             Some(expected) => exchange_checked(&folder, &temp, name, expected),
         });
-        // The replaced file, or the new one if it could not be put in place.
+        // The temporary file is the replaced file, or the new file if the exchange failed.
         let _ = unlinkat(&folder, &temp, AtFlags::empty());
         let done = map_kernel_error(done, "write", rel)?;
         map_kernel_error(sync_folder(&folder), "write", rel)?;
@@ -44,12 +45,12 @@ impl Root {
     /// Opens a folder of the tree as a path only (`O_PATH`).
     ///
     /// # Errors
-    /// See [`Root`]; `InvalidPath` also when it does not exist.
+    /// See [`Root`]; also `InvalidPath` when the folder does not exist.
     pub fn open_folder(&self, rel: &str) -> Result<OwnedFd> {
         map_kernel_error(self.resolve(rel, OFlags::PATH | OFlags::DIRECTORY, IN_ROOT), "open", rel)
     }
 
-    /// Whether the entry itself is a link.
+    /// Returns whether the entry itself is a link.
     ///
     /// # Errors
     /// See [`Root`].
@@ -59,7 +60,7 @@ impl Root {
         Ok(FileType::from_raw_mode(mode) == FileType::Symlink)
     }
 
-    /// Returns the identity of the entry at this path, which it keeps when it is moved.
+    /// Returns the identity of the entry at this path. An entry keeps its identity when it is moved.
     ///
     /// # Errors
     /// See [`Root`].
@@ -69,10 +70,11 @@ impl Root {
         Ok(Some((stat.st_dev, stat.st_ino)))
     }
 
-    /// Exchanges two entries; if `target` does not exist, moves `staged` there.
+    /// Exchanges two entries. If `target` does not exist, moves `staged` to that path.
     ///
     /// # Errors
-    /// See [`Root`]; `InvalidPath` also when `staged` or a folder does not exist, or they are on different file systems.
+    /// See [`Root`]; also `InvalidPath` when `staged` or a folder does not exist, or when both are on different file
+    /// systems.
     pub fn exchange(&self, staged: &str, target: &str) -> Result<()> {
         let (from_folder, from) = self.folder_of(staged, "move")?;
         let (to_folder, to) = self.folder_of(target, "write")?;
@@ -83,7 +85,7 @@ impl Root {
                 Err(Errno::NOENT) => rename(RenameFlags::NOREPLACE),
                 done => done,
             };
-            // The target was created in between: exchange with it.
+            // Another process has created the target in between: exchange the entries.
             if moved != Err(Errno::EXIST) {
                 break;
             }
@@ -93,10 +95,10 @@ impl Root {
         map_kernel_error(sync_folder(&from_folder), "write", staged)
     }
 
-    /// Moves an entry to an unused name; returns whether the entry existed.
+    /// Moves an entry to a name that is not in use. Returns whether the entry existed.
     ///
     /// # Errors
-    /// See [`Root`]; `Busy` also when `to` exists.
+    /// See [`Root`]; also `Busy` when `to` exists.
     pub fn move_to_free_name(&self, from: &str, to: &str) -> Result<bool> {
         let (from_folder, from_name) = self.folder_of(from, "move")?;
         let (to_folder, to_name) = self.folder_of(to, "move")?;
@@ -113,10 +115,11 @@ impl Root {
         Ok(moved)
     }
 
-    /// Removes an entry with everything in it; removes a link itself, and nothing that is mounted.
+    /// Removes an entry with all its content. A link itself is removed; mounted file systems are not removed.
     ///
     /// # Errors
-    /// See [`Root`]; `MountedInside`; `Conflict` while another process writes into it.
+    /// See [`Root`]; `MountedInside` when a file system is mounted in the entry; `Conflict` while another process
+    /// writes into it.
     pub fn remove_tree(&self, rel: &str) -> Result<()> {
         let (parent, name) = split(rel, "remove")?;
         let parent = if parent.is_empty() { "." } else { parent };
@@ -159,8 +162,9 @@ fn move_new(folder: &OwnedFd, temp: &str, name: &str) -> io::Result<bool> {
     }
 }
 
-/// Exchanges the files if the current content is as expected. It is checked before, so that the new file is rarely visible in
-/// vain, and again after the exchange, when the old file has no public name: no change can slip in between.
+/// Exchanges the files if the current content is `expected`. The content is checked before the exchange, so that the
+/// new file rarely becomes visible without need. It is checked again after the exchange, when the old file has no
+/// public name any more, so that no change can be overlooked.
 fn exchange_checked(folder: &OwnedFd, temp: &str, name: &str, expected: &[u8]) -> io::Result<bool> {
     if !has_content(folder, name, expected) {
         return Ok(false);
@@ -168,7 +172,7 @@ fn exchange_checked(folder: &OwnedFd, temp: &str, name: &str, expected: &[u8]) -
     match renameat_with(folder, temp, folder, name, RenameFlags::EXCHANGE) {
         Ok(()) => {}
         Err(Errno::NOENT) => return Ok(false),
-        // The file system does not support the call; the content was checked a moment ago.
+        // The file system does not support the call. The content was checked a moment ago, so use an ordinary rename.
         Err(Errno::INVAL | Errno::NOSYS) => {
             renameat(folder, temp, folder, name)?;
             return Ok(true);
@@ -179,7 +183,7 @@ fn exchange_checked(folder: &OwnedFd, temp: &str, name: &str, expected: &[u8]) -
         return Ok(true);
     }
     match renameat_with(folder, temp, folder, name, RenameFlags::EXCHANGE) {
-        // The new file was removed in between: the other writer's file goes back.
+        // Another process has removed the new file in between, so put the other writer's file back.
         Err(Errno::NOENT) => renameat(folder, temp, folder, name)?,
         done => done?,
     }

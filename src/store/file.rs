@@ -1,6 +1,7 @@
 //! Files in folders that only berth and its operator change: atomic replacement, bounded reads, private folders. Trees that a
 //! workload can write to are opened through [`super::beneath`] instead.
-//! Any thread; no lock of its own: callers that write one file from several threads hold one (as [`super::json`] does).
+//! Any thread may use this module, which has no locks. Callers that write one file from several threads must hold a
+//! lock, as [`super::json`] does.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -15,12 +16,12 @@ use crate::base::{At, Error, Result};
 
 const TEMP_PREFIX: &str = ".tmp-";
 
-/// Returns a new temporary name; [`is_temp_name`] recognises it.
+/// Returns a new name for a temporary file; [`is_temp_name`] recognises such names.
 pub(super) fn temp_name() -> String {
     format!("{TEMP_PREFIX}{}", Uuid::new_v4().simple())
 }
 
-/// Whether the name is that of an incomplete file.
+/// Returns whether the name is that of an incomplete file.
 pub fn is_temp_name(name: &str) -> bool {
     name.strip_prefix(TEMP_PREFIX)
         .is_some_and(|rest| rest.len() == 32 && rest.bytes().all(|b| b.is_ascii_hexdigit()))
@@ -30,8 +31,8 @@ pub fn is_temp_name(name: &str) -> bool {
 /// or the new content. A symlink at `path` is replaced, not followed.
 ///
 /// # Errors
-/// `DiskFull` or `Internal`; the old file then still exists and no temporary file is left. The exception is a folder that
-/// cannot be synced (a failing disk): the new content is in place, but may not survive a crash.
+/// `DiskFull` or `Internal`. In this case, the old file still exists and no temporary file remains. The exception is a
+/// folder that cannot be synced (a failing disk): then the new content is in place but may not survive a crash.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     put(path, bytes, mode, true)?;
     sync_folder_at(folder_of(path))
@@ -45,11 +46,12 @@ pub fn sync_folder_at(folder: &Path) -> Result<()> {
     sync_folder(&File::open(folder).at("open", folder)?).at("sync", folder)
 }
 
-/// Replaces a file without waiting for the disk. Readers and a crash of berth see old or new content, but after a crash of the
-/// machine the content is undefined. For data that is worthless then.
+/// Replaces a file without waiting for the disk. Readers, also after a crash of berth, see either the old or the new
+/// content. After a crash of the machine, the content is undefined, so use this only for data that is worthless after
+/// such a crash.
 ///
 /// # Errors
-/// As for [`write_atomic`].
+/// The same as for [`write_atomic`].
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     put(path, bytes, mode, false)
 }
@@ -58,7 +60,7 @@ fn put(path: &Path, bytes: &[u8], mode: u32, synced: bool) -> Result<()> {
     let temp = folder_of(path).join(temp_name());
     let written = write_new(&temp, bytes, mode, synced).and_then(|()| fs::rename(&temp, path));
     if written.is_err() {
-        // Does not exist if its creation failed.
+        // The temporary file does not exist if its creation failed.
         let _ = fs::remove_file(&temp);
     }
     written.at("write", path)
@@ -66,13 +68,13 @@ fn put(path: &Path, bytes: &[u8], mode: u32, synced: bool) -> Result<()> {
 
 fn write_new(temp: &Path, bytes: &[u8], mode: u32, synced: bool) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temp)?;
-    // open(2) applies the umask, fchmod(2) does not.
+    // open(2) applies the umask, but fchmod(2) does not.
     rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
     file.write_all(bytes)?;
     if synced { file.sync_all() } else { Ok(()) }
 }
 
-/// Makes a rename or removal in `folder` survive a crash.
+/// Makes a rename or a removal in `folder` survive a crash of the machine.
 pub(super) fn sync_folder(folder: impl std::os::fd::AsFd) -> io::Result<()> {
     match rustix::fs::fsync(folder) {
         // File systems that write folders synchronously return EINVAL (fsync(2)).
@@ -85,11 +87,11 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Removes the remains of interrupted writes in `dir` (not below it), and returns their number. Only for the start, before
-/// any file is written there.
+/// Removes the remains of interrupted writes in `dir`, but not in folders below it, and returns their number. Call this
+/// only at the start, before any file is written in `dir`.
 ///
 /// # Errors
-/// `Internal` when the folder cannot be read or a file cannot be removed; a missing folder is fine.
+/// `Internal` when the folder cannot be read or a file cannot be removed. A missing folder is not an error.
 pub fn sweep_temps(dir: &Path) -> Result<usize> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
@@ -108,10 +110,11 @@ pub fn sweep_temps(dir: &Path) -> Result<usize> {
     Ok(removed)
 }
 
-/// Reads a whole file; `None` if it does not exist. Follows symlinks: an operator may keep the file elsewhere.
+/// Reads a whole file. Returns `None` if the file does not exist. Symbolic links are followed, because an operator may
+/// keep the file in another folder.
 ///
 /// # Errors
-/// `Internal` when it is not a regular file, larger than `max_bytes`, or cannot be read.
+/// `Internal` when the file is not regular, is larger than `max_bytes`, or cannot be read.
 pub fn read_optional(path: &Path, max_bytes: u64) -> Result<Option<Vec<u8>>> {
     // Without O_NONBLOCK, opening a FIFO would wait for a writer.
     let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits();
@@ -125,7 +128,8 @@ pub fn read_optional(path: &Path, max_bytes: u64) -> Result<Option<Vec<u8>>> {
         return Err(Error::internal(format!("{} is not a regular file", path.display())));
     }
     let mut bytes = Vec::with_capacity(usize::try_from(metadata.len().min(max_bytes)).unwrap_or(0));
-    // One byte more than allowed distinguishes "exactly full" from "too large", also while the file grows.
+    // One byte more than allowed is read, to distinguish a file of exactly the maximum size from a larger one, even
+    // while it grows.
     file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes).at("read", path)?;
     if bytes.len() as u64 > max_bytes {
         return Err(Error::internal(format!("{} is larger than {max_bytes} bytes", path.display())));
@@ -141,11 +145,11 @@ pub fn create_dir_private(path: &Path) -> Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).at("create the folder", path)
 }
 
-/// Does the same, and also makes an existing folder belong to this process's user with mode 0700. For parents of files that
-/// other users must never reach.
+/// Creates a folder as [`create_dir_private`] does, and also makes an existing folder belong to this process's user
+/// with mode 0700. Use this for parents of files that other users must never reach.
 ///
 /// # Errors
-/// As for [`create_dir_private`], and when the folder's owner or mode cannot be changed.
+/// The same as for [`create_dir_private`]; also when the folder's owner or mode cannot be changed.
 pub fn own_dir_private(path: &Path) -> Result<()> {
     create_dir_private(path)?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;

@@ -1,7 +1,7 @@
-//! Caches content derived from files: listing fifty unchanged skills costs fifty stat calls and no reads. A file is
-//! identified by its inode, change time and size. Independent of the files' meaning.
+//! Caches content that is derived from files: listing fifty unchanged skills costs fifty stat calls and no reads. A
+//! file is identified by its inode, change time and size. The cache does not depend on the meaning of the files.
 //!
-//! Lock: the table, a leaf; no file is accessed while it is held.
+//! The lock of the table is a leaf; no file is accessed while it is held.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -13,12 +13,12 @@ use super::beneath::{Root, map_kernel_error};
 use crate::base::thread::lock;
 use crate::base::{Result, limits};
 
-/// Maximum number of cached files of workspaces: the skills of some hundred workspaces …
+/// Maximum number of cached files: enough for the skills of some hundred workspaces.
 const SEEN_FILES: usize = 4096;
-/// … and maximum memory of each kind of cached content.
+/// Maximum memory of each kind of cached content.
 const SEEN_BYTES: u64 = 16 << 20;
 
-/// Device and inode.
+/// The device and the inode of a file.
 type Inode = (u64, u64);
 
 /// Metadata of a file or folder.
@@ -30,7 +30,7 @@ pub struct FileStat {
     links: u64,
 }
 
-/// Programs cannot set the change time, so a file with an equal stamp is unchanged.
+/// Identifies a state of a file. Programs cannot set the change time, so a file with an equal stamp is unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FileStamp {
     size: u64,
@@ -74,7 +74,7 @@ impl FileStat {
         self.inode
     }
 
-    /// Size in bytes.
+    /// Returns the size in bytes.
     pub fn size(&self) -> u64 {
         self.stamp.size
     }
@@ -92,7 +92,7 @@ impl FileStat {
 }
 
 impl Root {
-    /// Returns the metadata of an entry, after following links inside the tree; `None` if it does not exist.
+    /// Returns the metadata of an entry, after following links inside the tree; `None` if the entry does not exist.
     ///
     /// # Errors
     /// See [`Root`].
@@ -118,7 +118,7 @@ impl<T> Default for FileCache<T> {
     }
 }
 
-/// The cache as one listing uses it: a file with several names is read once, even if it was written just now.
+/// The cache during one listing: a file with several names is read only once, even if it was written just now.
 pub struct CacheView<'a, T> {
     all: &'a FileCache<T>,
     own: HashMap<Inode, (FileStamp, T)>,
@@ -130,10 +130,11 @@ impl<T: Clone> FileCache<T> {
         CacheView { all: self, own: HashMap::new() }
     }
 
-    /// Returns the value of a JSON file from the cache, or reads it with `read`. `None` if the file does not exist.
+    /// Returns the value of a JSON file from the cache, or reads the file with `read`. Returns `None` if the file does
+    /// not exist.
     ///
     /// # Errors
-    /// Those of `read`; see [`Root`].
+    /// An error of `read`; see also [`Root`].
     pub fn look(
         &self,
         root: &Root,
@@ -152,7 +153,7 @@ impl<T: Clone> FileCache<T> {
         Ok(value)
     }
 
-    /// Returns the cached value.
+    /// Returns the cached value for this metadata, if there is one.
     pub fn get(&self, stat: &FileStat) -> Option<T> {
         let table = lock(&self.0);
         let (known, _, value) = table.files.get(&stat.inode)?;
@@ -177,10 +178,10 @@ impl<T: Clone> FileCache<T> {
 }
 
 impl<T: Clone> CacheView<'_, T> {
-    /// Returns the value of a file from the cache, or reads it with `read`.
+    /// Returns the value of a file from the cache, or reads the file with `read`.
     ///
     /// # Errors
-    /// Those of `read`.
+    /// An error of `read`.
     pub fn look(
         &mut self,
         stat: &FileStat,
@@ -209,8 +210,8 @@ impl<T: Clone> CacheView<'_, T> {
 }
 
 impl FileStamp {
-    /// Whether the stamp is reliable. File times come from a clock with ticks of a few milliseconds (`current_time` in the
-    /// kernel's fs/inode.c), so a second write within the same tick would not change it.
+    /// Returns whether the stamp is reliable. File times come from a clock that ticks every few milliseconds
+    /// (`current_time` in the kernel's fs/inode.c), so a second write within the same tick would not change the stamp.
     fn is_settled(&self) -> bool {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let changed = Duration::from_secs(u64::try_from(self.changed.0).unwrap_or_default());

@@ -1,6 +1,6 @@
-//! Finds files in a tree that a hostile workload can change at any moment. A budget bounds the search; a truncated result is
-//! marked. Links are followed only inside the tree, and never in loops.
-//! Any thread. Lock: the cache of folders, a leaf.
+//! Finds files in a tree that a hostile workload can change at any moment. A budget limits the search, and a truncated
+//! result is marked. Links are followed only inside the tree, and never in loops.
+//! Any thread may search. The lock of the cache of folders is a leaf.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, LazyLock};
@@ -14,7 +14,7 @@ use super::exchange::FileIdentity;
 use super::file_cache::{FileCache, FileStat};
 use crate::base::{Code, Result};
 
-/// Maximum number of entries that one search visits: some 20 ms.
+/// Maximum number of entries that one search visits, which takes some 20 ms.
 const MAX_ENTRIES: usize = 20_000;
 /// Maximum number of bytes of files that one search reads.
 const MAX_BYTES: u64 = 32 << 20;
@@ -23,20 +23,20 @@ const MAX_DEPTH: usize = 32;
 /// Maximum duration of a search, for disks that respond slowly.
 const MAX_TIME: Duration = Duration::from_secs(5);
 
-/// The remaining cost that one search may have.
+/// The remaining budget of one search.
 #[derive(Debug)]
 pub struct SearchBudget {
     entries: usize,
     bytes: u64,
-    /// Remaining bytes of JSON text in the answer.
+    /// Number of bytes of JSON text that the answer may still have.
     text: usize,
     until: Instant,
-    /// The result is incomplete.
+    /// Whether the result is incomplete.
     pub truncated: bool,
 }
 
 impl SearchBudget {
-    /// Creates the budget of an answer of at most `text` bytes.
+    /// Creates the budget for an answer of at most `text` bytes.
     pub fn new(text: usize) -> SearchBudget {
         SearchBudget {
             entries: MAX_ENTRIES,
@@ -47,7 +47,7 @@ impl SearchBudget {
         }
     }
 
-    /// Takes the bytes of a file to read; `false` if the budget does not allow it.
+    /// Takes the bytes of a file that is to be read from the budget. Returns `false` if the budget does not allow this.
     pub fn take_read(&mut self, bytes: u64) -> bool {
         let fits = bytes <= self.bytes && Instant::now() < self.until;
         if fits {
@@ -57,7 +57,7 @@ impl SearchBudget {
         fits
     }
 
-    /// Takes bytes of the answer; `false` if the budget does not allow it.
+    /// Takes bytes of the answer from the budget. Returns `false` if the budget does not allow this.
     pub fn take_text(&mut self, bytes: usize) -> bool {
         let fits = bytes <= self.text;
         if fits {
@@ -90,7 +90,7 @@ pub fn json_length(text: &str) -> usize {
 pub struct FolderEntry {
     /// The name; if it is not UTF-8, it has replacement characters and cannot be used to open the entry.
     pub name: String,
-    /// Whether `name` is the exact name.
+    /// Whether `name` is the exact name, without replacement characters.
     pub exact: bool,
     /// Type of the entry.
     pub kind: FileType,
@@ -103,17 +103,17 @@ pub struct SearchResult {
     pub files: Vec<FoundFile>,
     /// The folders that were read, including the top.
     pub folders: Vec<String>,
-    /// Links that are absolute or lead out of the root, sorted: those with a wanted name, and those that may be folders. Their
-    /// targets are not accessed, not even to see whether they exist.
+    /// Links that are absolute or lead out of the root, sorted: links with a wanted name, and links that may be
+    /// folders. The targets of these links are not accessed, not even to check whether they exist.
     pub outside_links: Vec<String>,
 }
 
 /// A file that was found.
 #[derive(Debug)]
 pub struct FoundFile {
-    /// Relative to the root.
+    /// The file's path relative to the root.
     pub path: String,
-    /// Metadata of the file, or of a link's target.
+    /// The metadata of the file, or of the target if the entry is a link.
     pub stat: FileStat,
 }
 
@@ -124,11 +124,12 @@ struct OpenFolder {
     entries: Arc<Vec<FolderEntry>>,
 }
 
-/// Listings of folders: an entry that is added or removed changes the folder's times.
+/// Cached listings of folders: a folder's times change when an entry is added or removed, so a cached listing is
+/// current.
 static FOLDER_CACHE: LazyLock<FileCache<Arc<Vec<FolderEntry>>>> = LazyLock::new(FileCache::default);
 
 impl Root {
-    /// Lists a folder, sorted; `None` if it does not exist.
+    /// Returns the entries of a folder, sorted; `None` if the folder does not exist.
     ///
     /// # Errors
     /// See [`Root`].
@@ -187,8 +188,8 @@ impl Root {
         Ok(self.walk(top, dots, wanted, budget)?.files)
     }
 
-    /// Finds the files below a folder with names that `wanted` accepts, including links to files, sorted by path. Names that start
-    /// with a dot are included only with `dots`. A folder that cannot be listed is treated as empty.
+    /// Finds the files below a folder whose names `wanted` accepts, including links to files, sorted by path. Names
+    /// that start with a dot are included only if `dots` is set. A folder that cannot be listed is treated as empty.
     ///
     /// # Errors
     /// See [`Root`]; never `InvalidPath`.
@@ -200,7 +201,7 @@ impl Root {
         budget: &mut SearchBudget,
     ) -> Result<SearchResult> {
         let mut found = SearchResult::default();
-        // Each with the identities of its parents, and whether it was reached through a link.
+        // Each folder has the identities of its parents, and whether it was reached through a link.
         let mut folders: Vec<(String, Vec<FileIdentity>, bool)> = vec![(top.to_owned(), Vec::new(), true)];
         while let Some((folder, mut above, linked)) = folders.pop() {
             let OpenFolder { fd, stat, entries } = match self.folder(&folder, budget) {
@@ -231,7 +232,7 @@ impl Root {
                     matches!(entry.kind, FileType::Directory | FileType::Symlink | FileType::Unknown);
                 if maybe_folder {
                     if above.len() < MAX_DEPTH {
-                        // The target is not accessed, so the name must show whether it may be wanted.
+                        // The target is not accessed, so only the link's name can show whether the file may be wanted.
                         let telling = wanted(&entry.name) || !entry.name.contains('.');
                         let linked = entry.kind == FileType::Symlink && telling;
                         below.push((path.clone(), above.clone(), linked));
@@ -240,7 +241,7 @@ impl Root {
                     }
                 }
                 if maybe_file && wanted(&entry.name) {
-                    // A single component that is not a link: nothing is resolved here.
+                    // The name is a single component and links are not followed, so the lookup stays in this folder.
                     let own = statat(&fd, entry.name.as_str(), AtFlags::SYMLINK_NOFOLLOW).map(FileStat::from);
                     let stat = match own {
                         Ok(stat) if stat.is_file() => Some(stat),
@@ -258,7 +259,7 @@ impl Root {
         Ok(found)
     }
 
-    /// Whether a link in this path is absolute or leads out of the root.
+    /// Returns whether a link in this path is absolute or leads out of the root.
     fn leads_outside(&self, rel: &str) -> bool {
         matches!(self.resolve(rel, OFlags::PATH, BENEATH), Err(Errno::XDEV))
     }

@@ -1,5 +1,5 @@
-//! Watches folders for changes (inotify(7)). An event only means that the folder should be read again: the kernel's queue can
-//! overflow, and subfolders are not included. Any thread; no locks.
+//! Watches folders for changes (inotify(7)). An event only means that the folder should be read again: the kernel's
+//! queue can overflow, and subfolders are not watched. Any thread may use a watcher; there are no locks.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use crate::base::{At, Result};
 
-/// Events in a folder that matter.
+/// The events in a folder that a watcher reports.
 const WATCH_EVENTS: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::DELETE)
     .union(WatchFlags::MOVED_FROM)
@@ -26,23 +26,24 @@ pub struct FolderWatcher {
     events: WatchFlags,
 }
 
-/// An event.
+/// A change that the kernel has reported.
 #[derive(Debug)]
 pub enum FolderChange {
     /// The kernel's queue overflowed: anything may have changed.
     Overflow,
-    /// The watch has ended; `unmounted`: its file system was unmounted.
+    /// The watch of a folder has ended.
     WatchEnded {
         watch: i32,
-        /// Accessing the folder again could mount it again (automount).
+        /// Whether the folder's file system was unmounted: accessing the folder could mount the file system again
+        /// (automount).
         unmounted: bool,
     },
-    /// A change in a folder, of the entry `name`, or of the folder itself.
+    /// A folder has changed: its entry `name`, or the folder itself.
     Entry {
         watch: i32,
         /// The entry's name, if it is UTF-8.
         name: Option<String>,
-        /// The folder was moved or removed.
+        /// Whether the folder itself was moved or removed.
         itself: bool,
     },
 }
@@ -61,13 +62,13 @@ impl FolderWatcher {
     /// Creates a watcher that also reports changes of permissions.
     ///
     /// # Errors
-    /// As for [`FolderWatcher::new`].
+    /// The same as for [`FolderWatcher::new`].
     pub fn with_modes() -> Result<FolderWatcher> {
         Ok(FolderWatcher { events: WATCH_EVENTS.union(WatchFlags::ATTRIB), ..FolderWatcher::new()? })
     }
 
-    /// Watches an open folder, through this process's /proc so that its path cannot be redirected. Returns the same number
-    /// for the same folder.
+    /// Watches an open folder, through this process's /proc so that the folder's path cannot be redirected. Returns the
+    /// number of the watch, which is the same each time for the same folder.
     ///
     /// # Errors
     /// `NOSPC` when the kernel's limit of watches is reached.
@@ -77,11 +78,11 @@ impl FolderWatcher {
 
     /// Stops watching a folder.
     pub fn unwatch(&self, watch: i32) {
-        // The watch may have ended with its folder.
+        // The watch may have ended together with its folder.
         let _ = inotify::remove_watch(&self.queue, watch);
     }
 
-    /// Calls `each` for all events since the last call.
+    /// Calls `each` for every event since the last call.
     ///
     /// # Errors
     /// When the events cannot be read.

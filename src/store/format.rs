@@ -5,8 +5,8 @@
 //! **Invariant:** a folder of a newer format is neither written to nor repaired. Every command checks the number when it
 //! resolves its data folder; the server checks it again once it holds the folder's lock.
 //!
-//! Files in OpenWork's formats (`tokens.json`, `openwork-orchestrator-state.json`) or sandboxed.sh's (the library,
-//! `private_key`) are not covered: other programs read them too.
+//! The version does not cover files in OpenWork's formats (`tokens.json`, `openwork-orchestrator-state.json`) or in
+//! sandboxed.sh's formats (the library, `private_key`), because other programs read them, too.
 
 use std::path::Path;
 
@@ -16,16 +16,16 @@ use crate::base::{Code, Error, Result};
 /// The format that this version reads and writes. assets/packaging/deb/build reads the number from this line.
 pub const DATA_FORMAT: u32 = 1;
 
-/// The name of the file.
+/// The name of the file that contains the format.
 pub const FORMAT_FILE: &str = "format";
 
-/// Returns the format of the data folder, which need not exist.
+/// Returns the format of the data folder. The folder does not have to exist.
 ///
 /// # Errors
-/// `NewerFormat`; `Config` when the file does not contain a number.
+/// `NewerFormat` when the format is newer than this version supports; `Config` when the file does not contain a number.
 pub fn check(data_dir: &Path) -> Result<u32> {
     let path = data_dir.join(FORMAT_FILE);
-    // A folder that this user cannot enter is reported by the command that needs it.
+    // If this user cannot enter the folder, the command that needs the folder reports this.
     if path.symlink_metadata().is_err() {
         return Ok(1);
     }
@@ -45,7 +45,7 @@ pub fn check(data_dir: &Path) -> Result<u32> {
 /// Checks that this version supports the format `found`.
 ///
 /// # Errors
-/// `NewerFormat` about `what`.
+/// `NewerFormat`, with a message that names the data `what`.
 pub fn check_known(found: u32, what: &str) -> Result<()> {
     if found <= DATA_FORMAT {
         return Ok(());
@@ -63,7 +63,7 @@ pub fn check_known(found: u32, what: &str) -> Result<()> {
 /// Creates the data folder if necessary, and records its format.
 ///
 /// # Errors
-/// As [`check`]; when the folder cannot be created.
+/// The same as for [`check`]; also when the folder cannot be created.
 pub fn prepare(data_dir: &Path) -> Result<()> {
     file::create_dir_private(data_dir)?;
     record(data_dir)
@@ -72,7 +72,7 @@ pub fn prepare(data_dir: &Path) -> Result<()> {
 /// Records the format in an existing folder.
 ///
 /// # Errors
-/// As [`check`].
+/// The same as for [`check`].
 pub fn record(data_dir: &Path) -> Result<()> {
     check(data_dir)?;
     let path = data_dir.join(FORMAT_FILE);

@@ -1,5 +1,5 @@
-//! The YAML between `---` lines at the top of a Markdown file: parsed within bounds, and written so that OpenCode and Claude
-//! read the same values. Pure.
+//! The front matter of a Markdown file: the YAML between `---` lines at its top. It is parsed within bounds, and
+//! written so that OpenCode and Claude read the same values. Pure.
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::yaml;
 use crate::base::limits;
 
-/// Maximum length of a reported reason.
+/// Maximum length of the reason that is reported for a fault.
 const REASON_CHARS: usize = 300;
 
 /// Splits a text into its front matter, without the lines of dashes, and the rest.
@@ -24,10 +24,10 @@ pub fn split(text: &str) -> Option<(&str, &str)> {
     None
 }
 
-/// Parses the front matter of a text; returns the default if there is none.
+/// Parses the front matter of a text. Returns the default if the text has no front matter.
 ///
 /// # Errors
-/// A description of the problem, for people.
+/// A description of the problem for people.
 pub fn read<T: DeserializeOwned + Default>(text: &str) -> Result<T, String> {
     let Some((yaml, _)) = split(text) else { return Ok(T::default()) };
     // A document with only comments has no value.
@@ -37,27 +37,27 @@ pub fn read<T: DeserializeOwned + Default>(text: &str) -> Result<T, String> {
     if yaml.len() > limits::FRONT_MATTER_BYTES {
         return Err(format!("the front matter is longer than {} bytes", limits::FRONT_MATTER_BYTES));
     }
-    // The first line stays, so that errors have the line numbers of the file.
+    // The first line stays as an empty line, so that errors have the line numbers of the file.
     yaml::parse(&format!("\n{yaml}"))
         .and_then(|value| T::deserialize(value.unwrap_or_default()).map_err(|error| error.to_string()))
         .map_err(|why| format!("the front matter is not valid YAML: {why}"))
 }
 
-/// A Markdown file as OpenCode splits it (gray-matter, then a second attempt with unquoted colons repaired; read from the
-/// programs of 1.1.53 and 1.18.34).
+/// A Markdown file as OpenCode splits it: with gray-matter, and if that fails, again with unquoted colons repaired. The
+/// behaviour was read from the programs of 1.1.53 and 1.18.34.
 #[derive(Debug, Default)]
 pub struct ParsedMatter<'a> {
-    /// The fields of the front matter; empty if it is not an object.
+    /// The fields of the front matter; there are none if the front matter is not an object.
     pub fields: Map<String, Value>,
     /// The text after the front matter.
     pub content: &'a str,
-    /// The reason why the front matter cannot be parsed.
+    /// The reason why the front matter cannot be parsed, if it cannot.
     pub fault: Option<String>,
-    /// With a fault: OpenCode does not load the file. Otherwise it uses the whole text as the content.
+    /// Whether OpenCode does not load the file because of the fault. Otherwise, it uses the whole text as the content.
     pub refused: bool,
-    /// Older versions of OpenCode do not repair the file, because its lines end with CR LF.
+    /// Whether older versions of OpenCode do not repair the file, because its lines end with CR LF.
     pub repaired_crlf: bool,
-    /// With a fault: a byte order mark is the only obstacle to a repair. Older versions remove it first.
+    /// Whether a byte order mark is the only obstacle to a repair of the fault. Older versions remove the mark first.
     pub marked: bool,
 }
 
@@ -69,7 +69,7 @@ pub fn open(text: &str) -> ParsedMatter<'_> {
     };
     let line = match after.find('\n') {
         Some(at) => after[..at].trim_end_matches('\r'),
-        // JavaScript's `slice(0, -1)`: gray-matter uses the position -1 of a missing line end.
+        // If a line end is missing, gray-matter uses its position -1, as in JavaScript's `slice(0, -1)`.
         None => after.char_indices().next_back().map_or("", |(at, _)| &after[..at]),
     };
     let language = js_trim(line);
@@ -128,8 +128,8 @@ fn fields_of(language: &str, matter: &str) -> Result<Map<String, Value>, String>
     }
 }
 
-/// Turns values that have a colon and no quotes into block scalars; also returns whether a repaired line ended with CR LF.
-/// `None` if there is nothing to repair.
+/// Turns values that have a colon and no quotes into block scalars. Also returns whether a repaired line ended with CR
+/// LF. Returns `None` if no line needs a repair.
 fn repair(text: &str) -> Option<(String, bool)> {
     let start = if text.starts_with("---\r\n") { 5 } else { 4 };
     let body = text.strip_prefix("---\r\n").or_else(|| text.strip_prefix("---\n"))?;
@@ -171,7 +171,7 @@ fn is_js_space(c: char) -> bool {
     (c.is_whitespace() && c != '\u{85}') || c == '\u{feff}'
 }
 
-/// Removes white space at both ends, like JavaScript's `trim`.
+/// Removes white space at both ends, as JavaScript's `trim` does.
 pub fn js_trim(text: &str) -> &str {
     text.trim_matches(is_js_space)
 }
@@ -179,13 +179,14 @@ pub fn js_trim(text: &str) -> &str {
 /// Returns the fields of the front matter, and the text after it.
 ///
 /// # Errors
-/// A description of the problem, for people.
+/// A description of the problem for people.
 pub fn parts(text: &str) -> Result<(Map<String, Value>, &str), String> {
     let opened = open(text);
     opened.fault.map_or(Ok((opened.fields, opened.content)), Err)
 }
 
-/// Writes front matter with these fields and its lines of dashes. Lists and objects are written as JSON, which is YAML.
+/// Writes front matter with these fields between lines of dashes. Lists and objects are written as JSON, which is valid
+/// YAML.
 pub fn write(fields: &Map<String, Value>) -> String {
     let mut text = String::from("---\n");
     for (key, value) in fields {
@@ -201,7 +202,7 @@ pub fn write(fields: &Map<String, Value>) -> String {
     text + "---\n"
 }
 
-/// Writes a string as a YAML scalar: plain if no reader can mistake it for another type, else quoted.
+/// Writes a string as a YAML scalar: plain if no reader can mistake it for another type, and quoted otherwise.
 fn scalar(text: &str) -> String {
     let first = text.chars().next().is_some_and(|c| c.is_ascii_alphabetic() || c == '/');
     let safe = |c: char| c.is_alphanumeric() || " -_./,()+".contains(c);
@@ -212,7 +213,7 @@ fn scalar(text: &str) -> String {
     if plain { text.to_owned() } else { escaped(&Value::from(text).to_string()) }
 }
 
-/// Escapes characters that JSON allows but YAML does not (YAML 1.2, 5.1); the escapes are the same in both.
+/// Escapes characters that JSON allows but YAML does not (YAML 1.2, 5.1). The escapes are the same in JSON and YAML.
 fn escaped(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     for c in json.chars() {
@@ -311,7 +312,7 @@ mod tests {
             let (got, rest) = parts(text).unwrap_or_else(|why| panic!("{text:?}: {why}"));
             assert_eq!((Value::Object(got), rest), (fields, content), "{text:?}");
         }
-        // OpenCode uses the whole of such a file as the content …
+        // OpenCode uses the whole text of such a file as the content, …
         for broken in ["a: [", "a: \"", "a: {", "a: 'x", "a: *x", "a: 1\n  b: 2", "a-b: c: d", "a: \"b: c"] {
             let text = format!("---\n{broken}\n---\nx");
             let opened = open(&text);

@@ -1,6 +1,7 @@
-//! One JSON file with its content in memory. Readers get a snapshot and never wait for a disk; writers take turns.
+//! A JSON file whose content is kept in memory. Readers get a snapshot and never wait for a disk; writers take turns.
 //! **Invariant:** a change is on disk before a reader can see it.
-//! Any thread. Locks: `writer` (level 3, one file) is held across the write; `snapshot` only to copy an `Arc`.
+//! Any thread may read and update. Locks: `writer` (level 3, one for each file) is held during the write; `snapshot` is
+//! held only to copy an `Arc`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,8 +14,8 @@ use super::file;
 use crate::base::thread::lock;
 use crate::base::{Code, Error, Result, limits};
 
-/// A JSON file that each update replaces as a whole. The file belongs to this value: the next update overwrites changes by
-/// others.
+/// A JSON file that each update replaces as a whole. The next update overwrites changes that other programs make to the
+/// file.
 #[derive(Debug)]
 pub struct JsonFile<T> {
     path: PathBuf,
@@ -27,8 +28,8 @@ impl<T: Serialize + DeserializeOwned + Clone> JsonFile<T> {
     /// Reads the file. If it does not exist, the content is `default`, and nothing is written before the first update.
     ///
     /// # Errors
-    /// `Config` with file, line and column when it is not the expected JSON; `Internal` when it cannot be read or is larger
-    /// than `limits::STATE_FILE_BYTES`. The file is never changed.
+    /// `Config` with file, line and column when the file does not contain the expected JSON; `Internal` when the file
+    /// cannot be read or is larger than `limits::STATE_FILE_BYTES`. The file is not changed in any of these cases.
     pub fn open(path: &Path, mode: u32, default: T) -> Result<JsonFile<T>> {
         // A link is resolved once, so that an update replaces its target and not the link.
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
@@ -41,10 +42,10 @@ impl<T: Serialize + DeserializeOwned + Clone> JsonFile<T> {
         Ok(JsonFile::with_value(path, mode, value))
     }
 
-    /// Creates the file.
+    /// Creates the file with the content `value`.
     ///
     /// # Errors
-    /// `Conflict` when it exists, `DiskFull` or `Internal` when it cannot be written.
+    /// `Conflict` when the file exists; `DiskFull` or `Internal` when it cannot be written.
     pub fn create(path: &Path, mode: u32, value: T) -> Result<JsonFile<T>> {
         if fs::symlink_metadata(path).is_ok() {
             return Err(Error::new(Code::Conflict, format!("{} exists already", path.display())));
@@ -58,7 +59,7 @@ impl<T: Serialize + DeserializeOwned + Clone> JsonFile<T> {
         JsonFile { path, mode, writer: Mutex::new(()), snapshot: RwLock::new(Arc::new(value)) }
     }
 
-    /// Changes the content in memory only, for a file that stores it in another form.
+    /// Changes only the content in memory, for a file that stores the content in another form.
     pub fn interpret(&mut self, change: impl FnOnce(&mut T)) {
         let mut value = T::clone(&self.get());
         change(&mut value);
@@ -79,7 +80,8 @@ impl<T: Serialize + DeserializeOwned + Clone> JsonFile<T> {
     /// for each other, so `change` must not update the same file.
     ///
     /// # Errors
-    /// The error of `change`; `DiskFull` or `Internal` when the file cannot be written. Content and file are unchanged then.
+    /// An error of `change`; `DiskFull` or `Internal` when the file cannot be written. In these cases, the content and
+    /// the file are unchanged.
     pub fn update<R>(&self, change: impl FnOnce(&mut T) -> Result<R>) -> Result<R> {
         let _guard = lock(&self.writer); // LOCK: 3
         let mut value = T::clone(&self.get());
@@ -102,7 +104,7 @@ impl<T: Serialize + DeserializeOwned + Clone> JsonFile<T> {
         })?;
         bytes.push(b'\n');
         if bytes.len() as u64 > limits::STATE_FILE_BYTES {
-            // The next start would refuse to read the file.
+            // The next start would refuse to read a larger file.
             let limit = limits::STATE_FILE_BYTES;
             return Err(Error::new(
                 Code::DiskFull,

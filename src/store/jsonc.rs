@@ -1,5 +1,6 @@
-//! JSON with comments: parsed as a value, or edited so that comments, order and layout of the rest stay. Independent of the
-//! keys' meaning. Pure. Texts come from workloads: nesting is checked before any recursive code sees a text.
+//! JSON with comments. It is parsed as a value, or edited so that the comments, the order and the layout of the other
+//! parts stay. This module does not depend on the meaning of the keys. Pure. The texts come from workloads, so their
+//! nesting is checked before any recursive code reads them.
 
 #[path = "jsonc_tree.rs"]
 mod tree;
@@ -10,8 +11,8 @@ use serde_json::Value;
 
 use self::tree::{ItemList, JsoncNode, TextStyle};
 
-/// Maximum nesting of a configuration with comments. OpenCode's schema has some ten levels; the parser recurses, on a
-/// stack of 512 KiB.
+/// Maximum nesting of a configuration with comments. The parser recurses on a stack of 512 KiB; OpenCode's schema has
+/// some ten levels.
 const JSONC_DEPTH: usize = 64;
 
 /// Maximum number of values in a text, including objects and lists. A configuration has a few hundred.
@@ -24,9 +25,9 @@ const SCALAR_BYTES: usize = 1024;
 pub struct JsoncError {
     /// The error's name in VS Code's parser, which the OpenWork server and OpenCode use.
     pub code: &'static str,
-    /// Position in bytes.
+    /// The position of the error in bytes.
     pub offset: usize,
-    /// Length in bytes.
+    /// The length of the erroneous part in bytes.
     pub length: usize,
     /// A message for people.
     pub message: String,
@@ -39,23 +40,24 @@ pub struct JsoncDocument {
     before: String,
     after: String,
     style: TextStyle,
-    /// The text started with a byte order mark, which is kept: OpenCode accepts it, and editors on Windows expect it.
+    /// Whether the text started with a byte order mark. The mark is kept: OpenCode accepts it, and editors on Windows
+    /// expect it.
     byte_order_mark: bool,
 }
 
 /// The result of looking up a path of keys.
 #[derive(Debug, PartialEq)]
 pub enum JsoncLookup {
-    /// There is no value; it can be set.
+    /// The path has no value, but a value can be set there.
     Missing,
-    /// A value on the path is not an object, or not a list where one is needed.
+    /// A value on the path is not an object, or is not a list where a list is needed.
     Blocked,
     Value(Value),
 }
 
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// OpenCode's syntax (tested with 1.1.53 and 1.18.34): comments and trailing commas, nothing else.
+/// OpenCode's syntax (tested with 1.1.53 and 1.18.34): JSON with comments and trailing commas, and no other extensions.
 const PARSE_OPTIONS: ParseOptions = ParseOptions {
     allow_comments: true,
     allow_loose_object_property_names: false,
@@ -69,7 +71,7 @@ const PARSE_OPTIONS: ParseOptions = ParseOptions {
     allow_extended_string_escapes: false,
 };
 
-/// Parses a text; an empty one is an empty object, as for OpenCode.
+/// Parses a text. An empty text is an empty object, as for OpenCode.
 ///
 /// # Errors
 /// The first syntax error.
@@ -77,7 +79,7 @@ pub fn parse(text: &str) -> Result<Value, JsoncError> {
     let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
     check(text)?;
     match jsonc_parser::parse_to_serde_value(text, &PARSE_OPTIONS).map_err(|error| parse_error(&error))? {
-        // Either the word `null`, or no value at all.
+        // The text is either the word `null`, or has no value at all.
         Value::Null => JsoncDocument::parse(text).map(|document| document.value()),
         value => Ok(value),
     }
@@ -121,7 +123,7 @@ impl JsoncDocument {
         })
     }
 
-    /// Returns the current value. Of duplicate keys the last one counts.
+    /// Returns the current value. If a key occurs several times, its last value counts.
     pub fn value(&self) -> Value {
         self.root.value()
     }
@@ -139,13 +141,13 @@ impl JsoncDocument {
         *node = JsoncNode::from_value(value, &indent, &self.style);
     }
 
-    /// Removes a key; returns whether it existed.
+    /// Removes the key at a path. Returns whether the key existed.
     pub fn remove(&mut self, path: &[&str]) -> bool {
         let Some((last, above)) = path.split_last() else { return false };
         self.node(above).and_then(JsoncNode::object).is_some_and(|object| object.remove(last))
     }
 
-    /// Appends to the list at a path of keys; another value becomes a list.
+    /// Appends a value to the list at a path of keys. If the current value is not a list, it becomes one.
     pub fn push(&mut self, path: &[&str], value: &Value) {
         let (mut node, mut indent) = (&mut self.root, String::new());
         for key in path {
@@ -159,12 +161,12 @@ impl JsoncDocument {
         }
     }
 
-    /// Removes the items of a list that `wanted` rejects; returns their number.
+    /// Removes the items of a list that `wanted` rejects. Returns the number of removed items.
     pub fn retain(&mut self, key: &str, wanted: impl Fn(&Value) -> bool) -> usize {
         self.node(&[key]).and_then(JsoncNode::array).map_or(0, |list| list.retain(wanted))
     }
 
-    /// Removes a text from the list at a path of keys; returns whether it was there.
+    /// Removes a text from the list at a path of keys. Returns whether the list contained the text.
     pub fn remove_item(&mut self, path: &[&str], text: &str) -> bool {
         self.node(path).and_then(JsoncNode::array).is_some_and(|list| list.remove(text))
     }
@@ -190,7 +192,7 @@ impl JsoncDocument {
         }
     }
 
-    /// Whether the value at a path of keys is an empty object or list.
+    /// Returns whether the value at a path of keys is an empty object or an empty list.
     pub fn is_empty(&mut self, path: &[&str]) -> bool {
         match self.node(path) {
             Some(JsoncNode::Object(list) | JsoncNode::Array(list)) => list.is_empty(),
@@ -218,7 +220,7 @@ impl JsoncDocument {
         self.reach(path).ok().flatten()
     }
 
-    /// `Err` if a value on the path is not an object.
+    /// Returns the node at a path of keys; `Err` if a value on the path is not an object.
     fn reach(&mut self, path: &[&str]) -> Result<Option<&mut JsoncNode>, ()> {
         let mut node = &mut self.root;
         for key in path {
@@ -231,7 +233,7 @@ impl JsoncDocument {
     }
 }
 
-/// Refuses nesting that could overflow the stack, and more entries than any configuration has.
+/// Rejects nesting that could overflow the stack, and more entries than any configuration has.
 fn check(text: &str) -> Result<(), JsoncError> {
     let (mut depth, mut entries, mut rest) = (0_usize, 0_usize, text);
     while let Some(at) = rest.find(['"', '/', '[', '{', ']', '}', ',']) {
@@ -269,7 +271,7 @@ fn check(text: &str) -> Result<(), JsoncError> {
     check_scalar(rest, text.len() - rest.len())
 }
 
-/// Refuses long numbers and words: parsing one of a megabyte takes seconds.
+/// Rejects long numbers and words: parsing a number or word of a megabyte takes seconds.
 fn check_scalar(text: &str, offset: usize) -> Result<(), JsoncError> {
     if text.len() <= SCALAR_BYTES || text.trim().len() <= SCALAR_BYTES {
         return Ok(());

@@ -1,6 +1,6 @@
-//! An editable syntax tree of JSON with comments. **Invariant:** every byte of the text is in exactly one node, so unchanged
-//! parts are written back unchanged. A change costs one lookup and the text is built once for all changes, so many changes of
-//! a large text take linear time.
+//! An editable syntax tree of JSON with comments. **Invariant:** every byte of the text is in exactly one node, so
+//! unchanged parts are written back unchanged. A change costs one lookup, and the text is built once for all changes,
+//! so many changes of a large text take linear time.
 
 use std::collections::HashMap;
 
@@ -8,10 +8,10 @@ use jsonc_parser::ast;
 use jsonc_parser::common::Ranged as _;
 use serde_json::{Map, Value};
 
-/// A value with all text that belongs to it.
+/// A value with all text that belongs to the value.
 #[derive(Debug)]
 pub(super) enum JsoncNode {
-    /// A value that is neither an object nor a list, as written.
+    /// A value that is neither an object nor a list, as it is written in the text.
     Leaf(String),
     Object(ItemList),
     Array(ItemList),
@@ -23,9 +23,10 @@ pub(super) struct ItemList {
     items: Vec<ListItem>,
     /// White space and comments before the closing bracket.
     end: String,
-    /// A comma follows the last item.
+    /// Whether a comma follows the last item.
     trailing: bool,
-    /// Positions of the remaining items, by key or, in a list, by text. Built at the first lookup.
+    /// Positions of the remaining items, by their key or, in a list, by their text. The index is built at the first
+    /// lookup.
     index: Option<HashMap<String, Vec<usize>>>,
     live: usize,
 }
@@ -47,11 +48,11 @@ struct ListItem {
 #[derive(Debug)]
 struct MemberKey {
     name: String,
-    /// The name as written, with everything up to the value.
+    /// The name as it is written in the text, with all characters up to the value.
     written: String,
 }
 
-/// The layout of new text.
+/// The layout in which new text is written.
 #[derive(Clone, Debug)]
 pub(super) struct TextStyle {
     unit: String,
@@ -96,7 +97,8 @@ impl JsoncNode {
         }
     }
 
-    /// Builds a new value with this indentation; objects and lists of objects get several lines.
+    /// Builds the tree of a new value with this indentation. Objects, and lists of objects, are written on several
+    /// lines.
     pub(super) fn from_value(value: &Value, indent: &str, style: &TextStyle) -> JsoncNode {
         let inner = format!("{indent}{}", style.unit);
         let new_line = format!("{}{inner}", style.newline);
@@ -125,7 +127,7 @@ impl JsoncNode {
         }
     }
 
-    /// Returns the value; of duplicate keys the last one counts.
+    /// Returns the value. If a key occurs several times, its last value counts.
     pub(super) fn value(&self) -> Value {
         match self {
             JsoncNode::Leaf(text) => {
@@ -155,7 +157,7 @@ impl JsoncNode {
         if let JsoncNode::Array(list) = self { Some(list) } else { None }
     }
 
-    /// Returns the object; another value becomes an empty object.
+    /// Returns the object. A value that is not an object becomes an empty object first.
     pub(super) fn object_or_set(&mut self) -> &mut ItemList {
         if !matches!(self, JsoncNode::Object(_)) {
             *self = JsoncNode::Object(ItemList::default());
@@ -263,13 +265,13 @@ impl ItemList {
         index.get(name).cloned().unwrap_or_default()
     }
 
-    /// Whether a list contains this text.
+    /// Returns whether a list contains this text.
     pub(super) fn has(&mut self, text: &str) -> bool {
         !self.positions(text).is_empty()
     }
 
-    /// Returns the position of the member with this name. Readers use the last of several; the others are removed, so that a
-    /// change takes effect.
+    /// Returns the position of the member with this name. If the name occurs several times, readers use the last
+    /// member; the other members are removed, so that a change takes effect.
     fn single_position(&mut self, name: &str) -> Option<usize> {
         let mut all = self.positions(name);
         let last = all.pop()?;
@@ -286,7 +288,7 @@ impl ItemList {
         Some(&mut self.items[at].value)
     }
 
-    /// Returns the value of a key, for a change, and its indentation; creates it if necessary.
+    /// Returns the value of a key, so that it can be changed, and its indentation. Creates the key if necessary.
     pub(super) fn entry(&mut self, name: &str, indent: &str, style: &TextStyle) -> (&mut JsoncNode, String) {
         let at = match self.single_position(name) {
             Some(at) => at,
@@ -342,7 +344,7 @@ impl ItemList {
         at
     }
 
-    /// Removes a key, or a text from a list, with all its duplicates.
+    /// Removes a key, or a text from a list, with all its duplicates. Returns whether it existed.
     pub(super) fn remove(&mut self, name: &str) -> bool {
         let all = self.positions(name);
         all.iter().for_each(|at| self.remove_at(*at));
@@ -352,7 +354,7 @@ impl ItemList {
         !all.is_empty()
     }
 
-    /// Removes the items of a list that `wanted` rejects; returns their number.
+    /// Removes the items of a list that `wanted` rejects. Returns the number of removed items.
     pub(super) fn retain(&mut self, wanted: impl Fn(&Value) -> bool) -> usize {
         let unwanted: Vec<usize> = (0..self.items.len())
             .filter(|at| !self.items[*at].removed && !wanted(&self.items[*at].value.value()))

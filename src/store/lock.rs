@@ -1,5 +1,5 @@
-//! Locks between processes, by flock(2): one server for each data folder, one `berth doctor` for each binary, and one writer
-//! in a folder that several servers share. The kernel releases a lock when its holder ends, in whatever way.
+//! Locks between processes, by flock(2): one server for each data folder, one `berth doctor` for each binary, and one
+//! writer in a folder that several servers share. The kernel releases a lock when its holder ends for any reason.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
@@ -50,8 +50,8 @@ impl DataLock {
         Ok(DataLock(file))
     }
 
-    /// Records where the server listens, for commands on this machine; without it they need `--openwork-url`, so a full disk
-    /// is no reason not to start.
+    /// Records the addresses of the server, so that commands on this machine find it. A full disk must not prevent the
+    /// start: without the record, the commands only need `--openwork-url`.
     pub fn record_addresses(&self, addresses: &[impl std::fmt::Display]) {
         let text: String = addresses.iter().map(|address| format!("{address}\n")).collect();
         if let Err(error) = (&self.0).write_all(text.as_bytes()) {
@@ -60,7 +60,8 @@ impl DataLock {
     }
 }
 
-/// The address of the server that uses this data folder; `None` if none runs, or it cannot be read.
+/// Returns the address of the server that uses this data folder; `None` if no server runs or the address cannot be
+/// read.
 pub fn server_url(folder: &Path) -> Option<String> {
     let bytes = super::file::read_optional(&folder.join("lock"), 64 << 10).ok().flatten()?;
     let text = String::from_utf8(bytes).ok()?;
@@ -72,7 +73,7 @@ pub fn server_url(folder: &Path) -> Option<String> {
     let addresses: Vec<&str> = lines.collect();
     let tcp = addresses.iter().find(|address| address.starts_with("http://"));
     let found = tcp.or_else(|| addresses.iter().find(|address| address.starts_with("unix:/")))?;
-    // All addresses of the machine are no address to call.
+    // A server that listens on all addresses of the machine is called on loopback.
     Some(found.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:"))
 }
 
@@ -81,7 +82,7 @@ pub fn server_url(folder: &Path) -> Option<String> {
 pub struct BinaryLock(File);
 
 impl BinaryLock {
-    /// Waits for the lock, at most for `within`.
+    /// Waits at most `within` for the lock.
     ///
     /// # Errors
     /// When another process still holds it.
@@ -114,7 +115,7 @@ impl BinaryLock {
 pub struct FolderLock(#[expect(dead_code, reason = "held, not used")] File);
 
 impl FolderLock {
-    /// Waits for the lock, at most for `within`.
+    /// Waits at most `within` for the lock.
     ///
     /// # Errors
     /// `Busy` when another process still holds it.

@@ -1,5 +1,5 @@
 //! State on disk: atomic files, locked JSON, files in trees that a hostile workload controls, removal of whole trees.
-//! **Invariant:** nothing here depends on workspaces, HTTP or child processes.
+//! **Invariant:** nothing in this room depends on workspaces, HTTP or child processes.
 
 pub mod allowlist;
 pub mod beneath;

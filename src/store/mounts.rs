@@ -1,4 +1,4 @@
-//! Mount points, from `/proc/self/mountinfo`.
+//! Reads mount points from `/proc/self/mountinfo`.
 
 use std::ffi::OsString;
 use std::fs;
@@ -9,7 +9,7 @@ use crate::base::{At, Result};
 
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 
-/// Returns the mount points at and below `path`, oldest first: unmount them from the end.
+/// Returns the mount points at `path` and below it, oldest first. To unmount them, begin at the end of the list.
 ///
 /// # Errors
 /// `Internal` when `/proc` cannot be read.
@@ -18,7 +18,7 @@ pub fn mounts_below(path: &Path) -> Result<Vec<PathBuf>> {
     mounts_below_real(&real)
 }
 
-/// Does the same for a path without links.
+/// Returns the mount points as [`mounts_below`] does, for a path without links.
 pub(super) fn mounts_below_real(path: &Path) -> Result<Vec<PathBuf>> {
     let table = fs::read(MOUNTINFO).at("read", MOUNTINFO)?;
     Ok(parse(&table).filter(|point| point.starts_with(path)).collect())

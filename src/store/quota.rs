@@ -18,7 +18,7 @@ const ENFORCED: u16 = 1 << 5;
 /// Offset of `fsx_projid` in the struct fsxattr.
 const PROJECT_AT: usize = 12;
 
-/// Advice for when [`check`] fails.
+/// Advice for the user when [`check`] fails.
 pub const HELP: &str =
     "put the data folder on ext4 (made with -O project,quota) or XFS, and mount it with prjquota";
 
@@ -30,7 +30,7 @@ fn open(folder: &Path) -> io::Result<OwnedFd> {
 /// Checks that the file system of `folder` enforces project quotas.
 ///
 /// # Errors
-/// The reason, as a sentence.
+/// The reason why quotas are not enforced, as a sentence.
 pub fn check(folder: &Path) -> std::result::Result<(), String> {
     let state = || -> io::Result<u16> {
         let mut data = [0; 256];
@@ -67,14 +67,14 @@ pub fn join(folder: &Path, project: u32) -> Result<()> {
     set().at("put into a project", folder)
 }
 
-/// Sets the limit for all files of the project; `None` removes it.
+/// Sets the limit for all files of the project; `None` removes the limit.
 ///
 /// # Errors
 /// When the file system of `folder` has no quotas.
 pub fn limit(folder: &Path, project: u32, bytes: Option<u64>) -> Result<()> {
     const QIF_BLIMITS: u32 = 1;
     let mut data = [0; 256];
-    // dqb_bhardlimit is in blocks of 1024 bytes, where 0 means no limit; dqb_valid.
+    // The field `dqb_bhardlimit` is in blocks of 1024 bytes, where 0 means no limit; the field `dqb_valid` follows.
     let blocks = bytes.map_or(0, |bytes| (bytes / 1024).max(1));
     data[..8].copy_from_slice(&blocks.to_ne_bytes());
     data[64..][..4].copy_from_slice(&QIF_BLIMITS.to_ne_bytes());

@@ -1,4 +1,4 @@
-//! A log of bounded size: two files. When the newer one is full, the older one is replaced by it. One thread writes.
+//! A log of limited size in two files. When the newer file is full, it replaces the older file. One thread writes.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
@@ -64,7 +64,7 @@ mod tests {
         let dir = TestFolder::new();
         let path = dir.join("x.log");
         for number in 0..100 {
-            // Reopened from time to time, as by a later server.
+            // The log is reopened from time to time, as a later server would do.
             let mut log = RollingLog::open(&path, 100).unwrap();
             log.line(&format!("line {number}")).unwrap();
             log.line("and another").unwrap();

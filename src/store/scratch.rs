@@ -1,4 +1,4 @@
-//! For unit tests: a temporary folder, and mounts that are unmounted before it is removed.
+//! Helpers for unit tests: a temporary folder, and mounts that are unmounted before the folder is removed.
 
 use std::fs;
 use std::ops::Deref;

@@ -1,9 +1,10 @@
-//! Bytes that wait on disk instead of in memory: files without a name, limited for each key and in total.
+//! Stores bytes on disk instead of in memory until they are read: in files without a name, limited for each key and in
+//! total.
 //!
-//! The kernel frees the blocks of a file without a name when its last handle is closed, also after `kill -9`.
-//! [`SpoolArea::open`] removes the named files that earlier versions may have left.
+//! The kernel frees the blocks of a file without a name when its last handle is closed, even after `kill -9`.
+//! [`SpoolArea::open`] removes the named files that earlier versions of berth may have left.
 //!
-//! Any thread. Lock: `used`, a leaf.
+//! Any thread may use a spool. The lock of `used` is a leaf.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -17,7 +18,7 @@ use crate::base::input_bytes::unnamed_file;
 use crate::base::thread::lock;
 use crate::base::{At, Code, Error, Result};
 
-/// Bytes that are reserved at a time, so that the counters are not locked for each write.
+/// Number of bytes that a file reserves at a time, so that the counters are not locked for each write.
 const RESERVE_STEP: u64 = 256 << 10;
 
 /// A folder of spooled files and its limits.
@@ -47,7 +48,7 @@ impl SpoolArea {
     /// Starts a file that counts against `key`.
     ///
     /// # Errors
-    /// `DiskFull`, `Internal`.
+    /// `DiskFull` or `Internal` when the file cannot be created.
     pub fn begin(&self, key: &str) -> Result<SpoolWriter> {
         let file = unnamed_file(&self.0.folder).at("create a file in", &self.0.folder)?;
         let share = SpoolReservation { area: self.0.clone(), key: key.to_owned(), bytes: 0 };
@@ -55,7 +56,7 @@ impl SpoolArea {
     }
 }
 
-/// The bytes that one file has reserved; returned on drop.
+/// The bytes that one file has reserved. Dropping this value returns them.
 #[derive(Debug)]
 struct SpoolReservation {
     area: Arc<SpoolAreaInner>,
@@ -110,7 +111,7 @@ impl SpoolWriter {
     /// Appends bytes.
     ///
     /// # Errors
-    /// `TooManyPending` when a limit is reached; `DiskFull`.
+    /// `TooManyPending` when the limit for the key or the total limit is reached; `DiskFull`.
     pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
         self.bytes += bytes.len() as u64;
         if self.bytes > self.share.bytes {
@@ -132,7 +133,7 @@ struct UnnamedFile {
     _share: SpoolReservation,
 }
 
-/// A complete spooled file. Its blocks are freed with the last clone.
+/// A complete spooled file. The kernel frees its blocks when the last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct SpooledFile(Arc<UnnamedFile>);
 
@@ -141,12 +142,12 @@ impl SpooledFile {
         self.0.bytes
     }
 
-    /// Returns the file, to be read at explicit offsets.
+    /// Returns the file, which must be read at explicit offsets.
     pub fn file(&self) -> &File {
         &self.0.file
     }
 
-    /// Returns a reader from the start. Readers do not share a position.
+    /// Returns a reader that begins at the start of the file. Readers do not share a position.
     pub fn reader(&self) -> SpoolReader {
         SpoolReader { file: self.clone(), at: 0 }
     }

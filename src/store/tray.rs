@@ -1,8 +1,9 @@
-//! A folder in a hostile tree to which clients upload files: a file arrives in pieces, appears as a whole, and is listed and
-//! read without following a link. Independent of HTTP and of the files' purpose.
+//! A folder in a hostile tree to which clients upload files. A file arrives in pieces, appears only when it is
+//! complete, and is listed and read without following a link. This module does not depend on HTTP or on the purpose of
+//! the files.
 //!
-//! An incomplete file has a temporary name in the folder, and its writer holds flock(2) on it. A temporary file without a
-//! lock was left by a killed server and is removed. Any thread; no other locks.
+//! An incomplete file has a temporary name in the folder, and its writer holds flock(2) on it. A temporary file without
+//! a lock was left by a killed server and is removed. Any thread may use a tray; there are no other locks.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -23,7 +24,7 @@ use super::beneath::{
 use super::file::{is_temp_name, sync_folder, temp_name};
 use crate::base::{Code, Error, Result, limits};
 
-/// Maximum total length of the paths in a listing: those in a deep tree are long.
+/// Maximum total length of the paths in a listing, because paths in a deep tree are long.
 const TRAY_PATHS_BYTES: usize = 4 << 20;
 
 const NO_LINKS: ResolveFlags =
@@ -47,16 +48,16 @@ pub struct TrayWriter<'a> {
 pub struct TrayListing {
     /// The files, the newest first.
     pub files: Vec<TrayFile>,
-    /// There are more files than are listed.
+    /// Whether the tray has more files than are listed.
     pub more: bool,
 }
 
-/// A regular file.
+/// A regular file in a tray.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrayFile {
-    /// Relative to the tray; any bytes that a file system allows.
+    /// The path relative to the tray, which may contain any bytes that a file system allows.
     pub path: Vec<u8>,
-    /// In bytes.
+    /// The size in bytes.
     pub size: u64,
     /// Time of the last write, in milliseconds since 1970.
     pub changed_ms: i64,
@@ -70,7 +71,7 @@ impl TrayFile {
 }
 
 impl Root {
-    /// Opens the tray at `rel`; `None` if the folder does not exist.
+    /// Opens the tray at `rel`. Returns `None` if the folder does not exist.
     ///
     /// # Errors
     /// `InvalidPath` when a part of the path is a link.
@@ -79,10 +80,10 @@ impl Root {
         Ok(map_kernel_error(opened, "open", rel)?.map(Tray))
     }
 
-    /// Opens the tray, creates it if necessary, and removes files of killed writers.
+    /// Opens the tray, creates it if necessary, and removes incomplete files of killed writers.
     ///
     /// # Errors
-    /// As for [`Root::tray`].
+    /// The same as for [`Root::tray`].
     pub fn make_tray(&self, rel: &str) -> Result<Tray> {
         let tray = Tray(make_folders(&self.as_fd(), rel)?);
         tray.sweep();
@@ -91,10 +92,10 @@ impl Root {
 }
 
 impl Tray {
-    /// Starts a file.
+    /// Starts a new file with a temporary name.
     ///
     /// # Errors
-    /// `DiskFull`, `Internal`.
+    /// `DiskFull` or `Internal` when the file cannot be created.
     pub fn create(&self) -> Result<TrayWriter<'_>> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         for _ in 0..limits::OPEN_RETRIES {
@@ -104,7 +105,7 @@ impl Tray {
                 "write",
                 &temp,
             )?);
-            // Only the sweep needs the lock; a file system without locks is fine.
+            // Only the sweep needs the lock, so a file system without locks is not an error.
             let _ = flock(&file, FlockOperation::NonBlockingLockExclusive);
             let writer = TrayWriter { tray: self, file, temp };
             // A sweep may have removed the file before it was locked.
@@ -115,10 +116,11 @@ impl Tray {
         Err(Error::new(Code::Busy, "The folder is being swept too often; try again"))
     }
 
-    /// Checks that a file can be created at `path`: not a folder, and no file or link among its parents.
+    /// Checks that a file can be created at `path`: the path is not that of a folder, and none of its parents is a file
+    /// or a link.
     ///
     /// # Errors
-    /// `InvalidPath` if it cannot.
+    /// `InvalidPath` if no file can be created at `path`.
     pub fn check_free(&self, path: &str) -> Result<()> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW;
         match open_resolved(&self.0, path, flags, NO_LINKS) {
@@ -132,10 +134,10 @@ impl Tray {
         }
     }
 
-    /// Opens a file for reading; `None` if it does not exist.
+    /// Opens a file for reading. Returns `None` if the file does not exist.
     ///
     /// # Errors
-    /// `InvalidPath` for links, devices and anything else that is not a regular file.
+    /// `InvalidPath` for links, devices and all other entries that are not regular files.
     pub fn open(&self, path: &[u8]) -> Result<Option<File>> {
         let shown = &*String::from_utf8_lossy(path);
         let found = none_if_missing(open_resolved(&self.0, path, OFlags::PATH | OFlags::NOFOLLOW, NO_LINKS));
@@ -144,10 +146,11 @@ impl Tray {
         reopen(&found, OFlags::RDONLY, shown).map(Some)
     }
 
-    /// Opens the file at this path for reading; `None` if it does not exist or is a link, which a new file would replace.
+    /// Opens the file at this path for reading. Returns `None` if the file does not exist or is a link, which a new
+    /// file would replace.
     ///
     /// # Errors
-    /// `InvalidPath` for folders, devices and anything else that is not a regular file.
+    /// `InvalidPath` for folders, devices and all other entries that are not regular files or links.
     pub fn open_if_there(&self, path: &str) -> Result<Option<File>> {
         match open_resolved(&self.0, path, OFlags::PATH | OFlags::NOFOLLOW, NO_LINKS) {
             Ok(found)
@@ -163,7 +166,7 @@ impl Tray {
         }
     }
 
-    /// Lists all regular files in the tray and below, up to [`limits::TRAY_ENTRIES`] and [`TRAY_PATHS_BYTES`].
+    /// Returns all regular files in the tray and below it, up to [`limits::TRAY_ENTRIES`] and [`TRAY_PATHS_BYTES`].
     /// Incomplete files are omitted.
     ///
     /// # Errors
@@ -175,7 +178,8 @@ impl Tray {
         while let Some(folder) = folders.pop() {
             let here = if folder.is_empty() { &b"."[..] } else { &folder };
             let shown = &*String::from_utf8_lossy(here);
-            // A folder that was removed, is too deep, unreadable, or is now a link, has no files.
+            // A folder that was removed, is too deep, is unreadable, or has been replaced by a link, is treated as
+            // empty.
             let Ok(opened) = open_resolved(&self.0, here, FOLDER, NO_LINKS) else { continue };
             for entry in dir_entries(map_kernel_error(Dir::read_from(&opened), "list", shown)?) {
                 let entry = map_kernel_error(entry, "list", shown)?;
@@ -233,7 +237,8 @@ impl TrayWriter<'_> {
     /// Gives the file its name and creates missing folders of `path`. An existing entry is replaced; a link is not followed.
     ///
     /// # Errors
-    /// `InvalidPath` when the name is a folder, or a parent is not one; nothing is left then.
+    /// `InvalidPath` when the name is that of a folder, or when a parent is not a folder. In this case, the file is
+    /// removed.
     pub fn commit(self, path: &str) -> Result<()> {
         let (parent, name) = split(path, "write")?;
         let folder = make_folders(&self.tray.0, parent)?;
@@ -260,7 +265,7 @@ impl Write for TrayWriter<'_> {
 
 impl Drop for TrayWriter<'_> {
     fn drop(&mut self) {
-        // Does not exist after `commit`.
+        // The temporary name does not exist after `commit`.
         let _ = unlinkat(&self.tray.0, &self.temp, AtFlags::empty());
     }
 }
@@ -283,8 +288,9 @@ fn make_folders(top: &impl AsFd, rel: &str) -> Result<OwnedFd> {
     Ok(folder)
 }
 
-/// Returns an entity tag: two tags of a file are equal exactly if its bytes did not change, as far as the kernel's clock can
-/// show; and `false` if the file is too fresh to be sure (RFC 9110, 8.8.1). No workload can set the time that is used.
+/// Returns an entity tag, and `false` if the file is too fresh for the tag to be reliable (RFC 9110, 8.8.1). Two tags
+/// of a file are equal exactly if its bytes did not change, as far as the kernel's clock can show. No workload can set
+/// the time that the tag is derived from.
 ///
 /// # Errors
 /// When the file's metadata cannot be read.

@@ -32,7 +32,7 @@ fn files_appear_whole_and_are_listed() {
         tray.list().unwrap().files.into_iter().map(|found| (found.path, found.size)).collect();
     paths.sort();
     assert_eq!(paths, [(b"sub/deep/y".to_vec(), 0), (b"x".to_vec(), 3)]);
-    // A file is not swept while it is being written, but after its writer is dropped.
+    // A file is not swept while it is being written, but it is swept if it remains after its writer is dropped.
     root.make_tray("a/in").unwrap();
     let temp = begun.temp.clone();
     assert!(dir.join("a/in").join(&temp).exists());

@@ -1,6 +1,8 @@
-//! Removes whole trees with hostile content. **Invariant:** removes exactly this tree, never through a link, never across a
-//! mount. Depth is no problem: at most `limits::TREE_DEPTH` descriptors, no recursion.
-//! Any thread; no locks. Nothing should write into the tree any more; otherwise the removal fails, with no other harm.
+//! Removes whole trees with hostile content. **Invariant:** it removes exactly this tree, never follows a link and
+//! never crosses a mount. A tree may have any depth: the removal takes at most `limits::TREE_DEPTH` descriptors and no
+//! recursion.
+//! Any thread may remove a tree; there are no locks. No process should write into the tree any more; otherwise the
+//! removal fails, but does no other harm.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::fs;
@@ -21,21 +23,23 @@ use super::mounts::mounts_below_real;
 pub use super::usage::{disk_usage, disk_usage_below};
 use crate::base::{At, Code, Error, Result, limits};
 
-/// How often the removal of a tree restarts because of concurrent writes into it.
+/// How often the removal of a tree restarts because another process writes into the tree.
 const TREE_PASSES: usize = 32;
 
-/// Removes the entry `name` of the folder `parent` with everything in it. A link itself is removed; a missing entry is fine.
+/// Removes the entry `name` of the folder `parent` with all its content. If the entry is a link, the link itself is
+/// removed. A missing entry is not an error.
 ///
 /// # Errors
-/// `InvalidPath` when `name` is not a single name. `MountedInside`, with `details.path`, when something is mounted on or in
-/// the tree: nothing has been removed then, unless the mount appeared during the removal. `Conflict` when a process keeps
-/// writing into the tree, `Internal` when an entry cannot be removed; parts of the tree may have been removed then.
+/// `InvalidPath` when `name` is not a single name. `MountedInside`, with `details.path`, when a file system is mounted
+/// on or in the tree: in this case no entry has been removed, unless the mount appeared during the removal. `Conflict`
+/// when a process keeps writing into the tree, and `Internal` when an entry cannot be removed: in these cases, parts of
+/// the tree may have been removed.
 pub fn remove_tree(parent: &Path, name: &str) -> Result<()> {
     let single = !name.is_empty() && !name.contains('/') && !is_dots(name.as_bytes());
     let Some(entry) = CString::new(name).ok().filter(|_| single) else {
         return Err(Error::new(Code::InvalidPath, format!("{name:?} is not the name of a file or folder")));
     };
-    // Opened once: the path may change its meaning.
+    // The parent is opened only once, because its path may lead to another folder later.
     let above = match open(parent, PARENT_FLAGS, Mode::empty()) {
         Err(Errno::NOENT) => return Ok(()),
         opened => opened.at("open", parent)?,
@@ -56,7 +60,7 @@ fn remove(parent: &Path, name: &CStr, shown: PathBuf) -> Result<()> {
     remove_from(above.as_fd(), name, shown)
 }
 
-/// Does the same in an open folder; `shown` is the tree's path in errors.
+/// Removes the entry `name` of an open folder as [`remove_tree`] does; errors show `shown` as the tree's path.
 pub(super) fn remove_from(above: BorrowedFd<'_>, name: &CStr, shown: PathBuf) -> Result<()> {
     let mut walk = TreeRemoval { shown, levels: Vec::new(), moved: false };
     for _ in 0..TREE_PASSES {
@@ -80,12 +84,12 @@ struct TreeRemoval {
     shown: PathBuf,
     /// The folders from the tree's top to the current one, each with its name.
     levels: Vec<(Dir, CString)>,
-    /// Entries from deeper levels were moved to the top.
+    /// Whether entries from deeper levels were moved to the top folder.
     moved: bool,
 }
 
 impl TreeRemoval {
-    /// Empties the top folder.
+    /// Removes all entries of the top folder.
     fn run(&mut self) -> Result<()> {
         loop {
             let depth = self.levels.len();
@@ -115,7 +119,7 @@ impl TreeRemoval {
         if kind != FileType::Directory {
             match unlinkat(here, name, AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => return Ok(()),
-                // The file system does not report types, or the entry was replaced.
+                // The file system does not report types, or another process has replaced the entry.
                 Err(Errno::ISDIR) => {}
                 Err(errno) => return Err(self.failed(errno, Some(name))),
             }
@@ -151,7 +155,7 @@ impl TreeRemoval {
         for _ in 0..TREE_PASSES {
             let mut opened = open_folder(at, name, OFlags::RDONLY);
             if matches!(opened, Err(Errno::ACCESS)) {
-                // If this fails, the second attempt's error is reported.
+                // If this call fails, the error of the second attempt below is reported.
                 let _ = open_folder(at, name, OFlags::PATH).and_then(allow_path);
                 opened = open_folder(at, name, OFlags::RDONLY);
             }
@@ -164,7 +168,7 @@ impl TreeRemoval {
                 Err(Errno::NOENT) => return Ok(None),
                 // A folder has replaced the entry since the check.
                 Err(Errno::ISDIR) => {}
-                // A mount point, or the entry was moved away during the lookup (complete_walk() in fs/namei.c).
+                // The entry is a mount point, or it was moved away during the lookup (complete_walk() in fs/namei.c).
                 Err(Errno::XDEV) => last = Errno::XDEV,
                 done => return done.map_err(|errno| self.failed(errno, Some(name))),
             }
@@ -179,7 +183,7 @@ impl TreeRemoval {
     fn failed(&self, errno: Errno, name: Option<&CStr>) -> Error {
         let mut path = self.shown.clone();
         let below = self.levels.iter().skip(1).map(|(_, name)| name.as_c_str());
-        // Before the first level is open, `name` is the top itself.
+        // Before the first level is open, `name` is the top folder itself.
         let last = name.filter(|_| !self.levels.is_empty());
         path.extend(below.chain(last).map(|name| OsStr::from_bytes(name.to_bytes())));
         match errno {
@@ -206,7 +210,7 @@ fn open_folder(at: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> rustix::io::Re
     open_resolved(at, name, flags, ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS)
 }
 
-/// Sets write and search permission, which removing entries requires for users other than root.
+/// Sets write and search permission on a folder: users other than root need both to remove its entries.
 fn allow(folder: &OwnedFd) -> rustix::io::Result<()> {
     let mode = Mode::from_raw_mode(fstat(folder)?.st_mode);
     if !mode.contains(Mode::RWXU) {
@@ -216,7 +220,7 @@ fn allow(folder: &OwnedFd) -> rustix::io::Result<()> {
     Ok(())
 }
 
-/// Does the same for a folder that cannot even be read, where fchmod(2) does not accept the descriptor.
+/// Sets the same permissions on a folder that cannot be read, for which fchmod(2) does not accept the descriptor.
 fn allow_path(folder: OwnedFd) -> rustix::io::Result<()> {
     chmod(format!("/proc/self/fd/{}", folder.as_raw_fd()), Mode::RWXU)
 }

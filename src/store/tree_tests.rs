@@ -78,7 +78,7 @@ fn entry_itself_may_be_a_link_or_a_file() {
 #[test]
 fn deep_and_wide_trees_are_removed() {
     let dir = TestFolder::new();
-    // On a tmpfs: creating the tree on a disk takes a minute, removing it two seconds.
+    // The tree is on a tmpfs, because on a disk creating it takes a minute although removing it takes two seconds.
     let _mount = dir.mount_tmpfs("fast", "");
     let fast = dir.join("fast");
     fs::create_dir_all(fast.join("tree/sub")).unwrap();

@@ -1,5 +1,5 @@
-//! Measures the disk usage of a tree. Never follows a link or crosses a mount; memory and descriptors are bounded for any
-//! tree. Reads only.
+//! Measures the disk usage of a tree. It never follows a link or crosses a mount, and uses limited memory and
+//! descriptors for any tree. It only reads.
 
 use std::collections::HashSet;
 use std::ffi::CStr;
@@ -15,14 +15,15 @@ use rustix::io::Errno;
 use super::beneath::{Root, is_dots, open_resolved, openat2_missing};
 use crate::base::{At, Code, Error, Result, limits};
 
-/// Maximum number of files with several names that disk usage remembers (some 24 bytes each); further ones count once
-/// per name.
+/// Maximum number of files with several names that a measurement remembers (some 24 bytes each). Further files of this
+/// kind count once for each name.
 const USAGE_LINKS: usize = 1_000_000;
-/// Maximum depth for disk usage; each level takes some 50 bytes.
+/// Maximum depth of a tree in a measurement; each level takes some 50 bytes.
 const USAGE_DEPTH: usize = 100_000;
 
-/// Returns the bytes that the tree at `path` uses on disk, like du(1): allocated blocks, a file with several names once. 0 if
-/// the entry does not exist. Unreadable entries, mounts, and anything deeper than `USAGE_DEPTH` are not counted.
+/// Returns the number of bytes that the tree at `path` uses on disk, as du(1) does: allocated blocks count, and a file
+/// with several names counts once. Returns 0 if the entry does not exist. Unreadable entries, mounts, and entries
+/// deeper than `USAGE_DEPTH` are not counted.
 ///
 /// # Errors
 /// `Busy` when folders are moved during the measurement, `Internal` when the disk fails.
@@ -34,10 +35,10 @@ pub fn disk_usage(path: &Path) -> Result<u64> {
     map_usage_error(measure(&top, &|| true), path).map(Option::unwrap_or_default)
 }
 
-/// Measures the tree below `root` while `go_on` returns true; `None` if it returned false.
+/// Measures the tree below `root` while `go_on` returns true. Returns `None` if `go_on` returned false.
 ///
 /// # Errors
-/// As for [`disk_usage`].
+/// The same as for [`disk_usage`].
 pub fn disk_usage_below(root: &Root, go_on: &dyn Fn() -> bool) -> Result<Option<u64>> {
     map_usage_error(measure(root, go_on), Path::new("the tree"))
 }
@@ -53,14 +54,14 @@ fn map_usage_error(measured: rustix::io::Result<Option<u64>>, path: &Path) -> Re
     }
 }
 
-/// Device and inode of a file.
+/// The device and the inode of a file.
 type HardLinkKey = (u32, u32, u64);
 
 struct FolderLevel {
     identity: HardLinkKey,
-    /// Closed while the current folder is more than `TREE_DEPTH` levels below.
+    /// The open folder. It is closed while the current folder is more than `TREE_DEPTH` levels below it.
     dir: Option<Dir>,
-    /// Position in the folder at which reading continues.
+    /// The position in the folder at which reading continues.
     offset: u64,
 }
 
@@ -104,7 +105,7 @@ fn measure(top: impl AsFd, go_on: &dyn Fn() -> bool) -> rustix::io::Result<Optio
     Ok(Some(tally.total))
 }
 
-/// Opens a folder; `None` if it was removed, replaced, mounted over, or is not accessible.
+/// Opens a folder. Returns `None` if the folder was removed, replaced or mounted over, or is not accessible.
 fn enter(at: impl AsFd, name: &CStr, identity: HardLinkKey) -> rustix::io::Result<Option<FolderLevel>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
     match open_resolved(at, name, flags, ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS) {
@@ -138,7 +139,7 @@ struct Tally {
 }
 
 impl Tally {
-    /// Counts an entry; returns whether it is a folder to descend into.
+    /// Counts an entry. Returns whether the entry is a folder whose entries must be counted, too.
     fn add(&mut self, status: &Statx) -> bool {
         if status.stx_mnt_id != self.mount {
             return false;
@@ -152,7 +153,7 @@ impl Tally {
                 return false;
             }
         }
-        // Units of 512 bytes, independent of the file system's block size (stat(2)).
+        // `stx_blocks` is in units of 512 bytes, whatever the block size of the file system (stat(2)).
         self.total = self.total.saturating_add(status.stx_blocks.saturating_mul(512));
         is_dir
     }
@@ -165,7 +166,7 @@ fn identity(status: &Statx) -> HardLinkKey {
 /// Returns the metadata of the entry `name` of the folder `at`, or of `at` itself if the name is empty.
 fn stat(at: impl AsFd, name: &CStr) -> rustix::io::Result<Statx> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
-    // Before Linux 5.8 there is no mount id and all are 0; then only openat2 prevents crossing mounts.
+    // Before Linux 5.8, there is no mount id and all ids are 0; then only openat2(2) prevents crossing mounts.
     statx(at, name, flags, StatxFlags::BASIC_STATS | StatxFlags::MNT_ID)
 }
 

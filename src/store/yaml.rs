@@ -1,6 +1,6 @@
-//! Parses one YAML document as OpenCode does (gray-matter with js-yaml 3.14, `safeLoad`), within bounds. YAML 1.2 parsers
-//! reject or interpret differently some of its input, so the grammar is that library's: the productions have its names, order
-//! and leniency. Values are in [`values`]. Pure.
+//! Parses one YAML document as OpenCode does (gray-matter with js-yaml 3.14, `safeLoad`), within bounds. YAML 1.2
+//! parsers reject some of js-yaml's input or interpret it differently. Therefore the grammar is that of js-yaml, and
+//! the productions have its names, its order and its leniency. Values are in [`values`]. Pure.
 
 mod blocks;
 mod flow;
@@ -18,10 +18,10 @@ pub(super) use self::values::timestamp_text;
 /// Maximum nesting of lists and objects in front matter.
 const FRONT_MATTER_DEPTH: usize = 32;
 
-/// Parses the document; `None` if there is none.
+/// Parses the document. Returns `None` if the text contains no document.
 ///
 /// # Errors
-/// A description of the problem with its line, for people. The first line is line 1.
+/// A description of the problem for people, with its line. The first line is line 1.
 pub(super) fn parse(text: &str) -> Result<Option<Value>, String> {
     let mut text = text.to_owned();
     if !text.is_empty() && !text.ends_with(['\n', '\r']) {
@@ -63,7 +63,7 @@ struct YamlReader<'a> {
     anchors: HashMap<String, Value>,
     handles: HashMap<String, String>,
     depth: usize,
-    /// Number of values, each counted as often as aliases repeat it: a few lines can expand to megabytes.
+    /// Number of values, each counted as often as aliases repeat it, because a few lines can expand to megabytes.
     nodes: usize,
     size: usize,
 }
@@ -72,7 +72,7 @@ struct YamlReader<'a> {
 #[derive(Default)]
 struct YamlFields {
     map: Map<String, Value>,
-    /// Keys from a merge, which the object's own keys replace.
+    /// Keys from a merge; the object's own keys replace them.
     merged: Map<String, Value>,
 }
 
@@ -97,7 +97,7 @@ impl<'a> YamlReader<'a> {
         }
     }
 
-    /// Returns the byte at `at`; NUL after the end.
+    /// Returns the byte at `at`, or NUL after the end of the text.
     fn byte(&self, at: usize) -> u8 {
         self.bytes.get(at).copied().unwrap_or(0)
     }
@@ -151,7 +151,7 @@ impl<'a> YamlReader<'a> {
         Ok(value)
     }
 
-    /// Parses `%YAML` and `%TAG` and skips other directives; returns whether there was one.
+    /// Parses `%YAML` and `%TAG` and skips other directives. Returns whether the text had a directive.
     fn directives(&mut self) -> YamlResult<bool> {
         let mut any = false;
         while self.here() != 0 {
@@ -192,7 +192,7 @@ impl<'a> YamlReader<'a> {
         Ok(())
     }
 
-    /// Skips white space, line breaks and comments; returns the number of line breaks.
+    /// Skips white space, line breaks and comments. Returns the number of line breaks.
     fn skip(&mut self, comments: bool) -> YamlResult<usize> {
         let mut breaks = 0;
         while self.here() != 0 {
@@ -218,7 +218,7 @@ impl<'a> YamlReader<'a> {
         Ok(breaks)
     }
 
-    /// Whether the line is `---` or `...`.
+    /// Returns whether the current line is `---` or `...`.
     fn is_separator(&self) -> bool {
         let rest = &self.bytes[self.at.min(self.bytes.len())..];
         let after = self.byte(self.at + 3);
@@ -263,7 +263,7 @@ impl<'a> YamlReader<'a> {
         self.check_size()
     }
 
-    /// Parses a node into the registers; returns whether there was one.
+    /// Parses a node into the registers. Returns whether the text had a node at this position.
     fn compose(
         &mut self,
         parent: isize,
@@ -342,7 +342,7 @@ impl<'a> YamlReader<'a> {
         }
     }
 
-    /// Converts the value to the type given by its tag or text.
+    /// Converts the current value to the type that its tag or its text determines.
     fn resolve(&mut self) -> YamlResult<()> {
         let Some(tag) = self.tag.take() else { return Ok(()) };
         let value = std::mem::take(&mut self.value);
@@ -438,7 +438,7 @@ impl<'a> YamlReader<'a> {
         if tag == Some("tag:yaml.org,2002:merge") {
             let sources = if let Value::Array(list) = value { list } else { vec![value] };
             for source in sources {
-                // The keys of a list would be its indices.
+                // In js-yaml, the keys of a list would be its indices.
                 let Value::Object(source) = source else {
                     return Err("'<<' should name an object".to_owned());
                 };

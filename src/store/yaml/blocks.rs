@@ -1,4 +1,4 @@
-//! Collections and scalars in block style.
+//! Parses collections and scalars in block style.
 
 use serde_json::Value;
 
@@ -134,7 +134,7 @@ impl YamlReader<'_> {
         self.store(fields, tag.as_deref(), name, value)
     }
 
-    /// Records the incomplete collection under its anchor: an alias inside of it may refer to it.
+    /// Records the incomplete collection under its anchor, because an alias inside the collection may refer to it.
     pub(super) fn begin(&mut self, anchor: &Option<String>, empty: Value) {
         if let Some(anchor) = anchor {
             self.anchors.insert(anchor.clone(), empty);

@@ -1,4 +1,4 @@
-//! Collections in brackets, plain and quoted scalars.
+//! Parses collections in brackets, and plain and quoted scalars.
 
 use serde_json::{Map, Value};
 
@@ -182,7 +182,7 @@ impl YamlReader<'_> {
         Err("a text in quotes does not end".to_owned())
     }
 
-    /// Handles a byte of a quoted text without a special meaning, or its line breaks.
+    /// Appends a byte of a quoted text that has no special meaning, or handles line breaks in the text.
     fn quoted_byte(
         &mut self,
         text: &mut String,
@@ -241,7 +241,7 @@ impl YamlReader<'_> {
         self.at += 1;
         let joined = match high.take() {
             Some(high) if (0xdc00..0xe000).contains(&code) => {
-                // Replaces the replacement character that was written for the first surrogate.
+                // The new character replaces the replacement character that was written for the first surrogate.
                 text.pop();
                 0x10000 + ((high - 0xd800) << 10) + (code - 0xdc00)
             }
@@ -255,7 +255,7 @@ impl YamlReader<'_> {
     }
 }
 
-/// Folds line breaks: a single one becomes a space; of several the first is dropped.
+/// Folds line breaks: a single line break becomes a space; of several line breaks, the first is dropped.
 fn fold(text: &mut String, breaks: usize) {
     match breaks {
         0 => {}

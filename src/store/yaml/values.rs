@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Number, Value};
 
-/// The key of an object that represents a date, which JSON does not have; OpenCode does not treat it as text either.
+/// The key of an object that represents a date. JSON has no dates, and OpenCode does not treat a date as text either.
 pub(super) const TIMESTAMP: &str = "tag:yaml.org,2002:timestamp";
 
 /// The kind of a node.
@@ -13,13 +13,14 @@ pub(super) enum NodeKind {
     Mapping,
 }
 
-/// Returns the text of a date.
+/// Returns the text of a date; `None` if the value is not a date.
 pub(crate) fn timestamp_text(value: &Value) -> Option<&str> {
     let fields = value.as_object().filter(|fields| fields.len() == 1)?;
     fields.get(TIMESTAMP)?.as_str()
 }
 
-/// Converts the value of a node according to its tag; `?` is the tag of a plain scalar. Returns the final tag and value.
+/// Converts the value of a node according to its tag; `?` is the tag of a plain scalar. Returns the final tag and the
+/// value.
 ///
 /// # Errors
 /// When the tag is unknown or does not fit the value.
@@ -88,7 +89,7 @@ fn boolean(text: &str) -> Option<Value> {
     }
 }
 
-/// Returns a number as JavaScript represents it; infinity and NaN become null, since JSON has neither.
+/// Returns a number as JavaScript represents it. Infinity and NaN become null, because JSON has neither.
 fn number(value: f64) -> Value {
     const SAFE: f64 = 9_007_199_254_740_992.0;
     #[expect(clippy::cast_possible_truncation, reason = "a whole number below 2^53")]
@@ -106,7 +107,7 @@ fn signed(text: &str) -> (f64, &str) {
     }
 }
 
-/// Parses decimal, `0b`, `0x`, octal with a leading 0, and base 60 (`1:30`), each with optional `_`.
+/// Parses an integer: decimal, `0b`, `0x`, octal with a leading 0, or base 60 (`1:30`), each with optional `_`.
 fn integer(text: &str) -> Option<Value> {
     let (sign, rest) = signed(text);
     if rest == "0" {
@@ -171,13 +172,13 @@ fn float(text: &str) -> Option<Value> {
     };
     if plain {
         let digits: String = rest.chars().filter(|c| *c != '_').collect();
-        // As in js-yaml, `.` and digits that are only `_` are NaN.
+        // As in js-yaml, a `.`, or digits that are only `_`, give NaN.
         return Some(digits.parse::<f64>().map_or(Value::Null, |value| number(sign * value)));
     }
     minutes(rest).map(|value| number(sign * value))
 }
 
-/// `1:30.5`
+/// Parses a number in base 60, such as `1:30.5`.
 fn minutes(text: &str) -> Option<f64> {
     let (whole, fraction) = text.split_once('.')?;
     let mut parts = whole.split(':');
@@ -236,7 +237,7 @@ fn timestamp(text: &str) -> Option<Value> {
     Some(Value::Object(Map::from_iter([(TIMESTAMP.to_owned(), text.into())])))
 }
 
-/// Converts a key to a property name, as JavaScript does.
+/// Converts a key to the name of a property, as JavaScript does.
 ///
 /// # Errors
 /// When the key is a list that contains a list.
