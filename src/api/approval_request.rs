@@ -1,5 +1,5 @@
-//! Builds the approval request for a pending HTTP request: its exact body, the files to be written, its sender. Lists
-//! show a bounded part of each; the rest is spooled to disk.
+//! Builds the approval request for an HTTP request: its exact body, the files that it would write, and its sender.
+//! Lists show a bounded part of each; the rest is spooled to disk.
 
 use std::io::{self, Read};
 
@@ -15,37 +15,37 @@ use crate::base::{Error, Result, limits, logging};
 use crate::http::Request;
 use crate::store::spool::SpoolWriter;
 
-/// A description of the write by dispatch or a handler.
+/// The description of a write, by dispatch or by a handler.
 #[derive(Debug, Default)]
 pub(super) struct WriteDescription {
     pub(super) action: &'static str,
-    /// For the approver; `None`: derived from the request's body.
+    /// The line for the approver; `None` to derive it from the body of the request.
     pub(super) summary: Option<String>,
-    /// For the logs, without secrets; `None`: the action, the workspace and the path.
+    /// The line for the logs, without secrets; `None` to derive it from the action, the workspace and the path.
     pub(super) note: Option<String>,
     pub(super) paths: Vec<String>,
-    /// The files to be written, if it writes files of the workspace.
+    /// The files that would be written; `None` if the write concerns no files of the workspace.
     pub(super) changes: Option<Vec<FileChange>>,
-    /// The body is a form with a file, which `changes` describes.
+    /// Whether the body is a form with a file, which `changes` describes.
     pub(super) is_upload: bool,
 }
 
-/// Room for fields that are small in practice.
+/// The size reserved for fields that are small in practice.
 const SMALL_FIELDS: usize = 8 << 10;
 const PATHS_BYTES: usize = 6 << 10;
 
-/// The representation of a body in `request.body`.
+/// How `request.body` represents the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BodyEncoding {
-    /// No body.
+    /// The request has no body.
     None,
-    /// As JSON.
+    /// The body is shown as JSON.
     Json,
-    /// As a string.
+    /// The body is shown as a string.
     Text,
-    /// As a base64 string, because it is not UTF-8.
+    /// The body is shown as a base64 string, because it is not UTF-8.
     Base64,
-    /// Omitted: `preview` describes the uploaded file.
+    /// The body is omitted, because `preview` describes the uploaded file.
     Form,
 }
 
@@ -61,7 +61,8 @@ impl BodyEncoding {
     }
 }
 
-/// Builds the approval request. The body must be buffered ([`Request::buffer_body`]), unless it is an upload.
+/// Builds the approval request. The caller must have buffered the body ([`Request::buffer_body`]), unless the
+/// request is an upload.
 pub(super) fn build(ctx: &Ctx, request: &Request, asking: WriteDescription) -> Result<ApprovalRequest> {
     let actor = request.actor().cloned().ok_or_else(|| Error::internal("A gated route has no actor"))?;
     let named = request.param("id");
@@ -157,7 +158,8 @@ pub(super) fn build(ctx: &Ctx, request: &Request, asking: WriteDescription) -> R
     }))
 }
 
-/// Formats client text on one line; marks the place where it was cut.
+/// Formats text from a client on one line. If the text is too long, it is cut, and the number of omitted bytes is
+/// added.
 pub(super) fn visible(text: &str) -> String {
     let end = text.char_indices().nth(limits::APPROVAL_SUMMARY_CHARS).map(|(at, _)| at);
     match end {
@@ -168,7 +170,7 @@ pub(super) fn visible(text: &str) -> String {
     }
 }
 
-/// The view of an HTTP request.
+/// The view of an HTTP request for approvers.
 struct RequestView {
     encoding: BodyEncoding,
     bytes: u64,
@@ -187,14 +189,14 @@ impl RequestView {
         Ok(RequestView { encoding, bytes })
     }
 
-    /// The members before `body`, complete if `sketch` has room for them.
+    /// Returns the members of the view before `body`. They are complete if `sketch` has room for them.
     fn head(&self, request: &Request, sketch: &mut JsonTruncator) -> Map<String, Value> {
         let (path, query) = request.target().split_once('?').unwrap_or((request.target(), ""));
         let mut view = Map::new();
         view.insert("method".into(), json!(request.method().as_str()));
         view.insert("path".into(), json!(sketch.text("request.path", path, 0)));
         view.insert("query".into(), json!(sketch.text("request.query", query, 0)));
-        // It selects the directory that OpenCode uses.
+        // OpenCode works in the directory that this header selects.
         if let Some(directory) = request.header("X-OpenCode-Directory") {
             view.insert("directory".into(), json!(sketch.text("request.directory", directory, 0)));
         }
@@ -222,7 +224,7 @@ impl RequestView {
                 json!(sketch.text("request.body", text, self.bytes - valid as u64))
             }
             (BodyEncoding::Base64, Some(body)) => {
-                // Whole base64 groups, so that the part shown can be decoded.
+                // Only whole groups of base64 are shown, so that the shown part can be decoded.
                 let mut bytes = read_prefix(body, room / 4 * 3 / 2)?;
                 if bytes.len() as u64 == self.bytes {
                     json!(sketch.text("request.body", &BASE64_STANDARD.encode(&bytes), 0))
@@ -237,7 +239,7 @@ impl RequestView {
         Ok((Value::Object(view), sketch.omitted()))
     }
 
-    /// Writes the complete `"request":{…}`.
+    /// Writes the complete member `"request":{…}`.
     fn write(&self, request: &Request, to: &mut SpoolWriter) -> Result<()> {
         let head = self.head(request, &mut JsonTruncator::new(usize::MAX / 2));
         let mut head = Value::Object(head).to_string();
@@ -274,7 +276,7 @@ impl RequestView {
         to.append(b"}")
     }
 
-    /// The body in one line: a command and its other fields, or the beginning of the body.
+    /// Describes the body in one line: a command and the names of the other fields, or the beginning of the body.
     fn summary(&self, request: &Request, body: &Value) -> String {
         let words = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         let command = ["command", "args"].iter().find_map(|key| {
@@ -300,7 +302,7 @@ fn cannot_show(why: impl std::fmt::Display) -> Error {
     Error::internal(format!("Cannot show the request to approvers: {why}"))
 }
 
-/// The first bytes of a body.
+/// Returns the first bytes of a body.
 fn read_prefix(body: impl Read, count: usize) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     body.take(count as u64).read_to_end(&mut bytes).map_err(cannot_show)?;
@@ -317,19 +319,19 @@ fn each_chunk(mut body: impl Read, mut to: impl FnMut(&[u8]) -> Result<()>) -> R
     }
 }
 
-/// As [`each_chunk`], in pieces of valid UTF-8; `None` for invalid bytes.
+/// Calls `to` with the pieces of a body, like [`each_chunk`], but as valid UTF-8; `None` for invalid bytes.
 fn each_text(body: impl Read, mut to: impl FnMut(Option<&str>) -> Result<()>) -> Result<()> {
     let mut rest: Vec<u8> = Vec::new();
     each_chunk(body, |bytes| {
         rest.extend_from_slice(bytes);
         let valid = match std::str::from_utf8(&rest) {
             Ok(text) => text.len(),
-            // A character may continue in the next chunk.
+            // The last character of this chunk may continue in the next one.
             Err(error) if error.error_len().is_none() => error.valid_up_to(),
             Err(_) => usize::MAX,
         };
         if valid == usize::MAX {
-            // The body is shown as base64, which does not need the rest.
+            // The body will be shown as base64, for which these bytes are not needed.
             rest.clear();
             return to(None);
         }
@@ -340,7 +342,7 @@ fn each_text(body: impl Read, mut to: impl FnMut(Option<&str>) -> Result<()>) ->
     if rest.is_empty() { Ok(()) } else { to(None) }
 }
 
-/// Chooses JSON for an object or a list that is not declared as another type.
+/// Chooses the encoding of a body: JSON for an object or a list, unless Content-Type declares another type.
 fn encoding(request: &Request, body: Box<dyn Read>) -> Result<BodyEncoding> {
     let kind = request.header("Content-Type").unwrap_or_default().to_ascii_lowercase();
     let (mut is_text, mut start) = (true, None);

@@ -19,7 +19,7 @@ pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     Ok(Answer::Now(Response::ok(&json!({ "items": items }))))
 }
 
-/// `GET /approvals/:id`: the complete request.
+/// `GET /approvals/:id`: returns the complete request.
 pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let found = ctx.approvals.find(request.param("id"));
     let (asked, left) = found.filter(|(asked, _)| sees(ctx, request, asked)).ok_or_else(not_found)?;
@@ -76,7 +76,7 @@ pub fn answer(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     Ok(Answer::Now(Response::ok(&json!({ "ok": true, "allowed": allow }))))
 }
 
-/// `GET /approvals/events`: the pending approvals (`pending`), then each `asked` and `ended`.
+/// `GET /approvals/events`: sends the pending approvals (`pending`), then each `asked` and `ended` event.
 pub fn events(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let pending = || {
         let items: Vec<_> = ctx.approvals.list().iter().map(|(asked, left)| asked.list_view(*left)).collect();

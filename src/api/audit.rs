@@ -1,5 +1,5 @@
-//! The audit line of a request, started before its handler and completed by its answer, and the two endpoints that
-//! show logs. Handlers may refine the line ([`Request::draft`]).
+//! The audit line of a request, which is started before the handler runs and completed with the answer, and the two
+//! endpoints that show audit logs. A handler may refine the line ([`Request::draft`]).
 
 use std::fs::File;
 
@@ -17,10 +17,11 @@ const AUDIT_SHOWN: usize = 50;
 /// Maximum number of audit lines in an answer, as in the OpenWork server.
 const AUDIT_SHOWN_MOST: usize = 200;
 
-/// The audit log of the OpenWork server in a workspace.
+/// The path of the OpenWork server's audit log in a workspace.
 const OPENWORK_LOG: &str = ".opencode/openwork/audit.jsonl";
 
-/// Routes that are not writes by themselves, such as keystrokes and waits.
+/// Routes without an audit line, because a single request is not a write of its own: keystrokes and waits, for
+/// example.
 const SILENT: &[&str] = &[
     "/api/workspaces/:id/runs/:run/stdin",
     "/api/workspaces/:id/runs/:run/wait",
@@ -28,19 +29,19 @@ const SILENT: &[&str] = &[
     "/api/workspaces/:id/terminals/:terminal/resize",
 ];
 
-/// Starts the audit line for this route, if it has one.
+/// Starts the audit line for a request. Returns `None` if its route has none.
 pub(super) fn draft(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Option<AuditDraft> {
     let writes = route.effect == Effect::Write || route.method != Method::Get;
     let forwarded = route.gate == ApprovalPolicy::Forwarded;
-    // Sessions and prompts do not write a workspace's settings; requests that could run a program are recorded,
-    // approved or not.
+    // Sessions and prompts do not write a workspace's settings. Requests that could run a program get an audit line,
+    // whether they need approval or not.
     let risk = if forwarded { Some(opencode_policy::risk(request)?) } else { None };
     if (!writes && !forwarded) || SILENT.contains(&route.pattern) {
         return None;
     }
     let workspace = match workspace_access::of(route) {
         workspace_access::WorkspaceAccess::Active => workspace_access::concerned(ctx, request),
-        // The workspace's own log disappears from view when it is deleted.
+        // The workspace's own log can no longer be read after the deletion, so the line goes to the server's log.
         workspace_access::WorkspaceAccess::Named
             if route.pattern == "/api/workspaces/:id" && route.method == Method::Delete =>
         {
@@ -58,7 +59,7 @@ pub(super) fn draft(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Option<
     })
 }
 
-/// The action of a route: the one of its approval policy, otherwise derived from its path and method.
+/// Returns the action of a route: that of its approval policy, or else one derived from its path and method.
 fn action(route: &Route<Ctx>) -> String {
     if let ApprovalPolicy::Collaborators(action) | ApprovalPolicy::Everyone(action) = route.gate {
         return action.to_owned();
@@ -72,7 +73,8 @@ fn action(route: &Route<Ctx>) -> String {
     }
     let acts = segments.last().is_some_and(|last| !last.starts_with([':', '*'])) && segments.len() > 1;
     match route.method {
-        // `…/:id/sync` ends with the action, `…/tokens` with the kind of object to create.
+        // A path such as `…/:id/sync` ends with the action; a path such as `…/tokens` ends with the kind of object
+        // to create.
         Method::Post if acts => {}
         Method::Post => words.push("create"),
         Method::Put => words.push("put"),
@@ -83,7 +85,7 @@ fn action(route: &Route<Ctx>) -> String {
     words.join(".")
 }
 
-/// Adds the exact target of a write once it is known.
+/// Adds the exact target of a write to the audit line, once it is known.
 pub(super) fn describe(ctx: &Ctx, request: &mut Request, summary: &str, paths: &[String]) {
     let root = paths.first().and_then(|_| workspace_access::find(ctx, request.param("id")));
     let root = root.map(|workspace| workspace.record().view.path.clone());
@@ -107,17 +109,18 @@ pub(super) fn record(ctx: &Ctx, request: &mut Request, response: &Response) {
     ctx.audit.record(&draft, request.actor(), outcome);
 }
 
-/// Records an invalid credential, or one that is answered with a 401 because of its scope.
+/// Records a credential that is invalid, or that is answered with 401 because its scope is too low.
 pub(super) fn login_failed(ctx: &Ctx, request: &Request, actor: Option<&Actor>, seen: &str) {
     ctx.audit.login_failed(request.peer(), actor, request.path(), seen);
 }
 
-/// The last change of the workspace through the OpenWork API, in Unix milliseconds: `updatedAt` of its configuration.
+/// Returns the time of the last change of a workspace through the OpenWork API, in Unix milliseconds. It is
+/// `updatedAt` of the workspace's configuration.
 pub fn last_change(ctx: &Ctx, workspace: &Workspace) -> Option<u64> {
     ctx.audit.last_change(&workspace.openwork_id, || old(ctx, workspace))
 }
 
-/// The log left by the OpenWork server, which supports host folders only.
+/// Opens the log that the OpenWork server left in the workspace. That server supports host folders only.
 fn old(ctx: &Ctx, workspace: &Workspace) -> Option<File> {
     if workspace.record().view.workspace_type != WorkspaceKind::Host {
         return None;
@@ -131,13 +134,13 @@ pub fn of_workspace(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     answer(ctx, request, &workspace.openwork_id, old(ctx, &workspace))
 }
 
-/// `GET /audit`: events of the server and of deleted workspaces.
+/// `GET /audit`: returns events of the server and of deleted workspaces.
 pub fn of_server(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     answer(ctx, request, SERVER, None)
 }
 
 fn answer(ctx: &Ctx, request: &Request, log: &str, old: Option<File>) -> Result<Answer> {
-    // As in the OpenWork server, a value that is not a number is ignored.
+    // A value that is not a number is ignored, as in the OpenWork server.
     let limit = request.query("limit").and_then(|text| text.parse::<usize>().ok());
     let limit = limit.unwrap_or(AUDIT_SHOWN).clamp(1, AUDIT_SHOWN_MOST);
     Ok(Answer::Now(Response::ok(&json!({ "items": ctx.audit.recent(log, old, limit)? }))))

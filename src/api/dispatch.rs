@@ -1,5 +1,5 @@
-//! The processing of a request: preflight, route, credential, read-only mode, scope, approval, handler, reply, log
-//! line. Contains nothing specific to one endpoint.
+//! Processes a request: preflight, route, credential, read-only mode, scope, approval, handler, answer, log line.
+//! This module contains nothing that is specific to one endpoint.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -34,8 +34,8 @@ pub fn dispatch(ctx: &Arc<Ctx>, request: Request) {
     handle(ctx, request);
 }
 
-/// Returns the handler that answers a request on its connection's own thread: the OpenCode proxy, while there is
-/// room.
+/// Returns the handler that answers a request on the thread of its connection: the OpenCode proxy, if the request
+/// never waits for approval and a proxy permit is free. Returns `None` for any other request.
 pub fn direct(ctx: &Arc<Ctx>, method: &str, target: &str) -> Option<Box<dyn FnOnce(Request)>> {
     opencode::path_below(target).filter(|_| opencode_policy::never_waits(ctx, method, target))?;
     let permit = ctx.proxy_workers.occupy().ok()?;
@@ -48,7 +48,7 @@ fn handle(ctx: &Arc<Ctx>, mut request: Request) {
         return reply(ctx, request, Response::empty(204));
     }
     match catch_panic(|| admit(ctx, &mut request)) {
-        // Reading its body takes as long as its client sends.
+        // Reading a streamed body takes as long as the client sends, so a worker reads it.
         Ok(admitted) if request.is_streamed() => {
             let permit = ctx.transfer_permit(request.party());
             run_on_worker(ctx, permit, request, move |ctx, request| proceed(ctx, request, admitted));
@@ -58,7 +58,7 @@ fn handle(ctx: &Arc<Ctx>, mut request: Request) {
     }
 }
 
-/// A matched route, and the action that must be approved first, if any.
+/// A matched route, and the action that must be approved before the handler runs, if any.
 type AdmittedRoute = (&'static Route<Ctx>, Option<&'static str>);
 
 fn proceed(ctx: &Arc<Ctx>, request: Request, (route, action): AdmittedRoute) {
@@ -68,10 +68,10 @@ fn proceed(ctx: &Arc<Ctx>, request: Request, (route, action): AdmittedRoute) {
     }
 }
 
-/// Counts a connection for the token in the head of its request.
+/// Counts a connection against the token in the head of its request.
 ///
 /// # Errors
-/// `OverShare`; `Busy` for a connection that is reserved for owners.
+/// `OverShare` if the token uses its share of the connections; `Busy` for a connection that is reserved for owners.
 pub fn claim(ctx: &Ctx, connection: u64, head: &str) -> Result<()> {
     let fields = || head.split("\r\n").skip(1).filter_map(|line| line.split_once(':'));
     let field = |name: &str| {
@@ -80,7 +80,7 @@ pub fn claim(ctx: &Ctx, connection: u64, head: &str) -> Result<()> {
     };
     let bearer = field("Authorization").and_then(bearer_of);
     let presented = Presented { bearer, host: field("X-OpenWork-Host-Token"), client_id: None };
-    // The route answers requests without a valid token.
+    // Without a valid token nothing is counted; the route answers the request.
     let Ok(actor) = ctx.credentials.actor(presented) else { return Ok(()) };
     claim_for(ctx, connection, party_of(&actor, None))
 }
@@ -98,8 +98,8 @@ fn party_of(actor: &Actor, workspace: Option<Uuid>) -> ShareHolder {
     }
 }
 
-/// The owner of the shares that a request uses: its token, and the workspace that it concerns. An owner without
-/// restrictions has no share.
+/// Returns the owner of the shares that a request uses: its token, and the workspace that it concerns. An owner
+/// without restrictions has no share.
 fn party(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> ShareHolder {
     let Some(actor) = request.actor() else { return ShareHolder::ANONYMOUS };
     let workspace = match workspace_access::of(route) {
@@ -114,11 +114,12 @@ fn party(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> ShareHolder {
     party_of(actor, workspace)
 }
 
-/// How long a request to an OpenCode waits while its token or workspace uses its share. Slow requests leave their
-/// workers ([`limits::PROXY_SLOW`]), so the full time passes only when stream workers are short as well.
+/// How long a request to an OpenCode waits while its token or workspace uses its share of the proxy workers. A slow
+/// request leaves its worker ([`limits::PROXY_SLOW`]), so the whole time passes only if stream workers are short
+/// too.
 const SHARE_WAIT: Duration = Duration::from_secs(30);
 
-/// Counts the request for its party: its connection and the permit for its thread.
+/// Counts the request against its party: its connection and, for a direct request, the permit for its thread.
 fn count_connection(ctx: &Ctx, request: &Request) -> Result<()> {
     let party = request.party();
     if let Some(connection) = request.connection() {
@@ -131,11 +132,11 @@ fn count_connection(ctx: &Ctx, request: &Request) -> Result<()> {
     Ok(())
 }
 
-/// Checks everything before the handler. Returns the route, and the action that must be approved first, if any.
+/// Makes all checks before the handler runs. Returns the route, and the action that must be approved first, if any.
 fn admit(ctx: &Ctx, request: &mut Request) -> Result<AdmittedRoute> {
     let route = match TABLE.find(request)? {
         RouteMatch::Route(route) => route,
-        // The OpenWork server answers a wrong method with 404, sandboxed.sh with 405.
+        // For a wrong method, sandboxed.sh answers 405 and the OpenWork server 404.
         RouteMatch::OtherMethods(methods) if request.path().starts_with("/api/") => {
             return Err(Error::new(Code::MethodNotAllowed, format!("This path supports only {methods}"))
                 .detail("allow", methods));
@@ -145,7 +146,7 @@ fn admit(ctx: &Ctx, request: &mut Request) -> Result<AdmittedRoute> {
         }
     };
     let actor = authenticate(ctx, route, request)?;
-    // From here on refusals are recorded in the audit log with their actor.
+    // From here on, the audit log records refusals with their actor.
     request.set_actor(actor.clone());
     request.set_draft(audit::draft(ctx, route, request));
     if ctx.read_only && route.effect == Effect::Write {
@@ -158,7 +159,7 @@ fn admit(ctx: &Ctx, request: &mut Request) -> Result<AdmittedRoute> {
             }
             _ => workspace_access::check(ctx, route, request, actor)?,
         }
-        // Checked before approval is requested.
+        // The scope for the workspace is checked before approval is requested.
         match workspace_access::required(ctx, route, request) {
             Some(required) if actor.scope < required => {
                 return Err(workspace_access::too_low(ctx, required, actor));
@@ -181,7 +182,8 @@ fn admit(ctx: &Ctx, request: &mut Request) -> Result<AdmittedRoute> {
     })
 }
 
-/// Refuses a compressed body: the server does not decode any coding. Requests to OpenCode are proxied unchanged.
+/// Refuses a compressed body, because the server decodes no content coding. Requests to OpenCode are proxied
+/// unchanged.
 fn check_coding(request: &Request) -> Result<()> {
     let coded = request.headers().filter(|(name, _)| name.eq_ignore_ascii_case("Content-Encoding"));
     let mut codings = coded.flat_map(|(_, value)| value.split(',')).map(str::trim);
@@ -208,10 +210,10 @@ fn perform(ctx: &Arc<Ctx>, mut request: Request, route: &'static Route<Ctx>) {
             Err(error) => return fail(ctx, request, &error),
         }
     }
-    // The handler of an upload buffers it itself, after validating the request.
+    // The handler of an upload validates the request before it buffers the body, so the body is not buffered here.
     let waits =
         matches!(route.gate, ApprovalPolicy::Everyone(_)) && ctx.approval.mode == ApprovalMode::Manual;
-    // The body is read by a worker that a slow client may block; file workers do not read from clients.
+    // A worker that a slow client may block reads the body, because file workers do not read from clients.
     let streams = route.class == Class::Files && request.is_streamed();
     if (waits && route.class != Class::Upload) || streams {
         let held = request.buffer_body(routes::cap_of(route) as u64, ctx.approvals.spool());
@@ -243,7 +245,7 @@ fn call_handler(ctx: &Arc<Ctx>, mut request: Request, route: &Route<Ctx>) {
     }
 }
 
-/// Executes a prepared write, after approval if required.
+/// Executes a prepared write, after approval if that is required.
 fn allow_prepared(
     ctx: &Arc<Ctx>,
     mut request: Request,
@@ -259,7 +261,7 @@ fn allow_prepared(
         Err(error) => fail(ctx, request, &error),
     };
     if ctx.approval.mode == ApprovalMode::Auto {
-        // Already on a file worker, or on a worker that reads a large body.
+        // This thread is already a file worker, or a worker that reads a large body.
         if class == Class::Files || request.on_worker() {
             return work(ctx, request);
         }
@@ -279,7 +281,7 @@ fn allow_prepared(
     }
 }
 
-/// Suspends the request until its approval is decided. The same request continues then, unless its client has
+/// Suspends the request until its approval is decided, then continues the same request, unless its client has
 /// disconnected.
 fn request_approval(ctx: &Arc<Ctx>, mut request: Request, route: &'static Route<Ctx>, action: &'static str) {
     match catch_panic(|| buffer_and_describe(ctx, &mut request, route, action)) {
@@ -299,7 +301,8 @@ fn request_approval(ctx: &Arc<Ctx>, mut request: Request, route: &'static Route<
     }
 }
 
-/// `allowed` continues the request on the thread of the approver's request; it must return quickly.
+/// Suspends the request until `asked` is decided. `allowed` continues the request on the thread of the approver's
+/// request, so it must return quickly.
 fn wait_for_approval(
     ctx: &Arc<Ctx>,
     mut request: Request,
@@ -311,7 +314,7 @@ fn wait_for_approval(
         Err(error) => return fail(ctx, request, &error),
     };
     let watch = request.connection().map(|client| ctx.disconnects.subscribe(client, &disconnected));
-    // A pending approval ends when the credential of its sender ends; the sender is notified at once.
+    // A pending approval ends when the credential of its requester ends. The requester receives an error at once.
     let credentials = ctx.credentials.clone();
     let lease = request.actor().map(|actor| {
         let (ctx, id) = (Arc::downgrade(ctx), asked.id().to_owned());
@@ -344,7 +347,7 @@ fn wait_for_approval(
     ctx.approvals.request(asked, party, disconnected, Box::new(step));
 }
 
-/// Buffers the request's body and builds its approval request.
+/// Buffers the body of the request and builds its approval request.
 fn buffer_and_describe(
     ctx: &Ctx,
     request: &mut Request,
@@ -357,7 +360,7 @@ fn buffer_and_describe(
     approval_request::build(ctx, request, WriteDescription { action, paths, ..WriteDescription::default() })
 }
 
-/// The 401 answer, with the presented and the required credential.
+/// Returns the 401 error, which names the presented and the required credential.
 fn unauthorized(seen: &str, host: bool, required: Scope) -> Error {
     let what = if host { "Invalid host token" } else { "Invalid bearer token" };
     Error::new(
@@ -367,7 +370,7 @@ fn unauthorized(seen: &str, host: bool, required: Scope) -> Error {
     .detail("required", required.as_str())
 }
 
-/// The error for a request if its token has ended since it was admitted.
+/// Returns the error for a request of which the token has ended since it was admitted.
 fn credential_ended() -> Error {
     Error::new(Code::Unauthorized, "Invalid bearer token: it was revoked, or it expired, during this request")
 }
@@ -411,14 +414,16 @@ fn permit_for(ctx: &Ctx, class: Class, party: ShareHolder) -> Result<Permit> {
     }
 }
 
-/// Writes wait for other writes of the same workspace, which must not block the HTTP threads.
+/// Returns a permit for a prepared write. A write may wait for other writes of the same workspace, so it must not
+/// run on the HTTP threads.
 fn write_permit(ctx: &Ctx, class: Class, party: ShareHolder) -> Result<Permit> {
     if class == Class::Short { ctx.transfer_permit(party) } else { permit_for(ctx, class, party) }
 }
 
 /// Moves the request to the workers of its class.
 fn start_work(ctx: &Arc<Ctx>, request: Request, class: Class, work: DeferredWork, cancel: Option<Cancel>) {
-    // The end of its credential cancels a wait like a disconnect, but with an error for the client.
+    // When the credential ends, the request is cancelled as if its client had disconnected, but the client gets an
+    // error.
     let lease = request
         .actor()
         .zip(cancel.clone())
@@ -441,7 +446,7 @@ fn start_work(ctx: &Arc<Ctx>, request: Request, class: Class, work: DeferredWork
     run_on_worker(ctx, permit_for(ctx, class, request.party()), request, job);
 }
 
-/// Continues the request on a file worker. A large answer is sent by another worker.
+/// Continues the request on a file worker. If the answer is large, another worker sends it.
 fn run_on_file_worker(
     ctx: &Arc<Ctx>,
     mut request: Request,
@@ -457,7 +462,7 @@ fn run_on_file_worker(
     }
 }
 
-/// Continues the request on a worker; answers 503 without one.
+/// Continues the request on a worker, or answers with the error if there is no permit.
 fn run_on_worker(
     ctx: &Arc<Ctx>,
     permit: Result<Permit>,
@@ -474,7 +479,7 @@ fn run_on_worker(
     }
 }
 
-/// Turns a panic of a handler into a 500; the thread continues.
+/// Turns a panic in `work` into an error with status 500, so that the thread continues.
 fn catch_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(Error::internal("Unexpected server error")))
 }
@@ -486,9 +491,9 @@ fn fail(ctx: &Arc<Ctx>, request: Request, error: &Error) {
     let response = Response::error(error);
     let response = match error.code() {
         Code::MethodNotAllowed => response.with("Allow", allowed_methods(error)),
-        // RFC 9110, 12.5.3: in an answer, the codings that the server accepts.
+        // RFC 9110, 12.5.3: in an answer, this header lists the codings that the server accepts.
         Code::UnsupportedEncoding => response.with("Accept-Encoding", "identity"),
-        // RFC 9110, 15.5.2.
+        // RFC 9110, 15.5.2: a 401 must have this header.
         Code::Unauthorized => response.with("WWW-Authenticate", "Bearer"),
         _ => response,
     };
@@ -499,7 +504,8 @@ fn allowed_methods(error: &Error) -> String {
     error.body()["details"]["allow"].as_str().unwrap_or_default().to_owned()
 }
 
-/// Closes a stream or socket when its credential ends. WebSockets get a grace period to report the reason.
+/// Closes the stream or socket of an answer when its credential ends. A WebSocket gets a grace period, in which the
+/// server reports the reason.
 fn bind_to_lease(ctx: &Ctx, request: &Request, response: &Response) {
     let Some((actor, ticket)) = request.actor().filter(|actor| actor.is_scoped).zip(response.ticket()) else {
         return;
@@ -512,8 +518,9 @@ fn bind_to_lease(ctx: &Ctx, request: &Request, response: &Response) {
     });
 }
 
-/// Warns the client about unread input. The query of a page is for its script, and that of a proxied request for
-/// OpenCode; a failed handler may not have read all parameters.
+/// Warns the client about query parameters that no handler has read. There is no such warning for a page, which
+/// reads its query in a script, for a proxied request, or for a failed one, the handler of which may have read only
+/// some.
 fn add_warnings(request: &mut Request, response: Response) -> Response {
     let page = request.path().trim_end_matches('/').ends_with("/ui") || request.path().contains("/ui/");
     let passed_on = opencode::path_below(request.target()).is_some();
@@ -535,7 +542,7 @@ fn reply(ctx: &Arc<Ctx>, mut request: Request, response: Response) {
 
 fn is_disconnected(ctx: &Ctx, request: &Request) -> bool {
     match request.direct() {
-        // This is the connection's own thread, so no other thread polls its socket.
+        // This is the thread of the connection, so no other thread polls the socket.
         Some(client) => client.is_disconnected(),
         None => request.connection().is_some_and(|client| ctx.disconnects.is_disconnected(client)),
     }

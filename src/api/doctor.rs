@@ -4,7 +4,7 @@ use super::Ctx;
 use crate::base::Result;
 use crate::http::{Answer, Request, Response};
 
-/// `GET /api/doctor`. For viewers too: the report holds no secrets and is cached.
+/// `GET /api/doctor`. Viewers may use it, because the report contains no secrets and is cached.
 pub fn report(ctx: &Ctx, _: &mut Request) -> Result<Answer> {
     let doctor = ctx.doctor.clone();
     Ok(Answer::later(move || Ok(Response::ok(doctor.report().as_ref())), None))

@@ -1,5 +1,5 @@
-//! The output of a run as an event stream, or a part of it as a body, written to the client's own socket by a
-//! `stream-N` thread. The names and fields of events are defined here.
+//! The output of a run, as an event stream or (a part of it) as a body. A `stream-N` thread writes it to the
+//! client's own socket. This module defines the names and fields of the events.
 
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
@@ -21,11 +21,12 @@ use crate::runs::run::RunError;
 use crate::runs::spool::{OutputStream, Position};
 use crate::runs::{RunStatus, Runs};
 
-/// The suffix of the last event's id, `exit` or `failed`: a browser that reconnects with it needs nothing more. The
-/// event is not called `error`, because EventSource uses that name itself.
+/// The suffix of the id of the last event, `exit` or `failed`. A browser that reconnects with such an id has
+/// received everything. The event is not called `error`, because EventSource uses that name for its own events.
 const EXIT_MARK: &str = ":exit";
 
-/// Returns where a client resumes after the event `id`: `Some(None)` if no event remains, `None` for an invalid id.
+/// Returns the position from which a client resumes after the event `id`: `Some(None)` if no event remains, `None`
+/// for an invalid id.
 pub(super) fn resume(id: &str) -> Option<Option<Position>> {
     match id.strip_suffix(EXIT_MARK) {
         Some(position) => Position::parse(position).map(|_| None),
@@ -33,7 +34,8 @@ pub(super) fn resume(id: &str) -> Option<Option<Position>> {
     }
 }
 
-/// Sends events until the run ends, the server stops, or the client disconnects; returns `false` for a disconnect.
+/// Sends events until the run ends, the server stops, or the client disconnects. Returns `false` if the client
+/// disconnected.
 pub(super) fn events(
     socket: ClientSocket,
     follower: OutputFollower,
@@ -54,7 +56,7 @@ pub(super) fn events(
     }
 }
 
-/// The output and the status changes of a run.
+/// The source of events for the output and the status changes of a run.
 struct RunSource<'a> {
     follower: OutputFollower,
     format: EventStreamFormat,
@@ -90,13 +92,13 @@ impl EventSource for RunSource<'_> {
             OutputPiece::End => {
                 let id = id + EXIT_MARK;
                 match self.follower.run().end().filter(|end| end.status == RunStatus::Failed) {
-                    // The run has no exit status: it never started, or its end is unknown.
+                    // The run has no exit status, because it never started or its end is unknown.
                     Some(end) => self.format.write(out, "failed", &id, failure(end.error, &self.follower)),
                     None => self.write_status(out, "exit", id),
                 }
                 StreamProgress::Finished
             }
-            // Other runs are killed, and their followers see the end.
+            // The server kills all other runs when it stops, so their followers receive the end of the run.
             OutputPiece::Nothing if self.runs.is_stopping() && self.follower.run().spec.detach => {
                 self.write_status(out, "status", id);
                 StreamProgress::Finished
@@ -110,8 +112,8 @@ impl EventSource for RunSource<'_> {
     }
 }
 
-/// Writes the available output, which the head declared as `length` bytes; aborts if some of it is dropped before it
-/// is read.
+/// Writes the available output, which the head declared as `length` bytes. Aborts the body if some of the output is
+/// dropped before this thread has read it.
 pub(super) fn stretch(
     socket: ClientSocket,
     mut follower: OutputFollower,
@@ -131,7 +133,7 @@ pub(super) fn stretch(
     let _ = body.end();
 }
 
-/// Reads the next bytes of one stream or of both.
+/// Reads the next bytes of one stream, or of both if `stream` is `None`.
 pub(super) fn read(
     follower: &mut OutputFollower,
     stream: Option<OutputStream>,
@@ -140,7 +142,8 @@ pub(super) fn read(
     loop {
         match follower.next_bytes_of(stream, buffer) {
             Ok(OutputPiece::Bytes(_, _, n)) => return Some(n),
-            // For one stream, the declared length ends at a gap; for both, it skips gaps.
+            // For one stream, a gap ends the output, because the declared length includes the gap. For both streams,
+            // gaps are skipped.
             Ok(OutputPiece::Missed(..)) if stream.is_none() => {}
             Ok(_) => return None,
             Err(error) => {
@@ -151,7 +154,7 @@ pub(super) fn read(
     }
 }
 
-/// Why a run has no exit status.
+/// Describes why a run has no exit status.
 fn failure(why: Option<RunError>, follower: &OutputFollower) -> Map<String, Value> {
     let unknown =
         || RunError { code: "interrupted".to_owned(), message: "How the run ended is not known".to_owned() };
@@ -166,7 +169,7 @@ fn object(value: Value) -> Map<String, Value> {
     }
 }
 
-/// Bytes of a stream: as text if they are UTF-8, otherwise in base64, so that no byte is changed.
+/// Describes bytes of a stream: as text if they are UTF-8, otherwise in base64, so that no byte is changed.
 fn chunk(offset: u64, bytes: &[u8]) -> Map<String, Value> {
     let mut data = Map::new();
     data.insert("offset".into(), offset.into());

@@ -1,4 +1,4 @@
-//! `/api/images`: list, build, import and delete base images.
+//! `/api/images`: lists, builds, imports and deletes base images.
 
 use std::path::PathBuf;
 
@@ -24,14 +24,14 @@ pub fn events(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     }
 }
 
-/// `GET /api/images/:id`, by id, id prefix, or name.
+/// `GET /api/images/:id`, where `:id` is an id, a prefix of an id, or a name.
 pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let images = ctx.lifecycle.images();
     let image = images.find(request.param("id"))?;
     Ok(Answer::Now(Response::ok(&images.show(&image.id)?)))
 }
 
-/// `DELETE /api/images/:id`. Deleting the tree takes time.
+/// `DELETE /api/images/:id`. A worker deletes the image, because that takes time.
 pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let (images, wanted) = (ctx.lifecycle.images().clone(), request.param("id").to_owned());
     let work = move || {
@@ -44,18 +44,18 @@ pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 
 #[derive(Deserialize)]
 struct CreateImageBody {
-    /// A distribution to bootstrap.
+    /// The distribution to build.
     build: Option<String>,
     /// `missing`, `always` or `never`.
     pull: Option<Pull>,
-    /// A file or directory on the server.
+    /// The path of a file or directory on the server.
     path: Option<PathBuf>,
     name: Option<String>,
     reference: Option<String>,
 }
 
-/// `POST /api/images`: a JSON body names a distribution to build, or a file or directory on the server to import; any
-/// other body is an archive, with `?name=`.
+/// `POST /api/images`: a JSON body names a distribution to build, or a file or directory on the server to import.
+/// Any other body is an archive to import under the name in `?name=`.
 pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let json =
         request.header("Content-Type").is_some_and(|kind| kind.trim_start().starts_with("application/json"));
@@ -103,7 +103,7 @@ fn upload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let images = ctx.lifecycle.images();
     let length = request.announced_length();
     let wanted = ImportSpec { name: &name, origin: "an upload".into(), reference: reference.as_deref() };
-    // A small body has been buffered; for a larger one, this handler runs on a worker.
+    // A small body has been buffered already. If the body is larger, this handler runs on a worker.
     let imported = images.import_upload(request.reader(), length, &wanted, &Cancel::new()?)?;
     Ok(Answer::Now(Response::json(201, &imported)))
 }

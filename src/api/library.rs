@@ -1,5 +1,5 @@
-//! `/api/library`: templates, skills, tools, scripts, commands, agents, plugins and MCP servers. Success sentences
-//! are those of sandboxed.sh.
+//! `/api/library`: templates, skills, tools, scripts, commands, agents, plugins and MCP servers. The messages of
+//! successful answers are those of sandboxed.sh.
 
 use serde::Deserialize;
 use serde_json::{Map as Object, Value};
@@ -14,7 +14,7 @@ use crate::library::watch::LibraryChange;
 use crate::library::{LibraryMap, TemplateFields, TextKind};
 use crate::workspaces::Resources;
 
-/// Maximum size of an archive with a skill; it is held in memory.
+/// Maximum size of an archive with a skill. The archive is held in memory.
 const SKILL_ARCHIVE_BYTES: usize = 8 << 20;
 
 #[derive(Deserialize)]
@@ -31,7 +31,7 @@ fn json_answer(value: &impl serde::Serialize) -> Result<Answer> {
 }
 
 fn content(request: &mut Request) -> Result<String> {
-    // Up to half of it may be JSON escapes.
+    // The limit is larger than that of the content, because up to half of the body may be JSON escapes.
     Ok(request.json::<ContentBody>(limits::JSON_BODY_BYTES)?.content)
 }
 
@@ -69,7 +69,7 @@ pub fn skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     json_answer(&ctx.lifecycle.library().skill(request.param("name"))?)
 }
 
-/// `POST /api/library/skill/import?name=`: a form with the field `file`.
+/// `POST /api/library/skill/import?name=`: the body is a form with the field `file`.
 pub fn import_skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let library = ctx.lifecycle.library();
     let missing = || Error::new(Code::InvalidName, "Skill name is required: `?name=NAME`");
@@ -79,7 +79,7 @@ pub fn import_skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         return Err(too_large());
     }
     while let Some(part) = form.next_part(request.reader())? {
-        // Browsers send an empty name if no file was chosen.
+        // A browser sends an empty file name if no file was chosen.
         let Some(file_name) = part.file_name.filter(|file| part.name == "file" && !file.is_empty()) else {
             continue;
         };
@@ -102,7 +102,7 @@ pub fn import_skill(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     Err(Error::new(Code::FileRequired, "No file uploaded: form field 'file' is required"))
 }
 
-/// The most bytes of a form around its file.
+/// Maximum number of bytes of a form in addition to its file.
 const FORM_BYTES: usize = 64 << 10;
 
 fn too_large() -> Error {
@@ -145,7 +145,7 @@ pub fn delete_skill_file(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     sentence("File deleted successfully")
 }
 
-/// All kinds of text share the handlers; the path selects the kind.
+/// Returns the kind of text that the path selects. All kinds share the same handlers.
 fn kind(request: &Request) -> Result<TextKind> {
     match request.path().split('/').nth(3) {
         Some("tool") => Ok(TextKind::Tool),
@@ -156,23 +156,23 @@ fn kind(request: &Request) -> Result<TextKind> {
     }
 }
 
-/// `GET /api/library/tool` and the other kinds.
+/// `GET /api/library/tool`, and the same for the other kinds of text.
 pub fn texts(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     json_answer(&ctx.lifecycle.library().texts(kind(request)?)?)
 }
 
-/// `GET /api/library/tool/:name` and the other kinds.
+/// `GET /api/library/tool/:name`, and the same for the other kinds of text.
 pub fn text(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let kind = kind(request)?;
     let mut text = ctx.lifecycle.library().text(kind, request.param("name"))?;
-    // A script may hold secrets in any form; an init script of a workspace is redacted by its key.
+    // A script may contain secrets in any form, so its whole content is hidden from viewers.
     if kind == TextKind::InitScript && viewer_redaction::hides(request.actor()) && !text.content.is_empty() {
         HIDDEN.clone_into(&mut text.content);
     }
     json_answer(&text)
 }
 
-/// `PUT /api/library/tool/:name` and the other kinds.
+/// `PUT /api/library/tool/:name`, and the same for the other kinds of text.
 pub fn put_text(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let kind = kind(request)?;
     let text = content(request)?;
@@ -189,12 +189,12 @@ fn changed_text(ctx: &Ctx, kind: TextKind, name: &str) {
     match kind {
         TextKind::Tool => changed(ctx, LibraryChange::named(name)),
         TextKind::Command | TextKind::Agent => changed(ctx, LibraryChange::Agents),
-        // Builds read it when needed.
+        // Builds read the script when they need it.
         TextKind::InitScript => {}
     }
 }
 
-/// `DELETE /api/library/tool/:name` and the other kinds.
+/// `DELETE /api/library/tool/:name`, and the same for the other kinds of text.
 pub fn delete_text(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let kind = kind(request)?;
     ctx.lifecycle.library().delete_text(kind, request.param("name"))?;

@@ -1,5 +1,5 @@
-//! `POST /api/auth/login`: exchanges a password for a token, for clients of sandboxed.sh. The gate delays failures,
-//! like every 401.
+//! `POST /api/auth/login`: exchanges a password for a token, for clients of sandboxed.sh. The gate delays the
+//! answers to failed logins, like every 401.
 
 use serde::Deserialize;
 
@@ -13,7 +13,7 @@ struct LoginBody {
     password: String,
 }
 
-/// A name and a password, with room for escapes.
+/// Maximum size of the request body: a user name and a password, with room for JSON escapes.
 const BODY_BYTES: usize = 16 << 10;
 
 /// `POST /api/auth/login`

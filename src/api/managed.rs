@@ -1,4 +1,4 @@
-//! The OpenCode that the server manages: its state, its events, and a restart after it has failed.
+//! The OpenCode that the server manages: its state, its events, and its restart after a failure.
 
 use std::time::{Duration, Instant};
 
@@ -13,10 +13,11 @@ use crate::http::{Answer, Request};
 use crate::opencode::Managed;
 use crate::opencode::managed::Phase;
 
-/// How long a reload waits for a failed OpenCode to start.
+/// How long a reload waits until a failed OpenCode has started.
 const RESTART_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Its state for `GET /status`. The reason for its end may name programs, so it is shown to owners only.
+/// Returns the state of the managed OpenCode for `GET /status`. Only owners see why it ended, because the reason may
+/// name programs.
 pub(super) fn shown(managed: &Managed, owner: bool) -> Value {
     let state = managed.state();
     let mut shown = json!({
@@ -39,7 +40,7 @@ pub(super) fn shown(managed: &Managed, owner: bool) -> Value {
     shown
 }
 
-/// Publishes a change, and writes it to the audit log.
+/// Publishes a change of the managed OpenCode, and writes it to the audit log.
 pub fn changed(ctx: &Ctx, change: &OpencodeChange) {
     match change.state {
         "ended" | "failed" => log::warn!("{}", change.summary),
@@ -81,7 +82,7 @@ pub fn events(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     })
 }
 
-/// Starts a failed OpenCode and waits for it; `false` if it had not failed.
+/// Restarts the managed OpenCode if it has failed, and waits until it runs. Returns `false` if it had not failed.
 pub(super) fn restart_failed(managed: &Managed) -> Result<bool> {
     if managed.state().phase != Phase::Failed {
         return Ok(false);

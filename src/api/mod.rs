@@ -1,5 +1,5 @@
-//! Both APIs: the route table, dispatch, and one file per resource. A handler parses the request, calls a service and
-//! builds the answer; the logic and its locks are in the services.
+//! Both APIs: the route table, dispatch, and one file per resource. A handler parses the request, calls a service
+//! and builds the answer. The logic and its locks are in the services.
 
 mod approval_request;
 pub mod approvals;
@@ -56,7 +56,7 @@ use crate::opencode::{Managed, Upstreams};
 use crate::project::Project;
 use request_log::RequestLog;
 
-/// The services and configuration available to handlers and dispatch; created once by the server.
+/// The services and the configuration that dispatch and handlers use. The server creates it once.
 pub struct Ctx {
     pub lifecycle: Arc<Lifecycle>,
     pub project: Arc<Project>,
@@ -65,18 +65,18 @@ pub struct Ctx {
     pub approval: ApprovalSettings,
     pub approvals: Approvals,
     pub audit: Audit,
-    /// Refuse writes.
+    /// Whether the server refuses writes.
     pub read_only: bool,
-    /// Origins that browsers may call from.
+    /// The origins from which browsers may call the API.
     pub cors_origins: Vec<String>,
     pub authorized_roots: Vec<PathBuf>,
     pub config_path: Option<PathBuf>,
-    /// The first bound address: host and port, or a Unix socket's path and 0.
+    /// The first bound address: host and port, or the path of a Unix socket and 0.
     pub address: (String, u16),
     pub bus: Arc<Bus>,
     pub disconnects: Disconnects,
     pub tickets: Tickets,
-    /// The open connections, for `/status`.
+    /// Returns the open connections, for `/status`.
     pub connections: Box<dyn Fn() -> Value + Send + Sync>,
     pub advertised: AdvertisedCapabilities,
     pub request_log: RequestLog,
@@ -87,83 +87,83 @@ pub struct Ctx {
     pub stream_workers: Arc<Pool>,
     /// The workers of [`crate::http::Class::Proxy`].
     pub proxy_workers: Pool,
-    /// Connections to OpenCode.
+    /// The connections to OpenCode.
     pub upstreams: Arc<Upstreams>,
-    /// The OpenCode that the server manages, if any.
+    /// The OpenCode that the server manages, if there is one.
     pub managed: Option<Arc<Managed>>,
-    /// Its events.
+    /// The events of the managed OpenCode.
     pub managed_events: Arc<Topic>,
-    /// The scope required to answer OpenCode's permission requests.
+    /// The scope that is required to answer OpenCode's permission requests.
     pub permission_replies: Scope,
-    /// The scope required to make OpenCode on a host workspace run programs without approval.
+    /// The scope that is required to make OpenCode on a host workspace run programs without approval.
     pub opencode_shell: Scope,
     /// The workers of [`crate::http::Class::Files`].
     pub file_workers: Pool,
-    /// The workers for bodies and answers that a slow client could block.
+    /// The workers for request bodies and answers that a slow client could block.
     pub transfers: Pool,
     /// The workers of [`crate::http::Class::End`].
     pub end_workers: Pool,
 }
 
 impl Ctx {
-    /// A permit for a run worker.
+    /// Returns a permit for a run worker.
     ///
     /// # Errors
-    /// `Busy`, `OverShare`.
+    /// `Busy` if no worker is free, `OverShare` if the party uses its share.
     pub fn run_permit(&self, party: ShareHolder) -> Result<Permit> {
         let busy = "All run workers are busy; try again, or start berth with a larger --max-runs";
         reserve(&self.run_workers, party, "run workers (--max-runs)", busy)
     }
 
-    /// A permit for a stream worker.
+    /// Returns a permit for a stream worker.
     ///
     /// # Errors
-    /// `Busy`, `OverShare`.
+    /// `Busy` if no worker is free, `OverShare` if the party uses its share.
     pub fn stream_permit(&self, party: ShareHolder) -> Result<Permit> {
         reserve_stream(&self.stream_workers, party)
     }
 
-    /// A permit for a proxy worker.
+    /// Returns a permit for a proxy worker.
     ///
     /// # Errors
-    /// `Busy`, `OverShare`.
+    /// `Busy` if no worker is free, `OverShare` if the party uses its share.
     pub fn proxy_permit(&self, party: ShareHolder) -> Result<Permit> {
         let busy = "Too many requests are waiting for OpenCode; try again, or start berth with a larger --max-proxied";
         reserve(&self.proxy_workers, party, PROXIED, busy)
     }
 
-    /// A permit for a file worker.
+    /// Returns a permit for a file worker.
     ///
     /// # Errors
-    /// `Busy`, `OverShare`.
+    /// `Busy` if no worker is free, `OverShare` if the party uses its share.
     pub fn files_permit(&self, party: ShareHolder) -> Result<Permit> {
         let busy = "Too many requests are accessing workspace files; try again";
         reserve(&self.file_workers, party, "requests for workspace files", busy)
     }
 
-    /// A permit for a transfer worker.
+    /// Returns a permit for a transfer worker.
     ///
     /// # Errors
-    /// `Busy`, `OverShare`.
+    /// `Busy` if no worker is free, `OverShare` if the party uses its share.
     pub fn transfer_permit(&self, party: ShareHolder) -> Result<Permit> {
         let busy = "Too many large bodies and answers are being transferred; try again";
         reserve(&self.transfers, party, "large bodies and answers", busy)
     }
 
-    /// A permit for a worker that ends other work.
+    /// Returns a permit for a worker that ends other work.
     ///
     /// # Errors
-    /// `Busy`, `OverShare`.
+    /// `Busy` if no worker is free, `OverShare` if the party uses its share.
     pub fn end_permit(&self, party: ShareHolder) -> Result<Permit> {
         let busy = "Too many requests to end runs or terminals are waiting; try again";
         reserve(&self.end_workers, party, "requests to end runs or terminals", busy)
     }
 }
 
-/// The name of the proxy's share in error messages.
+/// The name of the share of proxy workers in error messages.
 const PROXIED: &str = "requests to OpenCode (--max-proxied)";
 
-/// As [`Ctx::stream_permit`], for a thread without a context.
+/// Returns a permit for a stream worker, like [`Ctx::stream_permit`], on a thread that has no [`Ctx`].
 fn reserve_stream(workers: &Pool, party: ShareHolder) -> Result<Permit> {
     let busy = "All stream workers are taken; try again, or start berth with a larger --max-streams";
     reserve(workers, party, "stream workers (--max-streams)", busy)
@@ -173,26 +173,26 @@ fn reserve(workers: &Pool, party: ShareHolder, what: &str, busy: &str) -> Result
     workers.reserve(party).map_err(|refused| refused.error(what, || Error::new(Code::Busy, busy)))
 }
 
-/// Facts for `GET /capabilities` that are fixed at start-up.
+/// Facts for `GET /capabilities` that do not change after start-up.
 #[derive(Clone, Debug)]
 pub struct AdvertisedCapabilities {
-    /// Inbox uploads are accepted.
+    /// Whether the server accepts uploads to the inbox.
     pub inbox_enabled: bool,
-    /// The largest upload, in bytes.
+    /// Maximum size of an upload, in bytes.
     pub inbox_max_bytes: u64,
-    /// Outbox files are listed.
+    /// Whether the server lists files in the outbox.
     pub outbox_enabled: bool,
-    /// The page at `/ui` is served.
+    /// Whether the server serves the page at `/ui`.
     pub toy_ui: bool,
-    /// This server runs inside a sandbox.
+    /// Whether the server runs inside a sandbox.
     pub sandbox_enabled: bool,
-    /// `none`, `docker` or `container`.
+    /// The kind of that sandbox: `none`, `docker` or `container`.
     pub sandbox_backend: String,
-    /// `berth`, if the sandbox is a berth container.
+    /// `berth` if that sandbox is a berth container.
     pub sandbox_engine: Option<&'static str>,
-    /// `sandbox-headless`, `host-interactive` or `client-interactive`.
+    /// The provider of a browser: `sandbox-headless`, `host-interactive` or `client-interactive`.
     pub browser_provider: Option<String>,
 }
 
-/// The version in replies.
+/// The version of the server in answers.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,5 +1,5 @@
-//! The OpenCode behind a workspace: proxies requests below `/opencode`, and reloads its configuration. This file
-//! decides which requests are allowed; the connection to OpenCode is made elsewhere.
+//! The OpenCode of a workspace: proxies requests below `/opencode`, and reloads OpenCode's configuration. This
+//! module decides which requests are allowed; the connection to OpenCode is made in the room `opencode`.
 
 use std::cell::RefCell;
 use std::io::Read;
@@ -27,16 +27,16 @@ use crate::store::spool::SpoolArea;
 use crate::workspaces::Workspace;
 use crate::workspaces::opencode::OpencodeLocation;
 
-/// A response of OpenCode up to this size is read as a whole, and the client's connection is kept.
+/// Maximum size of an answer of OpenCode that is read as a whole, so that the client's connection stays open.
 const PROXY_WHOLE_BYTES: u64 = 64 << 10;
 
-/// Returns the part of a request target that OpenCode receives; `None` if the target is not proxied.
+/// Returns the part of a request target that OpenCode receives. Returns `None` if the target is not proxied.
 pub fn path_below(target: &str) -> Option<&str> {
     let path = target.split('?').next().unwrap_or_default();
     path.get(mount(path)?.len()..)
 }
 
-/// The part of a path before OpenCode's own: `/opencode`, `/w/ID/opencode` and its aliases.
+/// Returns the part of a path before OpenCode's own path: `/opencode`, `/w/ID/opencode` or one of its aliases.
 fn mount(path: &str) -> Option<&str> {
     let mut words = path.split('/').skip(1);
     let count = match (words.next()?, words.nth(1)) {
@@ -49,8 +49,8 @@ fn mount(path: &str) -> Option<&str> {
     path.get(..end)
 }
 
-/// Finds the workspace of a request, and the prefix of its path: `/opencode` belongs to the active workspace,
-/// `/w/:id/opencode` and `/workspace/:id/opencode` to the one with this id.
+/// Returns the workspace of a request, and the prefix of its path. `/opencode` belongs to the active workspace;
+/// `/w/:id/opencode` and `/workspace/:id/opencode` belong to the workspace with this id.
 ///
 /// # Errors
 /// `WorkspaceNotFound`.
@@ -63,7 +63,7 @@ pub fn workspace_of(ctx: &Ctx, request: &Request) -> Result<(Arc<Workspace>, Str
     Ok((workspace, mount(request.path()).unwrap_or_default().to_owned()))
 }
 
-/// The path and query for OpenCode, unchanged.
+/// Returns the path and the query for OpenCode, unchanged.
 pub fn below<'a>(request: &'a Request, mount: &str) -> (&'a str, &'a str) {
     let below = request.target().strip_prefix(mount).unwrap_or_default();
     below.split_once('?').unwrap_or((below, ""))
@@ -85,7 +85,7 @@ pub fn reload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         paths: directory.iter().map(|directory| directory.to_string_lossy().into_owned()).collect(),
         work: Box::new(move |_| {
             let done = || Ok(Response::ok(&json!({ "ok": true, "reloadedAt": clock::now_unix_ms() })));
-            // A starting OpenCode reads its configuration anyway.
+            // An OpenCode that starts reads its configuration, so it needs no reload.
             if failed.map_or(Ok(false), |managed| managed::restart_failed(&managed))? {
                 return done();
             }
@@ -100,9 +100,9 @@ pub fn reload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 /// A validated request to OpenCode.
 struct ProxyJob {
     inspection: Inspection,
-    /// The sessions named by its path.
+    /// The ids of the sessions in the path.
     sessions: Vec<String>,
-    /// The files named by its query.
+    /// The files that the query names.
     files: Vec<String>,
     call: UpstreamCall,
     target: UpstreamTarget,
@@ -112,7 +112,7 @@ struct ProxyJob {
     services: ProxyServices,
 }
 
-/// The services that the worker uses.
+/// The services that a worker needs to run the job.
 struct ProxyServices {
     upstreams: Arc<Upstreams>,
     stream_workers: Arc<Pool>,
@@ -172,7 +172,7 @@ pub fn proxy(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     Ok(Answer::Later { work: Box::new(move |reply: Reply| job.run(reply)), cancel })
 }
 
-/// Checks permissions beyond the scope of the route.
+/// Checks permissions that the scope of the route does not cover.
 pub(super) fn check_scope(ctx: &Ctx, request: &Request, path: &str, query: &str) -> Result<()> {
     let scope = request.actor().map_or(Scope::Viewer, |actor| actor.scope);
     if scope == Scope::Viewer && request.is_upgrade() {
@@ -198,7 +198,7 @@ pub(super) fn check_scope(ctx: &Ctx, request: &Request, path: &str, query: &str)
             .detail("scope", scope.as_str()));
     }
     let writes = !matches!(request.method(), Method::Get | Method::Head);
-    // In manual mode the write needs approval instead.
+    // In manual mode the write needs approval instead of an owner token.
     let alone = ctx.approval.mode == ApprovalMode::Auto;
     if writes && alone && (scope < Scope::Owner || limited) && sessions::moves(path) {
         let message = "Only owner tokens can move sessions of OpenCode between directories";
@@ -216,7 +216,7 @@ pub(super) fn check_scope(ctx: &Ctx, request: &Request, path: &str, query: &str)
     Ok(())
 }
 
-/// The permit of a worker that counts as a stream because it takes long.
+/// The permit that turns a proxy worker into a stream worker, once its request takes long.
 #[derive(Default)]
 struct StreamPermit(RefCell<Option<Permit>>);
 
@@ -245,7 +245,7 @@ impl ProxyJob {
         watch.on_slow(limits::PROXY_SLOW, {
             let (aside, streams, party) =
                 (aside.clone(), self.services.stream_workers.clone(), self.services.party);
-            // Without a permit it stays a proxy worker, and fewer remain for others.
+            // If there is no permit, the thread stays a proxy worker, and fewer proxy workers remain for others.
             move || drop(aside.step(&streams, party))
         });
         let request = reply.request().ok_or_else(|| Error::internal("The request was already answered"))?;
@@ -254,7 +254,7 @@ impl ProxyJob {
         }
         let length = request.body_length();
         if length.is_none() {
-            // Its client may read slowly.
+            // The client may read a streamed answer slowly.
             aside.step(&self.services.stream_workers, self.services.party)?;
         }
         let places = self.check_sessions()?;
@@ -265,20 +265,20 @@ impl ProxyJob {
         self.send(request, &watch)
     }
 
-    /// Refuses sessions that work outside the workspace; returns the directories of the others.
+    /// Refuses sessions that work outside of the workspace. Returns the directories of the other sessions.
     fn check_sessions(&self) -> Result<Vec<String>> {
         let Some(base) = self.settings.directory.as_ref().filter(|_| self.inspection.is_confined()) else {
             return Ok(Vec::new());
         };
         let mut places = Vec::new();
         for id in &self.sessions {
-            // A command's template depends on the directory.
+            // The template of a command depends on the directory, so it must be known for a command.
             let asked = (id.as_str(), self.inspection.needs_body());
             let ProxyServices { upstreams, .. } = &self.services;
             let found =
                 queries::session_directory(upstreams, &self.target, &self.call, asked, &self.disconnected)?;
             let Some(directory) = found else { continue };
-            // A session may outlive its directory.
+            // The directory of a session may have been deleted.
             if !rules::is_file_inside(Path::new(&directory), base, self.settings.shares_files) {
                 let message = "The session works in a directory outside the workspace";
                 return Err(Error::new(Code::Forbidden, message).detail("session", id.as_str()));
@@ -288,8 +288,8 @@ impl ProxyJob {
         Ok(places)
     }
 
-    /// Checks a buffered body. OpenCode loads commands from the directory of the request (1.1.53) or of the session
-    /// (1.18.34): the command must be harmless in both.
+    /// Checks a buffered body. OpenCode loads commands from the directory of the request (version 1.1.53) or of the
+    /// session (version 1.18.34), so the command must be harmless in both.
     fn check_body(&self, request: &Request, sessions: &[String]) -> Result<()> {
         let mut body =
             request.buffered_body().ok_or_else(|| Error::internal("The request body was not buffered"))?;
@@ -315,7 +315,7 @@ impl ProxyJob {
         Ok(())
     }
 
-    /// Whether this is the one directory that the request names.
+    /// Returns whether `directory` is the only directory that the request names.
     fn is_named(&self, directory: &str) -> bool {
         match &*self.directories {
             [] => self.settings.directory.as_deref() == Some(Path::new(directory)),
@@ -323,7 +323,7 @@ impl ProxyJob {
         }
     }
 
-    /// Sends the request to OpenCode.
+    /// Sends the request to OpenCode and returns its answer.
     fn send(
         &self,
         request: &mut Request,
@@ -338,7 +338,7 @@ impl ProxyJob {
         let names =
             if self.inspection.checks_fields() { bodies::SESSION_FIELDS } else { FieldNames::default() };
         let method = request.method();
-        // A buffered body may be on disk.
+        // A larger buffered body may be on disk, so it is streamed.
         let length = request.body_length().filter(|length| *length <= limits::HELD_BODY_BYTES as u64);
         request.rewind_body();
         let reader: &mut dyn Read = request.reader();
@@ -363,7 +363,7 @@ impl ProxyJob {
         }
     }
 
-    /// Checks that all directories and files named by the client are in the workspace.
+    /// Checks that all directories and files that the client names are in the workspace.
     fn check_directories(&self, reply: &mut Reply) -> Result<()> {
         let scope = reply.request().and_then(|request| request.actor().map(|actor| actor.scope));
         self.directories
@@ -386,7 +386,7 @@ impl ProxyJob {
         }
     }
 
-    /// Refuses a file outside the workspace that OpenCode would read for a prompt.
+    /// Refuses a file outside of the workspace that OpenCode would read for a prompt.
     fn check_file(&self, path: &str) -> Result<()> {
         let base = self.settings.directory.as_ref();
         if base.is_some_and(|base| rules::is_file_inside(Path::new(path), base, self.settings.shares_files)) {
@@ -434,7 +434,7 @@ impl ProxyJob {
             ResponseContent::Body(body, length)
                 if reply.request().is_some_and(|request| request.direct().is_some()) =>
             {
-                // This thread hands the socket over itself, so another one relays the body.
+                // This thread will hand the socket over, so another thread must relay the body.
                 let permit = match aside.0.take().map_or_else(|| reserve_stream(&stream_workers, party), Ok) {
                     Ok(permit) => permit,
                     Err(busy) => return reply.send(Err(busy)),

@@ -1,7 +1,7 @@
-//! Authorization by workspace: tokens can be limited to some workspaces, and commands on a host are for owners.
-//! Dispatch calls it before any handler runs and before approval is requested. A route that names no workspace is
-//! refused to a limited token, unless it is in `FILTERED`: those handlers show only workspaces that the token may
-//! access.
+//! Authorization by workspace: a token can be limited to some workspaces, and only owners may run commands on a
+//! host. Dispatch checks this before it requests approval or runs a handler. A limited token cannot use a route that
+//! names no workspace, unless the route is in `FILTERED`: the handlers of those show only workspaces that the token
+//! may access.
 
 use std::sync::Arc;
 
@@ -17,19 +17,20 @@ use crate::workspaces::{Workspace, WorkspaceKind};
 pub enum WorkspaceAccess {
     /// The parameter `:id` names the workspace.
     Named,
-    /// It concerns the active workspace.
+    /// The route concerns the active workspace.
     Active,
-    /// It shows no workspaces, or only those that the token may access.
+    /// The route shows no workspaces, or only those that the token may access.
     Filtered,
-    /// Not available.
+    /// The route refuses limited tokens.
     Refused,
 }
 
-/// Routes that name no workspace and are safe. The feed of approvals is not: it sends the same events to all clients.
+/// Routes that name no workspace and are safe for limited tokens. The feed of approvals is not safe, because it
+/// sends the same events to all clients.
 const FILTERED: &[&str] =
     &["/status", "/capabilities", "/whoami", "/workspaces", "/approvals", "/approvals/:id", "/api/doctor"];
 
-/// The path names a workspace, but creates another one that the token could not access.
+/// A route that names a workspace, but creates another one, which the token could not access.
 const MAKES_ANOTHER: &str = "/api/workspaces/:id/clone";
 
 /// Returns how a route names its workspace.
@@ -54,19 +55,19 @@ pub fn of(route: &Route<Ctx>) -> WorkspaceAccess {
     }
 }
 
-/// Whether a route is about commands: on a host, owners only may use or read them.
+/// Returns whether a route is about commands. On a host workspace, only owners may use such a route.
 fn is_about_commands(route: &Route<Ctx>) -> bool {
     let rest = route.pattern.strip_prefix("/api/workspaces/:id/").unwrap_or_default();
     ["exec", "runs", "terminals", "shell"].contains(&rest.split('/').next().unwrap_or_default())
 }
 
-/// The scope that a request needs for the workspace that it names, beyond that of its route.
+/// Returns the scope that a request needs for its workspace, if that is more than the route itself requires.
 pub fn required(ctx: &Ctx, route: &Route<Ctx>, request: &Request) -> Option<Scope> {
     let workspace = is_about_commands(route).then(|| find(ctx, request.param("id"))).flatten()?;
     (workspace.record().view.workspace_type == WorkspaceKind::Host).then_some(Scope::Owner)
 }
 
-/// The 403 answer for a scope that is too low.
+/// Returns the 403 error for a scope that is too low.
 pub(super) fn too_low(ctx: &Ctx, required: Scope, actor: &Actor) -> Error {
     let (seen, needed) = (ctx.credentials.describe(actor), needed(required));
     Error::new(Code::Forbidden, format!("Insufficient token scope: {seen} was sent; this needs {needed}"))
@@ -74,7 +75,7 @@ pub(super) fn too_low(ctx: &Ctx, required: Scope, actor: &Actor) -> Error {
         .detail("scope", actor.scope.as_str())
 }
 
-/// Names the credentials that have at least this scope.
+/// Returns the names of the credentials that have at least this scope.
 pub(super) fn needed(scope: Scope) -> &'static str {
     match scope {
         Scope::Viewer => {
@@ -85,11 +86,11 @@ pub(super) fn needed(scope: Scope) -> &'static str {
     }
 }
 
-/// Refuses workspaces that a limited token may not access. A forbidden workspace and one that does not exist get the
-/// same message.
+/// Refuses a request for a workspace that a limited token may not access. The message does not depend on whether the
+/// workspace exists.
 ///
 /// # Errors
-/// `Forbidden`.
+/// `Forbidden` if the token may not access the workspace.
 pub fn check(ctx: &Ctx, route: &Route<Ctx>, request: &Request, actor: &Actor) -> Result<()> {
     let Some(ids) = &actor.workspace_ids else { return Ok(()) };
     let refused = |what: &str| {
@@ -111,18 +112,18 @@ pub fn check(ctx: &Ctx, route: &Route<Ctx>, request: &Request, actor: &Actor) ->
     }
 }
 
-/// Whether the actor may access the workspace.
+/// Returns whether the actor may access the workspace.
 pub fn sees(actor: &Actor, workspace: &Workspace) -> bool {
     actor.reaches(&workspace.openwork_id, workspace.id())
 }
 
-/// Whether the actor may access the workspace with this id of either API.
+/// Returns whether the actor may access the workspace with this id, which may be that of either API.
 pub fn sees_id(ctx: &Ctx, actor: &Actor, id: &str) -> bool {
     actor.workspace_ids.is_none() || find(ctx, id).is_some_and(|workspace| sees(actor, &workspace))
 }
 
-/// The OpenWork workspaces that this request may see, the active one first. A limited token has its own active
-/// workspace: it does not affect that of others, nor they its.
+/// Returns the OpenWork workspaces that the sender may see, the active one first. A limited token has its own active
+/// workspace, independent of that of other tokens.
 pub fn visible(ctx: &Ctx, request: &Request) -> Vec<Arc<Workspace>> {
     let mut all = ctx.lifecycle.registry().openwork_list();
     if let Some(actor) = request.actor().filter(|actor| actor.workspace_ids.is_some()) {
@@ -133,7 +134,7 @@ pub fn visible(ctx: &Ctx, request: &Request) -> Vec<Arc<Workspace>> {
     all
 }
 
-/// The workspace that a request names; for `/opencode`, the active one.
+/// Returns the workspace that a request names. For `/opencode`, that is the active workspace.
 pub fn concerned(ctx: &Ctx, request: &Request) -> Option<Arc<Workspace>> {
     match request.param("id") {
         "" => visible(ctx, request).into_iter().next(),
@@ -141,7 +142,7 @@ pub fn concerned(ctx: &Ctx, request: &Request) -> Option<Arc<Workspace>> {
     }
 }
 
-/// The workspace with this id of either API.
+/// Returns the workspace with this id, which may be that of either API.
 pub fn find(ctx: &Ctx, id: &str) -> Option<Arc<Workspace>> {
     let registry = ctx.lifecycle.registry();
     match parse_uuid(id) {
@@ -150,7 +151,7 @@ pub fn find(ctx: &Ctx, id: &str) -> Option<Arc<Workspace>> {
     }
 }
 
-/// Resolves a list of ids to ids of the OpenWork API.
+/// Converts a list of ids, which may be those of either API, to ids of the OpenWork API.
 ///
 /// # Errors
 /// `WorkspaceNotFound` for the first unknown id.
