@@ -87,7 +87,7 @@ pub struct Settings {
     pub client_token: TokenSetting,
     /// The host token from flags, environment or file.
     pub host_token: TokenSetting,
-    /// The name and password of the login; `None` if login with a password is disabled.
+    /// How users log in with a password; `None` if this is disabled.
     pub login: Option<Login>,
     /// How writes are approved.
     pub approval: ApprovalSettings,

@@ -1,5 +1,5 @@
-//! The only file with `unsafe`: creating a process in its own cgroup, creating one that waits in the server's memory for a
-//! command, replacing the calling process, and system calls without a safe binding. Everything else uses rustix.
+//! The only file with `unsafe`. It starts processes in their own cgroups and processes that wait in the server's memory
+//! for a command, replaces the calling process, and makes system calls for which rustix has no safe binding.
 //!
 //! **Invariant:** a child that shares its parent's memory (CLONE_VM) neither allocates nor touches libc's errno, which
 //! belongs to the parent's thread. rustix's own system calls (its `linux_raw` backend) and [`syscall`] do neither.
@@ -28,23 +28,23 @@ use super::exec::{
 };
 use crate::base::limits;
 
-/// Makes the allocator return large blocks to the kernel when they are freed: by default glibc keeps blocks up to the size
-/// of the largest one freed so far (mallopt(3)).
+/// Makes the allocator return large blocks to the kernel when they are freed: by default, glibc keeps blocks up to the
+/// size of the largest block freed so far (mallopt(3)).
 pub fn return_large_blocks_to_kernel() {
-    // SAFETY: changes a parameter of the allocator.
+    // SAFETY: the call only changes a parameter of the allocator.
     #[cfg(target_env = "gnu")]
     let _ = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 256 << 10) };
 }
 
-/// Starts a child as leader of a new session, with default signal handling, no inherited descriptors except its three
+/// Starts a child that leads a new session, with default signal handling, no inherited descriptors except its three
 /// streams, and no inherited environment.
 ///
-/// Docker's default seccomp profile refuses clone3(2) without CAP_SYS_ADMIN (ENOSYS, in older versions EPERM). The child is
-/// then started with clone(2) and enters its cgroup itself before it executes anything. If the server is killed in between,
-/// the child still holds the data folder's lock, so that no later server overlooks it.
+/// Docker's default seccomp profile refuses clone3(2) without CAP_SYS_ADMIN (ENOSYS, in older versions EPERM). In this
+/// case, clone(2) starts the child, which enters its cgroup itself before it executes a program. If the server is
+/// killed before that, the child still holds the data folder's lock, so that no later server overlooks the child.
 ///
 /// # Errors
-/// The error of clone3(2), fchdir(2) or execve(2). No child is left behind then.
+/// The error of clone3(2), fchdir(2) or execve(2). No child remains in this case.
 pub fn spawn(exec: &ExecSpec<'_>) -> Result<Spawned, SpawnError> {
     let (argvs, env) = (arrays(exec.attempts), pointers(exec.env));
     let (failure_read, failure_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
@@ -67,22 +67,22 @@ pub fn spawn(exec: &ExecSpec<'_>) -> Result<Spawned, SpawnError> {
         ..ChildTask::new(&argvs, &env, exec.stdio.map(|fd| fd.as_raw_fd()))
     };
     extern "C" fn start(task: *const c_void) -> ! {
-        // SAFETY: `task` comes from `spawn`, which sleeps (CLONE_VFORK) or has been copied until this process has executed
-        // a program or exited. All its pointers refer to vectors that `spawn` keeps.
+        // SAFETY: `task` comes from `spawn`, which sleeps (CLONE_VFORK) or has been copied until this process has
+        // executed a program or exited. All pointers of `task` refer to vectors that `spawn` keeps.
         unsafe { become_or_exit(&*task.cast::<ChildTask<'_>>()) }
     }
-    // On x86_64 the child borrows the server's memory and this thread sleeps until it executes its program, like
-    // posix_spawn(3): nothing is copied, however large the server is.
+    // On x86_64, the child borrows the server's memory, and this thread sleeps until the child executes its program, as
+    // in posix_spawn(3): no memory is copied, however large the server is.
     let mut stack = vec![0u128; CHILD_STACK / size_of::<u128>()];
     if SHARED_MEMORY {
         args.flags |= (libc::CLONE_VM | libc::CLONE_VFORK) as u64;
         (args.stack, args.stack_size) = (stack.as_mut_ptr() as u64, size_of_val(&stack[..]) as u64);
     }
-    // A signal handler of the server must not run in the child, where it would write to the server's own self-pipe.
+    // In the child, a signal handler of the server would write to the server's own self-pipe, so block all signals.
     let before = set_signal_mask(u64::MAX);
     let call = [ptr::from_ref(&args) as usize, size_of::<CloneArgs>(), 0, 0, 0];
-    // SAFETY: `args` has the kernel's layout and outlives the call; the kernel writes the descriptor to `pidfd`; signals are
-    // blocked; stack and task outlive the child's use of them.
+    // SAFETY: `args` has the kernel's layout and outlives the call; the kernel writes the descriptor to `pidfd`;
+    // signals are blocked; the stack and the task outlive the child's use of them.
     let mut pid = unsafe { clone(libc::SYS_clone3, call, start, ptr::from_ref(&task).cast()) };
     let procs;
     if matches!(pid, Err(Errno::NOSYS | Errno::PERM)) {
@@ -92,7 +92,7 @@ pub fn spawn(exec: &ExecSpec<'_>) -> Result<Spawned, SpawnError> {
         let call = args.for_clone();
         pid = procs.as_ref().map_err(|errno| *errno).and_then(|procs| {
             task.cgroup_procs = procs.as_ref();
-            // SAFETY: as above.
+            // SAFETY: the same as for the call above.
             unsafe { clone(libc::SYS_clone, call, start, ptr::from_ref(&task).cast()) }
         });
     }
@@ -109,13 +109,13 @@ pub fn spawn(exec: &ExecSpec<'_>) -> Result<Spawned, SpawnError> {
     }
 }
 
-/// Whether children start in the server's memory. On other architectures they get a copy, as after fork(2).
+/// Whether children start in the server's memory. On other architectures, a child gets a copy, as after fork(2).
 const SHARED_MEMORY: bool = cfg!(target_arch = "x86_64");
 
-/// A system call without libc and its errno; on other architectures than x86_64 with libc, as a child has its own copy there.
+/// Makes a system call without libc's errno. Architectures other than x86_64 use libc: each child has its own errno.
 ///
 /// # Safety
-/// The requirements of the call itself.
+/// The caller must meet the requirements of the system call.
 unsafe fn syscall(number: c_long, args: [usize; 5]) -> Result<usize, Errno> {
     #[cfg(target_arch = "x86_64")]
     {
@@ -133,18 +133,18 @@ unsafe fn syscall(number: c_long, args: [usize; 5]) -> Result<usize, Errno> {
         super::exec::result_or_errno(result)
     }
     #[cfg(not(target_arch = "x86_64"))]
-    // SAFETY: guaranteed by the caller.
+    // SAFETY: the caller guarantees the requirements of the call.
     match unsafe { libc::syscall(number, args[0], args[1], args[2], args[3], args[4]) } {
         -1 => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
         result => Ok(result as usize),
     }
 }
 
-/// clone(2) or clone3(2) that calls `start(with)` in the child: on the stack given in `args`, or, on other architectures than
-/// x86_64, in a copy of the parent's memory.
+/// Calls clone(2) or clone3(2), and calls `start(with)` in the child. The child uses the stack given in `args`, or, on
+/// architectures other than x86_64, a copy of the parent's memory.
 ///
-/// # Safety
-/// Valid arguments for that call; all signals blocked; `start` does not allocate, touch errno or panic; the data it uses
+/// The arguments are valid for the call, and all signals are blocked. `start` does not allocate, touch errno or panic,
+/// and the data that it uses outlives its use of the parent's memory.
 /// outlives its use of the parent's memory.
 unsafe fn clone(
     number: c_long,
@@ -155,9 +155,9 @@ unsafe fn clone(
     #[cfg(target_arch = "x86_64")]
     let result = {
         let result: isize;
-        // SAFETY: in the parent this is a plain system call (`syscall` clobbers rcx and r11; they are not `lateout`, because
-        // the child still needs its inputs). The child returns on the top of its own stack, 16-byte aligned as the end of a
-        // u128 is, and calls `start`, which never returns.
+        // SAFETY: in the parent, this is a plain system call (`syscall` clobbers rcx and r11; they are not `lateout`,
+        // because the child still needs its inputs). The child returns on the top of its own stack, which is 16-byte
+        // aligned as the end of a u128 is, and calls `start`, which never returns.
         unsafe {
             std::arch::asm!(
                 "syscall",
@@ -179,7 +179,7 @@ unsafe fn clone(
         super::exec::result_or_errno(result)?
     };
     #[cfg(not(target_arch = "x86_64"))]
-    // SAFETY: guaranteed by the caller; without CLONE_VM the child has its own copy of everything.
+    // SAFETY: the caller guarantees the requirements; without CLONE_VM, the child has its own copy of the memory.
     let result = match unsafe { syscall(number, args) }? {
         0 => start(with),
         pid => pid,
@@ -187,47 +187,47 @@ unsafe fn clone(
     Ok(result as i32)
 }
 
-/// Becomes the program of `task`, or reports the failure and exits.
+/// Executes the program of `task`, or reports the failure and exits.
 ///
 /// # Safety
-/// All pointers of `task` are valid, arrays null-terminated; the calling process is a child with a single thread.
+/// All pointers of `task` are valid and all arrays null-terminated; the caller is a child with a single thread.
 unsafe fn become_or_exit(task: &ChildTask<'_>) -> ! {
     let mut step = StartStep::Exec;
-    // SAFETY: guaranteed by the caller.
+    // SAFETY: the caller guarantees the requirements.
     let Err(errno) = unsafe { become_program(task, &mut step) };
     let told = StartReport::Failed(step, errno.raw_os_error()).to_bytes();
     if let Some(failure) = task.failure {
-        // Not send(2): it may be a pipe. SIGPIPE would end this process, which exits anyway.
+        // Not send(2), because `failure` may be a pipe. SIGPIPE would end this process, which exits anyway.
         let _ = rustix::io::write(failure, &told);
     }
     exit_now(127)
 }
 
-/// exit_group(2), without the work of exit(3), which would affect the process that owns the memory.
+/// Calls exit_group(2). exit(3) would do further work that affects the process that owns the memory.
 fn exit_now(code: usize) -> ! {
     loop {
-        // SAFETY: takes no pointer and does not return.
+        // SAFETY: the call takes no pointer and does not return.
         let _ = unsafe { syscall(libc::SYS_exit_group, [code, 0, 0, 0, 0]) };
     }
 }
 
 /// Resets these signals to their default actions and unblocks all signals.
 fn unblock_signals(signals: &[i32]) {
-    // Handlers first: once signals are unblocked, no handler of the server may run here. All zero is SIG_DFL in the kernel's
-    // struct on every architecture; 8 is the size of its mask.
+    // Reset the handlers first: once signals are unblocked, no handler of the server may run in this process. In the
+    // kernel's struct, all zeros mean SIG_DFL on every architecture; 8 is the size of the struct's mask.
     let default = [0u64; 8];
     for signal in signals {
         let call = [*signal as usize, default.as_ptr() as usize, 0, 8, 0];
-        // SAFETY: a valid action; it affects this process only.
+        // SAFETY: the action is valid, and the call affects only this process.
         let _ = unsafe { syscall(libc::SYS_rt_sigaction, call) };
     }
     set_signal_mask(0);
 }
 
-/// Returns only if a step failed; `step` is that step.
+/// Executes the program of `task`. Returns only if a step failed, and stores that step in `step`.
 ///
 /// # Safety
-/// As for [`become_or_exit`].
+/// The same as for [`become_or_exit`].
 unsafe fn become_program(task: &ChildTask<'_>, step: &mut StartStep) -> Result<Infallible, Errno> {
     if let Some(soft) = task.max_files {
         let hard = getrlimit(Resource::Nofile).maximum;
@@ -250,23 +250,23 @@ unsafe fn become_program(task: &ChildTask<'_>, step: &mut StartStep) -> Result<I
     for (target, fd) in task.stdio.iter().enumerate() {
         if *fd == target as RawFd {
             // The descriptor may have close-on-exec set, and dup2(2) to itself would not clear it.
-            // SAFETY: a flag of one of this process's own descriptors.
+            // SAFETY: the call changes a flag of one of this process's own descriptors.
             unsafe { syscall(libc::SYS_fcntl, [target, libc::F_SETFD as usize, 0, 0, 0]) }?;
         } else {
-            // SAFETY: replaces a descriptor of this process only.
+            // SAFETY: the call replaces a descriptor of this process only.
             unsafe { syscall(libc::SYS_dup3, [*fd as usize, target, 0, 0, 0]) }?;
         }
     }
     if task.tty {
-        // Requires a session leader without a terminal, which setsid(2) has just made of this process.
+        // The call requires a session leader without a terminal. setsid(2) has just made this process one.
         rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
     }
     if let Some(RawUser { uid, gid, groups, count }) = task.user {
         *step = StartStep::User;
         let [uid, gid] = [uid as usize, gid as usize];
-        // This is permanent: execve(2) drops the capabilities of a user other than root. Not libc's functions, which change
-        // the ids of all threads of a process (nptl(7)).
-        // SAFETY: the caller guarantees the groups.
+        // This change is permanent: execve(2) drops the capabilities of a user other than root. libc's functions are
+        // not used, because they change the ids of all threads of a process (nptl(7)).
+        // SAFETY: the caller guarantees that the groups are valid.
         unsafe {
             syscall(libc::SYS_setgroups, [count, groups as usize, 0, 0, 0])?;
             syscall(libc::SYS_setresgid, [gid, gid, gid, 0, 0])?;
@@ -276,7 +276,7 @@ unsafe fn become_program(task: &ChildTask<'_>, step: &mut StartStep) -> Result<I
     *step = StartStep::Cwd;
     match task.cwd {
         Cwd::Folder(folder) => rustix::process::fchdir(folder)?,
-        // SAFETY: the caller guarantees the string.
+        // SAFETY: the caller guarantees that the string is valid.
         Cwd::Path(path) => _ = unsafe { syscall(libc::SYS_chdir, [path as usize, 0, 0, 0, 0]) }?,
         Cwd::Ours => {}
     }
@@ -284,15 +284,15 @@ unsafe fn become_program(task: &ChildTask<'_>, step: &mut StartStep) -> Result<I
     if let Some(socket) = task.accepted {
         send(socket, &StartReport::Accepted.to_bytes(), SendFlags::NOSIGNAL)?;
     }
-    // The server's own descriptors are all O_CLOEXEC; this is for inherited ones (Linux 5.11, else ignored).
-    // SAFETY: flags of this process's own descriptors.
+    // The server's own descriptors are all O_CLOEXEC. This call is for inherited ones (Linux 5.11; optional).
+    // SAFETY: the call changes flags of this process's own descriptors.
     let _ = unsafe {
         let flag = libc::CLOSE_RANGE_CLOEXEC as usize;
         syscall(libc::SYS_close_range, [3, u32::MAX as usize, flag, 0, 0])
     };
     // A path that is missing, not permitted or not a program leads to the next attempt.
     let (mut argv, mut error) = (task.argvs, Errno::NOENT);
-    // SAFETY: the caller guarantees the arrays; this walks from one to the next, up to the null pointer after the last.
+    // SAFETY: the caller guarantees the arrays; the loop walks through them to the null pointer after the last one.
     unsafe {
         while !(*argv).is_null() {
             let call = [*argv as usize, argv as usize, task.env as usize, 0, 0];
@@ -311,15 +311,15 @@ unsafe fn become_program(task: &ChildTask<'_>, step: &mut StartStep) -> Result<I
     Err(error)
 }
 
-/// Slots in which child processes wait for commands, in the memory of their starter, a process with a single thread.
+/// Slots in which child processes wait for commands, in the memory of the single-threaded process that starts them.
 #[derive(Debug, Default)]
 pub struct ZygoteSlots(Vec<*mut ZygoteSlot>);
 
 struct ZygoteSlot {
-    /// Not 0 while a process uses the slot: the kernel clears it (CLONE_CHILD_CLEARTID).
+    /// Not 0 while a process uses the slot: the kernel clears this field when the process ends (CLONE_CHILD_CLEARTID).
     in_use: AtomicI32,
     socket: RawFd,
-    /// A stack, and above it the buffer for a command. Only touched pages take memory.
+    /// The memory of a stack, followed by the buffer for a command. Only touched pages take memory.
     mapping: *mut c_void,
 }
 
@@ -329,8 +329,8 @@ const SLOT_BYTES: usize = CHILD_STACK + limits::AGENT_MESSAGE_BYTES;
 impl ZygoteSlot {
     fn new() -> Result<*mut ZygoteSlot, Errno> {
         let (rights, private) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
-        // SAFETY: a new mapping. Not from the allocator, which zeroes reused blocks and so touches all their pages. A huge
-        // page would take 2 MiB for a command of 300 bytes.
+        // SAFETY: this is a new mapping. The allocator is not used: it zeroes reused blocks, which touches all their
+        // pages. A huge page would take 2 MiB for a command of 300 bytes.
         let mapping = unsafe {
             let mapping = mmap_anonymous(ptr::null_mut(), SLOT_BYTES, rights, private)?;
             let _ = madvise(mapping, SLOT_BYTES, Advice::LinuxNoHugepage);
@@ -340,26 +340,26 @@ impl ZygoteSlot {
     }
 
     /// # Safety
-    /// No other reference to the slot is in use.
+    /// The caller must not use another reference to the slot.
     unsafe fn message(&mut self) -> &mut [Word] {
-        // SAFETY: part of the slot's mapping, and any bytes are valid words.
+        // SAFETY: the range is part of the slot's mapping, and any bytes are valid words.
         unsafe { std::slice::from_raw_parts_mut(self.mapping.byte_add(CHILD_STACK).cast(), SLOT_WORDS) }
     }
 }
 
 impl ZygoteSlots {
-    /// Starts a process that waits on `socket` for a [`super::command_block`] command with three descriptors and becomes it; it
-    /// sends a [`StartReport`] there. It shares the caller's memory until then, so nothing is copied, neither now nor when it
-    /// executes its program. `sibling`: it becomes a child of the caller's parent.
+    /// Starts a process that waits on `socket` for a [`super::command_block`] with three descriptors, sends each
+    /// [`StartReport`] on this socket, and executes the command. Until then, the process shares the caller's memory, so
+    /// no memory is copied. With `sibling`, the process becomes a child of the caller's parent.
     ///
     /// # Errors
     /// The error of clone(2) or mmap(2).
     pub fn spawn_waiting(&mut self, socket: BorrowedFd<'_>, sibling: bool) -> Result<i32, Errno> {
-        // Looked up before the clone: the child uses the cached value.
+        // The signals are read before the clone, because the child uses the cached value.
         signals_to_reset();
         let slot = self.free_slot()?;
         extern "C" fn start(slot: *const c_void) -> ! {
-            // SAFETY: from `spawn_waiting`, which touches only `in_use` until the kernel has cleared it.
+            // SAFETY: `slot` comes from `spawn_waiting`, which touches only `in_use` until the kernel has cleared it.
             unsafe { wait_for_command(&mut *slot.cast_mut().cast::<ZygoteSlot>()) }
         }
         let mut flags = libc::SIGCHLD | if sibling { libc::CLONE_PARENT } else { 0 };
@@ -385,10 +385,10 @@ impl ZygoteSlots {
         pid
     }
 
-    /// Returns a slot without a process.
+    /// Returns a slot that no process uses.
     fn free_slot(&mut self) -> Result<*mut ZygoteSlot, Errno> {
-        // SAFETY: slots are never freed, and only `in_use` is read while a process may use one: Acquire makes the process's
-        // use of the slot happen before a read of 0.
+        // SAFETY: slots are never freed, and only `in_use` is read while a process may use a slot: Acquire makes the
+        // process's use of the slot happen before a read of 0.
         let is_empty = |slot: &*mut ZygoteSlot| unsafe { (**slot).in_use.load(Ordering::Acquire) == 0 };
         let mut empty = self.0.iter().copied().filter(is_empty);
         for slot in empty.clone() {
@@ -409,28 +409,28 @@ impl ZygoteSlots {
     }
 }
 
-/// The waiting process: receives its command and becomes it.
+/// Receives a command in the waiting process, and executes it.
 ///
 /// # Safety
-/// Only this process uses the slot.
+/// Only this process may use the slot.
 unsafe fn wait_for_command(slot: &mut ZygoteSlot) -> ! {
-    // The process can be ended by signals: a command that started with a signal pending would never run.
+    // From here on, signals can end the process: a command that starts with a pending signal would never run.
     unblock_signals(signals_to_reset());
-    // Closes the sockets of other waiting processes.
+    // Close the sockets of other waiting processes.
     let number = slot.socket as usize;
-    // SAFETY: these are this process's own descriptors, and only the socket is used from here on; it was passed to this
+    // SAFETY: these are this process's own descriptors. From here on, only the socket is used; it was passed to this
     // process and stays open.
     let socket = unsafe {
         let _ = syscall(libc::SYS_close_range, [3, number.saturating_sub(1), 0, 0, 0]);
         let _ = syscall(libc::SYS_close_range, [number + 1, u32::MAX as usize, 0, 0, 0]);
         BorrowedFd::borrow_raw(slot.socket)
     };
-    // SAFETY: guaranteed by the caller.
+    // SAFETY: the caller guarantees that only this process uses the slot.
     let message = unsafe { slot.message() };
     if !receive_and_enter_groups(socket) {
         exit_now(0)
     }
-    // The engine has disconnected or sent a malformed block: it does not need this process.
+    // The engine has disconnected or sent a malformed block: in both cases, it does not need this process.
     let Some((block, stdio)) = receive(socket, message) else { exit_now(0) };
     let Some(command) = unpack(block) else { exit_now(0) };
     let task = ChildTask {
@@ -449,8 +449,8 @@ unsafe fn wait_for_command(slot: &mut ZygoteSlot) -> ! {
     unsafe { become_or_exit(&task) }
 }
 
-/// fork(2) for a process with a single thread, in which the child may run any code. Returns the child's number, or `None` in
-/// the child.
+/// Calls fork(2) in a process with a single thread, so that the child may run any code. Returns the child's number, or
+/// `None` in the child.
 ///
 /// # Errors
 /// The error of fork(2).
@@ -465,7 +465,7 @@ pub fn fork_single_threaded() -> io::Result<Option<i32>> {
     }
 }
 
-/// Blocks exactly the signals of `mask` for this thread; returns the previous mask.
+/// Blocks exactly the signals of `mask` for this thread. Returns the previous mask.
 fn set_signal_mask(mask: u64) -> u64 {
     let mut before = 0;
     let (new, old) = (ptr::from_ref(&mask) as usize, ptr::from_mut(&mut before) as usize);
@@ -474,10 +474,10 @@ fn set_signal_mask(mask: u64) -> u64 {
     before
 }
 
-/// Reaps a child by its pidfd; `wait`: waits until it has ended.
+/// Reaps a child by its pidfd; with `wait`, first waits until the child has ended.
 ///
 /// # Errors
-/// When it was reaped already.
+/// When the child was already reaped.
 pub fn reap(pidfd: BorrowedFd<'_>, wait: bool) -> io::Result<Option<Reaped>> {
     let options = libc::WEXITED | if wait { 0 } else { libc::WNOHANG };
     // SAFETY: zero is valid for both structs, which the kernel fills in. libc's wrapper lacks the fifth argument.
@@ -507,7 +507,7 @@ pub fn reap(pidfd: BorrowedFd<'_>, wait: bool) -> io::Result<Option<Reaped>> {
     }
 }
 
-/// Replaces this process by the first of `attempts` that can be executed; returns only if none can.
+/// Replaces this process by the first of `attempts` that can be executed. Returns only if no attempt can be executed.
 pub fn exec(attempts: &[Vec<CString>], env: &[CString], stdio: [BorrowedFd<'_>; 3]) -> io::Error {
     let (argvs, env) = (arrays(attempts), pointers(env));
     let task = ChildTask::new(&argvs, &env, stdio.map(|fd| fd.as_raw_fd()));
@@ -516,7 +516,7 @@ pub fn exec(attempts: &[Vec<CString>], env: &[CString], stdio: [BorrowedFd<'_>; 
     errno.into()
 }
 
-/// Returns the error if clone3(2) is forbidden: the kernel itself returns EINVAL for missing arguments.
+/// Returns the error if clone3(2) is forbidden. Otherwise the kernel returns EINVAL, because the arguments are missing.
 pub fn clone3_refused() -> Option<Errno> {
     // SAFETY: with a size of 0 the kernel reads no struct and starts no process.
     unsafe { syscall(libc::SYS_clone3, [0; 5]) }.err().filter(|errno| *errno != Errno::INVAL)
@@ -527,12 +527,12 @@ pub fn clone3_refused() -> Option<Errno> {
 /// # Errors
 /// The error of unshare(2).
 pub fn new_namespaces(flags: UnshareFlags) -> io::Result<()> {
-    // SAFETY: without FILES every thread keeps its table of descriptors; that is the only requirement.
+    // SAFETY: the only requirement is that every thread keeps its table of descriptors, which it does without FILES.
     Ok(unsafe { rustix::thread::unshare_unsafe(flags.difference(UnshareFlags::FILES)) }.map(drop)?)
 }
 
-/// Starts a process that only sleeps, in a new user namespace without a mapping, so that its mappings can be written. It ends
-/// with the calling thread; the caller kills and reaps it.
+/// Starts a process that only sleeps, in a new user namespace without mappings, so that the caller can write the
+/// mappings. The process ends with the calling thread; the caller kills and reaps it.
 ///
 /// # Errors
 /// The error of clone(2).
@@ -541,8 +541,8 @@ pub fn sleeper_in_user_namespace() -> io::Result<Spawned> {
     let flags = libc::CLONE_NEWUSER | libc::CLONE_PIDFD | libc::SIGCHLD;
     let parent = rustix::process::getpid().as_raw_pid() as usize;
     let before = set_signal_mask(u64::MAX);
-    // SAFETY: without CLONE_VM the child has its own copy of everything and makes only raw system calls; no signal except
-    // SIGKILL reaches it. `pidfd` outlives the call.
+    // SAFETY: without CLONE_VM, the child has its own copy of the memory and makes only raw system calls; no signal
+    // except SIGKILL reaches the child. `pidfd` outlives the call.
     let pid = unsafe {
         let pid = syscall(libc::SYS_clone, [flags as usize, 0, ptr::from_mut(&mut pidfd) as usize, 0, 0]);
         if pid == Ok(0) {
@@ -561,9 +561,9 @@ pub fn sleeper_in_user_namespace() -> io::Result<Spawned> {
     Ok(Spawned { pid: pid? as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
 }
 
-/// Returns the real-time signal with this number (signal(7)): 34 to 64, since glibc reserves 32 and 33.
+/// Returns the real-time signal with this number (signal(7)): 34 to 64, because glibc reserves 32 and 33.
 pub fn real_time_signal(number: i32) -> Option<Signal> {
-    // SAFETY: not 0, and not a number that a libc reserves.
+    // SAFETY: the number is not 0, and no libc reserves it.
     (34..=64).contains(&number).then(|| unsafe { Signal::from_raw_unchecked(number) })
 }
 
@@ -571,15 +571,15 @@ pub fn real_time_signal(number: i32) -> Option<Signal> {
 pub(crate) fn set_mount_attributes(mount: BorrowedFd<'_>, attributes: &libc::mount_attr) -> io::Result<()> {
     let (path, size) = (c"".as_ptr() as usize, size_of::<libc::mount_attr>());
     let (itself, attributes) = (libc::AT_EMPTY_PATH as usize, ptr::from_ref(attributes) as usize);
-    // SAFETY: the empty path means the descriptor itself; the struct is the kernel's, alive, and of the given size.
+    // SAFETY: the empty path means the descriptor itself; the struct is alive, and has the kernel's layout and size.
     Ok(unsafe {
         syscall(libc::SYS_mount_setattr, [mount.as_raw_fd() as usize, path, itself, attributes, size])
     }
     .map(drop)?)
 }
 
-/// Reads the state of project quotas on the file system of `folder` (`fs_quota_statv`, with its version set), or with `set`
-/// writes the limits of the project `id` (`if_dqblk`): quotactl_fd(2), Linux 5.14.
+/// Reads the state of project quotas on the file system of `folder` (`fs_quota_statv`, with its version set). With
+/// `set`, writes the limits of the project `id` (`if_dqblk`) instead: quotactl_fd(2), Linux 5.14.
 ///
 /// # Errors
 /// The error of quotactl_fd(2).
@@ -591,7 +591,7 @@ pub fn project_quota(folder: BorrowedFd<'_>, set: bool, id: u32, data: &mut [u8;
     Ok(unsafe { syscall(libc::SYS_quotactl_fd, [fd, command as usize, id as usize, data, 0]) }.map(drop)?)
 }
 
-/// Reads, or writes if `set`, the `fsxattr` of a file (FS_IOC_FSGETXATTR and FS_IOC_FSSETXATTR).
+/// Reads the `fsxattr` of a file, or writes it with `set` (FS_IOC_FSGETXATTR and FS_IOC_FSSETXATTR).
 pub(crate) fn extended_attributes(file: BorrowedFd<'_>, set: bool, data: &mut [u8; 28]) -> io::Result<()> {
     let request = if set { 0x401c_5820 } else { 0x801c_581f };
     let (fd, data) = (file.as_raw_fd() as usize, data.as_mut_ptr() as usize);

@@ -74,7 +74,7 @@ pub fn join(folder: &Path, project: u32) -> Result<()> {
 pub fn limit(folder: &Path, project: u32, bytes: Option<u64>) -> Result<()> {
     const QIF_BLIMITS: u32 = 1;
     let mut data = [0; 256];
-    // The field `dqb_bhardlimit` is in blocks of 1024 bytes, where 0 means no limit; the field `dqb_valid` follows.
+    // `dqb_bhardlimit` is in blocks of 1024 bytes, where 0 means no limit; `dqb_valid` is at offset 64.
     let blocks = bytes.map_or(0, |bytes| (bytes / 1024).max(1));
     data[..8].copy_from_slice(&blocks.to_ne_bytes());
     data[64..][..4].copy_from_slice(&QIF_BLIMITS.to_ne_bytes());
