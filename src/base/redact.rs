@@ -146,8 +146,8 @@ impl Redactor {
         fields.iter_mut().for_each(|(key, value)| self.field(key, value, false));
     }
 
-    /// Removes fields that are secrets and hides secrets inside longer texts. `place` is the path of `value`; the paths of
-    /// all removed or changed values are appended to `omitted`.
+    /// Removes fields that are secrets and hides secrets inside longer texts. `place` is the path of `value`; the paths
+    /// of all removed or changed values are appended to `omitted`.
     pub fn omit(&self, value: &mut Value, place: &mut Vec<String>, omitted: &mut Vec<String>) {
         match value {
             Value::Object(fields) => {

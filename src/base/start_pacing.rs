@@ -5,7 +5,7 @@
 //! alone may have [`BURST`] times as many fresh jobs, but not more: a burst of starts as wide as the pool would delay
 //! every other thread of the machine, including the server's short answers. Owners are not delayed by other tokens.
 //!
-//! A [`StartPacer`] has no lock of its own: the pool's lock protects it.
+//! A pacer has no lock of its own: the pool's lock protects it.
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
 //! Opens files in trees that a hostile workload can change at any moment. **Invariant:** the kernel resolves every path
-//! inside the tree (openat2(2)), and the inode that was checked is the one that is used. No call waits for the workload: a
-//! FIFO, a device, a socket or a file lease is an error.
-//! This module does not depend on workspaces. Any thread may use it; there are no locks.
+//! inside the tree (openat2(2)), and the inode that was checked is the one that is used. No call waits for the
+//! workload: a FIFO, a device, a socket or a file lease is an error. This module does not depend on workspaces. Any
+//! thread may use it; there are no locks.
 
 use std::fmt;
 use std::fs::{File, Metadata};
@@ -139,8 +139,8 @@ impl Root {
         Ok(Some(lines + u64::from(last != b'\n')))
     }
 
-    /// Opens a new terminal at `/dev/pts/ptmx`, non-blocking. Only the real device on a devpts is used, never a file or a
-    /// FIFO of the workload.
+    /// Opens a new terminal at `/dev/pts/ptmx`, non-blocking. Only the real device on a devpts is used, never a file or
+    /// a FIFO of the workload.
     ///
     /// # Errors
     /// See [`Root`]; also `InvalidPath` when another entry has this path.
@@ -255,8 +255,8 @@ impl Root {
         Ok(())
     }
 
-    /// Creates a folder that all users can write to (mode 1777) and its missing parents, or sets the mode of an existing
-    /// folder. A link is not changed.
+    /// Creates a folder that all users can write to (mode 1777) and its missing parents, or sets the mode of an
+    /// existing folder. A link is not changed.
     ///
     /// # Errors
     /// The same as for [`Root::make_dirs`].
@@ -426,9 +426,9 @@ impl Root {
         Ok(map_kernel_error(removed, "remove", rel)?.is_some())
     }
 
-    /// Opens a folder as a working directory (`O_PATH`: for `fchdir`, not for listing). Unlike other functions, this refuses
-    /// paths that point out of the tree instead of resolving them inside: absolute paths, absolute links, `..` beyond the
-    /// root.
+    /// Opens a folder as a working directory (`O_PATH`: for `fchdir`, not for listing). Unlike other functions, this
+    /// refuses paths that point out of the tree instead of resolving them inside: absolute paths, absolute links, `..`
+    /// beyond the root.
     ///
     /// # Errors
     /// `InvalidCwd` with `details.reason` `missing`, `not_a_directory` or `leaves_the_tree`; otherwise see [`Root`].

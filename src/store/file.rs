@@ -1,7 +1,6 @@
-//! Files in folders that only berth and its operator change: atomic replacement, bounded reads, private folders. Trees that a
-//! workload can write to are opened through [`super::beneath`] instead.
-//! Any thread may use this module, which has no locks. Callers that write one file from several threads must hold a
-//! lock, as [`super::json`] does.
+//! Files in folders that only berth and its operator change: atomic replacement, bounded reads, private folders. Trees
+//! that a workload can write to are opened through [`super::beneath`] instead. Any thread may use this module, which
+//! has no locks. Callers that write one file from several threads must hold a lock, as [`super::json`] does.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -27,8 +26,8 @@ pub fn is_temp_name(name: &str) -> bool {
         .is_some_and(|rest| rest.len() == 32 && rest.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
-/// Replaces `path` by a file with exactly these bytes and this mode. Readers, and a crash at any moment, see either the old
-/// or the new content. A symlink at `path` is replaced, not followed.
+/// Replaces `path` by a file with exactly these bytes and this mode. Readers, and a crash at any moment, see either the
+/// old or the new content. A symlink at `path` is replaced, not followed.
 ///
 /// # Errors
 /// `DiskFull` or `Internal`. In this case, the old file still exists and no temporary file remains. The exception is a

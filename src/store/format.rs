@@ -1,9 +1,9 @@
-//! The version of the data folder's format: one number, in the file `format`, for all of berth's files there. It changes
-//! when an older berth would misread or damage the files of a newer one; a new field that older versions ignore does not
-//! change it. A folder without the file is from a version before the file existed, and has format 1.
+//! The version of the data folder's format: one number, in the file `format`, for all of berth's files there. It
+//! changes when an older berth would misread or damage the files of a newer one; a new field that older versions ignore
+//! does not change it. A folder without the file is from a version before the file existed, and has format 1.
 //!
-//! **Invariant:** a folder of a newer format is neither written to nor repaired. Every command checks the number when it
-//! resolves its data folder; the server checks it again once it holds the folder's lock.
+//! **Invariant:** a folder of a newer format is neither written to nor repaired. Every command checks the number when
+//! it resolves its data folder; the server checks it again once it holds the folder's lock.
 //!
 //! The version does not cover files in OpenWork's formats (`tokens.json`, `openwork-orchestrator-state.json`) or in
 //! sandboxed.sh's formats (the library, `private_key`), because other programs read them, too.

@@ -76,8 +76,8 @@ impl<T: Serialize + DeserializeOwned + Clone> JsonFile<T> {
         &self.path
     }
 
-    /// Applies `change` to a copy of the content, which becomes the content once it is on disk. Updates of one file wait
-    /// for each other, so `change` must not update the same file.
+    /// Applies `change` to a copy of the content, which becomes the content once it is on disk. Updates of one file
+    /// wait for each other, so `change` must not update the same file.
     ///
     /// # Errors
     /// An error of `change`; `DiskFull` or `Internal` when the file cannot be written. In these cases, the content and

@@ -1,6 +1,6 @@
-//! Disk limits for the files of a folder: project quotas of ext4 and XFS, which the kernel enforces on file systems that are
-//! mounted with `prjquota`. Files created in a project's folder belong to the project; only host root can take a file out of
-//! it. No threads, no locks.
+//! Disk limits for the files of a folder: project quotas of ext4 and XFS, which the kernel enforces on file systems
+//! that are mounted with `prjquota`. Files created in a project's folder belong to the project; only host root can take
+//! a file out of it. No threads, no locks.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};

@@ -29,8 +29,8 @@ impl TestFolder {
         TestMount(path)
     }
 
-    /// Creates a chain of `levels` folders `d` below the folder `name`, each beside an empty folder that the file system may
-    /// list before or after it.
+    /// Creates a chain of `levels` folders `d` below the folder `name`, each beside an empty folder that the file
+    /// system may list before or after it.
     pub(super) fn deep(&self, name: &str, levels: usize) {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         let mut here = openat(CWD, self.join(name), flags, Mode::empty()).unwrap();

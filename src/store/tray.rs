@@ -234,7 +234,8 @@ impl Tray {
 }
 
 impl TrayWriter<'_> {
-    /// Gives the file its name and creates missing folders of `path`. An existing entry is replaced; a link is not followed.
+    /// Gives the file its name and creates missing folders of `path`. An existing entry is replaced; a link is not
+    /// followed.
     ///
     /// # Errors
     /// `InvalidPath` when the name is that of a folder, or when a parent is not a folder. In this case, the file is
