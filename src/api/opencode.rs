@@ -1,5 +1,5 @@
 //! The OpenCode of a workspace: proxies requests below `/opencode`, and reloads OpenCode's configuration. This
-//! module decides which requests are allowed; the connection to OpenCode is made in the room `opencode`.
+//! module decides which requests are allowed; the connection to OpenCode is made in `crate::opencode`.
 
 use std::cell::RefCell;
 use std::io::Read;

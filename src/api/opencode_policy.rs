@@ -20,7 +20,7 @@ use crate::workspaces::WorkspaceKind;
 /// Returns the action that must be approved before a request is proxied, if any.
 ///
 /// # Errors
-/// `Forbidden` for requests that this token may not make at all, `OpencodeUnconfigured`, `WorkspaceNotFound`.
+/// `Forbidden` if this token may not make the request at all; `OpencodeUnconfigured`; `WorkspaceNotFound`.
 pub fn action(ctx: &Ctx, request: &Request) -> Result<Option<&'static str>> {
     if scope(request) >= Scope::Owner {
         return Ok(None);
@@ -54,14 +54,16 @@ fn word(risk: ProgramRisk) -> &'static str {
     }
 }
 
-/// The audit action of a request that could make OpenCode run a program; `None` for any other.
+/// Returns the audit action of a request that could make OpenCode run a program. Returns `None` for any other
+/// request.
 pub fn risk(request: &Request) -> Option<&'static str> {
     let path = opencode::path_below(request.target())?;
     let write = classify(request.method().as_str(), path, request.is_upgrade());
     (!write.known || write.risk != ProgramRisk::None).then(|| word(write.risk))
 }
 
-/// Whether a request never needs approval, regardless of its sender; otherwise it may have to be suspended.
+/// Returns whether a request never needs approval, regardless of its sender. Any other request may have to be
+/// suspended.
 pub fn never_waits(ctx: &Ctx, method: &str, target: &str) -> bool {
     ctx.approval.mode == ApprovalMode::Auto
         || opencode::path_below(target).is_some_and(|path| classify(method, path, false).known)
@@ -71,23 +73,23 @@ fn scope(request: &Request) -> Scope {
     request.actor().map_or(Scope::Viewer, |actor| actor.scope)
 }
 
-/// Refuses a path that OpenCode must not receive.
+/// A function that refuses a path which OpenCode must not receive.
 pub type PathCheck<'a> = &'a dyn Fn(&str) -> Result<()>;
 
-/// The checks that remain when the body of a request is available.
+/// The checks of a request that need its body.
 #[derive(Clone, Copy)]
 pub struct Inspection {
     write: ForwardedWrite,
     scope: Scope,
-    /// The scope required to run programs without approval.
+    /// The scope that is required to run programs without approval.
     programs: Scope,
     permissions: Scope,
-    /// The token is limited to some workspaces.
+    /// Whether the token is limited to some workspaces.
     limited: bool,
 }
 
 impl Inspection {
-    /// The checks for a request to this workspace's OpenCode.
+    /// Returns the checks for a request to the OpenCode of this workspace.
     pub fn new(ctx: &Ctx, request: &Request, workspace: &Workspace, write: ForwardedWrite) -> Inspection {
         let is_container = workspace.record().view.workspace_type == WorkspaceKind::Container;
         let asked = ctx.approval.mode == ApprovalMode::Manual;
@@ -96,18 +98,18 @@ impl Inspection {
         Inspection { write, scope: scope(request), programs, permissions: ctx.permission_replies, limited }
     }
 
-    /// Whether the sender is confined to this workspace: true except for owners of all workspaces, which can run
-    /// commands on the host anyway.
+    /// Returns whether the sender is confined to this workspace. Only owners of all workspaces are not, because they
+    /// can run commands on the host anyway.
     pub fn is_confined(&self) -> bool {
         self.scope < Scope::Owner || self.limited
     }
 
-    /// Whether the whole body must be read before the request is proxied.
+    /// Returns whether the whole body must be read before the request is proxied.
     pub fn needs_body(&self) -> bool {
         self.scope < self.programs && !matches!(self.write.risk, ProgramRisk::None | ProgramRisk::Shell)
     }
 
-    /// Whether fields of the body are checked while it is proxied.
+    /// Returns whether fields of the body are checked while the body is proxied.
     pub fn checks_fields(&self) -> bool {
         self.write.about_session
     }
@@ -115,7 +117,7 @@ impl Inspection {
     /// Buffers the whole body, so that it can be checked before it is proxied.
     ///
     /// # Errors
-    /// As [`Request::buffer_body`].
+    /// Fails like [`Request::buffer_body`].
     pub fn hold_body(&self, request: &mut Request, spool: &SpoolArea) -> Result<()> {
         let cap = match self.write.risk {
             ProgramRisk::Command => bodies::COMMAND_BYTES,
@@ -124,10 +126,11 @@ impl Inspection {
         request.buffer_body(cap, spool)
     }
 
-    /// Refuses a body that would run a program chosen by the caller; returns the command that it runs, if any.
+    /// Refuses a body that would run a program chosen by the caller. Returns the command of OpenCode that the body
+    /// invokes, if any.
     ///
     /// # Errors
-    /// `Forbidden`, `InvalidPayload`.
+    /// `Forbidden` for such a program; `InvalidPayload`.
     pub fn program(&self, body: &mut dyn Read) -> Result<Option<CommandInvocation>> {
         match self.write.risk {
             ProgramRisk::Start => {
@@ -149,10 +152,10 @@ impl Inspection {
         }
     }
 
-    /// Refuses a command with shell parts.
+    /// Refuses a command with parts that a shell would execute.
     ///
     /// # Errors
-    /// `Forbidden`; `NotFound` for a command without a readable template.
+    /// `Forbidden` for such a command; `NotFound` for a command without a readable template.
     pub fn check_command(&self, wanted: &CommandInvocation, template: Option<&str>) -> Result<()> {
         match template {
             Some(template) if bodies::runs_shell(template, &wanted.arguments) => {
@@ -179,7 +182,8 @@ impl Inspection {
             .detail("scope", self.scope.as_str())
     }
 
-    /// Checks a field of a session or a prompt. `inside` refuses directories outside the workspace, `file` files.
+    /// Checks a field of a session or a prompt. `inside` refuses directories outside of the workspace, and `file`
+    /// files outside of it.
     ///
     /// # Errors
     /// `Forbidden`, `InvalidPayload`.

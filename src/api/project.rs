@@ -1,4 +1,4 @@
-//! Shared parts of the project routes: the workspace of the path, its files, and previews of writes.
+//! Parts that the project routes share: the workspace in the path, its files, and previews of writes.
 
 use std::sync::Arc;
 
@@ -12,25 +12,25 @@ use crate::project::ProjectSite;
 use crate::project::preview::ApprovedChanges;
 use crate::workspaces::Workspace;
 
-/// The workspace of the path; starts watching it for changes.
+/// Returns the workspace in the path, and starts watching its files for changes.
 pub(super) fn workspace(ctx: &Ctx, request: &Request) -> Result<Arc<Workspace>> {
     let workspace = ctx.lifecycle.registry().by_openwork_id(request.param("id"))?;
     ctx.project.watch(&workspace.openwork_id);
     Ok(workspace)
 }
 
-/// The workspace's files.
+/// Opens the files of the workspace in the path.
 pub(super) fn site(ctx: &Ctx, request: &Request) -> Result<ProjectSite> {
     let workspace = workspace(ctx, request)?;
     open(&ctx.lifecycle, &workspace)
 }
 
-/// Opens a workspace's files for one call; a write opens them again after its approval.
+/// Opens a workspace's files for one call. A write opens them again after it has been approved.
 pub(super) fn open(lifecycle: &Lifecycle, workspace: &Workspace) -> Result<ProjectSite> {
     lifecycle.project_site(workspace)
 }
 
-/// The files that a write would change, and the plan that binds the write to them; empty in automatic mode, which
+/// The files that a write would change, and the plan that binds the write to them. Empty in automatic mode, which
 /// needs no preview.
 pub(super) struct Preview {
     pub(super) changes: Option<Vec<FileChange>>,
@@ -46,7 +46,7 @@ pub(super) fn preview<R>(
     preview_on(ctx, || open(&ctx.lifecycle, workspace), write)
 }
 
-/// As [`preview`], for a site opened by `open`.
+/// Runs `write` like [`preview`], on the site that `open` returns.
 pub(super) fn preview_on<R>(
     ctx: &Ctx,
     open: impl FnOnce() -> Result<ProjectSite>,
@@ -61,7 +61,7 @@ pub(super) fn preview_on<R>(
     Ok(Preview { changes: Some(changes), plan: Some(plan) })
 }
 
-/// Opens a workspace's files for the previewed write only.
+/// Opens a workspace's files for the write that was previewed, and for no other.
 pub(super) fn open_for(
     lifecycle: &Lifecycle,
     workspace: &Workspace,
@@ -70,7 +70,7 @@ pub(super) fn open_for(
     Ok(open(lifecycle, workspace)?.restricted_to(plan))
 }
 
-/// `?includeGlobal=true`; any other value is false, as in the OpenWork server.
+/// Returns whether the query has `includeGlobal=true`. Any other value counts as false, as in the OpenWork server.
 pub(super) fn include_global(request: &Request) -> bool {
     request.query("includeGlobal").as_deref() == Some("true")
 }

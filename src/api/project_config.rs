@@ -27,7 +27,7 @@ pub fn get(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     }))))
 }
 
-/// As [`get`], from memory, if the files are unchanged since they were last read.
+/// Answers like [`get`], but from memory, if the files have not changed since they were last read.
 pub fn get_from_memory(ctx: &Ctx, request: &mut Request) -> Option<Response> {
     let workspace = project::workspace(ctx, request).ok()?;
     let root = ctx.lifecycle.mounted_files(&workspace)?;

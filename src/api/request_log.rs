@@ -1,5 +1,5 @@
-//! The request lines of the server log. Repeated requests of a client are limited per interval, and the rest is
-//! summarized in one line.
+//! The lines of the server log about requests. The number of lines about repeated requests of one client is limited
+//! per interval; the requests beyond the limit are summarized in one line.
 
 use std::time::Instant;
 
@@ -7,22 +7,24 @@ use crate::base::Error;
 use crate::base::repeat_limiter::{INTERVAL, RepeatLimiter};
 use crate::http::Request;
 
-/// The most lines per interval for requests of one token, or of one address without a token, with the same refusal.
+/// Maximum number of lines per interval about requests of one token, or of one address without a token, that were
+/// refused in the same way.
 const REFUSED_LINES: u64 = 20;
-/// The same for successful requests: more than a person or a page makes.
+/// Maximum number of lines per interval about successful requests of one client. A person or a page makes fewer
+/// requests.
 const OTHER_LINES: u64 = 1000;
 
-/// Writes request lines.
+/// Writes the lines about requests.
 #[derive(Debug)]
 pub struct RequestLog {
-    /// Write a line per request; server errors are always written.
+    /// Whether to write a line per request. Server errors are always written.
     enabled: bool,
-    /// Do not limit repeated lines.
+    /// Whether to write all lines, without a limit on repeated ones.
     all: bool,
     repeats: RepeatLimiter<Option<LogExample>>,
 }
 
-/// A representative of suppressed lines.
+/// An example of the lines that were suppressed.
 #[derive(Debug)]
 struct LogExample {
     method: &'static str,
@@ -33,12 +35,13 @@ struct LogExample {
 }
 
 impl RequestLog {
-    /// `enabled`: write lines for requests, not only for server errors; `all`: do not limit repeated lines.
+    /// Creates a log. `enabled` means that lines are written for all requests, not only for server errors; `all`
+    /// means that repeated lines are not limited.
     pub fn new(enabled: bool, all: bool) -> RequestLog {
         RequestLog { enabled, all, repeats: RepeatLimiter::default() }
     }
 
-    /// Logs a server error or an exceeded server limit.
+    /// Logs a server error, or a refusal because of a server limit.
     pub(super) fn failed(&self, request: &Request, error: &Error) {
         let kind = (client_key(request), "error", error.code().as_str());
         if self.note(kind, REFUSED_LINES, || None) {
@@ -46,7 +49,8 @@ impl RequestLog {
         }
     }
 
-    /// Logs an answered request. `disconnected`: its client had disconnected.
+    /// Logs a request and the status of its answer. `disconnected` means that the client disconnected before the
+    /// answer.
     pub(super) fn answered(&self, request: &Request, status: u16, disconnected: bool) {
         if !self.enabled {
             return;
@@ -62,7 +66,7 @@ impl RequestLog {
         let millis = u64::try_from(request.started().elapsed().as_millis()).unwrap_or(u64::MAX);
         let level = match status {
             500.. => log::Level::Error,
-            // An error answer to a disconnected client is not a fault.
+            // If the client has disconnected, an error answer is not a fault.
             400.. if disconnected => log::Level::Info,
             400.. => log::Level::Warn,
             _ => log::Level::Info,
@@ -74,7 +78,7 @@ impl RequestLog {
         );
     }
 
-    /// Writes the summaries of the lines suppressed so far.
+    /// Writes the summaries of the lines that were suppressed so far.
     pub fn close(&self) {
         write_summaries(self.repeats.rest());
     }
@@ -91,7 +95,7 @@ impl RequestLog {
     }
 }
 
-/// The key under which lines are counted: a token, or an address without one.
+/// Returns the key under which the lines of a client are counted: its token, or its address if it has no token.
 fn client_key(request: &Request) -> &str {
     request.actor().map_or(request.peer(), |actor| actor.token_hash.as_str())
 }

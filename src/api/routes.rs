@@ -1,5 +1,5 @@
-//! The route table: every endpoint with its credential, approval policy, effect and work class. Dispatch, the list in
-//! README and the contract tests are based on it.
+//! The route table: every endpoint with its credential, approval policy, effect and class of work. Dispatch, the
+//! list of routes in README and the contract tests are based on the table.
 
 use std::sync::LazyLock;
 
@@ -18,7 +18,7 @@ use crate::http::route::{Handler, RouteTable};
 use crate::http::{ApprovalPolicy, Auth, Class, Effect, Method, Route};
 use crate::project::portable::BODY_BYTES as FILES_BODY_BYTES;
 
-/// Maximum proxied body, which is streamed: prompts can contain pictures and documents.
+/// Maximum size of a proxied body. The body is streamed; prompts can contain pictures and documents.
 const PROXY_BODY_BYTES: usize = 1 << 30;
 
 const fn read(pattern: &'static str, auth: Auth, handler: Handler<Ctx>) -> Route<Ctx> {
@@ -67,13 +67,13 @@ const fn run(pattern: &'static str, gate: ApprovalPolicy, handler: Handler<Ctx>)
     }
 }
 
-/// A read of files that the workspace's programs can make large.
+/// Returns a route that reads files which the workspace's programs can make large.
 const fn files(pattern: &'static str, handler: Handler<Ctx>) -> Route<Ctx> {
     let (gate, effect) = (ApprovalPolicy::Open, Effect::Read);
     Route { method: Get, pattern, auth: VIEWER, gate, effect, class: Class::Files, handler, fast_path: None }
 }
 
-/// A request that ends other work.
+/// Returns a route that ends other work.
 const fn end(
     method: Method,
     pattern: &'static str,
@@ -84,7 +84,7 @@ const fn end(
     Route { method, pattern, auth, gate, effect: Effect::Write, class: Class::End, handler, fast_path: None }
 }
 
-/// A write of the project API, which needs approval for all senders, including owners.
+/// Returns a route for a write of the project API, which needs approval for all senders, including owners.
 const fn gated(
     method: Method,
     pattern: &'static str,
@@ -108,7 +108,7 @@ const SNAPSHOT: ApprovalPolicy = ApprovalPolicy::Collaborators("workspace.snapsh
 
 const RUN: ApprovalPolicy = ApprovalPolicy::Collaborators("workspace.run");
 
-/// A request that may wait for long.
+/// Returns a route that may wait for a long time.
 const fn stream(
     method: Method,
     pattern: &'static str,
@@ -123,14 +123,14 @@ const fn stream(
     Route { method, pattern, auth, gate, effect, class: Class::Stream, handler, fast_path: None }
 }
 
-/// A body of any size; the handler enforces the limit.
+/// Returns a route that accepts a body of any size. The handler enforces the limit.
 const fn upload(pattern: &'static str, handler: Handler<Ctx>) -> Route<Ctx> {
     let (auth, gate, effect) = (OWNER, ApprovalPolicy::Open, Effect::Write);
     Route { method: Post, pattern, auth, gate, effect, class: Class::Upload, handler, fast_path: None }
 }
 
-/// A request proxied to OpenCode. OpenCode itself asks for permission to run programs; requests that make it run one
-/// chosen by the caller are gated.
+/// Returns a route that is proxied to OpenCode. OpenCode itself asks for permission to run programs. A request that
+/// makes it run a program chosen by the caller needs approval.
 const fn proxy(method: Method, pattern: &'static str, handler: Handler<Ctx>) -> Route<Ctx> {
     let (auth, effect) = match method {
         Get => (VIEWER, Effect::Read),
@@ -152,7 +152,7 @@ const VIEWER: Auth = Auth::Scope(Viewer);
 const OWNER: Auth = Auth::Scope(Owner);
 const COLLABORATOR: Auth = Auth::Scope(Collaborator);
 
-/// The body limit for a path, or the largest limit if no route matches.
+/// Returns the body limit for a path, or the largest limit if no route matches.
 pub fn body_cap(method: &str, path: &str) -> usize {
     let mut caps = TABLE.rows(path).into_iter().map(|route| match route.method.as_str() == method {
         true => cap_of(route),
@@ -162,7 +162,7 @@ pub fn body_cap(method: &str, path: &str) -> usize {
     caps.fold(first, usize::max)
 }
 
-/// The body limit of a route.
+/// Returns the body limit of a route.
 pub(super) fn cap_of(route: &Route<Ctx>) -> usize {
     match route.class {
         Class::Short | Class::End => limits::JSON_BODY_BYTES,
@@ -173,11 +173,11 @@ pub(super) fn cap_of(route: &Route<Ctx>) -> usize {
     }
 }
 
-/// The index of [`ROUTES`].
+/// The index of [`ROUTES`], in which dispatch finds routes.
 pub(super) static TABLE: LazyLock<RouteTable<Ctx>> = LazyLock::new(|| RouteTable::new(ROUTES));
 
-/// All endpoints. Commands and their output need an owner on host workspaces; the handlers enforce that, since it
-/// depends on the workspace.
+/// All endpoints. On host workspaces, only owners may run commands and read their output. `authorization` enforces
+/// that, because it depends on the workspace.
 pub static ROUTES: &[Route<Ctx>] = &[
     // OpenWork: the server itself.
     read("/health", Auth::Public, system::health),
@@ -189,7 +189,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
     read("/whoami", VIEWER, system::whoami),
     read("/workspaces", VIEWER, system::list_workspaces),
     read("/w/:id/workspaces", VIEWER, system::mounted_list),
-    // In memory only, so allowed on a read-only server, as in the OpenWork server.
+    // The route changes only memory, so a read-only server allows it, as the OpenWork server does.
     Route {
         method: Post,
         pattern: "/workspaces/:id/activate",
@@ -200,7 +200,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
         handler: system::activate,
         fast_path: None,
     },
-    // May resolve a host name.
+    // The handler may resolve a host name, which takes time.
     Route {
         method: Patch,
         pattern: "/workspaces/:id",
@@ -228,7 +228,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
         fast_path: None,
     },
     read("/approvals/:id", Auth::Host, approvals::get),
-    // A decision changes nothing by itself; the approved request was checked against read-only mode before.
+    // A decision changes nothing by itself: the approved request was checked against read-only mode when it arrived.
     Route {
         method: Post,
         pattern: "/approvals/:id",
@@ -243,7 +243,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
     read("/w/:id/ui", Auth::Public, ui::mounted_page),
     read("/ui/assets/toy.css", Auth::Public, ui::style),
     read("/ui/assets/toy.js", Auth::Public, ui::script),
-    // OpenWork: files to agents and from them.
+    // OpenWork: files that users send to agents, and files that agents produce.
     Route {
         method: Post,
         pattern: "/workspace/:id/inbox",
@@ -258,7 +258,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
     files("/workspace/:id/inbox/:inboxId", trays::inbox_item),
     files("/workspace/:id/artifacts", trays::artifacts),
     files("/workspace/:id/artifacts/:artifactId", trays::artifact),
-    // OpenWork: the OpenCode behind a workspace. A trailing slash is a path, too.
+    // OpenWork: the OpenCode of a workspace. The path with a trailing slash is a route of its own.
     proxy(Get, "/opencode", opencode::proxy),
     proxy(Post, "/opencode", opencode::proxy),
     proxy(Put, "/opencode", opencode::proxy),
@@ -290,7 +290,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
     proxy(Put, "/workspace/:id/opencode/*", opencode::proxy),
     proxy(Patch, "/workspace/:id/opencode/*", opencode::proxy),
     proxy(Delete, "/workspace/:id/opencode/*", opencode::proxy),
-    // Changes no file of the server, so allowed on a read-only server, as in the OpenWork server.
+    // The route changes no file of the server, so a read-only server allows it, as the OpenWork server does.
     Route {
         method: Post,
         pattern: "/workspace/:id/engine/reload",
@@ -330,7 +330,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
     stream(Get, "/api/opencode/events", Effect::Read, ApprovalPolicy::Open, managed::events),
     // sandboxed.sh: workspaces.
     read("/api/health", Auth::Public, system::api_health),
-    // Changes nothing persistent.
+    // The route changes nothing persistent.
     Route {
         method: Post,
         pattern: "/api/auth/login",
@@ -370,13 +370,13 @@ pub static ROUTES: &[Route<Ctx>] = &[
         ApprovalPolicy::Open,
         workspaces::build_events,
     ),
-    // Ending work needs no approval.
+    // A request that ends work needs no approval.
     end(Delete, "/api/workspaces/:id/build", COLLABORATOR, ApprovalPolicy::Open, workspaces::cancel_build),
     run("/api/workspaces/:id/exec", ApprovalPolicy::Collaborators("workspace.exec"), workspaces::exec),
     run("/api/workspaces/:id/runs", RUN, runs::create),
     read("/api/workspaces/:id/runs", VIEWER, runs::list),
     read("/api/workspaces/:id/runs/:run", VIEWER, runs::get),
-    // Ending work needs no approval.
+    // A request that ends work needs no approval.
     end(Delete, "/api/workspaces/:id/runs/:run", COLLABORATOR, ApprovalPolicy::Open, runs::delete),
     write(Post, "/api/workspaces/:id/runs/:run/signal", COLLABORATOR, ApprovalPolicy::Open, runs::signal),
     stream(Post, "/api/workspaces/:id/runs/:run/stdin", Effect::Write, RUN, runs::stdin),
@@ -423,7 +423,7 @@ pub static ROUTES: &[Route<Ctx>] = &[
     files("/api/workspaces/:id/debug", workspaces::debug),
     read("/api/workspaces/:id/resources", VIEWER, workspaces::resources),
     files("/api/workspaces/:id/init-log", workspaces::init_log),
-    // Terminals. On host workspaces, owners only.
+    // Terminals. On host workspaces, only owners may use them.
     Route {
         method: Get,
         pattern: "/api/workspaces/:id/shell",
@@ -524,5 +524,5 @@ pub static ROUTES: &[Route<Ctx>] = &[
     write(Put, "/api/library/mcps", OWNER, ApprovalPolicy::Open, library::put_mcps),
 ];
 
-/// Input to a terminal runs commands.
+/// The approval policy for input to a terminal, because such input runs commands.
 const TERMINAL: ApprovalPolicy = ApprovalPolicy::Collaborators("workspace.terminal");

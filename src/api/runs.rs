@@ -1,4 +1,4 @@
-//! `/api/workspaces/:id/runs`: commands that outlive one request.
+//! `/api/workspaces/:id/runs`: commands that can outlive the request that started them.
 
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::runs::follow::{OutputFollower, wait_end};
 use crate::runs::spool::{OutputStream, Position};
 use crate::runs::{ExecRequest, Run, RunStatus, RunView, signal};
 
-/// How long a deletion waits for the end of the processes that it kills.
+/// How long a deletion waits until the processes that it kills have ended.
 const RUN_ENDING: Duration = Duration::from_secs(15);
 
 fn find(ctx: &Ctx, request: &Request) -> Result<Arc<Run>> {
@@ -69,8 +69,8 @@ pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     Ok(Answer::Later { work, cancel })
 }
 
-/// `POST /api/workspaces/:id/exec?stream=…`: a run that its client follows, and that is killed when the client
-/// disconnects.
+/// `POST /api/workspaces/:id/exec?stream=…`: starts a run and streams its output to the client. The run is killed
+/// when the client disconnects.
 pub(super) fn exec_stream(
     ctx: &Ctx,
     id: Uuid,
@@ -90,7 +90,7 @@ pub(super) fn exec_stream(
             Ok(started) => started,
             Err(error) => return reply.send(Err(error)),
         };
-        // Until the socket is handed over, the gate reports a disconnect.
+        // Until the socket is handed over, the gate detects a disconnect of the client.
         let watch = reply.take_watch();
         let ticket = OutputFollower::new(run.clone(), Position::default()).and_then(|follower| {
             tickets.issue(move |socket, _| {
@@ -109,7 +109,7 @@ pub(super) fn exec_stream(
     Ok(Answer::Later { work, cancel: Some(cancel) })
 }
 
-/// `GET /api/workspaces/:id/runs`, with `?status=` and `?tag=`.
+/// `GET /api/workspaces/:id/runs`, with the filters `?status=` and `?tag=`.
 pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace = parse_uuid(request.param("id"))?;
     let (status, tag) = (request.query("status"), request.query("tag"));
@@ -241,7 +241,7 @@ fn seconds(request: &Request, name: &'static str) -> Result<Option<Duration>> {
     let Some(text) = request.query(name) else { return Ok(None) };
     let most = limits::WAIT_MAX.as_secs_f64();
     match text.parse::<f64>() {
-        // Rust parses "inf" as a number.
+        // Rust parses "inf" as a number, so the value must be checked for that.
         Ok(given) if given >= 0.0 && given.is_finite() => Ok(Some(Duration::from_secs_f64(given.min(most)))),
         _ => Err(Error::new(
             Code::InvalidRequest,
@@ -258,7 +258,7 @@ pub fn events(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let at = match id.as_deref().map(|id| follow::resume(id).ok_or(id)) {
         None => Position::default(),
         Some(Ok(Some(at))) => at,
-        // The client has everything: 204 stops a browser from reconnecting.
+        // The client has received all events. The status 204 stops a browser from reconnecting.
         Some(Ok(None)) => return Ok(Answer::Now(Response::empty(204))),
         Some(Err(id)) => {
             return Err(Error::new(
@@ -284,9 +284,9 @@ pub fn events(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     Ok(Answer::Now(format.head(Response::handed_over(ticket, None))))
 }
 
-/// The query of `output`.
+/// The query parameters of `output`.
 struct OutputQuery {
-    /// `None`: both streams, in the order in which they were written.
+    /// The stream to return; `None` for both, in the order in which their bytes were written.
     stream: Option<OutputStream>,
     at: Position,
     limit: Option<usize>,
@@ -344,7 +344,7 @@ pub fn output(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     part(&tickets, || ctx.stream_permit(party), run, &wanted).map(Answer::Now)
 }
 
-/// Up to this many bytes are returned at once; more are streamed.
+/// Maximum number of bytes that are returned at once. A longer part is streamed.
 const WHOLE: usize = 64 << 10;
 
 fn offset(text: Option<&str>, stream: Option<OutputStream>, end: Position) -> Result<Position> {
@@ -354,7 +354,7 @@ fn offset(text: Option<&str>, stream: Option<OutputStream>, end: Position) -> Re
         (Some(text), None) => Position::parse(text),
         (Some(text), Some(stream)) => {
             let offset = match text.strip_prefix('-') {
-                // From the end, as in `tail -c`.
+                // The parameter counts from the end of the output, as in `tail -c`.
                 Some(back) => back.parse().ok().map(|back: u64| end.of(stream).saturating_sub(back)),
                 None => text.parse().ok(),
             };
@@ -373,8 +373,8 @@ fn offset(text: Option<&str>, stream: Option<OutputStream>, end: Position) -> Re
     })
 }
 
-/// Answers with the output available now. Output dropped before it was read is left to the next request, which
-/// continues after the last byte of this one.
+/// Answers with the output that is available now. If output is dropped before it was read, the answer ends there;
+/// the next request continues after the last byte of this answer.
 fn part(
     tickets: &Tickets,
     permit: impl FnOnce() -> Result<Permit>,
@@ -409,8 +409,8 @@ fn part(
             filled += n;
             next = follower.at();
         }
-        // All of it was dropped before it could be read, so the output after it is read. The loop ends, because output
-        // written after the request is not included.
+        // All of the requested output was dropped before it could be read, so the output after it is read. The loop
+        // ends, because output written after the request is not included.
         if filled == 0 && length > 0 && follower.at() != stretch.from {
             continue;
         }

@@ -1,4 +1,4 @@
-//! `/api/workspaces/:id/snapshots` and `clone`.
+//! `/api/workspaces/:id/snapshots` and `/api/workspaces/:id/clone`.
 
 use uuid::Uuid;
 
@@ -38,7 +38,7 @@ pub fn restore(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let (id, snapshot) = ids(request)?;
     request.json_if_any::<serde_json::Value>(limits::JSON_BODY_BYTES)?;
     let work = ctx.lifecycle.start_restore(id, snapshot)?;
-    // Continues if its client disconnects: the workspace's status shows the result.
+    // The restore continues if its client disconnects; the workspace's status shows the result.
     Ok(Answer::later(move || work().map(|record| Response::ok(&record.view)), None))
 }
 

@@ -1,4 +1,5 @@
-//! The server itself: health, status, capabilities, the sender's identity, and the OpenWork list of workspaces.
+//! Routes about the server itself: health, status, capabilities, the identity of the sender, and OpenWork's list of
+//! workspaces.
 
 use serde_json::{Value, json};
 
@@ -35,7 +36,7 @@ pub fn api_health(ctx: &Ctx, _: &mut Request) -> Result<Answer> {
 pub fn whoami(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let mut answer = json!({ "ok": true, "actor": request.actor() });
     if let Some(actor) = request.actor() {
-        // As in the OpenWork server, the hash of the sender's own token.
+        // Senders see the hash of their own token, as in the OpenWork server.
         answer["actor"]["tokenHash"] = json!(ctx.credentials.observed_hash(actor));
         if let Some(end) = actor.expires_at {
             answer["actor"]["expiresAt"] = json!(end);
@@ -155,7 +156,7 @@ pub fn activate(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     ok(&json!({ "activeId": workspace.openwork_id, "workspace": shown(&workspace, request) }))
 }
 
-/// `PATCH /workspaces/:id`: sets the connection to its OpenCode.
+/// `PATCH /workspaces/:id`: sets the connection to the OpenCode of the workspace.
 pub fn connect(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let workspace = ctx.lifecycle.registry().by_openwork_id(request.param("id"))?;
     let change: ConnectionUpdate = request.json(limits::JSON_BODY_BYTES)?;
@@ -167,7 +168,7 @@ pub fn connect(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let shape = shown_to(request);
     Ok(Answer::later(
         move || {
-            // Resolved before it is saved; every connection resolves and checks it again.
+            // The address is resolved before it is saved. Every connection resolves and checks it again.
             if place.base_url.is_some() {
                 upstreams.check(&place)?;
             }
@@ -178,13 +179,13 @@ pub fn connect(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     ))
 }
 
-/// The OpenWork workspace object; absent values are omitted. OpenCode's password is for owners, and for the client
-/// token if it was configured at start-up, because the orchestrator compares it.
+/// Returns the workspace in OpenWork's format, without absent values. OpenCode's password is shown to owners. It is
+/// also shown to the client token if it was configured at start-up, because the orchestrator compares it.
 fn shown(workspace: &Workspace, request: &Request) -> Value {
     shown_to(request)(workspace)
 }
 
-/// As [`shown`], for a later answer.
+/// Returns a function that does the same as [`shown`], for an answer that is built later.
 fn shown_to(request: &Request) -> impl Fn(&Workspace) -> Value + Send + use<> {
     let actor = request.actor();
     let user = actor.is_some_and(|actor| actor.scope >= Scope::Collaborator);

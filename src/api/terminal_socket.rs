@@ -1,8 +1,8 @@
-//! The messages on terminal WebSockets. `/shell` has the protocol of sandboxed.sh: the client sends text messages
-//! `{"t":"i","d":INPUT}` and `{"t":"r","c":COLS,"r":ROWS}` and receives output as text messages; other messages are
-//! ignored. `…/terminals/:t/ws` accepts the same and raw input as binary messages; it sends output as binary messages
-//! and state as text: `{"t":"role","writes":…}`, `{"t":"size","c":…,"r":…}`, `{"t":"exit",…}`. With `{"t":"take"}` a
-//! client becomes the writer.
+//! The messages on terminal WebSockets. `/shell` uses the protocol of sandboxed.sh: the client sends the text
+//! messages `{"t":"i","d":INPUT}` and `{"t":"r","c":COLS,"r":ROWS}`, and receives output as text messages; all other
+//! messages are ignored. `…/terminals/:t/ws` accepts the same messages, and raw input as binary messages. It sends
+//! output as binary messages and state as text messages: `{"t":"role","writes":…}`, `{"t":"size","c":…,"r":…}`,
+//! `{"t":"exit",…}`. A client that sends `{"t":"take"}` becomes the writer.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
@@ -25,19 +25,19 @@ use crate::terminals::request::nearest_size;
 use crate::terminals::watch::WatchEvent;
 use crate::terminals::{TerminalEnd, TerminalWatcher};
 
-/// The subprotocols of both; the first one offered by the client is selected.
+/// The subprotocols of both kinds of socket. The first one that the client offers is selected.
 pub const PROTOCOLS: [&str; 2] = ["sandboxed.sh", "sandboxed"];
 
 /// The protocol of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SocketProtocol {
-    /// Of `/shell`.
+    /// The protocol of `/shell`.
     Shell,
-    /// Of `…/terminals/:t/ws`.
+    /// The protocol of `…/terminals/:t/ws`.
     Terminal,
 }
 
-/// The resources for a socket that is about to open.
+/// The resources that a socket needs when it opens.
 pub struct SocketOpener {
     tickets: crate::http::client::Tickets,
     permit: crate::base::pool::Permit,
@@ -48,10 +48,10 @@ pub struct SocketOpener {
 }
 
 impl SocketOpener {
-    /// Reserves a worker for the requested socket.
+    /// Reserves a worker for the socket that the request asks for.
     ///
     /// # Errors
-    /// `InvalidRequest` if it is not a handshake, `Busy` if all workers are busy.
+    /// `InvalidRequest` if the request is not a handshake, `Busy` if all workers are busy.
     pub fn new(ctx: &Ctx, request: &Request) -> Result<SocketOpener> {
         let revoked = Cancel::new()?;
         let lease = request.actor().map(|actor| {
@@ -68,10 +68,10 @@ impl SocketOpener {
         })
     }
 
-    /// Answers the handshake; the session begins when the gate hands the socket over.
+    /// Answers the handshake. The session begins when the gate hands the socket over.
     ///
     /// # Errors
-    /// If the kernel returns no random bytes.
+    /// Fails if the kernel returns no random bytes.
     pub fn open(self, watcher: TerminalWatcher, language: SocketProtocol) -> Result<Response> {
         let socket = TerminalSocket {
             watcher,
@@ -101,11 +101,11 @@ struct TerminalSocket {
     language: SocketProtocol,
     pending: PendingInput,
     pastes: PasteBudget,
-    /// For a large message that is being received.
+    /// The permit for a large message that is being received.
     arriving: Option<PastePermit>,
-    /// For the message of which `pending` is the rest.
+    /// The permit for the message of which `pending` is the rest.
     permit: Option<PastePermit>,
-    /// Why the socket must be closed.
+    /// The code and reason with which the socket must be closed.
     problem: Option<(u16, &'static str)>,
     revoked: Cancel,
     _lease: Option<TokenLease>,
@@ -116,7 +116,7 @@ struct TerminalSocket {
 struct PendingInput {
     bytes: Vec<u8>,
     taken: usize,
-    /// When the program last read some of it.
+    /// When the program in the terminal last read some of the input.
     progress: Option<Instant>,
 }
 
@@ -132,7 +132,7 @@ enum ClientMessage {
 }
 
 impl TerminalSocket {
-    /// Accepts input; called only when the previous input has been written.
+    /// Accepts input. The caller must wait until the previous input has been written.
     fn write_input(&mut self, bytes: impl Into<Vec<u8>>) {
         let bytes = bytes.into();
         if bytes.len() > PASTE_BYTES {
@@ -186,7 +186,7 @@ impl TerminalSocket {
     }
 }
 
-/// The exit message, short enough for a close reason.
+/// Returns the message about the end of the terminal. It is short enough for a close reason.
 fn exit_message(end: TerminalEnd) -> Value {
     json!({
         "exit_code": end.exit.map_or(-1, Exit::code),
@@ -211,7 +211,7 @@ impl Conversation for TerminalSocket {
     fn incoming(&mut self, message: IncomingMessage<'_>) {
         self.permit = self.arriving.take();
         match (message, self.language) {
-            // As in sandboxed.sh, unknown messages are ignored.
+            // A message that is not understood is ignored, as in sandboxed.sh.
             (IncomingMessage::Text(text), _) => match serde_json::from_str(text) {
                 Ok(ClientMessage::Input { d }) => self.write_input(d),
                 Ok(ClientMessage::Resize { c, r }) if c > 0 && r > 0 => {

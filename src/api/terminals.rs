@@ -36,7 +36,7 @@ pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
         let place = format!("/api/workspaces/{id}/terminals/{}", terminal.id);
         Ok(Response::json(201, &terminal.terminal_view()).with("Location", place))
     };
-    // The terminal exists even if its creator disconnects: the list shows it.
+    // The terminal stays if its creator disconnects; the list of terminals shows it.
     Ok(Answer::later(work, None))
 }
 
@@ -62,15 +62,17 @@ pub fn resize(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     Ok(Answer::Now(Response::ok(&found.terminal_view())))
 }
 
-/// `POST /api/workspaces/:id/terminals/:terminal/input`: JSON if Content-Type declares it, otherwise raw bytes.
+/// `POST /api/workspaces/:id/terminals/:terminal/input`: the body is JSON if Content-Type declares that, otherwise
+/// raw bytes.
 pub fn input(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let found = ctx.lifecycle.terminals().get(workspace(request)?, terminal(request)?)?;
     let json = request.header("Content-Type").is_some_and(is_json);
-    // Taken before reading: a large body stays in memory until the program has read it.
+    // The permit is taken before the body is read, because a large body stays in memory until the program has read
+    // it.
     let small = request.body_length().is_some_and(|length| length <= limits::TERMINAL_INPUT_BYTES as u64);
     let permit = if small { None } else { Some(ctx.lifecycle.terminals().pastes.take(found.workspace)?) };
     let bytes = if json {
-        // Base64 and escapes make it larger than its content.
+        // Base64 and JSON escapes make the body larger than the input in it.
         let body: InputRequest = request.json(limits::EXEC_BODY_BYTES)?;
         body.bytes(found.application_cursor_keys())?
     } else {
@@ -100,7 +102,8 @@ fn is_json(kind: &str) -> bool {
     kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
 }
 
-/// `GET /api/workspaces/:id/terminals/:terminal/screen`: text, or JSON for `?format=json` or `Accept: application/json`.
+/// `GET /api/workspaces/:id/terminals/:terminal/screen`: returns text, or JSON for `?format=json` or `Accept:
+/// application/json`.
 pub fn screen(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let found = ctx.lifecycle.terminals().get(workspace(request)?, terminal(request)?)?;
     let json = match request.query("format").as_deref() {
@@ -115,8 +118,8 @@ pub fn screen(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     Ok(Answer::Now(if json { Response::ok(&found.screen_view()) } else { Response::sentence(found.text()) }))
 }
 
-/// `GET /api/workspaces/:id/terminals/:terminal/ws`. A client writes if no other does; with `?mode=read` never, with
-/// `?takeover=true` always.
+/// `GET /api/workspaces/:id/terminals/:terminal/ws`. The client becomes the writer if there is none. With
+/// `?mode=read` it never does; with `?takeover=true` it always does.
 pub fn socket(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let found = ctx.lifecycle.terminals().get(workspace(request)?, terminal(request)?)?;
     let mode = match (request.query("mode").as_deref(), request.query_flag("takeover")?) {
@@ -135,7 +138,7 @@ pub fn socket(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     Ok(Answer::Now(opener.open(found.watch(mode)?, SocketProtocol::Terminal)?))
 }
 
-/// `GET /api/workspaces/:id/shell`: a login shell; the same token reconnects to the same one.
+/// `GET /api/workspaces/:id/shell`: opens a login shell. A client with the same token reconnects to the same shell.
 pub fn shell(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let id = workspace(request)?;
     let opener = SocketOpener::new(ctx, request)?;

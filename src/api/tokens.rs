@@ -1,4 +1,4 @@
-//! `/tokens`: scoped tokens, for owners.
+//! `/tokens`: the scoped tokens. Only owners can use these routes.
 
 use std::time::Duration;
 
@@ -69,7 +69,7 @@ pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     ))
 }
 
-/// Completes the audit line.
+/// Completes the audit line of a request with the token that it concerns.
 fn note(request: &mut Request, token: &Token) {
     if let Some(draft) = request.draft() {
         draft.target.clone_from(&token.id);
@@ -81,7 +81,7 @@ fn invalid(message: String) -> Error {
     Error::new(Code::InvalidPayload, message)
 }
 
-/// The only answer that contains the secret.
+/// The answer to a creation, and the only answer that contains the secret of a token.
 #[derive(serde::Serialize)]
 struct CreatedTokenView {
     #[serde(rename = "token")]
@@ -90,7 +90,7 @@ struct CreatedTokenView {
     token: Token,
 }
 
-/// `DELETE /tokens/:id`. Takes effect at once, also for open streams and sockets of the token.
+/// `DELETE /tokens/:id`. The revocation takes effect at once, also for open streams and sockets of the token.
 pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let token = ctx.credentials.revoke(request.param("id"))?;
     note(request, &token);

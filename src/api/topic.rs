@@ -1,4 +1,4 @@
-//! A topic of the event bus as an event stream, written to the client's own socket by a `stream-N` thread.
+//! Sends a topic of the event bus as an event stream. A `stream-N` thread writes it to the client's own socket.
 //! Independent of the meaning of the events.
 
 use std::os::fd::BorrowedFd;
@@ -17,15 +17,15 @@ use crate::http::sse::EventStreamFormat;
 use crate::http::{Answer, Method, Request, Response};
 use crate::proc::waiter::WakeReason;
 
-/// The first event of a new stream.
+/// The name and data of the first event of a new stream.
 type OpeningEvent = (&'static str, Map<String, Value>);
 
-/// Streams a topic as SSE or, with `?stream=ndjson`, as JSON lines: the kept events after `Last-Event-ID` (or
-/// `?since=`), or all kept events without it, then new ones. `opening` is sent first as event 0, on a new stream
-/// only.
+/// Streams a topic as SSE or, with `?stream=ndjson`, as JSON lines. The stream has the kept events after
+/// `Last-Event-ID` (or `?since=`), or all kept events if there is no such id, and then new events. A new stream
+/// starts with `opening`, as event 0.
 ///
 /// # Errors
-/// `InvalidRequest` if the id is not a number; `Busy`.
+/// `InvalidRequest` if the id is not a number; `Busy` if no stream worker is free.
 pub fn stream(
     ctx: &Ctx,
     request: &Request,
@@ -37,11 +37,11 @@ pub fn stream(
     start(ctx, request, topic.follow_kept(cursor)?, opening.map(|opening| (0, opening)))
 }
 
-/// As [`stream`], for topics with a state more useful than the past events: a new stream starts with `state`,
-/// followed by new events.
+/// Streams a topic like [`stream`], if its state is more useful than its past events: a new stream starts with
+/// `state`, followed by new events.
 ///
 /// # Errors
-/// As [`stream`].
+/// Fails like [`stream`].
 pub fn stream_from_now(
     ctx: &Ctx,
     request: &Request,
@@ -49,9 +49,9 @@ pub fn stream_from_now(
     state: impl FnOnce() -> OpeningEvent,
 ) -> Result<Answer> {
     let cursor = cursor(request)?;
-    // Subscribes before reading the state, so that no event is lost; one may be reported twice.
+    // The subscription precedes reading the state, so that no event is lost. An event may be reported twice.
     let subscriber = topic.follow(cursor)?;
-    // A client that reconnects with this number misses nothing.
+    // A client that reconnects with this number as the last id misses nothing.
     let opening = cursor.is_none().then(|| (subscriber.position(), state()));
     start(ctx, request, subscriber, opening)
 }
@@ -99,7 +99,7 @@ fn start(
     Ok(Answer::Now(format.head(Response::handed_over(ticket, None))))
 }
 
-/// The events of a topic, redacted.
+/// The source of the events of a topic, with secrets redacted.
 struct TopicSource {
     subscriber: Subscriber,
     format: EventStreamFormat,

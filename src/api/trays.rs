@@ -1,4 +1,5 @@
-//! `/workspace/:id/inbox` and `/workspace/:id/artifacts`: files to agents, and files from them.
+//! `/workspace/:id/inbox` and `/workspace/:id/artifacts`: files that users send to agents, and files that agents
+//! produce.
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
@@ -24,7 +25,7 @@ fn root(ctx: &Ctx, request: &Request) -> Result<Root> {
 /// The path of an upload, as far as it is known before the whole form has been read.
 struct UploadTarget {
     path: Option<TrayPath>,
-    /// Given in the query, which takes precedence over the form.
+    /// Whether the path is given in the query, which takes precedence over the form.
     fixed: bool,
 }
 
@@ -79,7 +80,7 @@ pub fn upload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     }
     let name = read_to_file(&mut form, request, &mut target)?;
     if target.path.is_none() {
-        // An invalid name may still be replaced by a path field after the file.
+        // If the name is invalid, a path field after the file may still replace it.
         target.path = TrayPath::parse(&name).ok();
     }
     if let Some(path) = &target.path {
@@ -95,20 +96,20 @@ pub fn upload(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     Ok(Answer::prepared(summary, paths, work))
 }
 
-/// The effect of an upload.
+/// The effect that an upload would have.
 struct UploadPreview {
     path: TrayPath,
     bytes: u64,
     before: FileContent,
     after: FileContent,
-    /// Identifies the file to be replaced, if there is one.
+    /// The tag of the file that would be replaced; `None` if there is no such file.
     tag: Option<String>,
 }
 
-/// Files up to this size are shown with their content.
+/// Maximum size of a file that is shown to approvers with its content.
 const SHOWN_BYTES: u64 = limits::PROJECT_FILE_BYTES;
 
-/// Reads a whole buffered form to determine its effect.
+/// Reads a buffered form to its end, in order to determine the effect of the upload.
 fn preview_upload(
     root: &Root,
     mut form: MultipartForm,
@@ -145,7 +146,7 @@ fn preview_upload(
     Ok(UploadPreview { path, bytes, before, after, tag })
 }
 
-/// Reads the rest of the form after the file; returns the final path.
+/// Reads the rest of the form after the file. Returns the final path.
 fn read_rest(
     form: &mut MultipartForm,
     request: &mut Request,
@@ -168,8 +169,8 @@ fn read_rest(
     }
 }
 
-/// The most bytes of a form around its file; also how far an upload may exceed the limit and still be read to its
-/// end.
+/// Maximum number of bytes of a form in addition to its file. An upload that exceeds its limit by up to this many
+/// bytes is still read to its end.
 const FORM_BYTES: u64 = 256 << 10;
 
 fn too_large(max_bytes: u64, size: u64) -> Error {
@@ -178,7 +179,7 @@ fn too_large(max_bytes: u64, size: u64) -> Error {
         .detail("size", size)
 }
 
-/// Reads up to the file; returns its name.
+/// Reads the form up to the content of the file. Returns the name of the file.
 fn read_to_file(
     form: &mut MultipartForm,
     request: &mut Request,
@@ -186,7 +187,7 @@ fn read_to_file(
 ) -> Result<String> {
     while let Some(part) = form.next_part(request.reader())? {
         match (part.name.as_str(), part.file_name) {
-            // Browsers send an empty name if no file was chosen.
+            // A browser sends an empty file name if no file was chosen.
             ("file", Some(name)) if !name.is_empty() => return Ok(name),
             ("path", None) => take_path(form, request, target)?,
             _ => {}
@@ -217,7 +218,7 @@ fn receive(
     let mut file = inbox.begin()?;
     loop {
         let piece = form.data(request.reader())?;
-        // A slightly too large file is read to its end to report its size.
+        // A file that is only slightly too large is read to its end, so that the error can report its size.
         if piece.is_empty() || !file.append(piece)? && file.bytes() > max_bytes + FORM_BYTES {
             break;
         }
@@ -227,7 +228,7 @@ fn receive(
     }
     let path = read_rest(&mut form, request, target, name)?;
     if let Some(tag) = shown {
-        // Checked immediately before the file is renamed into place.
+        // This is checked immediately before the file is renamed into place.
         if trays::inspect(root, &path, 0)?.1 != *tag {
             return Err(outdated(&format!("{}/{}", TrayKind::Inbox.folder(), path.as_str())));
         }

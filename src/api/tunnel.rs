@@ -1,5 +1,5 @@
-//! Relays an upstream's body, or the bytes after an upgrade, to the client's own socket, on the thread that sent the
-//! request to the upstream.
+//! Relays the body of an upstream's answer, or the bytes after an upgrade, to the client's own socket. The thread
+//! that sent the request to the upstream does that.
 
 use std::io::Read as _;
 use std::net::Shutdown;
@@ -15,8 +15,8 @@ use crate::opencode::relay::{Tunnel, TunnelClient};
 use crate::opencode::upstream::UpstreamBody;
 use crate::proc::Cancel;
 
-/// How often a thread that waits for its client's socket checks whether the client is still connected. The gate hands
-/// the socket over within a millisecond of writing the head.
+/// How often a thread that waits for its client's socket checks whether the client is still connected. The gate
+/// hands the socket over within a millisecond after it has written the head.
 const DISCONNECT_CHECK: Duration = Duration::from_millis(50);
 
 /// A socket that the gate will hand over.
@@ -27,19 +27,19 @@ pub(super) struct PendingSocket {
 }
 
 impl PendingSocket {
-    /// Issues a ticket. Returns its number, and the receiver of the socket.
+    /// Issues a ticket. Returns the number of the ticket, and the receiver of the socket.
     pub(super) fn new(
         tickets: &Tickets,
         disconnected: &Cancel,
         watch: Option<Subscription>,
     ) -> Result<(String, PendingSocket)> {
-        // Room for the one socket, so that the gate does not block.
+        // The channel has room for the socket, so that the gate does not block.
         let (hand, socket) = bounded(1);
         let ticket = tickets.issue(move |client, early| drop(hand.try_send((client, early))))?;
         Ok((ticket, PendingSocket { socket, disconnected: disconnected.clone(), _watch: watch }))
     }
 
-    /// Waits for the socket; `None` if the client disconnected first.
+    /// Waits for the socket. Returns `None` if the client disconnects first.
     fn wait(self) -> Option<(ClientSocket, Vec<u8>)> {
         let deadline = Instant::now() + limits::TICKET;
         loop {
@@ -60,10 +60,10 @@ impl PendingSocket {
     }
 }
 
-/// Enables TCP keepalive: without it a silent stream would wait forever for the client on a machine that has vanished.
+/// Enables TCP keepalive. Without it, a silent stream would never notice that the client's machine was disconnected.
 fn probe(client: &ClientSocket) {
     use rustix::net::sockopt;
-    // Unix sockets need no keepalive.
+    // If this fails, the socket is a Unix socket, which needs no keepalive.
     let _ = sockopt::set_socket_keepalive(client, true)
         .and_then(|()| sockopt::set_tcp_keepidle(client, limits::UPSTREAM_PROBE))
         .and_then(|()| sockopt::set_tcp_keepintvl(client, limits::UPSTREAM_PROBE / 3))
@@ -77,7 +77,7 @@ pub(super) fn relay(body: UpstreamBody, handed: PendingSocket) {
     }
 }
 
-/// As [`relay`], with a socket that has arrived.
+/// Relays a body like [`relay`], to a socket that was already handed over.
 pub(super) fn relay_until(mut body: UpstreamBody, socket: ClientSocket) {
     probe(&socket);
     body.watch().set_client(Rc::new(socket.clone()));
@@ -96,7 +96,7 @@ pub(super) fn relay_until(mut body: UpstreamBody, socket: ClientSocket) {
     }
 }
 
-/// Relays both directions until both sides are done.
+/// Relays bytes in both directions until both sides are done.
 pub(super) fn connect(tunnel: Tunnel, handed: PendingSocket) {
     if let Some((socket, early)) = handed.wait() {
         let left = tunnel.relay(socket, early);

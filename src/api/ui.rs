@@ -1,5 +1,5 @@
-//! `/ui`: a web page for the API, embedded from `assets/ui`. The page holds no secrets and needs no token; its API
-//! requests do.
+//! `/ui`: a web page for the API, embedded from `assets/ui`. The page contains no secrets and needs no token; the
+//! API requests that it makes need one.
 
 use super::Ctx;
 use crate::base::{Code, Error, Result};
@@ -9,7 +9,8 @@ const PAGE: &str = include_str!("../../assets/ui/index.html");
 const STYLE: &str = include_str!("../../assets/ui/toy.css");
 const SCRIPT: &str = include_str!("../../assets/ui/toy.js");
 
-/// Allows only the page's own files, and no forms, frames or base URLs that injected markup could add.
+/// The Content-Security-Policy. It allows only the page's own files, and no forms, frames or base URLs, which
+/// injected markup could add.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -23,7 +24,7 @@ pub fn mounted_page(ctx: &Ctx, _: &mut Request) -> Result<Answer> {
     html(ctx, "../../ui/assets")
 }
 
-/// `assets` is relative to the page, so that a proxy may serve it below a prefix.
+/// Returns the page. `assets` is relative to the page, so that a proxy may serve the page below a prefix.
 fn html(ctx: &Ctx, assets: &str) -> Result<Answer> {
     file(ctx, "text/html; charset=utf-8", &PAGE.replace("{{assets}}", assets))
 }

@@ -45,11 +45,11 @@ pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 struct CreateWorkspaceBody {
     #[serde(flatten)]
     create: CreateWorkspace,
-    /// Applies to the build that a template starts.
+    /// When the build that a template starts pulls its base from a registry.
     pull: Option<Pull>,
 }
 
-/// Warns about selected skills that the library does not have; they are installed once it does.
+/// Warns about selected skills that are not in the library. They will be installed once they are.
 fn warn_of_missing(ctx: &Ctx, request: &mut Request, skills: Option<&[String]>) {
     const MOST: usize = 10;
     let library = ctx.lifecycle.library();
@@ -61,7 +61,7 @@ fn warn_of_missing(ctx: &Ctx, request: &mut Request, skills: Option<&[String]>) 
     }
 }
 
-/// `POST /api/workspaces`. As in sandboxed.sh, answers 200 rather than 201.
+/// `POST /api/workspaces`. Answers 200 rather than 201, as in sandboxed.sh.
 pub fn create(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let known = CreateWorkspace::known().merge(KnownFields::from_names(&["pull"]));
     let body: CreateWorkspaceBody = request.json_of(limits::JSON_BODY_BYTES, &known)?;
@@ -88,14 +88,14 @@ pub fn update(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     shown(&record.view)
 }
 
-/// `DELETE /api/workspaces/:id`. As in sandboxed.sh, answers with a sentence.
+/// `DELETE /api/workspaces/:id`. Answers with a text message, as in sandboxed.sh.
 pub fn delete(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let (id, lifecycle) = (id(request)?, ctx.lifecycle.clone());
     let work = move || {
         lifecycle.delete(id)?;
         Ok(Response::sentence(format!("Workspace {id} deleted successfully")))
     };
-    // Continues if its client disconnects.
+    // The deletion continues if its client disconnects.
     Ok(Answer::later(work, None))
 }
 
@@ -108,7 +108,7 @@ struct BuildBody {
     pull: Option<Pull>,
 }
 
-/// `POST /api/workspaces/:id/build`, with a body or `?rebuild=true`.
+/// `POST /api/workspaces/:id/build`, with a JSON body or with `?rebuild=true`.
 pub fn build(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let id = id(request)?;
     let body: BuildBody = request.json_if_any(limits::JSON_BODY_BYTES)?.unwrap_or_default();
@@ -164,7 +164,7 @@ pub fn exec(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     Ok(Answer::Later { work, cancel: Some(cancel) })
 }
 
-/// Encodes a short answer at once, and a long one while it is sent.
+/// Encodes a short result at once, and a long one while it is sent.
 fn encoded(result: ExecResult) -> Result<Response> {
     let failed = |error| Error::internal("Cannot read the stored output").with_source(error);
     if result.is_small() {
@@ -182,7 +182,7 @@ pub fn rerun_init(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
     let id = id(request)?;
     request.json_if_any::<Value>(limits::JSON_BODY_BYTES)?;
     let work = ctx.lifecycle.start_rerun(id)?;
-    // The result is stored in the workspace, so it continues if its client disconnects.
+    // The script continues if its client disconnects, because its result is stored in the workspace.
     Ok(Answer::later(move || work().map(|result| Response::ok(&result)), None))
 }
 
