@@ -358,7 +358,7 @@ pub fn run_with(
         opencode.stop_soon();
     }
     let drained = gate.drain(Instant::now() + settings.drain);
-    // Kills the processes that still run checks. Their clients get an answer.
+    // Cancels a running examination by `berth doctor`, whose client gets an answer.
     doctor.close();
     drop((opencode, swept));
     lifecycle.close(Instant::now());

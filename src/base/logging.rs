@@ -81,7 +81,7 @@ pub fn one_line(text: &str) -> String {
     line
 }
 
-/// Whether a character ends a line, controls a terminal, or changes the display order of a line.
+/// Returns whether a character ends a line, controls a terminal, or changes the display order of a line.
 fn is_deceptive(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')

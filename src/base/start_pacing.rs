@@ -36,7 +36,7 @@ impl StartPacer {
         StartPacer { most_fresh, fresh: Vec::new(), present: Vec::new() }
     }
 
-    /// Whether a job of `party` may start now.
+    /// Returns whether a job of `party` may start now.
     pub(super) fn allows(&self, party: ShareHolder, now: Instant) -> bool {
         let other =
             |(one, begun): &(ShareHolder, Instant)| !one.shares_token(party) && now - *begun < PRESENT;

@@ -1,9 +1,9 @@
 //! The image of the host itself, for hosts that have no other image and no network. It contains no programs: a
 //! container created from it sees the host's own, in place and read-only ([`PROGRAM_FOLDERS`]; `containers::binds`).
-//! Their owners appear as the overflow user, so files that only the host's users may read stay unreadable for every
-//! user inside. The image contains the other files that programs need: the directories of a system and the files of
-//! `/etc` in [`ETC_FILES`] that every user may read. It contains no home directory, password, key, name of a person, or
-//! host name.
+//! The owners of the host's files appear as the overflow user, so files that only the host's users may read stay
+//! unreadable for every user inside. The image contains the other files that programs need: the directories of a system
+//! and the files of `/etc` in [`ETC_FILES`] that every user may read. It contains no home directory, password, key,
+//! name of a person, or host name.
 
 use std::fs::{self, File};
 use std::io::Read as _;

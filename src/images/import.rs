@@ -19,7 +19,7 @@ use crate::base::{At, Code, Error, Result, limits};
 use crate::proc::Cancel;
 use crate::store::beneath::Root;
 
-/// One import.
+/// An import that is being prepared or is running.
 pub(super) struct ImageImport<'a> {
     pub(super) images: &'a Images,
     pub(super) spec: &'a ImportSpec<'a>,

@@ -247,7 +247,7 @@ fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T> 
 /// Unpacks the layers of the image in order.
 ///
 /// # Errors
-/// `InvalidImage`, `DiskFull`, `Cancelled`.
+/// `InvalidImage` when a layer is invalid or does not match its digest; `DiskFull`; `Cancelled`.
 pub(super) fn apply(
     parts: &LayeredImage,
     writer: &mut TreeWriter,

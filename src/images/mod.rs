@@ -4,12 +4,12 @@
 //! <data>/images/ID/root       the tree; never changed
 //! <data>/images/ID/listing    its content; the listing's SHA-256 is the ID (listing.rs has the format)
 //! <data>/images/ID/image.json the image's record
-//! <data>/images/ID/unsynced   the boot in which it was made, until a later boot has verified it
-//! <data>/images/ID/holds/X    an empty file for each root and snapshot X that needs it
+//! <data>/images/ID/unsynced   the boot in which the image was made; removed once the image is verified after a later boot
+//! <data>/images/ID/holds/X    an empty file for each root and snapshot X that needs the image
 //! <data>/images/names/NAME    the id that the name points to
-//! <data>/images/.new-UUID     one that is being made, .gone-UUID one that is being removed
+//! <data>/images/.new-UUID     an image that is being made; .gone-UUID: an image that is being removed
 //! <data>/images/.making-NAME  locked while an image of this name is made
-//! <data>/images/.lock         locked briefly, while a directory gets its lock
+//! <data>/images/.lock         locked briefly, while an image's directory is being locked
 //! ```
 //!
 //! An image appears and disappears by one rename. Shared state is in the file system and protected by flock(2), which
@@ -311,7 +311,7 @@ impl Images {
     /// Returns one image as clients see it.
     ///
     /// # Errors
-    /// `ImageNotFound`.
+    /// `ImageNotFound` when no image has this ID.
     pub fn show(&self, id: &ImageId) -> Result<ImageView> {
         let record =
             ImageRecord::read(&self.folder.join(id.as_str()))?.ok_or_else(|| id::not_found(id.as_str()))?;
