@@ -4,7 +4,7 @@
 //! <data>/images/ID/root       the tree; never changed
 //! <data>/images/ID/listing    its content; the listing's SHA-256 is the ID (listing.rs has the format)
 //! <data>/images/ID/image.json the image's record
-//! <data>/images/ID/unsynced   the boot in which the image was made; removed once the image is verified after a later boot
+//! <data>/images/ID/unsynced   the boot in which the image was made; removed after a verification in a later boot
 //! <data>/images/ID/holds/X    an empty file for each root and snapshot X that needs the image
 //! <data>/images/names/NAME    the id that the name points to
 //! <data>/images/.new-UUID     an image that is being made; .gone-UUID: an image that is being removed
