@@ -300,7 +300,7 @@ fn denied(id: &str, reason: &str) -> Error {
     Error::new(Code::WriteDenied, "Write request denied").detail("requestId", id).detail("reason", reason)
 }
 
-/// Why a request ended without a reply: `gone` if its client disconnected, else `timeout`.
+/// Returns why a request ended without a decision: `gone` if its client disconnected, otherwise `timeout`.
 fn end_reason(waiting: &PendingApproval) -> &'static str {
     if waiting.disconnected.is_cancelled() { "gone" } else { "timeout" }
 }

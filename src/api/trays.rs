@@ -228,7 +228,7 @@ fn receive(
     }
     let path = read_rest(&mut form, request, target, name)?;
     if let Some(tag) = shown {
-        // This is checked immediately before the file is renamed into place.
+        // The tag is compared immediately before the file is renamed into place.
         if trays::inspect(root, &path, 0)?.1 != *tag {
             return Err(outdated(&format!("{}/{}", TrayKind::Inbox.folder(), path.as_str())));
         }

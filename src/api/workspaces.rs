@@ -45,7 +45,7 @@ pub fn list(ctx: &Ctx, request: &mut Request) -> Result<Answer> {
 struct CreateWorkspaceBody {
     #[serde(flatten)]
     create: CreateWorkspace,
-    /// When the build that a template starts pulls its base from a registry.
+    /// Whether to build the base image of the template first: if it is missing (the default), always, or never.
     pull: Option<Pull>,
 }
 

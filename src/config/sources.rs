@@ -165,7 +165,7 @@ impl<'a> Sources<'a> {
         Ok(vec![from_file, from_variables, flags])
     }
 
-    /// The same as texts.
+    /// Returns the texts of a list's values, from its strongest source.
     pub(super) fn list(&self, setting: &Setting) -> Result<Vec<String>> {
         Ok(self.all(setting)?.into_iter().map(|given| given.text).collect())
     }
@@ -197,7 +197,7 @@ impl<'a> Sources<'a> {
         }
     }
 
-    /// Returns a whole number, or its default, as the number of things in memory.
+    /// Returns a whole number, or its default, as a count of values in memory.
     pub(super) fn count(&self, setting: &Setting) -> Result<usize> {
         let number = self.number(setting)?.unwrap_or_default();
         usize::try_from(number)

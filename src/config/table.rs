@@ -82,7 +82,7 @@ const SCOPES: &[&str] = &["owner", "collaborator"];
 /// Maximum of this duration: a JavaScript timer with a larger delay fires at once.
 const MILLIS_MAX: u64 = (1 << 31) - 1;
 const DAY: u64 = 24 * 60 * 60;
-/// Bounds of the output kept per run. With less, a run cannot be diagnosed; no disk is larger than the upper bound.
+/// The bounds of the output kept per run. A run with less cannot be diagnosed; no disk is larger than the upper bound.
 const RUN_BYTES: super::setting::ValueKind = Bytes(1 << 20, 1 << 50);
 /// Minimum memory: OpenCode does not start with less.
 const OPENCODE_BYTES: super::setting::ValueKind = Bytes(128 << 20, 1 << 50);

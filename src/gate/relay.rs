@@ -209,7 +209,7 @@ impl Connection<'_> {
         }
     }
 
-    /// While many connections are open, refuses the request if its token already uses its share of them.
+    /// Refuses the request if many connections are open and its token already uses its share of them.
     fn claim(&self) -> Result<()> {
         let head = std::str::from_utf8(&self.to_backend).ok().filter(|_| self.gate.table.is_crowded());
         let claimed = head.map_or(Ok(()), |head| (self.gate.claim)(self.slot.record.id, head));
