@@ -16,7 +16,8 @@
 //!
 //! # Code map
 //!
-//! In reading order; each module uses only modules below it, which `tests/it/tidy.rs` checks.
+//! In reading order; each module uses only modules below it, and four pairs are forbidden as well. `tests/it/tidy.rs`
+//! checks both (`LAYERS`, `NEVER`).
 //!
 //! | module | contents |
 //! |--|--|
@@ -30,8 +31,8 @@
 //! | [`lifecycle`] | operations that combine records, containers and runs: build, init script, command, deletion |
 //! | [`doctor`] | checks what this host supports |
 //! | [`workspaces`] | workspace records, their status machine, their registry, files that berth writes for agents |
-//! | [`project`] | an agent's configuration, skills and commands in a workspace; inbox and outbox |
-//! | [`access`] | credentials, scoped tokens, scopes, approvals, the audit log |
+//! | [`project`] | an agent's configuration, skills and commands in a workspace; inbox (uploads) and outbox, stored by [`store::tray`] |
+//! | [`access`] | credentials, scoped tokens, scopes, approvals, the audit log; [`api::dispatch`] compares scopes with routes |
 //! | [`opencode`] | requests passed on to an OpenCode: policy, connections, deadlines, WebSockets |
 //! | [`terminals`] | programs on a PTY, their screens and their clients |
 //! | [`runs`] | commands: policy, output, detached runs |
@@ -86,6 +87,9 @@
 //! have shares ([`base::shares`]). Additional connections are reserved for owners.
 //!
 //! # Commands
+//!
+//! One loop watches each command and its deadline ([`proc::pump`]): at the deadline it sends SIGTERM, and after a grace period
+//! it kills the cgroup.
 //!
 //! Each command runs in a cgroup of its own (v2, no controller needed), so `cgroup.kill` ends all of its processes. On
 //! the host it starts in the cgroup (`CLONE_INTO_CGROUP`); where a seccomp profile refuses clone3, it enters the cgroup

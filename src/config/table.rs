@@ -9,8 +9,9 @@
 //! - `--help` of every command, the manual page, shell completions and `assets/docs/configuration.md` (`cli::help`,
 //!   `cli::manual`).
 //!
-//! To add a setting, write its row, and read its value where it is needed, as `sources.count(&MAX_RUNS)` does in
-//! `resolve`, or `args.json` in a command. Then run the tests once with `UPDATE_GOLDEN=1` to update the reference.
+//! To add a setting of the server: write its row here, a field in `server::Settings`, and read it in `resolve`, as
+//! `sources.count(&MAX_RUNS)` does. A setting of one command is its row, read as `args.json` in the command. Then
+//! `UPDATE_GOLDEN=1 tests/run config::` rewrites `assets/docs/configuration.md`.
 
 use argh::FromArgs;
 

@@ -16,6 +16,10 @@
 //! works between threads and between processes: `berth image …` works on the directory itself, whether or not a server
 //! is running, and a server sees its changes at once. A user of an image holds a shared lock on its directory
 //! ([`Image`]); removal takes the lock exclusively. Lock order: `.making-NAME` → `.lock` → an image's directory.
+//!
+//! In reading order, an import: `import`, `compression`, `archive` (reads and checks the format), `rules` (limits), `writer`
+//! (writes the tree), `layers` (digests of layers), `staging`; a build: `bootstrap`, `clean`; later: `listing`, `verify`,
+//! `export`, `pack`. A backup uses the same reader and writer (`backup`).
 
 mod archive;
 pub mod backup;

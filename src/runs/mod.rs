@@ -1,9 +1,9 @@
-//! Commands: validation, deadlines, kept output, and the table of all runs. Starts processes through
+//! Commands: validation, timeouts (which [`crate::proc::pump`] enforces), kept output, and the table of all runs. Starts processes through
 //! [`crate::proc::Launcher`]; does not depend on containers, workspaces or HTTP.
 //!
 //! In reading order: `request` (bodies of requests), `run` (state of a run), `table` (all runs), `live` (from start to
 //! end), `exec` (output in one response), `output_buffer`, `spool`, `track`, `disk_budget` (output on disk), `follow`,
-//! `keeper` (runs that outlive the server), `input`, `host`, `plain`, `user`.
+//! `keeper` (runs that outlive the server), `input`, `host`, `shell_free`, `user`.
 
 pub mod disk_budget;
 pub mod exec;
