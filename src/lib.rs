@@ -88,7 +88,7 @@
 //!
 //! # Commands
 //!
-//! One loop watches each command and its deadline ([`proc::pump`]): at the deadline it sends SIGTERM, and after a grace period
+//! One loop watches each command and its deadline ([`mod@proc::pump`]): at the deadline it sends SIGTERM, and after a grace period
 //! it kills the cgroup.
 //!
 //! Each command runs in a cgroup of its own (v2, no controller needed), so `cgroup.kill` ends all of its processes. On

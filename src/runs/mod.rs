@@ -1,4 +1,4 @@
-//! Commands: validation, timeouts (which [`crate::proc::pump`] enforces), kept output, and the table of all runs. Starts processes through
+//! Commands: validation, timeouts (which [`mod@crate::proc::pump`] enforces), kept output, and the table of all runs. Starts processes through
 //! [`crate::proc::Launcher`]; does not depend on containers, workspaces or HTTP.
 //!
 //! In reading order: `request` (bodies of requests), `run` (state of a run), `table` (all runs), `live` (from start to
